@@ -1,0 +1,80 @@
+"""Packaging of viasd_calib; the tools are configured in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+README = ROOT / "README.md"
+
+
+def read_version() -> str:
+    """Return ``__version__`` from the package's source, without importing it."""
+    source = (ROOT / "viasd_calib" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__(?:\s*:\s*\w+)?\s*=\s*"([^"]+)"', source, re.MULTILINE)
+    if match is None:
+        raise RuntimeError('viasd_calib/__init__.py holds no line __version__ = "..."')
+    return match.group(1)
+
+
+REQUIREMENTS = [
+    "torch>=2.8,<2.14",
+    "transformers>=5.16,<6",  # 5.16: GgufConfig
+    "lightning>=2.5,<3",
+    "jsonargparse[signatures]>=4.39,<5",
+    "datasets>=4,<6",
+    "pyarrow>=18",
+    "peft>=0.20,<1",
+    "scikit-learn>=1.5,<2",
+    "torchmetrics>=1.4,<2",
+    "mapie>=1.4,<2",  # 1.4: fixed-sequence testing
+    "pydantic>=2.9,<3",
+    "rich>=13.7",
+    "matplotlib>=3.9,<4",
+    "safetensors>=0.6,<1",
+    "huggingface_hub>=1.3,<3",
+    "gguf>=0.17,<1",
+    "jinja2>=3.1.6,<4",
+    "numpy>=2,<3",
+]
+
+NOTEBOOKS = ["ipykernel>=6.29", "nbmake>=1.5"]
+
+DEV = [
+    "pytest>=8.4",
+    "pytest-timeout>=2.3",
+    "hypothesis>=6.130",
+    "ruff>=0.17,<0.18",  # a new minor version may format differently
+    "mypy>=2.4,<3",
+    "pre-commit>=4",
+    *NOTEBOOKS,
+]
+
+setup(
+    name="viasd_calib",
+    version=read_version(),
+    description="Train, calibrate and evaluate the routing of three-tier speculative decoding (VIA-SD).",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    author="viasd_calib developers",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["speculative decoding", "large language models", "calibration", "risk control"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.11",
+    packages=find_packages(include=["viasd_calib", "viasd_calib.*"]),
+    package_data={"viasd_calib": ["py.typed", "data/*.jsonl", "schemas/*.json", "evaluation/templates/*"]},
+    install_requires=REQUIREMENTS,
+    extras_require={"dev": DEV, "notebooks": NOTEBOOKS},
+    entry_points={"console_scripts": ["viasd = viasd_calib.cli:main"]},
+)

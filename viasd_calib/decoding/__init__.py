@@ -1,0 +1,1 @@
+"""The three-tier decoder and its baselines; nothing here needs the training half of the package."""

@@ -1,0 +1,171 @@
+"""The decoder: a verifier, a drafter and a method, ready to answer prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from viasd_calib.decoding.gates import Gate
+from viasd_calib.decoding.policies import Tier
+from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
+from viasd_calib.decoding.session import Generation, Session, open_session
+from viasd_calib.draft.base import Drafter
+from viasd_calib.draft.build import build_drafter
+from viasd_calib.models import Verifier, load_verifier
+from viasd_calib.slim.adapter import load_slim_layers
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import Audit, DType, Gates, RoutingSpec, check_verifier, load_spec
+
+MethodName = Literal["autoregressive", "speculative", "three_tier"]
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """One final token of a stream."""
+
+    token: int
+    tier: Tier
+
+
+class Decoder:
+    """Answers prompts with one method.
+
+    Args:
+        verifier: the opened verifier.
+        drafter: the draft model; None for methods that need none.
+        method: what a round does.
+        eos_ids: tokens that end a text.
+    """
+
+    def __init__(
+        self, verifier: RoutedModel, drafter: Drafter | None, method: Method, eos_ids: frozenset[int] = frozenset()
+    ) -> None:
+        self.verifier = verifier
+        self.drafter = drafter if method.needs_drafter else None
+        self.method = method
+        self.eos_ids = eos_ids
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
+        """Decode one text.
+
+        Args:
+            prompt: token ids, at least one.
+            max_new_tokens: most tokens to add.
+
+        Raises:
+            PromptError: the prompt is empty or does not fit the context.
+            NumericsError: the verifier's logits are not finite.
+        """
+        session: Session | None = None
+        for session in self._rounds(prompt, max_new_tokens):
+            pass
+        assert session is not None, "a session yields at least one round"
+        return session.result()
+
+    def stream(self, prompt: Sequence[int], max_new_tokens: int) -> Iterator[Emitted]:
+        """Decode one text and yield each token once it is final.
+
+        With audit ``off`` that is when it is emitted, otherwise once q has decided it.
+        """
+        told = 0
+        for session in self._rounds(prompt, max_new_tokens):
+            final = self.method.final_length(session)
+            begin = session.prompt_length + told
+            tokens = session.text[begin:final].tolist()
+            yield from (Emitted(*pair) for pair in zip(tokens, session.tiers[told:], strict=False))
+            told += len(tokens)
+
+    @torch.inference_mode()
+    def _rounds(self, prompt: Sequence[int], max_new_tokens: int) -> Iterator[Session]:
+        session = open_session(self.verifier, self.drafter, prompt, max_new_tokens, self.eos_ids)
+        while not self.method.finished(session):
+            self.method.round(session)
+            yield session
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Everything a spec names, loaded once; makes a decoder for each method."""
+
+    spec: RoutingSpec
+    verifier: Verifier
+    routed: RoutedModel
+    drafter: Drafter
+
+    def decoder(self, name: MethodName = "three_tier", audit: Audit | None = None) -> Decoder:
+        """A decoder over the shared weights.
+
+        Args:
+            name: the method.
+            audit: in place of the spec's own; ``three_tier`` alone looks at it.
+        """
+        return Decoder(self.routed, self.drafter, self._method(name, audit), self.verifier.eos_ids)
+
+    def _method(self, name: MethodName, audit: Audit | None) -> Method:
+        if name == "autoregressive":
+            return Autoregressive()
+        gates, decoding = self.spec.gates, self.spec.decoding
+        if name == "speculative":
+            draft_gate = _gate(gates, "draft", self.routed)
+            return Speculative(decoding.draft_length, draft_gate, gates.draft_stop_below)
+        return three_tier(self.spec, self.routed, audit)
+
+
+def three_tier(spec: RoutingSpec, routed: RoutedModel, audit: Audit | None = None) -> ThreeTier:
+    """The three-tier method of a spec."""
+    gates, decoding = spec.gates, spec.decoding
+    return ThreeTier(
+        gates=gates,
+        draft_gate=_gate(gates, "draft", routed),
+        slim_gate=_gate(gates, "slim", routed),
+        draft_length=decoding.draft_length,
+        max_pending=decoding.max_pending,
+        audit=audit or decoding.audit,
+        tolerance=decoding.tolerance,
+    )
+
+
+def _gate(gates: Gates, which: Literal["draft", "slim"], routed: RoutedModel) -> Gate | None:
+    fitted = gates.draft if which == "draft" else gates.slim
+    return None if fitted is None else Gate(fitted, routed.device)
+
+
+def load_engine(
+    spec_path: str | Path,
+    *,
+    verifier: str | None = None,
+    dtype: DType | None = None,
+    device: str = "cpu",
+) -> Engine:
+    """Load a routing spec and every model it names.
+
+    Args:
+        verifier: where to find the verifier, in place of the name in the spec.
+        dtype: in place of the spec's.
+
+    Raises:
+        SpecError: the spec is damaged, or was made for another verifier or tokenizer.
+        ModelError: a model is missing or damaged.
+    """
+    spec = load_spec(spec_path)
+    return assemble(
+        spec,
+        Path(spec_path).parent,
+        load_verifier(verifier or spec.verifier.name_or_path, dtype=dtype or spec.verifier.dtype, device=device),
+    )
+
+
+def assemble(spec: RoutingSpec, folder: Path, verifier: Verifier) -> Engine:
+    """Put a spec that lies in ``folder`` together with a loaded verifier.
+
+    Raises:
+        SpecError: the spec was made for another verifier or tokenizer.
+    """
+    check_verifier(spec, verifier.ref)
+    slim_layers = load_slim_layers(verifier.model, spec.route, folder)
+    routed = RoutedModel(verifier.model, spec.route, slim_layers)
+    return Engine(spec, verifier, routed, build_drafter(spec.draft, folder, routed))

@@ -1,0 +1,107 @@
+"""q-free features of a drafted token and of q's slim verdict on it.
+
+Every feature is known before q runs. ``DRAFT_FEATURES`` need the draft model alone, ``SLIM_FEATURES``
+need a slim pass as well. One function computes each set, for decoder, calibration and tests alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from viasd_calib.decoding.summary import Summary
+
+DRAFT_FEATURES = ("draft_entropy", "draft_log_top1", "draft_margin", "draft_depth")
+SLIM_FEATURES = (
+    "slim_entropy",
+    "slim_log_top1",
+    "slim_margin",
+    "log_ratio",
+    "has_draft",
+    "same_choice",
+    "draft_kl_slim",
+    "draft_log_top1",
+    "draft_entropy",
+    "block_place",
+    "pending",
+)
+
+MARGIN_CAP = 20.0
+"""Margins beyond this many nats say no more; a drafter without a distribution has none."""
+
+
+@dataclass(frozen=True)
+class DraftSaid:
+    """What the draft model said of k tokens, for features.
+
+    Attributes:
+        tokens: verifier ids, [k].
+        said: summary of its distributions, leading shape [k]; None without a distribution.
+        depth: drafted, unverified tokens before each, [k].
+    """
+
+    tokens: Tensor
+    said: Summary | None
+    depth: Tensor
+
+
+def draft_features(draft: DraftSaid) -> dict[str, Tensor]:
+    """Features of drafted tokens from the draft model alone; each is float32 [k]."""
+    like = draft.depth.float()  # [k]
+    if draft.said is None:
+        zeros = torch.zeros_like(like)
+        return {
+            "draft_entropy": zeros,
+            "draft_log_top1": zeros,
+            "draft_margin": torch.full_like(like, MARGIN_CAP),
+            "draft_depth": like,
+        }
+    return {
+        "draft_entropy": draft.said.entropy,
+        "draft_log_top1": draft.said.log_probs[..., 0],
+        "draft_margin": draft.said.margin.clamp(max=MARGIN_CAP),
+        "draft_depth": like,
+    }
+
+
+def slim_features(
+    tokens: Tensor, slim_logits: Tensor, slim: Summary, draft: DraftSaid | None, place: Tensor, pending: Tensor
+) -> dict[str, Tensor]:
+    """Features of candidate tokens under the slim verifier; each is float32 [k].
+
+    Args:
+        tokens: candidates, verifier ids, [k]: drafted tokens, or q's slim choice itself.
+        slim_logits: q' at the places the candidates would take, [k, vocabulary].
+        slim: the summary of ``slim_logits``.
+        draft: what the draft model said at these places; None where it proposed nothing.
+        place: place in the block, [k].
+        pending: tokens since the last one that q has decided, [k].
+    """
+    log_probs = slim_logits.float().gather(-1, tokens[:, None])[:, 0] - slim.log_sum_exp  # [k]
+    zeros = torch.zeros_like(slim.entropy)
+    said = None if draft is None else draft.said
+    return {
+        "slim_entropy": slim.entropy,
+        "slim_log_top1": slim.log_probs[..., 0],
+        "slim_margin": slim.margin.clamp(max=MARGIN_CAP),
+        "log_ratio": (log_probs - slim.log_probs[..., 0]).clamp(min=-MARGIN_CAP),
+        "has_draft": zeros if draft is None else torch.ones_like(zeros),
+        "same_choice": zeros if draft is None else (draft.tokens == slim.ids[..., 0]).float(),
+        "draft_kl_slim": zeros if said is None else top_k_kl(said, slim_logits, slim.log_sum_exp),
+        "draft_log_top1": zeros if said is None else said.log_probs[..., 0],
+        "draft_entropy": zeros if said is None else said.entropy,
+        "block_place": place.float(),
+        "pending": pending.float(),
+    }
+
+
+def top_k_kl(draft: Summary, slim_logits: Tensor, slim_log_sum_exp: Tensor) -> Tensor:
+    """KL(p || q') over p's top k tokens and one bucket for all others, in nats: [k]."""
+    slim_top = slim_logits.float().gather(-1, draft.ids) - slim_log_sum_exp[..., None]  # [k, top]
+    probs = draft.log_probs.exp()
+    inside = (probs * (draft.log_probs - slim_top)).sum(-1)
+    rest = (1 - probs.sum(-1)).clamp(min=1e-6)
+    slim_rest = (1 - slim_top.exp().sum(-1)).clamp(min=1e-6)
+    return (inside + rest * (rest / slim_rest).log()).clamp(0, MARGIN_CAP)

@@ -1,0 +1,44 @@
+"""Gates at run time: a logistic model over named, q-free features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
+from viasd_calib.errors import SpecError
+from viasd_calib.spec import LogisticGate
+
+
+class Gate:
+    """P(q's choice = this token | features), for a batch of tokens.
+
+    Args:
+        spec: the fitted gate.
+        device: where features will be.
+
+    Raises:
+        SpecError: the gate names a feature that does not exist.
+
+    Example:
+        >>> spec = LogisticGate(features=["draft_margin"], mean=[1.0], scale=[2.0], weight=[4.0], bias=0.0)
+        >>> Gate(spec)({"draft_margin": torch.tensor([1.0, 2.0])}).tolist()
+        [0.5, 0.8807970285415649]
+    """
+
+    def __init__(self, spec: LogisticGate, device: torch.device | str = "cpu") -> None:
+        unknown = sorted(set(spec.features) - set(DRAFT_FEATURES) - set(SLIM_FEATURES))
+        if unknown:
+            raise SpecError(f"a gate asks for the unknown feature {unknown[0]!r}; fit the gates with this release")
+        self.names = spec.features
+        scale = torch.tensor(spec.scale)
+        weight = torch.tensor(spec.weight) / scale
+        self._weight = weight.to(device)  # [features]
+        self._bias = (spec.bias - (weight * torch.tensor(spec.mean)).sum()).to(device)
+
+    def __call__(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Scores in [0, 1] for features of shape [k] each: [k], float32."""
+        stacked = torch.stack([features[name] for name in self.names], -1)  # [k, features]
+        return torch.sigmoid(stacked @ self._weight + self._bias)

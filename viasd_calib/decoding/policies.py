@@ -1,0 +1,119 @@
+"""The rules of the decoder, as pure functions on tensors; decoder, replay and tests use these alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from viasd_calib.spec import Audit
+
+
+class Tier(IntEnum):
+    """Which tier decided a token."""
+
+    ACCEPT = 1
+    REGENERATE = 2
+    ESCALATE = 3
+
+
+def leading_true(flags: Tensor) -> Tensor:
+    """How many flags ([k], bool) are true before the first false one: scalar, long.
+
+    Example:
+        >>> leading_true(torch.tensor([True, True, False, True])).item()
+        2
+    """
+    return flags.long().cumprod(-1).sum(-1)
+
+
+def accept_by_draft(scores: Tensor, accept_at: float) -> Tensor:
+    """Tier 1: leading drafted tokens whose calibrated score ([k]) clears the bound: scalar, long."""
+    return leading_true(scores >= accept_at)
+
+
+def accept_greedy(drafted: Tensor, choices: Tensor) -> Tensor:
+    """The greedy speculative rule: leading drafted tokens ([k]) equal to q's choices ([k]): scalar, long.
+
+    Leviathan et al. 2023 (arXiv 2211.17192), algorithm 1 at temperature 0. Lossless.
+
+    Example:
+        >>> accept_greedy(torch.tensor([4, 5, 6]), torch.tensor([4, 9, 6])).item()
+        1
+    """
+    return leading_true(drafted == choices)
+
+
+@dataclass(frozen=True)
+class SlimVerdict:
+    """What the slim tier decided of a block, as device scalars.
+
+    Attributes:
+        accepted: leading drafted tokens kept.
+        regenerate: whether q' puts its own token behind them; otherwise q is asked, unless the block is
+            used up and nothing is left to decide.
+    """
+
+    accepted: Tensor
+    regenerate: Tensor
+
+
+def judge_calibrated(accept: Tensor, own: Tensor, accept_at: float, regenerate_at: float) -> SlimVerdict:
+    """The calibrated rule: accept a drafted token at its bound, else regenerate at q's slim choice's bound.
+
+    Args:
+        accept: scores of the k drafted tokens, [k].
+        own: scores of q's slim choices at the k places and behind them, [k + 1].
+
+    Example:
+        >>> verdict = judge_calibrated(torch.tensor([0.9, 0.4]), torch.tensor([0.9, 0.8, 0.1]), 0.7, 0.7)
+        >>> verdict.accepted.item(), verdict.regenerate.item()
+        (1, True)
+    """
+    accepted = leading_true(accept >= accept_at)
+    return SlimVerdict(accepted, (own >= regenerate_at)[accepted])
+
+
+def judge_ratio(log_ratio: Tensor, accept_at: float, escalate_below: float) -> SlimVerdict:
+    """The published rule on r = q'(v) / max q' (arXiv 2606.12243): accept, regenerate, escalate by bands.
+
+    Behind a block that is accepted whole, q' stands by no draft and q is asked.
+
+    Args:
+        log_ratio: log r of the k drafted tokens, [k].
+
+    Example:
+        >>> verdict = judge_ratio(torch.tensor([0.9, 0.6]).log(), accept_at=0.8, escalate_below=0.5)
+        >>> verdict.accepted.item(), verdict.regenerate.item()
+        (1, True)
+    """
+    ratio = log_ratio.exp()
+    accepted = leading_true(ratio >= accept_at)
+    own = torch.cat([ratio >= escalate_below, ratio.new_zeros(1, dtype=torch.bool)])
+    return SlimVerdict(accepted, own[accepted])
+
+
+def audit(pending: Tensor, logits: Tensor, kind: Audit, tolerance: float) -> Tensor:
+    """How many leading pending tokens stand before q: scalar, long.
+
+    ``strict`` keeps a token that is q's choice, ``tolerant`` one with q(x) / max q >= ``tolerance``,
+    ``off`` keeps all.
+
+    Args:
+        pending: [n], long.
+        logits: q's, at the places of the pending tokens, [n, vocabulary].
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 1.9], [2.0, 0.0]])
+        >>> [audit(torch.tensor([1, 1]), logits, kind, 0.5).item() for kind in ("strict", "tolerant", "off")]
+        [0, 1, 2]
+    """
+    if kind == "off":
+        return torch.tensor(pending.shape[0], device=pending.device)
+    if kind == "strict":
+        return leading_true(pending == logits.argmax(-1))
+    own = logits.float().gather(-1, pending[:, None])[:, 0]
+    ratio = (own - logits.float().amax(-1)).exp()  # q(x) / max q
+    return leading_true(ratio >= tolerance)

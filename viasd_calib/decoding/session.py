@@ -1,0 +1,150 @@
+"""One text being decoded: its tokens, what q has decided of them, and what was spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from viasd_calib.decoding.policies import Tier
+from viasd_calib.draft.base import Drafter
+from viasd_calib.errors import PromptError
+from viasd_calib.slim.cache import CacheWindow, SharedCache
+from viasd_calib.slim.forward import RoutedModel
+
+
+@dataclass
+class Counts:
+    """What decoding a text took.
+
+    Attributes:
+        full_passes: passes of q, the prompt's own not counted.
+        slim_passes: passes of q'.
+        draft_steps: forward passes of the draft model.
+        rejected: drafted tokens that q, q' or the audit refused; a tail that nobody judged is not counted.
+    """
+
+    full_passes: int = 0
+    slim_passes: int = 0
+    draft_steps: int = 0
+    rejected: int = 0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A decoded text.
+
+    Attributes:
+        tokens: the new tokens, up to and including the first end-of-text token.
+        tiers: which tier decided each.
+        drafted: whether each was proposed by the draft model.
+    """
+
+    tokens: list[int]
+    tiers: list[Tier]
+    drafted: list[bool]
+    counts: Counts
+
+
+@dataclass
+class Session:
+    """State of one text.
+
+    ``cache.exact + 1`` leading tokens are decided: the prompt, and what q has chosen or the audit has
+    kept. Tokens behind them are pending.
+    """
+
+    verifier: RoutedModel
+    drafter: Drafter | None
+    text: Tensor  # [limit], long
+    prompt_length: int
+    limit: int
+    eos_ids: frozenset[int]
+    cache: SharedCache
+    length: int
+    tiers: list[Tier] = field(default_factory=list)
+    drafted: list[bool] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
+    ended: bool = False  # the last token ends the text
+
+    @property
+    def decided(self) -> int:
+        """Leading tokens that are settled as far as q is concerned."""
+        return min(self.cache.exact + 1, self.length)
+
+    @property
+    def pending(self) -> int:
+        """Emitted tokens that q has not seen yet."""
+        return self.length - self.decided
+
+    @property
+    def closed(self) -> bool:
+        """Whether no token may follow: the text has ended or the limit is met."""
+        return self.ended or self.length == self.limit
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still follow."""
+        return 0 if self.closed else self.limit - self.length
+
+    def emit(self, tokens: Tensor, values: Sequence[int], tier: Tier, *, drafted: bool) -> None:
+        """Append tokens ([n] on the device, and the same on the host); stop at end of text and at the limit."""
+        count = min(len(values), self.room)
+        ends = [place + 1 for place in range(count) if values[place] in self.eos_ids]
+        count = min([count, *ends])
+        if count == 0:
+            return
+        self.text[self.length : self.length + count] = tokens[:count]
+        self.length += count
+        self.tiers += [tier] * count
+        self.drafted += [drafted] * count
+        self.ended = bool(ends)
+
+    def cut(self, length: int) -> None:
+        """Take back every token from position ``length`` on."""
+        self.length = length
+        kept = length - self.prompt_length
+        del self.tiers[kept:]
+        del self.drafted[kept:]
+        self.ended = False
+
+    def result(self) -> Generation:
+        """The text as it stands."""
+        if self.drafter is not None:
+            self.counts.draft_steps = self.drafter.steps
+        tokens = self.text[self.prompt_length : self.length].tolist()
+        return Generation(tokens, list(self.tiers), list(self.drafted), self.counts)
+
+
+def open_session(
+    verifier: RoutedModel,
+    drafter: Drafter | None,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    eos_ids: frozenset[int],
+) -> Session:
+    """Run q over a prompt, all but its last token, and stand ready to decode.
+
+    Raises:
+        PromptError: the prompt is empty, or does not fit the context with the new tokens.
+    """
+    if not prompt:
+        raise PromptError("the prompt is empty; give at least one token")
+    if max_new_tokens < 1:
+        raise PromptError(f"max_new_tokens is {max_new_tokens}; ask for at least one token")
+    limit = len(prompt) + max_new_tokens
+    cache = verifier.new_cache(limit)
+    text = torch.zeros(limit, dtype=torch.long, device=verifier.device)
+    text[: len(prompt)] = torch.tensor(list(prompt), device=verifier.device)
+    session = Session(verifier, drafter, text, len(prompt), limit, eos_ids, cache, len(prompt))
+    if drafter is not None:
+        drafter.start(limit)
+    seen = len(prompt) - 1
+    if seen:
+        hidden = verifier.full(text[None, :seen], CacheWindow(cache, 0, seen, seen))[0]  # [seen, hidden]
+        cache.mark_exact(seen)
+        if drafter is not None:
+            drafter.observe(0, hidden)
+    return session

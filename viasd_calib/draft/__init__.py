@@ -1,0 +1,1 @@
+"""Draft models: what proposes tokens."""

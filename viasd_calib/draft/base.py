@@ -1,0 +1,88 @@
+"""What every drafter does, seen from the decoder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+StopRule = Callable[[Tensor, int], bool]
+"""Told the logits of the token just drafted ([draft vocabulary]) and its place in the block, from 0;
+true where drafting should stop behind it."""
+
+
+def never_stop(_logits: Tensor, _place: int) -> bool:
+    """The stop rule that always goes on."""
+    return False
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Drafted tokens, and what the draft model said at each.
+
+    Attributes:
+        tokens: [k], long; k may be 0.
+        logits: [k, draft vocabulary]; None for a drafter without a distribution.
+    """
+
+    tokens: Tensor
+    logits: Tensor | None
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+
+class Drafter(ABC):
+    """Proposes the next tokens of one text.
+
+    A drafter follows the text through ``start``, ``observe`` and ``rollback``; a text is the whole id
+    sequence, prompt included.
+    """
+
+    vocabulary: Tensor | None = None
+    """Verifier ids of the draft vocabulary ([draft vocabulary], long); None where the two are the same."""
+
+    steps: int = 0
+    """Forward passes of the draft model since ``start``."""
+
+    @abstractmethod
+    def start(self, capacity: int) -> None:
+        """Begin a new text of at most ``capacity`` tokens."""
+
+    @abstractmethod
+    def propose(self, text: Tensor, limit: int, stop: StopRule) -> Proposal:
+        """Draft at most ``limit`` tokens that go on from ``text`` ([length], long)."""
+
+    @abstractmethod
+    def score(self, text: Tensor, hidden: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Say what would have been drafted at every place of a text that the verifier wrote.
+
+        Args:
+            text: [length], long.
+            hidden: the verifier's last hidden states, [length, hidden].
+            depth: [length], long; how many tokens before it were drafted, not verified, when the
+                token behind this place is drafted.
+
+        Returns:
+            Tokens [length] and logits [length, draft vocabulary] for the token *behind* each place;
+            a token of -1 means no proposal, logits are None without a distribution.
+        """
+
+    def observe(self, start: int, hidden: Tensor) -> None:  # noqa: B027 - most drafters do not look
+        """Take a verifier's last hidden states ([width, hidden]) for positions from ``start`` on."""
+
+    def rollback(self, length: int) -> None:  # noqa: B027 - stateless drafters need nothing
+        """Forget the text from position ``length`` on."""
+
+
+def to_verifier_ids(places: Tensor, vocabulary: Tensor | None) -> Tensor:
+    """Verifier ids for places in the draft vocabulary.
+
+    Example:
+        >>> to_verifier_ids(torch.tensor([1]), torch.tensor([7, 9])).tolist()
+        [9]
+    """
+    return places if vocabulary is None else vocabulary[places]

@@ -1,0 +1,33 @@
+"""Errors a user can meet; each message names the thing and the mend."""
+
+
+class ViasdError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class SpecError(ViasdError):
+    """A routing spec is corrupt, truncated, of an unknown version or made for another verifier."""
+
+
+class ModelError(ViasdError):
+    """A model is missing, damaged or not of a supported family."""
+
+
+class PromptError(ViasdError):
+    """A prompt file is empty or malformed, or a prompt does not fit the model."""
+
+
+class TraceError(ViasdError):
+    """A trace folder is damaged or was captured with other settings."""
+
+
+class StorageError(ViasdError):
+    """A file could not be written."""
+
+
+class NumericsError(ViasdError):
+    """A model produced logits that are not finite."""
+
+
+class CalibrationError(ViasdError):
+    """A calibration request cannot be carried out as stated."""

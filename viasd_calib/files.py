@@ -1,0 +1,57 @@
+"""Atomic writing: a file is either the old one or the whole new one, never a part of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from viasd_calib.errors import StorageError
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``target`` that takes its place when the block ends well.
+
+    Raises:
+        StorageError: the disk is full or the place cannot be written; ``target`` is as it was.
+    """
+    target = Path(target)
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    except OSError as error:
+        raise StorageError(describe_os_error(target, error)) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def describe_os_error(target: Path, error: OSError) -> str:
+    """One sentence on why ``target`` could not be written, and what mends it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"cannot write {target}: no space left on the device; free some space and run again"
+    return f"cannot write {target}: {error.strerror or error}; choose a folder that can be written"
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(target: Path, data: bytes) -> None:
+    """Write ``data``, atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data)

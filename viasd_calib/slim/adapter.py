@@ -1,0 +1,91 @@
+"""The adapter of the slim path: LoRA weights on copies of q's layers that share q's parameters.
+
+q's own modules are never touched, so that q costs and says what it did without an adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from viasd_calib.errors import SpecError
+from viasd_calib.files import atomic_path
+from viasd_calib.slim.forward import share_parameters
+from viasd_calib.spec import AdapterRef, Route, TensorFile, tensor_file
+
+
+def adapted_layers(
+    layers: Sequence[nn.Module], rank: int, alpha: float, targets: Sequence[str], dropout: float = 0.0
+) -> nn.ModuleList:
+    """Copies of decoder layers with LoRA (Hu et al. 2021, arXiv 2106.09685) on their ``targets``.
+
+    The copies share the originals' parameters; only the adapter's are new. The adapter begins as zero.
+
+    Raises:
+        SpecError: no module of a layer bears one of the target names.
+    """
+    from peft import LoraConfig, inject_adapter_in_model  # peft is needed where there is an adapter, not before
+
+    shared = nn.ModuleList(share_parameters(layer) for layer in layers)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=dropout)
+    try:
+        inject_adapter_in_model(config, shared)
+    except ValueError as error:
+        raise SpecError(f"the adapter's targets {list(targets)} name no module of the verifier's layers") from error
+    return shared
+
+
+def adapter_tensors(layers: nn.Module) -> dict[str, Tensor]:
+    """The adapter's own tensors, by their names within the layers."""
+    return {name: tensor for name, tensor in layers.state_dict().items() if "lora_" in name}
+
+
+def save_adapter(layers: nn.Module, skip: Route, path: Path) -> None:
+    """Write the adapter of the sublayers that a route keeps, in bfloat16, atomically."""
+    kept = {
+        name: tensor.to(torch.bfloat16).contiguous().cpu()
+        for name, tensor in adapter_tensors(layers).items()
+        if not _is_skipped(name, skip)
+    }
+    with atomic_path(path) as temporary:
+        save_file(kept, temporary)
+
+
+def _is_skipped(name: str, route: Route) -> bool:
+    index, module = name.split(".")[:2]
+    return int(index) in (route.attention_skip if module == "self_attn" else route.mlp_skip)
+
+
+def adapter_ref(path: Path, folder: Path, rank: int, alpha: float, targets: Sequence[str]) -> AdapterRef:
+    """How a spec in ``folder`` names the adapter at ``path``."""
+    tensors: TensorFile = tensor_file(path, folder)
+    return AdapterRef(rank=rank, alpha=alpha, targets=list(targets), tensors=tensors)
+
+
+def load_slim_layers(model: PreTrainedModel, route: Route, folder: Path) -> nn.ModuleList | None:
+    """The layers q' runs under a route whose spec lies in ``folder``; None where they are q's own.
+
+    Raises:
+        SpecError: the adapter's tensors do not fit the verifier.
+    """
+    if route.adapter is None:
+        return None
+    path = folder / route.adapter.tensors.path
+    adapter = route.adapter
+    layers = adapted_layers(model.get_decoder().layers, adapter.rank, adapter.alpha, adapter.targets)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise SpecError(f"{path} cannot be read as adapter tensors ({error}); export the spec again") from error
+    own = adapter_tensors(layers)
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise SpecError(f"{path}: {name} does not fit the verifier; export the spec again")
+        own[name].copy_(tensor)
+    return layers.to(device=model.device, dtype=model.dtype).eval().requires_grad_(False)  # type: ignore[return-value]

@@ -1,0 +1,143 @@
+"""The routed forward: q runs every sublayer, q' those of its route; same modules, same cache."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from viasd_calib.slim.cache import CacheWindow, SharedCache
+from viasd_calib.slim.families import AttentionInputs, Family, KeyValueStore, family_of
+from viasd_calib.spec import Route
+
+SublayerKind = Literal["attention", "mlp"]
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """One attention or MLP sublayer of a decoder layer."""
+
+    kind: SublayerKind
+    index: int
+    layer: nn.Module
+
+
+def sublayers_of(layers: Iterable[nn.Module], route: Route | None = None) -> list[Sublayer]:
+    """The sublayers that a route keeps, in the order they run; all of them without a route.
+
+    Example:
+        >>> kept = sublayers_of([nn.Identity(), nn.Identity()], Route(attention_skip=[0], mlp_skip=[]))
+        >>> [(s.kind, s.index) for s in kept]
+        [('mlp', 0), ('attention', 1), ('mlp', 1)]
+    """
+    kept: list[Sublayer] = []
+    for index, layer in enumerate(layers):
+        if route is None or index not in route.attention_skip:
+            kept.append(Sublayer("attention", index, layer))
+        if route is None or index not in route.mlp_skip:
+            kept.append(Sublayer("mlp", index, layer))
+    return kept
+
+
+def share_parameters(module: nn.Module) -> nn.Module:
+    """A copy of a module's structure that holds the very same parameters.
+
+    Adapters go into the copy, so that q's own modules stay as they are.
+    """
+    memo = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, memo)
+
+
+class RoutedModel:
+    """A causal language model opened into sublayers.
+
+    Args:
+        model: a causal language model of a known family, in evaluation mode.
+        route: which sublayers q' leaves out.
+        slim_layers: the layers q' runs, where they differ from q's by an adapter.
+
+    Raises:
+        ModelError: the family is not supported.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, route: Route | None = None, slim_layers: Sequence[nn.Module] | None = None
+    ) -> None:
+        self.model = model
+        self.config = model.config
+        self.family: Family = family_of(model.config)
+        decoder = model.get_decoder()
+        self.layers: nn.ModuleList = decoder.layers
+        self._embed: nn.Module = decoder.embed_tokens
+        self._norm: nn.Module = decoder.norm
+        self._rotary: nn.Module = decoder.rotary_emb
+        self._head: nn.Module = model.get_output_embeddings()
+        self.full_sublayers = sublayers_of(self.layers)
+        self.slim_sublayers = sublayers_of(self.layers if slim_layers is None else slim_layers, route)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the verifier's weights are."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The verifier's number format."""
+        return self.model.dtype
+
+    def new_cache(self, capacity: int, batch: int = 1) -> SharedCache:
+        """An empty cache with room for ``capacity`` positions."""
+        return SharedCache(self.config, capacity, batch=batch, dtype=self.dtype, device=self.device)
+
+    def full(self, ids: Tensor, window: CacheWindow) -> Tensor:
+        """q over ``ids`` ([batch, width]): last hidden states [batch, width, hidden], after the final norm."""
+        return self._forward(self.full_sublayers, ids, window)
+
+    def slim(self, ids: Tensor, window: CacheWindow) -> Tensor:
+        """q' over ``ids`` ([batch, width]): last hidden states [batch, width, hidden], after the final norm."""
+        return self._forward(self.slim_sublayers, ids, window)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The output head: [..., hidden] -> [..., vocabulary]."""
+        return self._head(hidden)  # type: ignore[no-any-return]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings: [batch, width] -> [batch, width, hidden]."""
+        return self._embed(ids)  # type: ignore[no-any-return]
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """The norm before the output head."""
+        return self._norm(hidden)  # type: ignore[no-any-return]
+
+    @property
+    def final_norm_module(self) -> nn.Module:
+        """The module of that norm."""
+        return self._norm
+
+    def head_rows(self, ids: Tensor) -> Tensor:
+        """Rows of the output head for ``ids`` ([n]): [n, hidden]."""
+        return self._head.weight[ids]  # type: ignore[no-any-return,index]
+
+    def attention_inputs(
+        self, hidden: Tensor, positions: Tensor, mask: Tensor | None, store: KeyValueStore
+    ) -> AttentionInputs:
+        """What the attention sublayers of one forward over ``positions`` ([1 or batch, width]) share."""
+        return AttentionInputs(self._rotary(hidden, position_ids=positions), mask, store)
+
+    def step(self, sublayer: Sublayer, hidden: Tensor, inputs: AttentionInputs) -> Tensor:
+        """What one sublayer adds to the residual stream: [batch, width, hidden]."""
+        if sublayer.kind == "attention":
+            return self.family.attention(sublayer.layer, hidden, inputs)
+        return self.family.mlp(sublayer.layer, hidden)
+
+    def _forward(self, sublayers: Sequence[Sublayer], ids: Tensor, window: CacheWindow) -> Tensor:
+        hidden = self.embed(ids)  # [batch, width, hidden]
+        inputs = self.attention_inputs(hidden, window.positions(), window.mask(), window)
+        for sublayer in sublayers:
+            hidden = hidden + self.step(sublayer, hidden, inputs)
+        return self.final_norm(hidden)

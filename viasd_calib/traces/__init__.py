@@ -1,0 +1,1 @@
+"""Draft traces: what p and q said at every position of q's own texts."""

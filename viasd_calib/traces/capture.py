@@ -1,0 +1,250 @@
+"""Capture: let q answer prompts in batches and log what p and q said at every place.
+
+A trace folder holds ``capture.json`` (what it was made with) and shards. Each shard is written whole or
+not at all and its texts follow from its number alone, so that a run that was killed goes on where it
+stopped, without a lost or doubled text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from pydantic import BaseModel, ConfigDict, Field
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from viasd_calib.decoding.summary import stack_summaries, summarize
+from viasd_calib.draft.base import Drafter
+from viasd_calib.errors import TraceError
+from viasd_calib.files import atomic_path, write_text
+from viasd_calib.models import Verifier, encode_prompt
+from viasd_calib.prompts import Prompt
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import VerifierRef
+from viasd_calib.traces.generation import Answer, Sampling, generate_batch
+from viasd_calib.traces.schema import summary_columns, trace_features
+
+MANIFEST = "capture.json"
+MAX_DEPTH = 8
+"""Drafts are logged as they stand after 0 to 7 drafted, unverified tokens."""
+
+
+class CaptureSettings(BaseModel):
+    """What decides the content of a trace folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_new_tokens: int = Field(128, ge=1)
+    batch_size: int = Field(32, ge=1)
+    top_k: int = Field(16, ge=2, le=256)
+    temperature: float = Field(0.0, ge=0)
+    sampling_top_k: int = Field(50, ge=1)
+    seed: int = 0
+
+
+class Manifest(BaseModel):
+    """Identity of a trace folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    verifier: VerifierRef
+    draft: str
+    settings: CaptureSettings
+    prompts_sha256: str
+    n_prompts: int
+
+
+@dataclass(frozen=True)
+class CaptureReport:
+    """What a capture run left behind."""
+
+    folder: Path
+    texts: int
+    tokens: int
+    bytes_per_token: float
+    resumed_shards: int
+
+
+def shard_name(number: int) -> str:
+    """File name of shard ``number``."""
+    return f"shard-{number:05d}.parquet"
+
+
+def plan_shards(prompts: Sequence[Prompt], batch_size: int) -> list[list[Prompt]]:
+    """Batches of prompts of like length; the order follows from the prompts alone."""
+    ordered = sorted(prompts, key=lambda prompt: (sum(map(len, prompt.turns)), prompt.sha256, prompt.id))
+    return [ordered[begin : begin + batch_size] for begin in range(0, len(ordered), batch_size)]
+
+
+def capture(
+    verifier: Verifier,
+    drafter: Drafter | None,
+    draft_name: str,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    settings: CaptureSettings,
+) -> CaptureReport:
+    """Fill ``folder`` with the traces of ``prompts``; shards that are there already are kept.
+
+    Args:
+        drafter: whose proposals are logged beside q's choices; None logs q alone.
+        draft_name: how the drafter is named in the manifest.
+
+    Raises:
+        TraceError: the folder holds traces of other prompts, models or settings.
+        PromptError: a prompt does not fit the verifier's context.
+        StorageError: a shard cannot be written.
+    """
+    manifest = Manifest(
+        verifier=verifier.ref,
+        draft=draft_name,
+        settings=settings,
+        prompts_sha256=_ordered_sha256(prompts),
+        n_prompts=len(prompts),
+    )
+    _open_folder(folder, manifest)
+    model = RoutedModel(verifier.model)
+    shards = plan_shards(prompts, settings.batch_size)
+    missing = [number for number in range(len(shards)) if not (folder / shard_name(number)).is_file()]
+    columns = (TextColumn("capture"), BarColumn(), MofNCompleteColumn(), TextColumn("texts"),
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[speed]}"))  # fmt: skip
+    with Progress(*columns) as progress:
+        total = sum(len(shard) for shard in shards)
+        done = total - sum(len(shards[number]) for number in missing)
+        task = progress.add_task("capture", total=total, completed=done, speed="")
+        for number in missing:
+            rows = list(_trace_shard(verifier, model, drafter, shards[number], number, settings))
+            _write_shard(folder / shard_name(number), rows)
+            progress.update(task, advance=len(shards[number]))
+    return _report(folder, len(shards) - len(missing))
+
+
+def _ordered_sha256(prompts: Sequence[Prompt]) -> str:
+    lines = sorted(f"{prompt.id}\t{prompt.sha256}" for prompt in prompts)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _open_folder(folder: Path, manifest: Manifest) -> None:
+    path = folder / MANIFEST
+    if path.is_file():
+        found = read_manifest(folder)
+        differing = [name for name in Manifest.model_fields if getattr(found, name) != getattr(manifest, name)]
+        if differing:
+            raise TraceError(
+                f"{folder} holds traces made with another {differing[0]}; choose another folder or remove this one"
+            )
+        return
+    if any(folder.glob("shard-*.parquet")):
+        raise TraceError(f"{folder} holds shards but no {MANIFEST}; choose another folder or remove them")
+    write_text(path, manifest.model_dump_json(indent=2) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What a trace folder was made with.
+
+    Raises:
+        TraceError: no manifest, or a damaged one.
+    """
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TraceError(f"{folder} is not a trace folder ({MANIFEST}: {error.strerror}); run viasd capture first") from error
+    except ValueError as error:
+        raise TraceError(f"{path} is damaged ({type(error).__name__}); capture again into another folder") from error
+
+
+def _trace_shard(
+    verifier: Verifier,
+    model: RoutedModel,
+    drafter: Drafter | None,
+    prompts: Sequence[Prompt],
+    number: int,
+    settings: CaptureSettings,
+) -> Iterator[dict[str, Any]]:
+    """Rows of one shard: every turn of its prompts, later turns after q's own earlier answers."""
+    answers: dict[str, list[str]] = {prompt.id: [] for prompt in prompts}
+    for turn in range(max(len(prompt.turns) for prompt in prompts)):
+        asked = [prompt for prompt in prompts if turn < len(prompt.turns)]
+        ids = [encode_prompt(verifier, prompt, answers[prompt.id], settings.max_new_tokens) for prompt in asked]
+        sampling = Sampling(settings.temperature, settings.sampling_top_k, settings.seed + 1000 * number + turn)
+        texts = generate_batch(
+            model,
+            ids,
+            max_new_tokens=settings.max_new_tokens,
+            eos_ids=verifier.eos_ids,
+            sampling=sampling,
+            summary_top=settings.top_k,
+        )
+        for place, (prompt, prompt_ids, answer) in enumerate(zip(asked, ids, texts, strict=True)):
+            answers[prompt.id].append(str(verifier.tokenizer.decode(answer.tokens, skip_special_tokens=True)))
+            yield {
+                "prompt_id": prompt.id,
+                "prompt_sha256": prompt.sha256,
+                "task": prompt.task,
+                "turn": turn,
+                "prompt_tokens": prompt_ids,
+                "tokens": answer.tokens,
+                **summary_columns("q", stack_summaries(answer.said)),
+                **draft_columns(drafter, prompt_ids, answer, settings, seed=sampling.seed * 1000 + place),
+            }
+
+
+@torch.inference_mode()
+def draft_columns(
+    drafter: Drafter | None, prompt: Sequence[int], answer: Answer, settings: CaptureSettings, seed: int
+) -> dict[str, Any]:
+    """What p would have drafted at every generated place of one text: columns of its row."""
+    if drafter is None:
+        return {**summary_columns("p", None), "p_token": [], "p_depth": []}
+    hidden = torch.cat(answer.hidden)  # [length - 1, hidden]
+    text = torch.tensor([*prompt, *answer.tokens[:-1]], device=hidden.device)  # [length - 1]
+    begin = len(prompt) - 1
+    depth = random_depths(text.shape[0], MAX_DEPTH, seed).to(hidden.device)
+    drafted, logits = drafter.score(text, hidden, depth)
+    said = None if logits is None else summarize(logits[begin:], settings.top_k, drafter.vocabulary)
+    return {
+        **summary_columns("p", said),
+        "p_token": drafted[begin:].tolist(),
+        "p_depth": depth[begin:].tolist(),
+    }
+
+
+def random_depths(length: int, longest: int, seed: int) -> Tensor:
+    """Cut a text into runs of 1 to ``longest`` places; the place within its run, [length], long.
+
+    Example:
+        >>> random_depths(6, 1, seed=0).tolist()
+        [0, 0, 0, 0, 0, 0]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    runs = torch.randint(1, longest + 1, (length,), generator=generator).tolist()
+    return torch.cat([torch.arange(run) for run in runs])[:length]
+
+
+def _write_shard(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    dataset = Dataset.from_list(list(rows), features=trace_features())
+    with atomic_path(path) as temporary:
+        pq.write_table(dataset.data.table, temporary, compression="zstd")
+
+
+def _report(folder: Path, resumed: int) -> CaptureReport:
+    shards = sorted(folder.glob("shard-*.parquet"))
+    dataset = Dataset.from_parquet([str(path) for path in shards], columns=["tokens"])
+    tokens = sum(len(row) for row in dataset["tokens"])
+    size = sum(path.stat().st_size for path in shards)
+    return CaptureReport(folder, len(dataset), tokens, size / max(tokens, 1), resumed)
+
+
+def describe(report: CaptureReport) -> str:
+    """One line on a finished capture."""
+    record = {"texts": report.texts, "tokens": report.tokens, "bytes_per_token": round(report.bytes_per_token, 1)}
+    return json.dumps(record)

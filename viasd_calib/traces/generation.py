@@ -1,0 +1,119 @@
+"""Batched generation with the full verifier: finished rows leave the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from viasd_calib.decoding.summary import Summary, summarize
+from viasd_calib.errors import NumericsError
+from viasd_calib.slim.cache import CacheWindow
+from viasd_calib.slim.forward import RoutedModel
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn: greedily at temperature 0, else from the ``top_k`` likeliest."""
+
+    temperature: float = 0.0
+    top_k: int = 50
+    seed: int = 0
+
+
+def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """Next tokens from logits [batch, vocabulary]: [batch], long.
+
+    Example:
+        >>> draw(torch.tensor([[0.0, 2.0, 1.0]]), Sampling(), torch.Generator()).tolist()
+        [1]
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    top = torch.topk(logits.float() / sampling.temperature, min(sampling.top_k, logits.shape[-1]))
+    place = torch.multinomial(top.values.softmax(-1), 1, generator=generator)  # [batch, 1]
+    return top.indices.gather(-1, place)[:, 0]
+
+
+@dataclass
+class Answer:
+    """A text that q wrote behind a prompt, and what it said on the way.
+
+    Attributes:
+        tokens: the new tokens, up to and including the first end-of-text token.
+        hidden: q's last hidden states for the prompt and every new token but the last, [length - 1, hidden].
+        said: summaries of q's logits, one a token.
+    """
+
+    tokens: list[int]
+    hidden: list[Tensor]
+    said: list[Summary]
+
+
+@torch.inference_mode()
+def generate_batch(
+    verifier: RoutedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    eos_ids: frozenset[int],
+    sampling: Sampling,
+    summary_top: int = 2,
+) -> list[Answer]:
+    """Let q answer a batch of prompts, and note what it says at every token.
+
+    Args:
+        prompts: token ids, each at least one long.
+        summary_top: tokens of q's distribution that summaries keep.
+
+    Raises:
+        NumericsError: q's logits are not finite.
+    """
+    device = verifier.device
+    generator = torch.Generator(device).manual_seed(sampling.seed)
+    ids, lengths = pad_right(prompts, device)  # [batch, longest], [batch]
+    longest = ids.shape[1]
+    cache = verifier.new_cache(longest + max_new_tokens, batch=len(prompts))
+    stops = torch.tensor(sorted(eos_ids), device=device)
+
+    states = verifier.full(ids, CacheWindow(cache, 0, longest, longest))  # [batch, longest, hidden]
+    answers = [Answer([], [states[row, : len(prompt)]], []) for row, prompt in enumerate(prompts)]
+    hidden = states[torch.arange(len(prompts), device=device), lengths - 1]  # [batch, hidden]
+    live = list(answers)
+    for step in range(max_new_tokens):
+        logits = verifier.logits(hidden)  # [live, vocabulary]
+        said = summarize(logits, summary_top)
+        tokens = draw(logits, sampling, generator)
+        finite, *values = torch.cat([torch.isfinite(said.log_sum_exp).all().long()[None], tokens]).tolist()
+        if not finite:
+            raise NumericsError("the verifier's logits are not finite; load it in float32 or check its weights")
+        for row, (answer, token) in enumerate(zip(live, values, strict=True)):
+            answer.tokens.append(token)
+            answer.said.append(said[row])
+        keep = torch.nonzero(~torch.isin(tokens, stops))[:, 0]
+        if len(keep) == 0 or step == max_new_tokens - 1:
+            break
+        if len(keep) < len(live):
+            live = [live[place] for place in keep.tolist()]
+            tokens, lengths = tokens[keep], lengths[keep]
+            cache.keep_rows(keep)
+        window = CacheWindow(cache, lengths, 1, int(lengths.max()) + 1)
+        hidden = verifier.full(tokens[:, None], window)[:, 0]  # [live, hidden]
+        for row, answer in enumerate(live):
+            answer.hidden.append(hidden[row : row + 1])
+        lengths = lengths + 1
+    return answers
+
+
+def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one tensor, zeros behind the shorter ones: [batch, longest], and lengths [batch].
+
+    Example:
+        >>> pad_right([[1, 2], [3]], torch.device("cpu"))[0].tolist()
+        [[1, 2], [3, 0]]
+    """
+    tensors = [torch.tensor(list(row), device=device) for row in rows]
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True), lengths
