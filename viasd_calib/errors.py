@@ -31,3 +31,7 @@ class NumericsError(ViasdError):
 
 class CalibrationError(ViasdError):
     """A calibration request cannot be carried out as stated."""
+
+
+class BenchError(ViasdError):
+    """A benchmark cannot be run or read."""

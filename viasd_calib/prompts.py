@@ -87,9 +87,14 @@ def select_split(prompts: Iterable[Prompt], split: Split, shares: SplitShares) -
     return [prompt for prompt in prompts if split_of(prompt.sha256, shares) == split]
 
 
-def split_sha256(prompts: Sequence[Prompt]) -> str:
-    """One hash for a set of prompts, whatever their order; the spec records it."""
-    return hashlib.sha256("\n".join(sorted(p.sha256 for p in prompts)).encode()).hexdigest()
+def combined_sha256(hashes: Iterable[str]) -> str:
+    """One hash for a set of prompts' hashes, whatever their order and however often each is given."""
+    return hashlib.sha256("\n".join(sorted(set(hashes))).encode()).hexdigest()
+
+
+def split_sha256(prompts: Iterable[Prompt]) -> str:
+    """One hash for a set of prompts; the spec records it."""
+    return combined_sha256(prompt.sha256 for prompt in prompts)
 
 
 def read_prompts(source: str | Path, limit: int | None = None) -> list[Prompt]:
@@ -99,7 +104,7 @@ def read_prompts(source: str | Path, limit: int | None = None) -> list[Prompt]:
         PromptError: no such file, no prompt in it, or a line that is not a prompt (its number is named).
     """
     name, text = _read_source(source)
-    prompts = [_parse_line(name, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    prompts = [_parse_line(name, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not prompts:
         raise PromptError(f"{name}: no prompts; write one JSON object a line with id, task, turns and reference")
     _refuse_doubles(name, prompts)

@@ -312,7 +312,7 @@ def load_spec(path: str | Path) -> RoutingSpec:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError(f"cannot read the routing spec {path}: {error.strerror}; check the path") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"{path} is not valid JSON ({error}); it may be truncated: export it again") from error
     if not isinstance(document, dict):
         raise SpecError(f"{path} is not a routing spec: its top level must be a JSON object")

@@ -159,8 +159,11 @@ def load_engine(
     )
 
 
-def assemble(spec: RoutingSpec, folder: Path, verifier: Verifier) -> Engine:
+def assemble(spec: RoutingSpec, folder: Path, verifier: Verifier, draft_folder: Path | None = None) -> Engine:
     """Put a spec that lies in ``folder`` together with a loaded verifier.
+
+    Args:
+        draft_folder: where the drafter's tensors are, if not beside the spec.
 
     Raises:
         SpecError: the spec was made for another verifier or tokenizer.
@@ -168,4 +171,4 @@ def assemble(spec: RoutingSpec, folder: Path, verifier: Verifier) -> Engine:
     check_verifier(spec, verifier.ref)
     slim_layers = load_slim_layers(verifier.model, spec.route, folder)
     routed = RoutedModel(verifier.model, spec.route, slim_layers)
-    return Engine(spec, verifier, routed, build_drafter(spec.draft, folder, routed))
+    return Engine(spec, verifier, routed, build_drafter(spec.draft, draft_folder or folder, routed))

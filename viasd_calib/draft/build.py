@@ -1,4 +1,4 @@
-"""The drafter a routing spec names."""
+"""From a drafter's name to its entry in a spec, and from the entry to the drafter."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.draft.shallow import ShallowDrafter, ShallowShape, load_shallow
+from viasd_calib.errors import ModelError
+from viasd_calib.files import write_text
 from viasd_calib.models import DTYPE_NAMES, load_verifier
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import DraftSpec, PromptLookupDraft, ShallowDraft
+from viasd_calib.spec import CausalLMDraft, DraftSpec, PromptLookupDraft, ShallowDraft, tensor_file
+
+SHALLOW_FILE = "draft.json"
+SHALLOW_TENSORS = "drafter.safetensors"
 
 
 def build_drafter(spec: DraftSpec, folder: Path, verifier: RoutedModel) -> Drafter:
@@ -28,3 +33,32 @@ def build_drafter(spec: DraftSpec, folder: Path, verifier: RoutedModel) -> Draft
         spec.name_or_path, dtype=DTYPE_NAMES[verifier.dtype], device=str(verifier.device), revision=spec.revision
     )
     return CausalDrafter(RoutedModel(loaded.model), verifier.config.vocab_size)
+
+
+def name_draft(name: str) -> tuple[DraftSpec, Path]:
+    """What a user means by a drafter's name, and the folder its tensors are relative to.
+
+    ``prompt_lookup``, a folder with a shallow drafter, or else a causal language model.
+
+    Raises:
+        ModelError: the folder's description of a shallow drafter is damaged.
+    """
+    if name == "prompt_lookup":
+        return PromptLookupDraft(), Path()
+    folder = Path(name)
+    if (folder / SHALLOW_FILE).is_file():
+        try:
+            spec = ShallowDraft.model_validate_json((folder / SHALLOW_FILE).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{folder / SHALLOW_FILE} is damaged; copy the drafter's folder again") from error
+        return spec, folder
+    return CausalLMDraft(name_or_path=name), Path()
+
+
+def describe_shallow(folder: Path, num_layers: int, head_vocab: int) -> ShallowDraft:
+    """Write the description of the shallow drafter whose tensors lie in ``folder``."""
+    spec = ShallowDraft(
+        num_layers=num_layers, head_vocab=head_vocab, tensors=tensor_file(folder / SHALLOW_TENSORS, folder)
+    )
+    write_text(folder / SHALLOW_FILE, spec.model_dump_json(indent=2) + "\n")
+    return spec

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from viasd_calib.draft.base import Drafter, Proposal, StopRule, to_verifier_ids
 from viasd_calib.errors import ModelError
-from viasd_calib.files import atomic_path
+from viasd_calib.files import write_bytes
 from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.families import AttentionInputs, KeyValueStore
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
@@ -115,8 +115,7 @@ def save_shallow(model: ShallowModel, path: Path) -> None:
         name: (tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor.to(torch.int32)).contiguous().cpu()
         for name, tensor in model.state_dict().items()
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary)
+    write_bytes(path, save(tensors))
 
 
 def load_shallow(verifier: RoutedModel, shape: ShallowShape, path: Path) -> ShallowModel:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from viasd_calib.errors import SpecError
-from viasd_calib.files import atomic_path
+from viasd_calib.files import write_bytes
 from viasd_calib.slim.forward import share_parameters
 from viasd_calib.spec import AdapterRef, Route, TensorFile, tensor_file
 
@@ -53,8 +53,7 @@ def save_adapter(layers: nn.Module, skip: Route, path: Path) -> None:
         for name, tensor in adapter_tensors(layers).items()
         if not _is_skipped(name, skip)
     }
-    with atomic_path(path) as temporary:
-        save_file(kept, temporary)
+    write_bytes(path, save(kept))
 
 
 def _is_skipped(name: str, route: Route) -> bool:
@@ -84,6 +83,9 @@ def load_slim_layers(model: PreTrainedModel, route: Route, folder: Path) -> nn.M
     except (OSError, SafetensorError) as error:
         raise SpecError(f"{path} cannot be read as adapter tensors ({error}); export the spec again") from error
     own = adapter_tensors(layers)
+    missing = sorted(name for name in own.keys() - tensors.keys() if not _is_skipped(name, route))
+    if missing:
+        raise SpecError(f"{path}: {missing[0]} is missing; export the spec again")
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             raise SpecError(f"{path}: {name} does not fit the verifier; export the spec again")

@@ -1,0 +1,52 @@
+"""What every test shares: no network, no traces in the user's cache folders, one thread, repeatable examples."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# Read once, when huggingface_hub and datasets are imported: so before anything else is.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "HF_DATASETS_CACHE" not in os.environ:
+    os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="viasd-datasets-")
+    atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from tests.tiny import TinyFolder, save_tiny
+from viasd_calib.models import Verifier, load_verifier
+
+# A tiny model takes milliseconds, and its width one thread. `--hypothesis-profile=explore` looks for new examples.
+torch.set_num_threads(1)
+settings.register_profile(
+    "repeatable",
+    deadline=None,
+    max_examples=60,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("explore", settings.get_profile("repeatable"), derandomize=False, max_examples=600)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> TinyFolder:
+    """A folder that ``load_verifier`` loads: a tiny Llama and a word-level tokenizer with a chat template."""
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_verifier(tiny_folder: TinyFolder) -> Verifier:
+    """The verifier of that folder."""
+    return load_verifier(str(tiny_folder))

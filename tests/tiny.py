@@ -1,0 +1,259 @@
+"""Tiny random models that say something else at every place, and what the tests hold against them.
+
+Models are made once for each set of arguments: a test that changes one takes a copy first.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from viasd_calib.draft.base import Drafter, Proposal, StopRule
+from viasd_calib.draft.causal import CausalDrafter
+from viasd_calib.draft.lookup import PromptLookup
+from viasd_calib.draft.shallow import ShallowDrafter, ShallowModel, ShallowShape
+from viasd_calib.prompts import Prompt
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import LogisticGate, VerifierRef
+
+VOCAB = 24
+LAYERS = 4
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>")
+EOS = 2
+CHAT_TEMPLATE = (
+    "<s>{% for turn in messages %} <{{ turn['role'] }}> {{ turn['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %} <assistant>{% endif %}"
+)
+
+TinyFolder = Path
+
+
+def tiny_config(family: str = "llama", *, layers: int = LAYERS, vocab: int = VOCAB, **changes: Any) -> PreTrainedConfig:
+    """Configuration of a tiny model; wide initial weights, so that the likeliest token varies."""
+    kinds: dict[str, type[PreTrainedConfig]] = {
+        "llama": LlamaConfig,
+        "mistral": MistralConfig,
+        "qwen2": Qwen2Config,
+        "qwen3": Qwen3Config,
+    }
+    own: dict[str, Any] = {"mistral": {"sliding_window": None}, "qwen3": {"head_dim": 8}}.get(family, {})
+    common: dict[str, Any] = {
+        "vocab_size": vocab,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.35,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+    return kinds[family](**{**common, **own, **changes})
+
+
+@functools.cache
+def tiny_model(seed: int = 0, family: str = "llama", *, layers: int = LAYERS, vocab: int = VOCAB) -> PreTrainedModel:
+    """A tiny random model; the same arguments give the same object."""
+    torch.manual_seed(seed)
+    config = tiny_config(family, layers=layers, vocab=vocab)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    return model.eval().requires_grad_(False)
+
+
+@functools.cache
+def noisy_copy(seed: int = 0, noise: float = 0.05) -> PreTrainedModel:
+    """``tiny_model(seed)`` with its weights disturbed: a draft model that is right part of the time."""
+    model = copy.deepcopy(tiny_model(seed))
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        weight.add_(noise * torch.randn(weight.shape, generator=generator))
+    return model
+
+
+def tiny_shallow(verifier: RoutedModel, seed: int = 0, head_vocab: int = 12) -> ShallowModel:
+    """A shallow drafter with random weights on half of the vocabulary."""
+    torch.manual_seed(seed)
+    model = ShallowModel(verifier, ShallowShape(2, head_vocab), [0, LAYERS - 1])
+    model.use_vocabulary(torch.randperm(verifier.config.vocab_size)[:head_vocab].sort().values)
+    torch.nn.init.normal_(model.fuse.weight, std=0.3)
+    return model.eval().requires_grad_(False)
+
+
+class RandomDrafter(Drafter):
+    """Proposes anything at all, with a distribution that has nothing to do with it."""
+
+    def __init__(self, vocab: int, seed: int) -> None:
+        self.vocab = vocab
+        self.seed = seed
+
+    def start(self, capacity: int) -> None:
+        self.steps = 0
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def propose(self, text: Tensor, limit: int, stop: StopRule) -> Proposal:
+        self.steps += limit
+        tokens = torch.randint(self.vocab, (limit,), generator=self.generator)
+        return Proposal(tokens, 3 * torch.randn(limit, self.vocab, generator=self.generator))
+
+    def score(self, text: Tensor, hidden: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        logits = torch.randn(text.shape[0], self.vocab, generator=torch.Generator().manual_seed(self.seed))
+        return logits.argmax(-1), logits
+
+
+DRAFTERS = ("lookup", "causal", "near", "itself", "shallow", "random")
+
+
+def make_drafter(kind: str, verifier: RoutedModel, seed: int = 0) -> Drafter:
+    """A drafter for ``tiny_model(seed)``, from one that is never right to the verifier itself."""
+    vocab = verifier.config.vocab_size
+    if kind == "lookup":
+        return PromptLookup()
+    if kind == "causal":
+        return CausalDrafter(RoutedModel(tiny_model(seed + 100, layers=2)), vocab)
+    if kind == "near":
+        return CausalDrafter(RoutedModel(noisy_copy(seed)), vocab)
+    if kind == "itself":
+        return CausalDrafter(RoutedModel(tiny_model(seed)), vocab)
+    if kind == "shallow":
+        return ShallowDrafter(tiny_shallow(verifier, seed))
+    return RandomDrafter(vocab, seed)
+
+
+def random_gate(names: Sequence[str], seed: int, bias: float = 0.0) -> LogisticGate:
+    """A gate with random weights over ``names``."""
+    rng = random.Random(seed)
+    count = len(names)
+    return LogisticGate(
+        features=list(names),
+        mean=[rng.uniform(-1, 1) for _ in names],
+        scale=[rng.uniform(0.5, 2) for _ in names],
+        weight=[rng.uniform(-1, 1) / count for _ in names],
+        bias=bias,
+    )
+
+
+def constant_gate(name: str, logit: float) -> LogisticGate:
+    """A gate that gives every token the score sigmoid(``logit``)."""
+    return LogisticGate(features=[name], mean=[0.0], scale=[1.0], weight=[0.0], bias=logit)
+
+
+def transformers_text(model: PreTrainedModel, prompt: Sequence[int], count: int, eos: Collection[int]) -> list[int]:
+    """The new tokens of transformers' own greedy ``generate``."""
+    ids = torch.tensor([list(prompt)])
+    out = model.generate(  # type: ignore[operator]
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=count,
+        eos_token_id=sorted(eos) or None,
+        pad_token_id=0,
+    )
+    return list(out[0, len(prompt) :].tolist())
+
+
+@torch.inference_mode()
+def transformers_logits(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
+    """The logits of transformers' own forward, [length, vocabulary]."""
+    return model(input_ids=torch.tensor([list(ids)])).logits[0]  # type: ignore[no-any-return]
+
+
+def tiny_tokenizer(vocab: int = VOCAB) -> PreTrainedTokenizerFast:
+    """One token a word: a few special ones, then ``w0``, ``w1``, …"""
+    words = {word: place for place, word in enumerate([*SPECIAL, *(f"w{n}" for n in range(vocab - len(SPECIAL)))])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<user>", "<assistant>"],
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def save_tiny(folder: Path, seed: int = 0, *, vocab: int = VOCAB, eos: int | None = EOS) -> TinyFolder:
+    """Write a tiny model and its tokenizer as ``save_pretrained`` does."""
+    model = copy.deepcopy(tiny_model(seed, vocab=vocab))
+    model.config.eos_token_id = eos
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = eos
+    model.save_pretrained(folder)
+    tiny_tokenizer(vocab).save_pretrained(folder)
+    return folder
+
+
+def tiny_prompts(count: int, *, turns: int = 1, longest: int = 6) -> list[Prompt]:
+    """Prompts in the words of the tiny tokenizer."""
+    rng = random.Random(count)
+    return [
+        Prompt(
+            id=f"tiny/{number}",
+            task=rng.choice(["qa", "coding"]),
+            turns=[
+                " ".join(f"w{rng.randrange(VOCAB - len(SPECIAL))}" for _ in range(rng.randint(1, longest)))
+                for _ in range(rng.randint(1, turns))
+            ],
+        )
+        for number in range(count)
+    ]
+
+
+def verifier_ref(**changes: Any) -> VerifierRef:
+    """Identity of a verifier that exists nowhere."""
+    entries: dict[str, Any] = {
+        "name_or_path": "tiny",
+        "architecture": "LlamaForCausalLM",
+        "num_layers": LAYERS,
+        "hidden_size": 16,
+        "vocab_size": VOCAB,
+        "config_sha256": "a" * 64,
+        "tokenizer_sha256": "b" * 64,
+        "dtype": "float32",
+    }
+    return VerifierRef(**{**entries, **changes})
+
+
+def spoil(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy whose last norm is not a number, so that its logits are not either."""
+    broken = copy.deepcopy(model)
+    broken.get_decoder().norm.weight.fill_(float("nan"))
+    return broken
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[None]:
+    """Let the kernel refuse to grow any file beyond ``size`` bytes."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

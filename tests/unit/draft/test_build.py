@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import VOCAB, TinyFolder, save_tiny, tiny_model, tiny_shallow
+from viasd_calib.draft.build import build_drafter
+from viasd_calib.draft.causal import CausalDrafter
+from viasd_calib.draft.lookup import PromptLookup
+from viasd_calib.draft.shallow import ShallowDrafter, save_shallow
+from viasd_calib.errors import ModelError
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import CausalLMDraft, PromptLookupDraft, ShallowDraft, tensor_file
+
+
+def test_prompt_lookup() -> None:
+    drafter = build_drafter(PromptLookupDraft(max_ngram=5, min_ngram=2), Path(), RoutedModel(tiny_model()))
+    assert isinstance(drafter, PromptLookup)
+    assert (drafter.max_ngram, drafter.min_ngram) == (5, 2)
+
+
+def test_shallow(tmp_path: Path) -> None:
+    routed = RoutedModel(tiny_model())
+    path = tmp_path / "draft.safetensors"
+    save_shallow(tiny_shallow(routed), path)
+    spec = ShallowDraft(num_layers=2, head_vocab=12, tensors=tensor_file(path, tmp_path))
+    drafter = build_drafter(spec, tmp_path, routed)
+    assert isinstance(drafter, ShallowDrafter)
+    assert drafter.vocabulary is not None
+    assert drafter.vocabulary.shape == (12,)
+
+
+def test_causal_lm(tiny_folder: TinyFolder) -> None:
+    drafter = build_drafter(CausalLMDraft(name_or_path=str(tiny_folder)), Path(), RoutedModel(tiny_model()))
+    assert isinstance(drafter, CausalDrafter)
+    assert drafter.model.config.vocab_size == VOCAB
+
+
+def test_a_causal_lm_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    save_tiny(tmp_path, vocab=VOCAB + 8)
+    with pytest.raises(ModelError, match="choose a draft model with the verifier's tokenizer"):
+        build_drafter(CausalLMDraft(name_or_path=str(tmp_path)), Path(), RoutedModel(tiny_model()))
+
+
+def test_a_causal_lm_that_is_missing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot load the model"):
+        build_drafter(CausalLMDraft(name_or_path=str(tmp_path / "nowhere")), Path(), RoutedModel(tiny_model()))

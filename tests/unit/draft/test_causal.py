@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.strategies import token_lists
+from tests.tiny import VOCAB, tiny_model, transformers_logits, transformers_text
+from viasd_calib.draft.base import never_stop
+from viasd_calib.draft.causal import CausalDrafter
+from viasd_calib.errors import ModelError
+from viasd_calib.slim.forward import RoutedModel
+
+CAPACITY = 96
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def make_drafter() -> CausalDrafter:
+    drafter = CausalDrafter(RoutedModel(tiny_model(5, layers=2)), VOCAB)
+    drafter.start(CAPACITY)
+    return drafter
+
+
+ROUNDS = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 30), st.integers(0, 30), token_lists(0, 3)), min_size=1, max_size=6
+)
+
+
+@given(prompt=token_lists(1, 8), rounds=ROUNDS)
+def test_proposals_go_on_greedily_whatever_was_rolled_back(
+    prompt: list[int], rounds: list[tuple[int, int, int, list[int]]]
+) -> None:
+    """Each round drafts, forgets a part, keeps some drafted tokens, and gets others in their place."""
+    drafter = make_drafter()
+    text = list(prompt)
+    for limit, forget, keep, other in rounds:
+        proposal = drafter.propose(torch.tensor(text), limit, never_stop)
+        expected = transformers_text(tiny_model(5, layers=2), text, limit, ()) if limit else []
+        assert proposal.tokens.tolist() == expected
+        assert (proposal.logits is None) == (limit == 0)
+        # All that the drafter may still rely on is the text it was shown; at times less is left to it.
+        text = [*text, *expected[:keep]]
+        drafter.rollback(max(len(text) - forget, 0))
+        drafter.rollback(len(text))
+        text = [*text, *other]
+
+
+@given(text=token_lists(1, 10), limit=st.integers(1, 5))
+def test_logits_are_the_models(text: list[int], limit: int) -> None:
+    proposal = make_drafter().propose(torch.tensor(text), limit, never_stop)
+    whole = transformers_logits(tiny_model(5, layers=2), [*text, *proposal.tokens.tolist()])
+    assert proposal.logits is not None
+    torch.testing.assert_close(proposal.logits, whole[len(text) - 1 : -1], atol=1e-5, rtol=1e-5)
+
+
+@given(text=token_lists(1, 10))
+def test_score_is_the_first_proposal_at_every_place(text: list[int]) -> None:
+    drafter = make_drafter()
+    ids = torch.tensor(text)
+    tokens, logits = drafter.score(ids, torch.zeros(len(text), 16), torch.zeros(len(text), dtype=torch.long))
+    torch.testing.assert_close(logits, transformers_logits(tiny_model(5, layers=2), text), atol=1e-5, rtol=1e-5)
+    for place in range(len(text)):
+        assert tokens[place] == drafter.propose(ids[: place + 1], 1, never_stop).tokens[0]
+
+
+def test_drafting_stops_behind_the_token_the_rule_names() -> None:
+    asked: list[int] = []
+
+    def stop(logits: Tensor, place: int) -> bool:
+        assert logits.shape == (VOCAB,)
+        asked.append(place)
+        return place == 2
+
+    drafter = make_drafter()
+    assert len(drafter.propose(torch.tensor([4, 7]), 6, stop)) == 3
+    assert asked == [0, 1, 2]
+    assert drafter.steps == 3
+
+
+def test_steps_begin_anew_with_a_text() -> None:
+    drafter = make_drafter()
+    drafter.propose(torch.tensor([4, 7]), 4, never_stop)
+    assert drafter.steps == 4
+    drafter.start(CAPACITY)
+    assert drafter.steps == 0
+
+
+@pytest.mark.parametrize("vocab", [VOCAB - 1, VOCAB + 1])
+def test_another_vocabulary_is_refused(vocab: int) -> None:
+    with pytest.raises(ModelError, match=rf"draft model has {VOCAB} tokens, the verifier {vocab}"):
+        CausalDrafter(RoutedModel(tiny_model(5, layers=2)), vocab)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tests.strategies import token_lists
+from viasd_calib.draft.base import never_stop
+from viasd_calib.draft.lookup import PromptLookup, find_continuation
+
+TEXTS = token_lists(1, 30, vocab=4)
+NGRAMS = st.tuples(st.integers(1, 5), st.integers(1, 5)).map(sorted)
+
+
+def plain_lookup(text: list[int], limit: int, max_ngram: int, min_ngram: int) -> list[int]:
+    """The rule in plain Python: the longest tail first, its latest earlier place."""
+    for size in range(max_ngram, min_ngram - 1, -1):
+        for place in range(len(text) - size - 1, -1, -1):
+            if text[place : place + size] == text[-size:]:
+                return text[place + size : place + size + limit]
+    return []
+
+
+@given(text=TEXTS, limit=st.integers(0, 6), ngrams=NGRAMS)
+def test_finds_what_the_plain_rule_finds(text: list[int], limit: int, ngrams: list[int]) -> None:
+    least, most = ngrams
+    found = find_continuation(torch.tensor(text), limit, most, least).tolist()
+    assert found == plain_lookup(text, limit, most, least)
+
+
+@given(text=TEXTS, limit=st.integers(1, 6), ngrams=NGRAMS)
+def test_what_is_found_follows_an_earlier_match(text: list[int], limit: int, ngrams: list[int]) -> None:
+    least, most = ngrams
+    found = find_continuation(torch.tensor(text), limit, most, least).tolist()
+    assume(found)
+    joined = [*text[len(text) - least :], *found]
+    assert any(text[place : place + len(joined)] == joined for place in range(len(text) - least))
+
+
+@given(text=TEXTS, ngrams=NGRAMS)
+def test_score_is_the_first_proposal_at_every_place(text: list[int], ngrams: list[int]) -> None:
+    drafter = PromptLookup(max_ngram=ngrams[1], min_ngram=ngrams[0])
+    drafter.start(64)
+    ids = torch.tensor(text)
+    tokens, logits = drafter.score(ids, torch.zeros(len(text), 4), torch.zeros(len(text), dtype=torch.long))
+    first = [drafter.propose(ids[: place + 1], 1, never_stop).tokens.tolist() for place in range(len(text))]
+    assert [[] if token == -1 else [token] for token in tokens.tolist()] == first
+    assert logits is None
+
+
+@pytest.mark.parametrize("text", [[3], [1, 2, 3]])
+def test_nothing_repeated_is_no_proposal(text: list[int]) -> None:
+    drafter = PromptLookup()
+    drafter.start(64)
+    proposal = drafter.propose(torch.tensor(text), 5, never_stop)
+    assert len(proposal) == 0
+    assert proposal.logits is None
+    assert drafter.vocabulary is None

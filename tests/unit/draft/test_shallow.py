@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.strategies import token_lists
+from tests.tiny import LAYERS, VOCAB, small_disk, tiny_model, tiny_shallow
+from viasd_calib.draft.base import never_stop
+from viasd_calib.draft.shallow import (
+    ShallowDrafter,
+    ShallowModel,
+    ShallowShape,
+    load_shallow,
+    save_shallow,
+    unrolled_mask,
+    unrolled_states,
+)
+from viasd_calib.errors import ModelError, StorageError
+from viasd_calib.slim.forward import RoutedModel
+
+CAPACITY = 64
+HIDDEN = 16
+
+
+def verifier(seed: int = 0) -> RoutedModel:
+    return RoutedModel(tiny_model(seed))
+
+
+def make_drafter() -> ShallowDrafter:
+    drafter = ShallowDrafter(tiny_shallow(verifier()))
+    drafter.start(CAPACITY)
+    return drafter
+
+
+def random_states(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, HIDDEN, generator=torch.Generator().manual_seed(seed))
+
+
+@given(prompt=token_lists(1, 8), depths=st.integers(1, 6), seed=st.integers(0, 9))
+@torch.inference_mode()
+def test_score_at_a_depth_is_what_is_proposed_so_far_behind_an_observation(
+    prompt: list[int], depths: int, seed: int
+) -> None:
+    drafter = make_drafter()
+    seen = len(prompt) - 1  # the verifier has not passed over the last token
+    hidden = random_states(seen + depths, seed)
+    if seen:
+        drafter.observe(0, hidden[:seen])
+    proposal = drafter.propose(torch.tensor(prompt), depths, never_stop)
+    text = torch.cat([torch.tensor(prompt), proposal.tokens[:-1]])
+    depth = torch.cat([torch.zeros(seen, dtype=torch.long), torch.arange(depths)])
+    tokens, logits = drafter.score(text, hidden, depth)
+    assert proposal.logits is not None
+    torch.testing.assert_close(logits[seen:], proposal.logits, atol=1e-5, rtol=1e-5)
+    assert tokens[seen:].tolist() == proposal.tokens.tolist()
+
+
+ROUNDS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6), token_lists(1, 2)), min_size=1, max_size=6)
+
+
+@given(prompt=token_lists(1, 8), rounds=ROUNDS)
+@torch.inference_mode()
+def test_rounds_leave_no_trace(prompt: list[int], rounds: list[tuple[int, int, list[int]]]) -> None:
+    """After any rounds of drafting and observing, a proposal is that of a drafter that saw the text at once."""
+    drafter = make_drafter()
+    states = random_states(CAPACITY)
+    text, observed = list(prompt), 0
+    for limit, keep, other in rounds:
+        drafted = drafter.propose(torch.tensor(text), limit, never_stop).tokens.tolist()
+        text = [*text, *drafted[:keep], *other]
+        drafter.observe(observed, states[observed : len(text) - 1])
+        observed = len(text) - 1
+        drafter.rollback(observed)
+    proposal = drafter.propose(torch.tensor(text), 5, never_stop)
+    fresh = make_drafter()
+    fresh.observe(0, states[:observed])
+    expected = fresh.propose(torch.tensor(text), 5, never_stop)
+    assert proposal.logits is not None
+    torch.testing.assert_close(proposal.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    assert proposal.tokens.tolist() == expected.tokens.tolist()
+
+
+@given(prompt=token_lists(2, 8), cut=st.integers(1, 8), other=token_lists(1, 3))
+@torch.inference_mode()
+def test_a_text_that_is_cut_and_goes_on_otherwise(prompt: list[int], cut: int, other: list[int]) -> None:
+    """As after an audit that fails: states of the part that fell away are not read again."""
+    drafter, fresh = make_drafter(), make_drafter()
+    states, kept = random_states(CAPACITY), min(cut, len(prompt) - 1)
+    drafter.observe(0, random_states(len(prompt) - 1, seed=1))
+    drafter.propose(torch.tensor(prompt), 3, never_stop)
+    drafter.rollback(kept)
+    text = prompt[:kept] + other
+    for each in (drafter, fresh):
+        each.observe(0, states[: len(text) - 1])
+    proposal = drafter.propose(torch.tensor(text), 4, never_stop)
+    expected = fresh.propose(torch.tensor(text), 4, never_stop)
+    torch.testing.assert_close(proposal.logits, expected.logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_it_listens_to_the_verifier() -> None:
+    one, other = make_drafter(), make_drafter()
+    one.observe(0, random_states(3, seed=1))
+    other.observe(0, random_states(3, seed=2))
+    text = torch.tensor([4, 7, 9, 1])
+    logits = [each.propose(text, 1, never_stop).logits for each in (one, other)]
+    assert logits[0] is not None
+    assert not torch.allclose(logits[0], logits[1], atol=1e-2)
+
+
+@torch.inference_mode()
+def test_proposals_are_ids_of_its_vocabulary() -> None:
+    drafter = make_drafter()
+    allowed = set(drafter.model.vocabulary.tolist())
+    proposal = drafter.propose(torch.tensor([4, 7]), 20, never_stop)
+    assert set(proposal.tokens.tolist()) <= allowed
+    assert len(set(proposal.tokens.tolist())) > 1
+    assert proposal.logits is not None
+    assert proposal.logits.shape == (20, len(allowed))
+    assert drafter.steps == 20
+
+
+def test_nothing_is_asked_nothing_is_proposed() -> None:
+    proposal = make_drafter().propose(torch.tensor([4, 7]), 0, never_stop)
+    assert len(proposal) == 0
+    assert proposal.logits is None
+
+
+@torch.inference_mode()
+def test_at_first_it_is_the_verifiers_layers() -> None:
+    """The untrained drafter on all of q's layers is q: fuse passes the embedding, head and norm are q's."""
+    routed = verifier()
+    model = ShallowModel(routed, ShallowShape(LAYERS, VOCAB), range(LAYERS))
+    model.use_vocabulary(torch.arange(VOCAB))
+    text = torch.tensor([[4, 7, 9, 1, 1, 20]])
+    states = unrolled_states(model.eval(), text, torch.zeros(1, 6, HIDDEN), 1)[0]
+    torch.testing.assert_close(model.head(states), tiny_model()(input_ids=text).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_embeddings_are_not_its_own_and_weights_are() -> None:
+    routed = verifier()
+    model = ShallowModel(routed, ShallowShape(2, 12), [0, 3])
+    theirs = {parameter.data_ptr() for parameter in routed.model.parameters()}
+    assert theirs.isdisjoint(parameter.data_ptr() for parameter in model.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any("embed" in name for name in model.state_dict())
+    assert not any(parameter.requires_grad for parameter in routed.model.parameters())
+
+
+def test_as_many_indices_as_layers() -> None:
+    with pytest.raises(ModelError, match="2 layers need as many indices to begin from, not 3"):
+        ShallowModel(verifier(), ShallowShape(2, 12), [0, 1, 2])
+
+
+@torch.inference_mode()
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    model = tiny_shallow(verifier())
+    for tensor in model.parameters():
+        tensor.copy_(tensor.to(torch.bfloat16))  # as it is stored
+    save_shallow(model, tmp_path / "draft.safetensors")
+    loaded = load_shallow(verifier(), model.shape, tmp_path / "draft.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert not loaded.training
+    one, other = ShallowDrafter(model), ShallowDrafter(loaded)
+    for each in (one, other):
+        each.start(CAPACITY)
+    text = torch.tensor([4, 7, 9])
+    expected = one.propose(text, 6, never_stop).tokens.tolist()
+    assert other.propose(text, 6, never_stop).tokens.tolist() == expected
+
+
+def test_stored_in_two_bytes_a_weight(tmp_path: Path) -> None:
+    model = tiny_shallow(verifier())
+    save_shallow(model, tmp_path / "draft.safetensors")
+    tensors = load_file(tmp_path / "draft.safetensors")
+    assert {tensor.dtype for name, tensor in tensors.items() if name != "vocabulary"} == {torch.bfloat16}
+    assert sum(tensor.numel() for tensor in tensors.values()) == sum(t.numel() for t in model.state_dict().values())
+
+
+@pytest.mark.parametrize("shape", [ShallowShape(3, 12), ShallowShape(1, 12), ShallowShape(2, 13)])
+def test_tensors_of_another_shape_are_refused(tmp_path: Path, shape: ShallowShape) -> None:
+    path = tmp_path / "draft.safetensors"
+    save_shallow(tiny_shallow(verifier()), path)
+    with pytest.raises(ModelError, match=r"draft\.safetensors is not a shallow drafter for this verifier"):
+        load_shallow(verifier(), shape, path)
+
+
+def test_damaged_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "draft.safetensors"
+    save_shallow(tiny_shallow(verifier()), path)
+    path.write_bytes(path.read_bytes()[:-3])
+    foreign = tmp_path / "foreign.safetensors"
+    tiny_model(7).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(foreign)
+    for wrong in (path, tmp_path / "nowhere.safetensors", foreign):
+        with pytest.raises(ModelError, match=rf"{wrong.name} is not a shallow drafter"):
+            load_shallow(verifier(), ShallowShape(2, 12), wrong)
+
+
+def test_a_full_disk_leaves_the_old_drafter(tmp_path: Path) -> None:
+    path = tmp_path / "draft.safetensors"
+    save_shallow(tiny_shallow(verifier()), path)
+    old = path.read_bytes()
+    with pytest.raises(StorageError, match=r"draft\.safetensors"), small_disk(500):
+        save_shallow(tiny_shallow(verifier(), seed=1), path)
+    assert path.read_bytes() == old
+
+
+@given(length=st.integers(1, 6), passes=st.integers(1, 4))
+def test_what_a_drafted_place_reads(length: int, passes: int) -> None:
+    """Slot k of pass n: the pass in which k would have been drafted, if the query lies ``passes - 1`` behind q."""
+    mask = unrolled_mask(length, passes, torch.device("cpu"))[0, 0]
+    assert mask.shape == (length, passes * length)
+    for query in range(length):
+        verified = query - (passes - 1)  # the last place that reads the verifier's features
+        read = {(1, place) for place in range(max(verified + 1, 0))}
+        read |= {(number, verified + number - 1) for number in range(2, passes + 1) if verified + number - 1 >= 0}
+        found = {(slot // length + 1, slot % length) for slot in torch.nonzero(mask[query])[:, 0].tolist()}
+        assert found == read

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tests.tiny import LAYERS, small_disk, tiny_model
+from viasd_calib.errors import SpecError, StorageError
+from viasd_calib.slim.adapter import adapted_layers, adapter_ref, adapter_tensors, load_slim_layers, save_adapter
+from viasd_calib.slim.cache import CacheWindow
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import Route
+
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+ROUTE = Route(attention_skip=[1], mlp_skip=[2])
+TEXT = torch.tensor([[5, 1, 17, 3, 3, 9, 20]])
+
+
+def make_adapter(seed: int | None = 0) -> nn.ModuleList:
+    """An adapter on the tiny verifier, trained as far as ``seed`` says; None leaves it as it begins."""
+    layers = adapted_layers(tiny_model().get_decoder().layers, 2, 4.0, TARGETS)
+    generator = torch.Generator().manual_seed(seed or 0)
+    if seed is not None:
+        with torch.no_grad():
+            for tensor in adapter_tensors(layers).values():
+                tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator).to(torch.bfloat16))
+    return layers.eval()
+
+
+@torch.inference_mode()
+def states(routed: RoutedModel, *, slim: bool) -> Tensor:
+    width = TEXT.shape[1]
+    window = CacheWindow(routed.new_cache(width), 0, width, width)
+    return routed.slim(TEXT, window) if slim else routed.full(TEXT, window)
+
+
+def saved(folder: Path, route: Route = ROUTE, seed: int = 0) -> Route:
+    """Save a trained adapter in ``folder``; the route that names it."""
+    path = folder / "adapter.safetensors"
+    save_adapter(make_adapter(seed), route, path)
+    return route.model_copy(update={"adapter": adapter_ref(path, folder, 2, 4.0, TARGETS)})
+
+
+def test_the_verifiers_parameters_are_shared() -> None:
+    layers = tiny_model().get_decoder().layers
+    ours = {name.replace(".base_layer", ""): p for name, p in make_adapter().named_parameters() if "lora_" not in name}
+    theirs = dict(layers.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in theirs)
+
+
+def test_the_verifiers_own_layers_are_not_touched() -> None:
+    model = tiny_model()
+    names = [name for name, _ in model.named_modules()]
+    before = states(RoutedModel(model), slim=False)
+    adapter = make_adapter()
+    assert [name for name, _ in model.named_modules()] == names
+    assert torch.equal(states(RoutedModel(model), slim=False), before)
+    assert torch.equal(states(RoutedModel(model, Route(), adapter), slim=False), before)
+
+
+def test_only_the_adapter_learns() -> None:
+    learning = {name for name, parameter in make_adapter(None).named_parameters() if parameter.requires_grad}
+    assert learning == set(adapter_tensors(make_adapter(None)))
+    assert len(learning) == 2 * LAYERS * len(TARGETS)
+
+
+def test_a_new_adapter_changes_nothing() -> None:
+    model = tiny_model()
+    plain = states(RoutedModel(model, ROUTE), slim=True)
+    assert torch.equal(states(RoutedModel(model, ROUTE, make_adapter(None)), slim=True), plain)
+
+
+def test_a_trained_adapter_changes_the_slim_path_alone() -> None:
+    model = tiny_model()
+    adapted, plain = RoutedModel(model, ROUTE, make_adapter()), RoutedModel(model, ROUTE)
+    assert not torch.allclose(states(adapted, slim=True), states(plain, slim=True), atol=1e-2)
+    assert torch.equal(states(adapted, slim=False), states(plain, slim=False))
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    layers = load_slim_layers(tiny_model(), saved(tmp_path), tmp_path)
+    assert layers is not None
+    assert not any(parameter.requires_grad for parameter in layers.parameters())
+    assert not layers.training
+    expected = states(RoutedModel(tiny_model(), ROUTE, make_adapter()), slim=True)
+    assert torch.equal(states(RoutedModel(tiny_model(), ROUTE, layers), slim=True), expected)
+
+
+def test_skipped_sublayers_are_not_stored(tmp_path: Path) -> None:
+    saved(tmp_path)
+    names = load_file(tmp_path / "adapter.safetensors").keys()
+    assert not [name for name in names if name.startswith(("1.self_attn", "2.mlp"))]
+    assert len(names) == 2 * (LAYERS * len(TARGETS) - 3)
+
+
+def test_a_route_without_an_adapter_runs_the_verifiers_layers() -> None:
+    assert load_slim_layers(tiny_model(), ROUTE, Path("nowhere")) is None
+
+
+def test_targets_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"\['c_attn'\] name no module"):
+        adapted_layers(tiny_model().get_decoder().layers, 2, 4.0, ["c_attn"])
+
+
+def rewrite(path: Path, changes: dict[str, Tensor | None]) -> None:
+    tensors: dict[str, Tensor] = load_file(path)
+    for name, tensor in changes.items():
+        if tensor is None:
+            del tensors[name]
+        else:
+            tensors[name] = tensor
+    save_file(tensors, path)
+
+
+NAME = "0.self_attn.q_proj.lora_A.default.weight"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"9.self_attn.q_proj.lora_A.default.weight": torch.ones(2, 16)}, {NAME: torch.ones(2, 17)}, {NAME: None}],
+    ids=["unknown name", "other shape", "one missing"],
+)
+def test_foreign_tensors_are_refused(tmp_path: Path, changes: dict[str, Tensor | None]) -> None:
+    route = saved(tmp_path)
+    rewrite(tmp_path / "adapter.safetensors", changes)
+    with pytest.raises(SpecError, match=rf"{next(iter(changes))}.*export the spec again"):
+        load_slim_layers(tiny_model(), route, tmp_path)
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    route = saved(tmp_path)
+    path = tmp_path / "adapter.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(SpecError, match="cannot be read as adapter tensors"):
+        load_slim_layers(tiny_model(), route, tmp_path)
+    path.unlink()
+    with pytest.raises(SpecError, match="cannot be read as adapter tensors"):
+        load_slim_layers(tiny_model(), route, tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_adapter(tmp_path: Path) -> None:
+    saved(tmp_path)
+    path = tmp_path / "adapter.safetensors"
+    old = path.read_bytes()
+    with pytest.raises(StorageError, match=r"adapter\.safetensors"), small_disk(500):
+        save_adapter(make_adapter(1), ROUTE, path)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from tests.strategies import routes, token_lists
+from tests.tiny import LAYERS, VOCAB, tiny_config, tiny_model, transformers_logits
+from viasd_calib.errors import ModelError
+from viasd_calib.slim.cache import CacheWindow, SharedCache
+from viasd_calib.slim.families import FAMILIES, family_of
+from viasd_calib.slim.forward import RoutedModel, share_parameters, sublayers_of
+from viasd_calib.spec import Route
+
+TEXT = [5, 1, 17, 3, 3, 9, 20, 11, 8, 2, 14, 6]
+
+
+def row(ids: list[int]) -> Tensor:
+    return torch.tensor([ids])
+
+
+def over(cache: SharedCache, start: int, width: int) -> CacheWindow:
+    return CacheWindow(cache, start, width, start + width)
+
+
+def without_sublayers(model: PreTrainedModel, route: Route) -> PreTrainedModel:
+    """A copy of a model in which the skipped sublayers add nothing to the residual stream."""
+    smaller = copy.deepcopy(model)
+    layers = smaller.get_decoder().layers
+    for index in route.attention_skip:
+        layers[index].self_attn.o_proj.weight.zero_()
+    for index in route.mlp_skip:
+        layers[index].mlp.down_proj.weight.zero_()
+    return smaller
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@torch.inference_mode()
+def test_full_pass_is_transformers_own(family: str) -> None:
+    model = tiny_model(0, family)
+    routed = RoutedModel(model)
+    expected = transformers_logits(model, TEXT)
+    cache = routed.new_cache(len(TEXT))
+    whole = routed.logits(routed.full(row(TEXT), over(cache, 0, len(TEXT)))[0])
+    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-5)
+    cache = routed.new_cache(len(TEXT))
+    pieces = [
+        routed.logits(routed.full(row(TEXT[start : start + width]), over(cache, start, width))[0])
+        for start, width in ((0, 5), (5, 1), (6, 4), (10, 2))
+    ]
+    torch.testing.assert_close(torch.cat(pieces), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "falcon_h1"])
+def test_an_unknown_family_is_refused(family: str) -> None:
+    with pytest.raises(ModelError, match=rf"'{family}' are not supported; supported are: llama, mistral"):
+        family_of(SimpleNamespace(model_type=family))
+
+
+def test_a_sliding_window_is_refused() -> None:
+    with pytest.raises(ModelError, match="sliding-window"):
+        family_of(tiny_config("mistral", sliding_window=8))
+    with pytest.raises(ModelError, match="sliding-window"):
+        family_of(tiny_config("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1))
+
+
+@given(text=token_lists(1, 12))
+@torch.inference_mode()
+def test_an_empty_route_is_the_full_verifier(text: list[int]) -> None:
+    routed = RoutedModel(tiny_model(), Route())
+    window = over(routed.new_cache(len(text)), 0, len(text))
+    slim = routed.slim(row(text), window)
+    assert torch.equal(slim, routed.full(row(text), over(routed.new_cache(len(text)), 0, len(text))))
+
+
+@given(route=routes(), text=token_lists(2, 12), data=st.data())
+@torch.inference_mode()
+def test_slim_reads_the_full_verifiers_past(route: Route, text: list[int], data: st.DataObject) -> None:
+    """Against transformers: the model with silenced sublayers, on a cache that the whole model filled."""
+    model = tiny_model()
+    routed = RoutedModel(model, route)
+    seen = data.draw(st.integers(0, len(text) - 1))
+    cache, past = routed.new_cache(len(text)), DynamicCache(config=model.config)
+    if seen:
+        routed.full(row(text[:seen]), over(cache, 0, seen))
+        model(input_ids=row(text[:seen]), past_key_values=past)
+    slim = routed.logits(routed.slim(row(text[seen:]), over(cache, seen, len(text) - seen))[0])
+    silenced = without_sublayers(model, route)
+    expected = silenced(input_ids=row(text[seen:]), past_key_values=past).logits[0]
+    torch.testing.assert_close(slim, expected, atol=1e-5, rtol=1e-5)
+
+
+@given(route=routes(), text=token_lists(3, 12), data=st.data())
+@torch.inference_mode()
+def test_a_slim_pass_leaves_no_trace(route: Route, text: list[int], data: st.DataObject) -> None:
+    """It writes behind what q has seen only, and q over the same slots says what it says without it."""
+    routed = RoutedModel(tiny_model(), route)
+    exact = data.draw(st.integers(1, len(text) - 2))
+    rest = row(text[exact:])
+    plain, mixed = routed.new_cache(len(text)), routed.new_cache(len(text))
+    for cache in (plain, mixed):
+        routed.full(row(text[:exact]), over(cache, 0, exact))
+        cache.mark_exact(exact)
+    before = mixed.keys.clone(), mixed.values.clone()
+    routed.slim(torch.flip(rest, [1]), over(mixed, exact, rest.shape[1]))
+    assert torch.equal(mixed.keys[..., :exact, :], before[0][..., :exact, :])
+    assert torch.equal(mixed.values[..., :exact, :], before[1][..., :exact, :])
+    for layer in route.attention_skip:
+        assert torch.equal(mixed.keys[layer], before[0][layer])
+    with_trace = routed.full(rest, over(mixed, exact, rest.shape[1]))
+    without = routed.full(rest, over(plain, exact, rest.shape[1]))
+    assert torch.equal(with_trace, without)
+    assert torch.equal(mixed.keys, plain.keys)
+    assert torch.equal(mixed.values, plain.values)
+
+
+@given(route=routes(), texts=st.lists(token_lists(3, 10), min_size=1, max_size=4), slim=st.booleans())
+@torch.inference_mode()
+def test_rows_with_starts_of_their_own_are_single_texts(route: Route, texts: list[list[int]], slim: bool) -> None:
+    """Two last tokens of each text at once, behind pasts of different lengths."""
+    routed = RoutedModel(tiny_model(), route)
+    longest = max(map(len, texts))
+    starts = [len(text) - 2 for text in texts]
+    cache = routed.new_cache(longest, batch=len(texts))
+    padded = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
+    routed.full(padded, over(cache, 0, longest))
+    step = routed.slim if slim else routed.full
+    window = CacheWindow(cache, torch.tensor(starts), 2, longest)
+    states = step(torch.tensor([text[-2:] for text in texts]), window)
+    for place, (text, start) in enumerate(zip(texts, starts, strict=True)):
+        own = routed.new_cache(len(text))
+        routed.full(row(text[:start]), over(own, 0, start))
+        expected = step(row(text[start:]), over(own, start, 2))
+        torch.testing.assert_close(states[place], expected[0], atol=1e-5, rtol=1e-5)
+
+
+@given(route=routes())
+def test_a_route_keeps_what_it_does_not_skip_in_order(route: Route) -> None:
+    kept = [(s.index, s.kind) for s in sublayers_of(tiny_model().get_decoder().layers, route)]
+    every = [(index, kind) for index in range(LAYERS) for kind in ("attention", "mlp")]
+    skipped = {(i, "attention") for i in route.attention_skip} | {(i, "mlp") for i in route.mlp_skip}
+    assert kept == [sublayer for sublayer in every if sublayer not in skipped]
+
+
+def test_two_routes_share_one_verifier() -> None:
+    """A route belongs to the instance, never to the model."""
+    model = tiny_model()
+    one, other = RoutedModel(model, Route(attention_skip=[0])), RoutedModel(model, Route(mlp_skip=[0, 1]))
+    assert len(one.slim_sublayers) == 2 * LAYERS - 1
+    assert len(other.slim_sublayers) == 2 * LAYERS - 2
+    assert len(one.full_sublayers) == len(other.full_sublayers) == 2 * LAYERS
+
+
+def test_shared_copies_hold_the_very_same_parameters() -> None:
+    layer = tiny_model().get_decoder().layers[0]
+    twin = share_parameters(layer)
+    assert twin is not layer
+    assert twin.self_attn is not layer.self_attn
+    pairs = list(zip(layer.parameters(), twin.parameters(), strict=True))
+    assert pairs
+    assert all(one is other for one, other in pairs)
+
+
+def test_head_rows_are_those_of_the_output() -> None:
+    routed = RoutedModel(tiny_model())
+    ids = torch.tensor([3, VOCAB - 1])
+    hidden = torch.randn(2, 16)
+    torch.testing.assert_close(hidden @ routed.head_rows(ids).T, routed.logits(hidden)[:, ids])

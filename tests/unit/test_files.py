@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import small_disk
+from viasd_calib.errors import StorageError
+from viasd_calib.files import atomic_path, describe_os_error, write_bytes, write_text
+
+
+def test_writes_the_whole_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder" / "note.txt"
+    write_text(target, "grüße\n")
+    assert target.read_bytes() == "grüße\n".encode()
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_the_file_can_be_read_by_others(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "shared", b"x")
+    assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()])
+def test_an_exception_inside_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
+    target = tmp_path / "note.txt"
+    write_text(target, "old")
+    with pytest.raises(type(error)), atomic_path(target) as temporary:
+        temporary.write_text("half of the n")
+        raise error
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_device_that_is_really_full(tmp_path: Path) -> None:
+    target = tmp_path / "note.txt"
+    write_text(target, "old")
+    with pytest.raises(StorageError, match=r"note\.txt: no space left.*free some space"), atomic_path(target) as place:
+        place.unlink()
+        place.symlink_to("/dev/full")
+        place.write_bytes(b"x" * 100_000)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_that_the_kernel_lets_not_grow(tmp_path: Path) -> None:
+    target = tmp_path / "tensors.bin"
+    write_bytes(target, b"old")
+    with pytest.raises(StorageError, match=r"tensors\.bin"), small_disk(1000):
+        write_bytes(target, b"x" * 100_000)
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace", "mkstemp"])
+def test_no_space_at_any_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = tmp_path / "note.txt"
+    write_text(target, "old")
+    owner = {"fsync": "os.fsync", "replace": "pathlib.Path.replace", "mkstemp": "tempfile.mkstemp"}[step]
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, full)
+        with pytest.raises(StorageError, match=r"note\.txt: no space left"):
+            write_text(target, "new")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_place_that_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match=r"file/note\.txt.*choose a folder"):
+        write_text(tmp_path / "file" / "note.txt", "new")
+
+
+def test_a_target_that_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(StorageError, match="taken"):
+        write_text(tmp_path / "taken", "new")
+    assert list(tmp_path.iterdir()) == [tmp_path / "taken"]
+
+
+def test_quota_counts_as_a_full_disk() -> None:
+    assert "no space left" in describe_os_error(Path("a"), OSError(errno.EDQUOT, "quota"))
+    assert "no space left" not in describe_os_error(Path("a"), OSError(errno.EACCES, "denied"))

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from viasd_calib.errors import PromptError
+from viasd_calib.prompts import (
+    EMBEDDED,
+    Prompt,
+    Split,
+    SplitShares,
+    read_prompts,
+    select_split,
+    split_of,
+    split_sha256,
+)
+
+GOOD = {"id": "a", "task": "qa", "turns": ["Why?"], "reference": None}
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+def write_lines(path: Path, *lines: object) -> Path:
+    texts = [line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines]
+    path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return path
+
+
+def test_reads_prompts_in_order_and_skips_blank_lines(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", GOOD, "", {**GOOD, "id": "b", "turns": ["1", "2"], "reference": ["x", "y"]})
+    first, second = read_prompts(path)
+    assert (first.id, second.id) == ("a", "b")
+    assert second.turns == ["1", "2"]
+    assert second.reference == ["x", "y"]
+    assert [p.id for p in read_prompts(str(path), limit=1)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{", "JSON"),
+        ("[1, 2]", "line 3"),
+        ("null", "line 3"),
+        ('{"id": "b", "task": "qa"}', "turns"),
+        ('{"id": "b", "task": "qa", "turns": []}', "turns"),
+        ('{"id": "b", "task": "qa", "turns": "Why?"}', "turns"),
+        ('{"id": "b", "task": "qa", "turns": [3]}', r"turns\.0"),
+        ('{"id": "", "task": "qa", "turns": ["Why?"]}', "id"),
+        ('{"id": "b", "task": "", "turns": ["Why?"]}', "task"),
+        ('{"id": "b", "task": "qa", "turns": ["Why?"], "reference": 3}', "reference"),
+    ],
+)
+def test_names_the_line_that_is_malformed(tmp_path: Path, line: str, complaint: str) -> None:
+    path = write_lines(tmp_path / "mine.jsonl", GOOD, "", line)
+    with pytest.raises(PromptError, match=r"mine\.jsonl, line 3") as caught:
+        read_prompts(path)
+    with pytest.raises(PromptError, match=complaint):
+        read_prompts(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_only_a_newline_ends_a_line(tmp_path: Path, mark: str) -> None:
+    """JSON allows these characters within a string; Python's splitlines would cut there."""
+    if mark < " ":
+        mark_in_json = json.dumps(mark)[1:-1]
+        text = json.dumps(GOOD).replace("Why?", f"one{mark_in_json}two")
+    else:
+        text = json.dumps(GOOD).replace("Why?", f"one{mark}two")
+    path = write_lines(tmp_path / "p.jsonl", text, "{")
+    with pytest.raises(PromptError, match="line 2"):
+        read_prompts(path)
+    assert read_prompts(write_lines(tmp_path / "q.jsonl", text))[0].turns == [f"one{mark}two"]
+
+
+def test_windows_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b"\r\n".join(json.dumps({**GOOD, "id": name}).encode() for name in "ab") + b"\r\n")
+    assert [p.id for p in read_prompts(path)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n  \n"])
+def test_refuses_a_file_without_prompts(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "none.jsonl"
+    path.write_text(text)
+    with pytest.raises(PromptError, match=r"none\.jsonl: no prompts"):
+        read_prompts(path)
+
+
+def test_refuses_a_doubled_id(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", GOOD, {**GOOD, "id": "b"}, {**GOOD, "turns": ["Other?"]})
+    with pytest.raises(PromptError, match="prompts 1 and 3 share the id 'a'"):
+        read_prompts(path)
+
+
+def test_refuses_what_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes(json.dumps(GOOD).replace("Why", "Größe").encode("latin-1"))
+    with pytest.raises(PromptError, match=r"latin\.jsonl: not UTF-8"):
+        read_prompts(path)
+    path.write_bytes(json.dumps({**GOOD, "turns": ["Größe"]}, ensure_ascii=False).encode("latin-1"))
+    with pytest.raises(PromptError, match=r"latin\.jsonl: not UTF-8"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize("name", ["nowhere.jsonl", "."])
+def test_names_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(PromptError, match="cannot read prompts from .*check the path"):
+        read_prompts(tmp_path / name)
+
+
+def shares() -> st.SearchStrategy[SplitShares]:
+    cuts = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted)
+    return cuts.map(lambda c: SplitShares(fit=c[0], calibrate=c[1] - c[0], test=1 - c[1]))
+
+
+@given(texts=st.lists(st.text(min_size=1), min_size=1, unique=True), shares=shares())
+def test_every_prompt_is_in_exactly_one_split(texts: list[str], shares: SplitShares) -> None:
+    prompts = [Prompt(id=str(number), task="qa", turns=[text]) for number, text in enumerate(texts)]
+    chosen = [prompt.id for split in SPLITS for prompt in select_split(prompts, split, shares)]
+    assert Counter(chosen) == Counter(prompt.id for prompt in prompts)
+
+
+@given(turns=st.lists(st.text(), min_size=1), id_=st.text(min_size=1), task=st.text(min_size=1), shares=shares())
+def test_the_split_follows_from_the_turns_alone(turns: list[str], id_: str, task: str, shares: SplitShares) -> None:
+    one = Prompt(id="a", task="qa", turns=turns, reference="r")
+    other = Prompt(id=id_, task=task, turns=list(turns))
+    assert one.sha256 == other.sha256
+    assert split_of(one.sha256, shares) == split_of(other.sha256, shares)
+
+
+@given(one=st.lists(st.text(), min_size=1), other=st.lists(st.text(), min_size=1))
+def test_other_turns_have_another_hash(one: list[str], other: list[str]) -> None:
+    same = Prompt(id="a", task="qa", turns=one).sha256 == Prompt(id="a", task="qa", turns=other).sha256
+    assert same == (one == other)
+
+
+def test_the_split_is_the_same_in_every_release() -> None:
+    """Certificates and shipped checkpoints rest on it."""
+    prompts = [Prompt(id=str(number), task="qa", turns=[f"question {number}"]) for number in range(8)]
+    splits = [split_of(prompt.sha256, SplitShares()) for prompt in prompts]
+    assert splits == ["fit", "fit", "fit", "calibrate", "test", "fit", "fit", "calibrate"]
+
+
+def test_shares_are_held_roughly() -> None:
+    prompts = [Prompt(id=str(number), task="qa", turns=[str(number)]) for number in range(2000)]
+    shares = SplitShares(fit=0.2, calibrate=0.5, test=0.3)
+    found = {split: len(select_split(prompts, split, shares)) / 2000 for split in SPLITS}
+    assert found == pytest.approx({"fit": 0.2, "calibrate": 0.5, "test": 0.3}, abs=0.05)
+
+
+@pytest.mark.parametrize("entries", [{"fit": 0.5}, {"fit": -0.1, "calibrate": 0.6, "test": 0.5}, {"train": 0.2}])
+def test_refuses_shares_that_are_none(entries: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        SplitShares(**entries)
+
+
+def test_the_hash_of_a_split_ignores_the_order_and_sees_every_prompt() -> None:
+    prompts = [Prompt(id=str(number), task="qa", turns=[str(number)]) for number in range(5)]
+    assert split_sha256(prompts) == split_sha256(prompts[::-1])
+    assert split_sha256(prompts) != split_sha256(prompts[:-1])
+
+
+def test_embedded_prompts() -> None:
+    prompts = read_prompts(EMBEDDED)
+    assert len(prompts) >= 200
+    tasks = Counter(prompt.task for prompt in prompts)
+    assert len(tasks) == 5
+    assert min(tasks.values()) >= 20
+    assert len({prompt.sha256 for prompt in prompts}) == len(prompts)
+    assert all(turn.strip() for prompt in prompts for turn in prompt.turns)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_split_of_the_embedded_prompts_has_every_task(split: Split) -> None:
+    chosen = select_split(read_prompts(EMBEDDED), split, SplitShares())
+    assert len({prompt.task for prompt in chosen}) == 5

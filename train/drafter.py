@@ -1,0 +1,12 @@
+"""Train a shallow drafter with Lightning.
+
+python train/drafter.py fit --config configs/drafter/smollm2-135m.yaml
+"""
+
+from lightning.pytorch.cli import LightningCLI
+
+from viasd_calib.traces.data import TraceDataModule
+from viasd_calib.training.drafter import DrafterModule
+
+if __name__ == "__main__":
+    LightningCLI(DrafterModule, TraceDataModule, seed_everything_default=0)

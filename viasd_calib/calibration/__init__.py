@@ -1,0 +1,1 @@
+"""Gates fitted on traces, and the certificate computed on-policy."""

@@ -1,0 +1,142 @@
+"""What fit and calibrate leave behind for the next step: small JSON files beside safetensors."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from viasd_calib.calibration.candidates import TierScores
+from viasd_calib.calibration.certify import Tested
+from viasd_calib.calibration.gate_fitting import Reliability
+from viasd_calib.errors import CalibrationError
+from viasd_calib.files import atomic_path, write_text
+from viasd_calib.spec import Certificate, Gates, LogisticGate, Route, VerifierRef
+
+FIT_FILE = "fit.json"
+SCORES_FILE = "scores.safetensors"
+ADAPTER_FILE = "adapter.safetensors"
+CALIBRATE_FILE = "calibrate.json"
+
+Artifact = TypeVar("Artifact", bound=BaseModel)
+
+
+class ReliabilityRecord(BaseModel):
+    """A :class:`Reliability`, as JSON."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    expected_calibration_error: float
+    auroc: float
+    confidence: list[float]
+    accuracy: list[float]
+    count: list[int]
+
+    def reliability(self) -> Reliability:
+        """The same as the calibration code uses it."""
+        return Reliability(**self.model_dump())
+
+
+class FitArtifact(BaseModel):
+    """What ``viasd fit`` found.
+
+    Attributes:
+        agreement: of q' with q on held-back texts, argmax against argmax, q's cache.
+        fit_sha256: hash of the set of prompts learned from.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    verifier: VerifierRef
+    draft: str
+    route: Route
+    draft_gate: LogisticGate
+    slim_gate: LogisticGate
+    reliability: dict[str, ReliabilityRecord]
+    agreement: float
+    fit_sha256: str
+
+
+class TestedRecord(BaseModel):
+    """One candidate as certification saw it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bound: float
+    replayed_loss: float
+    replayed_trust: float
+    observed_loss: float
+    n_prompts: int
+    p_value: float
+    full_passes_per_token: float
+
+
+class CalibrateArtifact(BaseModel):
+    """What ``viasd calibrate`` came to; ``gates`` are the certified ones, or the most careful candidate's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    fit: str
+    gates: Gates
+    draft_length: int
+    max_pending: int
+    certificate: Certificate
+    tested: list[TestedRecord]
+
+
+def tested_record(tested: Tested) -> TestedRecord:
+    """A tested candidate as JSON."""
+    return TestedRecord(
+        bound=tested.candidate.bound,
+        replayed_loss=tested.candidate.replayed_loss,
+        replayed_trust=tested.candidate.replayed_trust,
+        observed_loss=tested.observed,
+        n_prompts=len(tested.losses),
+        p_value=tested.p_value,
+        full_passes_per_token=tested.full_passes_per_token,
+    )
+
+
+def reliability_record(reliability: Reliability) -> ReliabilityRecord:
+    """A reliability as JSON."""
+    return ReliabilityRecord(**asdict(reliability))
+
+
+def save_scores(scores: TierScores, folder: Path) -> None:
+    """Write the held-back scores of a fit, atomically."""
+    tensors = {field.name: getattr(scores, field.name).contiguous() for field in fields(TierScores)}
+    with atomic_path(folder / SCORES_FILE) as temporary:
+        save_file(tensors, temporary)
+
+
+def load_scores(folder: Path) -> TierScores:
+    """Read the held-back scores of a fit.
+
+    Raises:
+        CalibrationError: missing or damaged.
+    """
+    try:
+        return TierScores(**load_file(folder / SCORES_FILE))
+    except (OSError, SafetensorError, TypeError) as error:
+        raise CalibrationError(f"{folder / SCORES_FILE} is missing or damaged; run viasd fit again") from error
+
+
+def save_artifact(artifact: BaseModel, path: Path) -> None:
+    """Write a fit or calibrate result as JSON, atomically."""
+    write_text(path, artifact.model_dump_json(indent=2) + "\n")
+
+
+def load_artifact(kind: type[Artifact], path: Path, command: str) -> Artifact:
+    """Read a fit or calibrate result.
+
+    Raises:
+        CalibrationError: missing or damaged; the command that writes it is named.
+    """
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CalibrationError(f"{path} is missing or damaged; run {command} first") from error

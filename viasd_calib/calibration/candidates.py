@@ -1,0 +1,129 @@
+"""Candidate bounds for the gates, proposed from traces; on-policy certification decides among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from viasd_calib.calibration.scoring import ScoredText, join
+from viasd_calib.decoding.gates import Gate
+from viasd_calib.errors import CalibrationError
+from viasd_calib.spec import Gates, LogisticGate
+
+
+@dataclass(frozen=True)
+class TierScores:
+    """Gate scores of held-back places, and whether the candidates were q's choice; each [places].
+
+    Attributes:
+        draft: draft-gate score of the drafted token.
+        accept: slim-gate score of the drafted token.
+        own: slim-gate score of q's slim choice.
+    """
+
+    draft: Tensor
+    draft_agrees: Tensor
+    accept: Tensor
+    accept_agrees: Tensor
+    own: Tensor
+    own_agrees: Tensor
+
+    def __post_init__(self) -> None:
+        if len({getattr(self, field.name).shape for field in fields(self)}) != 1:
+            raise CalibrationError("scores of the tiers must be of the same places; fit the gates again")
+
+
+def tier_scores(draft: LogisticGate, slim: LogisticGate, texts: Sequence[ScoredText]) -> TierScores:
+    """Score every place of held-back texts with fitted gates."""
+    drafts, accepts, owns = (
+        join([getattr(text, name) for text in texts]) for name in ("draft", "accept", "own")
+    )
+    return TierScores(
+        Gate(draft)(drafts.features), drafts.agrees,
+        Gate(slim)(accepts.features), accepts.agrees,
+        Gate(slim)(owns.features), owns.agrees,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Gates with bounds, and what a replay of traces expects of them.
+
+    Attributes:
+        gates: ready for a spec.
+        bound: the score at which any tier trusts a token; one bound for all, since a token's risk is its
+            score whichever tier asks.
+        replayed_loss: *simulated* share of tokens that would be emitted and are not q's choice.
+        replayed_trust: *simulated* share of tokens that would not need q.
+    """
+
+    gates: Gates
+    bound: float
+    replayed_loss: float
+    replayed_trust: float
+
+
+def propose(
+    draft: LogisticGate,
+    slim: LogisticGate,
+    scores: TierScores,
+    max_loss: float,
+    fractions: Sequence[float] = (0.05, 0.15, 0.3, 0.5),
+    stop_below: float = 0.3,
+) -> list[Candidate]:
+    """Candidates whose replayed loss is a fraction of ``max_loss``, most careful first.
+
+    The replay is *simulated*: it takes each traced place by itself, as if all before it were q's own.
+
+    Args:
+        scores: of texts the gates were not fitted on.
+        fractions: rising; of ``max_loss``.
+        stop_below: score of a drafted token behind which drafting stops.
+    """
+    candidates: list[Candidate] = []
+    for fraction in fractions:
+        bound = lowest_bound(scores, fraction * max_loss)
+        if candidates and bound >= candidates[-1].bound:
+            continue
+        loss, trust = replay(scores, bound)
+        gates = Gates(
+            draft=draft,
+            slim=slim,
+            draft_stop_below=stop_below,
+            draft_accept_at=bound,
+            accept_at=bound,
+            regenerate_at=bound,
+        )
+        candidates.append(Candidate(gates, bound, loss, trust))
+    return candidates
+
+
+def replay(scores: TierScores, bound: float) -> tuple[float, float]:
+    """*Simulated* loss and trust of one bound: the draft gate, then q' on the draft, then q' alone.
+
+    Example:
+        >>> yes, no = torch.tensor([True]), torch.tensor([False])
+        >>> sure, unsure = torch.tensor([0.9]), torch.tensor([0.1])
+        >>> replay(TierScores(unsure, no, sure, no, sure, yes), bound=0.5)
+        (1.0, 1.0)
+    """
+    by_draft = scores.draft >= bound
+    by_accept = ~by_draft & (scores.accept >= bound)
+    by_own = ~by_draft & ~by_accept & (scores.own >= bound)
+    wrong = ((by_draft | by_accept) & ~scores.draft_agrees) | (by_own & ~scores.own_agrees)
+    trusted = by_draft | by_accept | by_own
+    return float(wrong.float().mean()), float(trusted.float().mean())
+
+
+def lowest_bound(scores: TierScores, max_loss: float) -> float:
+    """The lowest of a grid of bounds whose replayed loss, and that of all above it, is within ``max_loss``."""
+    grid = 1 - torch.logspace(-4, -0.3, 75, dtype=torch.float64)  # 0.9999 down to 0.5
+    best = 1.0
+    for bound in grid.tolist():
+        if replay(scores, bound)[0] > max_loss:
+            break
+        best = bound
+    return best

@@ -1,0 +1,154 @@
+"""The certificate: candidates decoded on calibration prompts, their losses tested, the fastest sure one kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from viasd_calib.calibration.candidates import Candidate
+from viasd_calib.calibration.losses import diverging
+from viasd_calib.calibration.risk import PROCEDURE, best_p_value, certified, p_value, prompts_needed
+from viasd_calib.decoding.conversation import converse
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.models import Verifier
+from viasd_calib.prompts import Prompt, Split
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import Certificate
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A candidate's losses on the calibration prompts, in their order.
+
+    Attributes:
+        losses: per prompt; fewer than the prompts where the candidate could no longer pass.
+        p_value: of "the expected loss exceeds the bound"; 1 where testing stopped early.
+        full_passes_per_token: what the candidate spent.
+    """
+
+    candidate: Candidate
+    losses: list[float]
+    p_value: float
+    full_passes_per_token: float
+
+    @property
+    def observed(self) -> float:
+        """Mean loss over the prompts that were decoded."""
+        return sum(self.losses) / max(len(self.losses), 1)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What certification came to; ``chosen`` is None where nothing could be certified."""
+
+    chosen: Candidate | None
+    certificate: Certificate
+    tested: list[Tested]
+
+
+def certify(
+    candidates: Sequence[Candidate],
+    decoder_for: Callable[[Candidate], Decoder],
+    verifier: Verifier,
+    routed: RoutedModel,
+    prompts: Sequence[Prompt],
+    *,
+    max_loss: float,
+    confidence: float,
+    max_new_tokens: int,
+    split_sha256: dict[Split, str],
+) -> Verdict:
+    """Test candidates from the most careful to the fastest and certify as far as they hold.
+
+    Fixed-sequence testing stops at the first candidate that fails, and a candidate whose p-value can no
+    longer come down to the level is given up early; both keep the error rate.
+
+    Args:
+        candidates: most careful first.
+        decoder_for: a decoder with a candidate's gates and audit ``off``.
+        prompts: of the calibrate split; one loss each.
+    """
+    tested: list[Tested] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("prompts"),
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    enough = len(prompts) >= prompts_needed(max_loss, confidence)
+    with Progress(*columns) as progress:
+        for candidate in candidates if enough else ():
+            task = progress.add_task(f"certify bound {candidate.bound:.4f}", total=len(prompts))
+            result = _test(candidate, decoder_for(candidate), verifier, routed, prompts,
+                           max_loss=max_loss, confidence=confidence, max_new_tokens=max_new_tokens,
+                           advance=lambda task=task: progress.update(task, advance=1))  # fmt: skip
+            tested.append(result)
+            if result.p_value > 1 - confidence:
+                break
+    return _verdict(tested, len(prompts), max_loss, confidence, max_new_tokens, split_sha256)
+
+
+def _test(
+    candidate: Candidate,
+    decoder: Decoder,
+    verifier: Verifier,
+    routed: RoutedModel,
+    prompts: Sequence[Prompt],
+    *,
+    max_loss: float,
+    confidence: float,
+    max_new_tokens: int,
+    advance: Callable[[], None],
+) -> Tested:
+    losses: list[float] = []
+    tokens = passes = 0
+    for prompt in prompts:
+        strayed = emitted = 0
+        for turn in converse(decoder, verifier, prompt, max_new_tokens):
+            strayed += int(diverging(routed, turn.prompt_ids, turn.generation.tokens).sum())
+            emitted += len(turn.generation.tokens)
+            passes += turn.generation.counts.full_passes
+        losses.append(strayed / emitted)
+        tokens += emitted
+        advance()
+        if best_p_value(losses, len(prompts), max_loss) > 1 - confidence:
+            return Tested(candidate, losses, 1.0, passes / tokens)
+    return Tested(candidate, losses, p_value(losses, max_loss), passes / tokens)
+
+
+def _verdict(
+    tested: list[Tested],
+    n_prompts: int,
+    max_loss: float,
+    confidence: float,
+    max_new_tokens: int,
+    split_sha256: dict[Split, str],
+) -> Verdict:
+    count = certified([result.p_value for result in tested], confidence)
+    held = tested[count - 1] if count else None
+    note = "" if held else _why_nothing(tested, n_prompts, max_loss, confidence)
+    certificate = Certificate(
+        bound=max_loss if held else None,
+        confidence=confidence,
+        procedure=PROCEDURE,
+        candidates_tested=len(tested),
+        n_prompts=n_prompts,
+        max_new_tokens=max_new_tokens,
+        split_sha256=split_sha256,
+        observed=held.observed if held else None,
+        p_value=held.p_value if held else None,
+        note=note,
+    )
+    return Verdict(held.candidate if held else None, certificate, tested)
+
+
+def _why_nothing(tested: list[Tested], n_prompts: int, max_loss: float, confidence: float) -> str:
+    needed = prompts_needed(max_loss, confidence)
+    if not tested:
+        return (
+            f"nothing certified: {n_prompts} calibration prompts cannot show a loss of {max_loss} with confidence "
+            f"{confidence}, even without a loss; at least {needed} are needed"
+        )
+    first = tested[0]
+    return (
+        f"nothing certified: the most careful candidate lost {first.observed:.4f} on the first {len(first.losses)} "
+        f"of {n_prompts} calibration prompts; give more prompts or a larger loss"
+    )

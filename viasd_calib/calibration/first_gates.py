@@ -1,0 +1,50 @@
+"""The first gates: from a route and traces to fitted gates and held-back scores, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.progress import track
+
+from viasd_calib.calibration.candidates import TierScores, tier_scores
+from viasd_calib.calibration.gate_fitting import FittedGate, fit_draft_gate, fit_slim_gate
+from viasd_calib.calibration.scoring import ScoredText, score_texts
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.traces.data import TraceText
+
+
+@dataclass(frozen=True)
+class FirstGates:
+    """Gates fitted on traces.
+
+    Attributes:
+        agreement: of q' with q on held-back texts, at generated places, q's cache.
+        scores: of the held-back texts, from which candidates are proposed.
+    """
+
+    draft: FittedGate
+    slim: FittedGate
+    scores: TierScores
+    agreement: float
+
+
+def fit_first_gates(
+    model: RoutedModel, texts: Sequence[TraceText], held_back: Sequence[TraceText], max_run: int
+) -> FirstGates:
+    """Fit draft and slim gate on ``texts`` and judge them on ``held_back``.
+
+    Raises:
+        TraceError: the traces were captured without a drafter.
+        CalibrationError: q agreed always or never.
+    """
+    fitted_on = _score(model, texts, max_run, "scoring fit texts")
+    judged_on = _score(model, held_back, max_run, "scoring held-back texts")
+    draft = fit_draft_gate(fitted_on, judged_on)
+    slim = fit_slim_gate(fitted_on, judged_on)
+    scores = tier_scores(draft.gate, slim.gate, judged_on)
+    return FirstGates(draft, slim, scores, float(scores.own_agrees.float().mean()))
+
+
+def _score(model: RoutedModel, texts: Sequence[TraceText], max_run: int, description: str) -> list[ScoredText]:
+    return list(track(score_texts(model, texts, max_run), description=description, total=len(texts)))

@@ -1,0 +1,107 @@
+"""What the gates would have seen at every place of traced texts: features, and whether q agreed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from viasd_calib.decoding.features import DraftSaid, draft_features, slim_features
+from viasd_calib.decoding.summary import Summary, summarize
+from viasd_calib.errors import TraceError
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.traces.data import TraceText
+from viasd_calib.training.student import run_starts, student_states
+from viasd_calib.training.teacher import read_text
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Candidate tokens with their features and q's verdict.
+
+    Attributes:
+        features: each [n], float32.
+        agrees: whether the candidate is q's choice, [n], bool.
+    """
+
+    features: dict[str, Tensor]
+    agrees: Tensor
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """One traced text as the gates see it; n is the number of its generated tokens.
+
+    Attributes:
+        draft: the drafted tokens with draft features, [n].
+        accept: the drafted tokens with slim features, [n].
+        own: q's slim choices with slim features, where something was drafted, [n].
+        own_alone: q's slim choices where nothing was drafted, [n].
+    """
+
+    draft: Judged
+    accept: Judged
+    own: Judged
+    own_alone: Judged
+
+
+def draft_said(text: TraceText) -> DraftSaid:
+    """What the draft model said along a text.
+
+    Raises:
+        TraceError: the traces were captured without a drafter.
+    """
+    if len(text.p_token) == 0:
+        raise TraceError("the traces hold no proposals; capture them with the drafter the decoder will use")
+    said = None
+    if text.p_said is not None:
+        ids, log_probs = text.p_said
+        unused = torch.zeros_like(text.p_entropy)  # features look at no log-sum-exp of p
+        said = Summary(ids, log_probs, unused, text.p_entropy, text.p_margin)
+    return DraftSaid(text.p_token, said, text.p_depth)
+
+
+@torch.inference_mode()
+def score_texts(model: RoutedModel, texts: Sequence[TraceText], max_run: int, seed: int = 0) -> Iterator[ScoredText]:
+    """Run q' over traced texts as it will run, and judge what the gates would be asked.
+
+    Args:
+        model: the verifier with its route.
+        max_run: longest run of pending places.
+        seed: of the runs.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for text in texts:
+        ids = text.ids[None, :-1].to(model.device)  # [1, length - 1]
+        _, cache = read_text(model, ids)
+        starts = run_starts(ids.shape[1], max_run, generator).to(model.device)
+        states = student_states(model, model.slim_sublayers, ids, cache, starts)
+        begin = text.prompt_length - 1
+        logits = model.logits(states[0, begin:]).cpu()  # [n, vocabulary]
+        pending = (torch.arange(ids.shape[1]) - starts.cpu())[begin:]  # [n]
+        yield _judge(text, logits, pending)
+
+
+def _judge(text: TraceText, logits: Tensor, pending: Tensor) -> ScoredText:
+    choice = text.q_ids[:, 0]  # [n]
+    said = draft_said(text)
+    drafted = said.tokens.clamp(min=0)  # -1 stands for no proposal; it never agrees
+    slim = summarize(logits, 2)
+    own = slim.ids[:, 0]
+    place = said.depth
+    agrees = said.tokens == choice
+    return ScoredText(
+        draft=Judged(draft_features(said), agrees),
+        accept=Judged(slim_features(drafted, logits, slim, said, place, pending), agrees),
+        own=Judged(slim_features(own, logits, slim, said, place, pending), own == choice),
+        own_alone=Judged(slim_features(own, logits, slim, None, torch.zeros_like(place), pending), own == choice),
+    )
+
+
+def join(parts: Sequence[Judged]) -> Judged:
+    """All candidates of several texts or kinds as one."""
+    names = parts[0].features.keys()
+    features = {name: torch.cat([part.features[name] for part in parts]) for name in names}
+    return Judged(features, torch.cat([part.agrees for part in parts]))

@@ -1,0 +1,118 @@
+"""The ``viasd`` command: one subcommand a step, each with ``--config`` and ``--print_config``."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from viasd_calib import __version__
+from viasd_calib.errors import ViasdError
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a subcommand lives, and what it does in one line."""
+
+    module: str
+    function: str
+    summary: str
+    positional: bool = False
+
+
+COMMANDS: dict[str, Command] = {
+    "run": Command("pipeline", "run", "the main job: capture, fit, calibrate, export, bench, report"),
+    "capture": Command("capture", "capture", "log what draft model and verifier say on your prompts"),
+    "fit": Command("fit", "fit", "learn route, adapter and first gates from traces (LightningCLI)"),
+    "calibrate": Command("calibrate", "calibrate", "choose the gates' bounds and certify them on-policy"),
+    "export": Command("export", "export", "write the routing spec"),
+    "validate": Command("export", "validate", "check a routing spec and the tensors beside it", positional=True),
+    "schema": Command("export", "schema", "print the JSON Schema of a routing spec"),
+    "generate": Command("generate", "generate", "answer a prompt with a routing spec"),
+    "bench": Command("evaluate", "bench", "compare decoding methods on a prompt file"),
+    "report": Command("evaluate", "report", "write one HTML page on a spec and its benchmark"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; the exit status is 0 only if it did what was asked.
+
+    A failure prints one readable message; ``--debug`` adds the traceback.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if words[:1] == ["--version"]:
+        print(f"viasd_calib {__version__}")
+        return 0
+    if not words or words[0] in ("-h", "--help"):
+        print_commands()
+        return 0 if words else 2
+    if words[0] not in COMMANDS:
+        return fail(f"there is no command {words[0]!r}; see viasd --help")
+    return guarded(lambda: dispatch(words[0], words[1:]), debug)
+
+
+def guarded(run: Callable[[], None], debug: bool) -> int:
+    """Run a command and turn what goes wrong into one message and an exit status."""
+    try:
+        run()
+    except KeyboardInterrupt:
+        return fail("interrupted; run the same command to go on where it stopped", status=130)
+    except BrokenPipeError:
+        return 141
+    except Exception as error:  # the outermost frame: said below, with its traceback on request
+        if debug:
+            traceback.print_exc()
+        known = isinstance(error, ViasdError)
+        hint = "" if known or debug else " (run again with --debug for the traceback)"
+        return fail(f"{error if known else f'{type(error).__name__}: {error}'}{hint}")
+    return 0
+
+
+def dispatch(name: str, words: Sequence[str]) -> None:
+    """Load a subcommand's module, and nothing else, and run it with its arguments."""
+    quiet_libraries()
+    command = COMMANDS[name]
+    module = importlib.import_module(f"viasd_calib.cli.{command.module}")
+    function = getattr(module, command.function)
+    if name == "fit":
+        function(list(words))
+        return
+    from jsonargparse import auto_cli
+
+    auto_cli(function, args=list(words), as_positional=command.positional, prog=f"viasd {name}")
+
+
+def quiet_libraries() -> None:
+    """Keep loading bars and hints of libraries out of the way of our own messages."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+
+
+def print_commands() -> None:
+    """Say what ``viasd`` can do."""
+    print("usage: viasd COMMAND [options] [--config FILE.yaml] [--print_config] [--debug]\n")
+    for name, command in COMMANDS.items():
+        print(f"  {name:<10} {command.summary}")
+    print("\nviasd COMMAND --help shows the options of a command.")
+
+
+def fail(message: str, status: int = 1) -> int:
+    """Print one error message and return the exit status."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]error:[/] ", end="")
+    print(message, file=sys.stderr)
+    return status

@@ -1,0 +1,131 @@
+"""``viasd calibrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from viasd_calib.calibration.artifacts import (
+    CALIBRATE_FILE,
+    FIT_FILE,
+    CalibrateArtifact,
+    FitArtifact,
+    load_artifact,
+    load_scores,
+    save_artifact,
+    tested_record,
+)
+from viasd_calib.calibration.candidates import Candidate, propose
+from viasd_calib.calibration.certify import Verdict, certify
+from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
+from viasd_calib.draft.build import name_draft
+from viasd_calib.errors import CalibrationError
+from viasd_calib.models import Verifier, load_verifier
+from viasd_calib.prompts import EMBEDDED, SplitShares, read_prompts, select_split, split_sha256
+from viasd_calib.spec import Decoding, DType, RoutingSpec
+
+
+def calibrate(
+    fit: str,
+    out: str,
+    max_loss: float = 0.02,
+    confidence: float = 0.95,
+    prompts: str = EMBEDDED,
+    shares: SplitShares | None = None,
+    limit: int | None = None,
+    max_new_tokens: int = 64,
+    draft_length: int = 6,
+    max_pending: int = 12,
+    verifier: str | None = None,
+    dtype: DType = "float32",
+    device: str = "cpu",
+) -> CalibrateArtifact:
+    """Propose bounds from traces, decode the calibrate split with each, and certify the fastest that holds.
+
+    Args:
+        fit: folder that ``viasd fit`` wrote.
+        out: folder for the result.
+        max_loss: largest share of emitted tokens that the verifier would not have chosen.
+        confidence: that the bound holds on unseen prompts.
+        prompts: prompt file (JSONL), or "embedded" for the package's own.
+        shares: shares of the splits; the same as at capture.
+        limit: take the first prompts of the calibrate split alone.
+        max_new_tokens: longest answer.
+        draft_length: most tokens drafted a round.
+        max_pending: most tokens that may wait for the full verifier.
+        verifier: where to find the verifier, in place of the name in the fit.
+        dtype: number format of the verifier.
+        device: where models run.
+    """
+    if not 0 < max_loss < 1 or not 0 < confidence < 1:
+        raise CalibrationError("max_loss and confidence must lie between 0 and 1")
+    folder = Path(fit)
+    fitted = load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit")
+    loaded = load_verifier(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
+    every = read_prompts(prompts)
+    split = shares or SplitShares()
+    chosen = select_split(every, "calibrate", split)[:limit]
+    candidates = propose(fitted.draft_gate, fitted.slim_gate, load_scores(folder), max_loss)
+    decoding = Decoding(audit="off", draft_length=draft_length, max_pending=max_pending)
+    engine = _engine(fitted, folder, candidates[0], decoding, loaded)
+
+    def decoder_for(candidate: Candidate) -> Decoder:
+        spec = engine.spec.model_copy(update={"gates": candidate.gates})
+        return Decoder(engine.routed, engine.drafter, three_tier(spec, engine.routed), loaded.eos_ids)
+
+    verdict = certify(
+        candidates, decoder_for, loaded, engine.routed, chosen,
+        max_loss=max_loss, confidence=confidence, max_new_tokens=max_new_tokens,
+        split_sha256={
+            "fit": fitted.fit_sha256,
+            "calibrate": split_sha256(chosen),
+            "test": split_sha256(select_split(every, "test", split)),
+        },
+    )  # fmt: skip
+    artifact = _artifact(fit, verdict, candidates[0], decoding)
+    save_artifact(artifact, Path(out) / CALIBRATE_FILE)
+    _say(artifact)
+    return artifact
+
+
+def _engine(fitted: FitArtifact, folder: Path, careful: Candidate, decoding: Decoding, loaded: Verifier) -> Engine:
+    draft, draft_folder = name_draft(fitted.draft)
+    spec = RoutingSpec(
+        verifier=fitted.verifier, draft=draft, route=fitted.route, gates=careful.gates, decoding=decoding
+    )
+    return assemble(spec, folder, loaded, draft_folder=draft_folder)
+
+
+def _artifact(fit: str, verdict: Verdict, careful: Candidate, decoding: Decoding) -> CalibrateArtifact:
+    return CalibrateArtifact(
+        fit=fit,
+        gates=(verdict.chosen or careful).gates,
+        draft_length=decoding.draft_length,
+        max_pending=decoding.max_pending,
+        certificate=verdict.certificate,
+        tested=[tested_record(result) for result in verdict.tested],
+    )
+
+
+def _say(artifact: CalibrateArtifact) -> None:
+    table = Table(title="candidates, most careful first")
+    for heading in ("bound", "loss (replayed, simulated)", "loss (observed)", "prompts", "p-value", "full/token"):
+        table.add_column(heading, justify="right")
+    for row in artifact.tested:
+        table.add_row(
+            f"{row.bound:.4f}", f"{row.replayed_loss:.4f}", f"{row.observed_loss:.4f}",
+            str(row.n_prompts), f"{row.p_value:.3g}", f"{row.full_passes_per_token:.2f}",
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    certificate = artifact.certificate
+    if certificate.bound is None:
+        console.print(f"{certificate.note}. The spec will be exported with audit strict.")
+    else:
+        console.print(
+            f"certified: at most {certificate.bound} of emitted tokens stray from the full verifier, "
+            f"confidence {certificate.confidence}, observed {certificate.observed:.4f} "
+            f"on {certificate.n_prompts} prompts"
+        )

@@ -1,0 +1,64 @@
+"""``viasd capture``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from viasd_calib.draft.build import build_drafter, name_draft
+from viasd_calib.models import SMOLLM2, load_verifier
+from viasd_calib.prompts import EMBEDDED, Split, SplitShares, read_prompts, select_split
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import DType
+from viasd_calib.traces import capture as capturing
+from viasd_calib.traces.capture import CaptureReport, CaptureSettings
+
+
+def capture(
+    out: str,
+    verifier: str = SMOLLM2,
+    draft: str = "prompt_lookup",
+    prompts: str = EMBEDDED,
+    split: Split | None = "fit",
+    shares: SplitShares | None = None,
+    limit: int | None = None,
+    max_new_tokens: int = 128,
+    batch_size: int = 32,
+    top_k: int = 16,
+    temperature: float = 0.0,
+    seed: int = 0,
+    dtype: DType = "float32",
+    device: str = "cpu",
+) -> CaptureReport:
+    """Log what draft model and verifier say on prompts; a run that was stopped goes on where it was.
+
+    Args:
+        out: folder for the trace shards.
+        verifier: hub id, folder, .gguf file or "smollm2-135m".
+        draft: "prompt_lookup", a folder with a shallow drafter, a model with the verifier's vocabulary, or "none".
+        prompts: prompt file (JSONL), or "embedded" for the package's own.
+        split: take this split's prompts alone, by hash; null takes all.
+        shares: shares of the splits.
+        limit: take the first prompts alone.
+        max_new_tokens: longest answer.
+        batch_size: texts generated together; also the texts of a shard.
+        top_k: tokens of each distribution that are logged.
+        temperature: 0 for greedy texts.
+        seed: of sampling.
+        dtype: number format of the verifier.
+        device: where models run.
+    """
+    chosen = read_prompts(prompts)
+    if split is not None:
+        chosen = select_split(chosen, split, shares or SplitShares())
+    chosen = chosen[:limit]
+    loaded = load_verifier(verifier, dtype=dtype, device=device)
+    drafter = None if draft == "none" else build_drafter(*name_draft(draft), RoutedModel(loaded.model))
+    settings = CaptureSettings(
+        max_new_tokens=max_new_tokens, batch_size=batch_size, top_k=top_k, temperature=temperature, seed=seed
+    )
+    report = capturing.capture(loaded, drafter, draft, chosen, Path(out), settings)
+    Console().print({name: value for name, value in asdict(report).items()})
+    return report

@@ -1,0 +1,168 @@
+"""``viasd bench`` and ``viasd report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+from rich.console import Console
+
+from viasd_calib.calibration.artifacts import CALIBRATE_FILE, FIT_FILE, CalibrateArtifact, FitArtifact, load_artifact
+from viasd_calib.calibration.gate_fitting import Reliability
+from viasd_calib.decoding.conversation import converse
+from viasd_calib.decoding.decoder import Engine, MethodName, load_engine
+from viasd_calib.decoding.session import Generation
+from viasd_calib.errors import BenchError
+from viasd_calib.evaluation.bench import BenchResult, BenchSettings, bench_table, load_bench, run_bench
+from viasd_calib.evaluation.report import ReportInputs, SampleText, TestedCandidate, write_report
+from viasd_calib.files import write_text
+from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, read_prompts, select_split
+from viasd_calib.spec import Audit, DType
+
+
+def bench(
+    spec: str,
+    json: str,
+    prompts: str = EMBEDDED,
+    split: Split | None = None,
+    shares: SplitShares | None = None,
+    methods: str = "autoregressive,speculative,three_tier",
+    limit: int | None = None,
+    max_new_tokens: int = 128,
+    dtype: DType | None = None,
+    audit: Audit | None = None,
+    seed: int = 0,
+    verifier: str | None = None,
+    device: str = "cpu",
+) -> BenchResult:
+    """Compare decoding methods on a prompt file: same weights, same drafter, interleaved prompt by prompt.
+
+    Args:
+        spec: path of the routing spec.
+        json: where the result is written.
+        prompts: prompt file (JSONL), or "embedded" for the package's own.
+        split: take this split's prompts alone, by hash; null takes all.
+        shares: shares of the splits.
+        methods: comma-separated.
+        limit: take this many prompts, spread evenly over the tasks.
+        max_new_tokens: longest answer.
+        dtype: number format, in place of the spec's.
+        audit: of three_tier, in place of the spec's.
+        seed: of the order of methods and of the bootstrap.
+        verifier: where to find the verifier, in place of the name in the spec.
+        device: where models run.
+    """
+    chosen = choose_prompts(prompts, split, shares, limit)
+    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device)
+    settings = BenchSettings(
+        methods=parse_methods(methods),
+        max_new_tokens=max_new_tokens,
+        dtype=dtype or engine.spec.verifier.dtype,
+        audit=audit or engine.spec.decoding.audit,
+        seed=seed,
+    )
+    result = run_bench(engine, chosen, settings)
+    write_text(Path(json), result.model_dump_json(indent=2) + "\n")
+    console = Console()
+    console.print(bench_table(result))
+    for task in result.by_task if len(result.by_task) > 1 else ():
+        console.print(bench_table(result, task))
+    return result
+
+
+def parse_methods(words: str) -> list[MethodName]:
+    """Methods from a comma-separated list.
+
+    Raises:
+        BenchError: a method that does not exist; the ones that do are named.
+    """
+    known: dict[str, MethodName] = {name: name for name in get_args(MethodName)}
+    names = [word.strip() for word in words.split(",") if word.strip()]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise BenchError(f"there is no method {unknown[0] if unknown else ''!r}; choose from {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def choose_prompts(source: str, split: Split | None, shares: SplitShares | None, limit: int | None) -> list[Prompt]:
+    """Prompts of a file, by split, cut to ``limit`` with the tasks taking turns."""
+    prompts = read_prompts(source)
+    if split is not None:
+        prompts = select_split(prompts, split, shares or SplitShares())
+    if limit is None or limit >= len(prompts):
+        return prompts
+    by_task: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_task.setdefault(prompt.task, []).append(prompt)
+    longest = max(len(group) for group in by_task.values())
+    turns = [group[place] for place in range(longest) for group in by_task.values() if place < len(group)]
+    return turns[:limit]
+
+
+def report(
+    spec: str,
+    bench: str,
+    out: str,
+    calibrate: str | None = None,
+    prompts: str = EMBEDDED,
+    split: Split | None = "test",
+    shares: SplitShares | None = None,
+    limit: int = 8,
+    max_new_tokens: int = 96,
+    verifier: str | None = None,
+    dtype: DType | None = None,
+    device: str = "cpu",
+) -> None:
+    """Write one self-contained HTML page: tables, route, gates, tiers, speed against loss, one coloured text.
+
+    Args:
+        spec: path of the routing spec.
+        bench: JSON that ``viasd bench`` wrote.
+        out: path of the page.
+        calibrate: folder that ``viasd calibrate`` wrote, for the gates' reliability and the candidates tested.
+        prompts: prompts to decode for tier shares and the coloured text.
+        split: take this split's prompts alone, by hash; null takes all.
+        shares: shares of the splits.
+        limit: prompts to decode.
+        max_new_tokens: longest answer.
+        verifier: where to find the verifier, in place of the name in the spec.
+        dtype: in place of the spec's.
+        device: where models run.
+    """
+    measured = load_bench(bench)
+    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device)
+    chosen = choose_prompts(prompts, split, shares, limit)
+    texts = [generation for prompt in chosen for generation in _decode(engine, prompt, max_new_tokens)]
+    reliability, candidates = _calibration(calibrate)
+    inputs = ReportInputs(
+        spec=engine.spec,
+        bench=measured,
+        reliability=reliability,
+        tiers=[generation.tiers for generation in texts],
+        sample=_sample(engine, chosen[0], texts[0]),
+        candidates=candidates,
+    )
+    write_report(inputs, Path(out))
+    Console().print(f"wrote {out}")
+
+
+def _decode(engine: Engine, prompt: Prompt, max_new_tokens: int) -> list[Generation]:
+    return [turn.generation for turn in converse(engine.decoder(), engine.verifier, prompt, max_new_tokens)]
+
+
+def _calibration(folder: str | None) -> tuple[dict[str, Reliability], list[TestedCandidate]]:
+    if folder is None:
+        return {}, []
+    calibrated = load_artifact(CalibrateArtifact, Path(folder) / CALIBRATE_FILE, "viasd calibrate")
+    fitted = load_artifact(FitArtifact, Path(calibrated.fit) / FIT_FILE, "viasd fit")
+    reliability = {name: record.reliability() for name, record in fitted.reliability.items()}
+    candidates = [
+        TestedCandidate(row.bound, row.observed_loss, row.full_passes_per_token, row.p_value, row.n_prompts)
+        for row in calibrated.tested
+    ]
+    return reliability, candidates
+
+
+def _sample(engine: Engine, prompt: Prompt, generation: Generation) -> SampleText:
+    pieces = [str(engine.verifier.tokenizer.decode([token])) for token in generation.tokens]
+    return SampleText(prompt.turns[0], pieces, generation.tiers, generation.drafted)

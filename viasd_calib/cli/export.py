@@ -1,0 +1,156 @@
+"""``viasd export``, ``viasd validate`` and ``viasd schema``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from viasd_calib.calibration.artifacts import (
+    ADAPTER_FILE,
+    CALIBRATE_FILE,
+    FIT_FILE,
+    CalibrateArtifact,
+    FitArtifact,
+    load_artifact,
+)
+from viasd_calib.draft.build import name_draft
+from viasd_calib.evaluation.bench import BenchResult, load_bench
+from viasd_calib.files import atomic_path
+from viasd_calib.models import DTYPE_NAMES, load_verifier
+from viasd_calib.slim.adapter import load_slim_layers
+from viasd_calib.slim.cost import relative_cost
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import (
+    Audit,
+    Decoding,
+    DraftSpec,
+    DType,
+    Evidence,
+    RelativeCost,
+    Route,
+    RoutingSpec,
+    ShallowDraft,
+    check_verifier,
+    json_schema,
+    load_spec,
+    save_spec,
+    tensor_file,
+)
+
+
+def export(
+    calibrate: str,
+    out: str,
+    audit: Audit | None = None,
+    evidence: str | None = None,
+    verifier: str | None = None,
+    dtype: DType = "float32",
+    device: str = "cpu",
+) -> RoutingSpec:
+    """Write the routing spec, with its tensors beside it.
+
+    Args:
+        calibrate: folder that ``viasd calibrate`` wrote.
+        out: path of the spec (JSON).
+        audit: in place of what the certificate allows; "strict" is always safe.
+        evidence: JSON of ``viasd bench`` to record as evidence.
+        verifier: where to find the verifier, in place of the name in the fit.
+        dtype: number format the relative cost is measured in, and the decoder's default.
+        device: where the relative cost is measured.
+    """
+    calibrated = load_artifact(CalibrateArtifact, Path(calibrate) / CALIBRATE_FILE, "viasd calibrate")
+    fit_folder = Path(calibrated.fit)
+    fitted = load_artifact(FitArtifact, fit_folder / FIT_FILE, "viasd fit")
+    path = Path(out)
+    loaded = load_verifier(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
+    certified = calibrated.certificate.bound is not None
+    spec = RoutingSpec(
+        verifier=fitted.verifier.model_copy(update={"dtype": dtype}),
+        draft=_copy_draft(fitted.draft, path.parent),
+        route=_copy_route(fitted.route, fit_folder, path.parent),
+        gates=calibrated.gates,
+        decoding=Decoding(
+            audit=audit or ("off" if certified else "strict"),
+            draft_length=calibrated.draft_length,
+            max_pending=calibrated.max_pending,
+        ),
+        certificate=calibrated.certificate,
+        evidence=None if evidence is None else evidence_of(load_bench(evidence)),
+    )
+    check_verifier(spec, loaded.ref)
+    routed = RoutedModel(loaded.model, spec.route, load_slim_layers(loaded.model, spec.route, path.parent))
+    cost = RelativeCost(
+        measured={width: round(share, 4) for width, share in relative_cost(routed).items()},
+        device=device,
+        dtype=DTYPE_NAMES[loaded.model.dtype],
+    )
+    spec = spec.model_copy(update={"route": spec.route.model_copy(update={"relative_cost": cost})})
+    save_spec(spec, path)
+    Console().print(f"wrote {path}: audit {spec.decoding.audit}, relative cost by width {cost.measured}")
+    return spec
+
+
+def _copy_draft(name: str, folder: Path) -> DraftSpec:
+    spec, source = name_draft(name)
+    if not isinstance(spec, ShallowDraft):
+        return spec
+    target = folder / "draft" / Path(spec.tensors.path).name
+    _copy(source / spec.tensors.path, target)
+    return spec.model_copy(update={"tensors": tensor_file(target, folder)})
+
+
+def _copy_route(route: Route, source: Path, folder: Path) -> Route:
+    if route.adapter is None:
+        return route
+    target = folder / "adapter" / ADAPTER_FILE
+    _copy(source / route.adapter.tensors.path, target)
+    return route.model_copy(update={"adapter": route.adapter.model_copy(update={"tensors": tensor_file(target, folder)})})
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.exists() and target.samefile(source):
+        return
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def evidence_of(bench: BenchResult) -> Evidence:
+    """What a benchmark says of ``three_tier``, as a spec records it."""
+    row = bench.methods["three_tier"]
+    speedups = {"autoregressive": row.speedup_vs_autoregressive, "speculative": row.speedup_vs_speculative}
+    return Evidence.model_validate(
+        {
+            "acceptance_length": row.acceptance_length,
+            "rejection_rate": row.rejection_rate or 0.0,
+            "full_passes_per_token": row.full_passes_per_token,
+            "tier_shares": row.tier_shares,
+            "speedup_vs": {name: interval.median for name, interval in speedups.items() if interval is not None},
+            "hardware": bench.hardware,
+        }
+    )
+
+
+def validate(spec: str, verifier: str | None = None) -> None:
+    """Check a routing spec: its schema, its version, its tensors, and the verifier if one is named.
+
+    Args:
+        spec: path of the spec.
+        verifier: load this verifier too, and check that the spec was made for it.
+    """
+    checked = load_spec(spec)
+    if verifier is not None:
+        check_verifier(checked, load_verifier(verifier).ref)
+    certificate = checked.certificate
+    bound = "no certificate" if certificate is None or certificate.bound is None else f"loss <= {certificate.bound}"
+    Console().print(
+        f"{spec}: valid; {checked.verifier.name_or_path}, draft {checked.draft.kind}, "
+        f"audit {checked.decoding.audit}, {bound}"
+    )
+
+
+def schema() -> None:
+    """Print the JSON Schema of a routing spec."""
+    print(json.dumps(json_schema(), indent=2))

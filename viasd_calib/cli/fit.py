@@ -1,0 +1,100 @@
+"""``viasd fit``: LightningCLI for the router, then the first gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from rich.console import Console
+
+from viasd_calib.calibration.artifacts import (
+    ADAPTER_FILE,
+    FIT_FILE,
+    FitArtifact,
+    reliability_record,
+    save_artifact,
+    save_scores,
+)
+from viasd_calib.calibration.first_gates import FirstGates, fit_first_gates
+from viasd_calib.slim.adapter import adapter_ref, save_adapter
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import Route
+from viasd_calib.traces.capture import read_manifest
+from viasd_calib.traces.data import TraceDataModule
+from viasd_calib.training.router import RouterModule
+
+
+class RouterCLI(LightningCLI):
+    """LightningCLI with the folder that route, adapter and gates are written to."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``--out``, and give the data module the router's verifier."""
+        parser.add_argument("--out", type=str, default="runs/fit", help="folder for route, adapter and gates")
+
+    def after_fit(self) -> None:
+        """Write what was learned, and fit the first gates on it."""
+        write_fit(self.model, self.datamodule, Path(self.config["fit"]["out"]))
+
+
+def fit(words: Sequence[str]) -> None:
+    """Run ``viasd fit`` with LightningCLI's options."""
+    RouterCLI(
+        RouterModule,
+        TraceDataModule,
+        args=["fit", *words],
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={"max_epochs": 1, "enable_model_summary": False, "num_sanity_val_steps": 0},
+    )
+
+
+def write_fit(router: RouterModule, data: TraceDataModule, out: Path) -> FitArtifact:
+    """Write route and adapter, fit the first gates on them, and write those."""
+    route = router.route
+    if router.slim_layers is not None:
+        save_adapter(router.slim_layers, route, out / ADAPTER_FILE)
+        rank = router.adapter_rank
+        reference = adapter_ref(out / ADAPTER_FILE, out, rank, 2.0 * rank, router.adapter_targets)
+        route = route.model_copy(update={"adapter": reference})
+    routed = RoutedModel(router.model.model, route, router.slim_layers)
+    if router.slim_layers is not None:
+        router.slim_layers.eval()
+    gates = fit_first_gates(routed, data.training_texts(), data.validation_texts(), router.max_run)
+    artifact = _artifact(route, data, gates)
+    save_scores(gates.scores, out)
+    save_artifact(artifact, out / FIT_FILE)
+    _say(artifact, route)
+    return artifact
+
+
+def _artifact(route: Route, data: TraceDataModule, gates: FirstGates) -> FitArtifact:
+    return FitArtifact(
+        verifier=data.verifier_ref(),
+        draft=read_manifest(data.folders[0]).draft,
+        route=route,
+        draft_gate=gates.draft.gate,
+        slim_gate=gates.slim.gate,
+        reliability={
+            "draft": reliability_record(gates.draft.reliability),
+            "slim": reliability_record(gates.slim.reliability),
+        },
+        agreement=gates.agreement,
+        fit_sha256=data.prompts_sha256(),
+    )
+
+
+def _say(artifact: FitArtifact, route: Route) -> None:
+    summary: dict[str, Any] = {
+        "attention_skip": route.attention_skip,
+        "mlp_skip": route.mlp_skip,
+        "agreement": round(artifact.agreement, 4),
+        "draft_gate_ece": artifact.draft_gate.expected_calibration_error,
+        "slim_gate_ece": artifact.slim_gate.expected_calibration_error,
+    }
+    Console().print(summary)
+
+
+torch.set_float32_matmul_precision("high")

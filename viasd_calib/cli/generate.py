@@ -1,0 +1,74 @@
+"""``viasd generate``: answer one prompt, token by token."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Iterable, Iterator
+
+from rich.console import Console
+from rich.text import Text
+
+from viasd_calib.decoding.decoder import Emitted, MethodName, load_engine
+from viasd_calib.decoding.policies import Tier
+from viasd_calib.models import Verifier
+from viasd_calib.spec import Audit, DType
+
+TIER_STYLES = {Tier.ACCEPT: "green", Tier.REGENERATE: "yellow", Tier.ESCALATE: "blue"}
+
+
+def generate(
+    spec: str,
+    prompt: str,
+    max_new_tokens: int = 128,
+    method: MethodName = "three_tier",
+    audit: Audit | None = None,
+    show_tiers: bool = False,
+    verifier: str | None = None,
+    dtype: DType | None = None,
+    device: str = "cpu",
+) -> None:
+    """Answer a prompt with a routing spec, streaming each token once it is final.
+
+    Args:
+        spec: path of the routing spec.
+        prompt: the user's turn.
+        max_new_tokens: longest answer.
+        method: autoregressive, speculative or three_tier.
+        audit: in place of the spec's own.
+        show_tiers: colour each token by the tier that decided it.
+        verifier: where to find the verifier, in place of the name in the spec.
+        dtype: in place of the spec's.
+        device: where models run.
+    """
+    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device)
+    decoder = engine.decoder(method, audit)
+    ids = engine.verifier.encode_chat([{"role": "user", "content": prompt}])
+    console = Console(highlight=False, soft_wrap=True)
+    begin = time.perf_counter()
+    count = 0
+    for piece, tier in pieces(engine.verifier, decoder.stream(ids, max_new_tokens)):
+        count += 1
+        console.print(Text(piece, style=TIER_STYLES[tier] if show_tiers else ""), end="")
+    seconds = time.perf_counter() - begin
+    console.print()
+    if show_tiers:
+        legend = "  ".join(f"[{style}]{tier.name.lower()}[/]" for tier, style in TIER_STYLES.items())
+        console.print(f"[dim]tiers:[/] {legend}  [dim]{count} tokens, {count / seconds:.1f} tokens/s[/]")
+
+
+def pieces(verifier: Verifier, stream: Iterable[Emitted]) -> Iterator[tuple[str, Tier]]:
+    """The text each token adds; a character that is still incomplete waits for its last token."""
+    tokens: list[int] = []
+    told = ""
+    for emitted in stream:
+        tokens.append(emitted.token)
+        text = str(verifier.tokenizer.decode(tokens, skip_special_tokens=True))
+        if text.endswith(REPLACEMENT):
+            text = text[: -len(REPLACEMENT)]
+        yield text[len(told) :], emitted.tier
+        told = text
+
+
+REPLACEMENT = codecs.decode(b"\xff", "utf-8", "replace")
+"""What an incomplete character decodes to."""

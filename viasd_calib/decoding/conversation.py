@@ -1,0 +1,33 @@
+"""Answering a prompt's turns one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.session import Generation
+from viasd_calib.models import Verifier, encode_prompt
+from viasd_calib.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One answered turn: what the decoder was given, and what it wrote."""
+
+    prompt_ids: list[int]
+    generation: Generation
+
+
+def converse(decoder: Decoder, verifier: Verifier, prompt: Prompt, max_new_tokens: int) -> Iterator[Turn]:
+    """Answer every turn of a prompt, each after the decoder's own earlier answers.
+
+    Raises:
+        PromptError: a turn does not fit the verifier's context.
+    """
+    answers: list[str] = []
+    for _ in prompt.turns:
+        ids = encode_prompt(verifier, prompt, answers, max_new_tokens)
+        generation = decoder.generate(ids, max_new_tokens)
+        answers.append(str(verifier.tokenizer.decode(generation.tokens, skip_special_tokens=True)))
+        yield Turn(ids, generation)

@@ -1,0 +1,1 @@
+"""Measuring decoders side by side, and showing what was measured."""

@@ -1,0 +1,211 @@
+"""The benchmark: methods on the same prompts, interleaved prompt by prompt, in one process."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from viasd_calib.calibration.losses import diverging
+from viasd_calib.decoding.conversation import Turn, converse
+from viasd_calib.decoding.decoder import Engine, MethodName
+from viasd_calib.errors import BenchError
+from viasd_calib.evaluation.metrics import Interval, MethodResult, PromptResult, pool
+from viasd_calib.prompts import Prompt
+from viasd_calib.spec import Audit
+
+WARM_UP_TOKENS = 16
+
+
+class BenchSettings(BaseModel):
+    """What was asked of the benchmark."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    methods: list[MethodName]
+    max_new_tokens: int
+    dtype: str
+    audit: Audit
+    seed: int
+
+
+class TaskResult(BaseModel):
+    """The methods on the prompts of one task."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    methods: dict[str, MethodResult]
+
+
+class BenchResult(BaseModel):
+    """The benchmark's JSON."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    hardware: dict[str, Any]
+    settings: BenchSettings
+    n_prompts: int
+    methods: dict[str, MethodResult]
+    by_task: dict[str, TaskResult]
+
+
+def hardware() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    return {
+        "device": device,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "platform": platform.platform(terse=True),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as source:
+            names = [line.split(":", 1)[1].strip() for line in source if line.startswith("model name")]
+    except OSError:  # not a Linux machine
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def run_bench(engine: Engine, prompts: Sequence[Prompt], settings: BenchSettings) -> BenchResult:
+    """Warm up, then decode every prompt with every method, in an order drawn anew for each prompt.
+
+    The reference texts for ``identical_to_autoregressive`` come from the run itself, or, where
+    ``autoregressive`` is not asked for, from an untimed one.
+    """
+    order = random.Random(settings.seed)
+    results: dict[MethodName, list[PromptResult]] = {name: [] for name in settings.methods}
+    _warm_up(engine, prompts[0], settings)
+    columns = (TextColumn("bench"), BarColumn(), MofNCompleteColumn(), TextColumn("prompts"),
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns) as progress:
+        task = progress.add_task("bench", total=len(prompts))
+        for prompt in prompts:
+            timed = _run_prompt(engine, prompt, settings, order)
+            reference = _reference(engine, prompt, settings, timed)
+            for name, (turns, seconds) in timed.items():
+                results[name].append(_judge(engine, prompt, turns, seconds, reference))
+            progress.update(task, advance=1)
+    return _summarise(results, prompts, settings)
+
+
+def _warm_up(engine: Engine, prompt: Prompt, settings: BenchSettings) -> None:
+    for name in settings.methods:
+        list(converse(engine.decoder(name, settings.audit), engine.verifier, prompt, WARM_UP_TOKENS))
+
+
+def _run_prompt(
+    engine: Engine, prompt: Prompt, settings: BenchSettings, order: random.Random
+) -> dict[MethodName, tuple[list[Turn], float]]:
+    names = list(settings.methods)
+    order.shuffle(names)
+    timed: dict[MethodName, tuple[list[Turn], float]] = {}
+    for name in names:
+        decoder = engine.decoder(name, settings.audit)
+        begin = time.perf_counter()
+        turns = list(converse(decoder, engine.verifier, prompt, settings.max_new_tokens))
+        timed[name] = (turns, time.perf_counter() - begin)
+    return timed
+
+
+def _reference(
+    engine: Engine,
+    prompt: Prompt,
+    settings: BenchSettings,
+    timed: dict[MethodName, tuple[list[Turn], float]],
+) -> list[list[int]]:
+    if "autoregressive" in timed:
+        turns = timed["autoregressive"][0]
+    else:
+        turns = list(converse(engine.decoder("autoregressive"), engine.verifier, prompt, settings.max_new_tokens))
+    return [turn.generation.tokens for turn in turns]
+
+
+def _judge(
+    engine: Engine, prompt: Prompt, turns: list[Turn], seconds: float, reference: list[list[int]]
+) -> PromptResult:
+    strayed = sum(int(diverging(engine.routed, turn.prompt_ids, turn.generation.tokens).sum()) for turn in turns)
+    generations = [turn.generation for turn in turns]
+    identical = [generation.tokens for generation in generations] == reference
+    return PromptResult(prompt.id, prompt.task, generations, seconds, strayed, identical)
+
+
+def _summarise(
+    results: dict[MethodName, list[PromptResult]], prompts: Sequence[Prompt], settings: BenchSettings
+) -> BenchResult:
+    tasks = sorted({prompt.task for prompt in prompts})
+    by_task: dict[str, TaskResult] = {}
+    for task in tasks:
+        chosen = {name: [r for r in rows if r.task == task] for name, rows in results.items()}
+        by_task[task] = TaskResult(methods=_pool_all(chosen, settings.seed))
+    return BenchResult(
+        hardware=hardware(),
+        settings=settings,
+        n_prompts=len(prompts),
+        methods=_pool_all(results, settings.seed),
+        by_task=by_task,
+    )
+
+
+def _pool_all(results: dict[MethodName, list[PromptResult]], seed: int) -> dict[str, MethodResult]:
+    against = {"autoregressive": results.get("autoregressive"), "speculative": results.get("speculative")}
+    return {name: pool(rows, against, seed) for name, rows in results.items()}
+
+
+def bench_table(result: BenchResult, task: str | None = None) -> Table:
+    """The benchmark as a table, of all prompts or of one task's."""
+    methods = result.methods if task is None else result.by_task[task].methods
+    title = f"{result.n_prompts} prompts, {result.settings.max_new_tokens} new tokens, {result.settings.dtype}"
+    table = Table(title=title if task is None else task)
+    table.add_column("method")
+    headings = ("tok/s", "vs autoregressive", "vs speculative", "identical", "divergence", "rejected",
+                "full/token", "slim/token", "draft/token", "accept/regen/escalate")  # fmt: skip
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for name, row in methods.items():
+        table.add_row(name, *_cells(row))
+    return table
+
+
+def _cells(row: MethodResult) -> list[str]:
+    shares = "/".join(f"{100 * share:.0f}" for share in row.tier_shares.values())
+    return [
+        f"{row.tokens_per_second:.1f}",
+        _ratio(row.speedup_vs_autoregressive),
+        _ratio(row.speedup_vs_speculative),
+        f"{100 * row.identical_to_autoregressive:.0f} %",
+        f"{100 * row.divergence:.2f} %",
+        "-" if row.rejection_rate is None else f"{row.rejection_rate:.2f}",
+        f"{row.full_passes_per_token:.2f}",
+        f"{row.slim_passes_per_token:.2f}",
+        f"{row.draft_steps_per_token:.2f}",
+        shares,
+    ]
+
+
+def _ratio(interval: Interval | None) -> str:
+    return "-" if interval is None else f"{interval.median:.2f}x [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def load_bench(path: str | Path) -> BenchResult:
+    """Read a benchmark's JSON.
+
+    Raises:
+        BenchError: missing or damaged.
+    """
+    try:
+        return BenchResult.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{path} is missing or not a benchmark's JSON; run viasd bench first") from error

@@ -1,0 +1,126 @@
+"""Numbers of a benchmark: per prompt first, then pooled, with paired bootstrap intervals over prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from viasd_calib.decoding.policies import Tier
+from viasd_calib.decoding.session import Generation
+
+RESAMPLES = 2000
+INTERVAL = (2.5, 97.5)
+"""Percentiles of a 95 % interval."""
+
+
+@dataclass(frozen=True)
+class PromptResult:
+    """One method on one prompt, all its turns together.
+
+    Attributes:
+        diverged: emitted tokens that q would not have chosen.
+        identical: whether every turn equals the autoregressive text.
+    """
+
+    prompt_id: str
+    task: str
+    generations: list[Generation]
+    seconds: float
+    diverged: int
+    identical: bool
+
+    @property
+    def tokens(self) -> int:
+        """Emitted tokens."""
+        return sum(len(generation.tokens) for generation in self.generations)
+
+    def spent(self, name: str) -> int:
+        """A counter of the generations, summed: ``full_passes``, ``slim_passes``, ``draft_steps`` or ``rejected``."""
+        return sum(int(getattr(generation.counts, name)) for generation in self.generations)
+
+
+class Interval(BaseModel):
+    """A median with its 95 % bootstrap interval."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    median: float
+    low: float
+    high: float
+
+
+class MethodResult(BaseModel):
+    """One method over a set of prompts; the fields of the benchmark's JSON."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    speedup_vs_autoregressive: Interval | None
+    speedup_vs_speculative: Interval | None
+    identical_to_autoregressive: float
+    divergence: float
+    rejection_rate: float | None
+    full_passes_per_token: float
+    slim_passes_per_token: float
+    draft_steps_per_token: float
+    acceptance_length: float
+    tier_shares: dict[str, float]
+
+
+def pool(results: Sequence[PromptResult], against: dict[str, Sequence[PromptResult] | None], seed: int) -> MethodResult:
+    """Pool one method's prompts.
+
+    Args:
+        results: one a prompt.
+        against: the same prompts under ``autoregressive`` and ``speculative``; None where a method was not run.
+        seed: of the bootstrap.
+    """
+    tokens = sum(result.tokens for result in results)
+    seconds = sum(result.seconds for result in results)
+    full = sum(result.spent("full_passes") for result in results)
+    kept = sum(sum(generation.drafted) for result in results for generation in result.generations)
+    rejected = sum(result.spent("rejected") for result in results)
+    tiers = [tier for result in results for generation in result.generations for tier in generation.tiers]
+    return MethodResult(
+        tokens=tokens,
+        seconds=seconds,
+        tokens_per_second=tokens / seconds,
+        speedup_vs_autoregressive=speedup(results, against["autoregressive"], seed),
+        speedup_vs_speculative=speedup(results, against["speculative"], seed),
+        identical_to_autoregressive=sum(result.identical for result in results) / len(results),
+        divergence=sum(result.diverged for result in results) / tokens,
+        rejection_rate=rejected / (kept + rejected) if kept + rejected else None,
+        full_passes_per_token=full / tokens,
+        slim_passes_per_token=sum(result.spent("slim_passes") for result in results) / tokens,
+        draft_steps_per_token=sum(result.spent("draft_steps") for result in results) / tokens,
+        acceptance_length=tokens / full if full else float(tokens),
+        tier_shares={tier.name.lower(): tiers.count(tier) / tokens for tier in Tier},
+    )
+
+
+def speedup(results: Sequence[PromptResult], base: Sequence[PromptResult] | None, seed: int) -> Interval | None:
+    """Ratio of tokens per second to ``base``: its bootstrap median and interval, prompts drawn in pairs.
+
+    Example:
+        >>> fast = [PromptResult("a", "qa", [], 1.0, 0, True), PromptResult("b", "qa", [], 1.0, 0, True)]
+        >>> speedup([], None, seed=0) is None
+        True
+    """
+    if base is None:
+        return None
+    own_tokens, own_seconds = _arrays(results)
+    base_tokens, base_seconds = _arrays(base)
+    draws = np.random.default_rng(seed).integers(0, len(results), (RESAMPLES, len(results)))
+    own = own_tokens[draws].sum(1) / own_seconds[draws].sum(1)
+    other = base_tokens[draws].sum(1) / base_seconds[draws].sum(1)
+    low, median, high = np.percentile(own / other, [INTERVAL[0], 50, INTERVAL[1]]).tolist()
+    return Interval(median=median, low=low, high=high)
+
+
+def _arrays(results: Sequence[PromptResult]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([result.tokens for result in results]), np.array([result.seconds for result in results])

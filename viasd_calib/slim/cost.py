@@ -1,0 +1,90 @@
+"""What passes and sublayers cost, measured on the machine at hand."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from viasd_calib.slim.cache import CacheWindow
+from viasd_calib.slim.forward import RoutedModel, SublayerKind
+
+CONTEXT = 128
+"""Cached tokens before the timed ones."""
+
+
+@dataclass(frozen=True)
+class SublayerCosts:
+    """Shares of a full pass; ``shares`` and ``rest`` sum to 1.
+
+    Attributes:
+        shares: of each sublayer, in the order they run, [sublayers].
+        rest: of what every pass does beside its sublayers (embedding, norm, head).
+    """
+
+    shares: Tensor
+    rest: float
+
+
+def median_seconds(runs: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
+    """Median time of each of several functions, interleaved so that drift strikes all alike."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for repeat in range(repeats + 2):  # the first two warm up
+        for kept, run in zip(seconds, runs, strict=True):
+            begin = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if repeat >= 2:
+                kept.append(time.perf_counter() - begin)
+    return [statistics.median(kept) for kept in seconds]
+
+
+@torch.inference_mode()
+def sublayer_costs(model: RoutedModel, width: int = 4, repeats: int = 15) -> SublayerCosts:
+    """Measure what attention and MLP sublayers cost, as shares of a full pass of the same width.
+
+    One layer of each kind is timed, the middle one: a model's layers are of one shape.
+    """
+    middle = len(model.layers) // 2
+    cache = model.new_cache(CONTEXT + width)
+    window = CacheWindow(cache, CONTEXT, width, CONTEXT + width)
+    ids = torch.zeros(1, width, dtype=torch.long, device=model.device)
+    hidden = model.embed(ids)
+    inputs = model.attention_inputs(hidden, window.positions(), window.mask(), window)
+    chosen = {sublayer.kind: sublayer for sublayer in model.full_sublayers if sublayer.index == middle}
+
+    def run(kind: SublayerKind) -> Callable[[], object]:
+        return lambda: model.step(chosen[kind], hidden, inputs)
+
+    attention, mlp, rest = median_seconds(
+        [run("attention"), run("mlp"), lambda: model.logits(model.final_norm(model.embed(ids)))], repeats, model.device
+    )
+    by_kind = {"attention": attention, "mlp": mlp}
+    seconds = torch.tensor([by_kind[sublayer.kind] for sublayer in model.full_sublayers])
+    total = float(seconds.sum()) + rest
+    return SublayerCosts(seconds / total, rest / total)
+
+
+@torch.inference_mode()
+def relative_cost(model: RoutedModel, widths: Sequence[int] = (1, 4, 8), repeats: int = 15) -> dict[int, float]:
+    """Time of a slim pass over that of a full pass of the same width, head included, by width."""
+    measured: dict[int, float] = {}
+    for width in widths:
+        cache = model.new_cache(CONTEXT + width)
+        window = CacheWindow(cache, CONTEXT, width, CONTEXT + width)
+        ids = torch.zeros(1, width, dtype=torch.long, device=model.device)
+
+        def slim(ids: Tensor = ids, window: CacheWindow = window) -> Tensor:
+            return model.logits(model.slim(ids, window))
+
+        def full(ids: Tensor = ids, window: CacheWindow = window) -> Tensor:
+            return model.logits(model.full(ids, window))
+
+        slim_seconds, full_seconds = median_seconds([slim, full], repeats, model.device)
+        measured[width] = slim_seconds / full_seconds
+    return measured

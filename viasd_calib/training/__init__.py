@@ -1,0 +1,1 @@
+"""Learning from traces: the route with its adapter, and the shallow drafter."""

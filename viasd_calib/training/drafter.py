@@ -1,0 +1,138 @@
+"""Training the shallow drafter on q's own texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from viasd_calib.draft.build import SHALLOW_TENSORS, describe_shallow
+from viasd_calib.draft.shallow import ShallowModel, ShallowShape, save_shallow, unrolled_states
+from viasd_calib.models import SMOLLM2, load_verifier
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.traces.data import TraceBatch, TraceDataModule
+from viasd_calib.training.objectives import restricted_cross_entropy
+from viasd_calib.training.teacher import HiddenStates
+
+
+class DrafterModule(LightningModule):
+    """Distils a shallow drafter from traces that hold q's top k.
+
+    The drafter is trained as it will run: after 0, 1, ... of its own unverified tokens (EAGLE-3's
+    training-time test, arXiv 2503.01840).
+
+    Args:
+        verifier: name or path of the verifier.
+        init_from: verifier layers the drafter's begin as; their number is its depth.
+        head_vocab: output tokens, the most frequent ones of the traces.
+        depths: how many depths to train, by epoch; the last entry holds from there on.
+        hard_share: weight of q's choice against its distribution.
+        learning_rate: peak of a cosine with warm-up.
+        weight_decay: of AdamW.
+        out: folder the drafter is written to after each validation; None writes nothing.
+    """
+
+    def __init__(
+        self,
+        verifier: str = SMOLLM2,
+        init_from: Sequence[int] = (0, 1, 29),
+        head_vocab: int = 8192,
+        depths: Sequence[int] = (1, 2, 3),
+        hard_share: float = 0.5,
+        learning_rate: float = 6e-4,
+        weight_decay: float = 0.01,
+        out: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.depths = tuple(depths)
+        self.hard_share = hard_share
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.out = Path(out) if out else None
+        self._verifier_name = verifier
+        self._init_from = tuple(init_from)
+        self._head_vocab = head_vocab
+        self._teacher: HiddenStates | None = None
+        self.drafter: ShallowModel | None = None
+        self.agreement = torch.nn.ModuleList(MeanMetric() for _ in range(max(depths)))
+
+    def configure_model(self) -> None:
+        """Load the verifier and shape the drafter; called by Lightning."""
+        if self.drafter is not None:
+            return
+        verifier = RoutedModel(load_verifier(self._verifier_name, device=str(self.device)).model)
+        self._teacher = HiddenStates(verifier)
+        self.drafter = ShallowModel(verifier, ShallowShape(len(self._init_from), self._head_vocab), self._init_from)
+        self.drafter.use_vocabulary(self._frequent_tokens(verifier.config.vocab_size))
+
+    def _frequent_tokens(self, vocab_size: int) -> Tensor:
+        """The head's vocabulary: the most frequent tokens of the traces, then the lowest ids; sorted."""
+        data: TraceDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        ranked = [token for token, _ in data.token_counts().most_common(self._head_vocab)]
+        known = set(ranked)
+        spare = (token for token in range(vocab_size) if token not in known)
+        ranked += [token for token, _ in zip(spare, range(self._head_vocab - len(ranked)), strict=False)]
+        return torch.tensor(sorted(ranked))
+
+    def _parts(self) -> tuple[ShallowModel, HiddenStates]:
+        if self.drafter is None or self._teacher is None:
+            raise RuntimeError("the drafter is made by configure_model, which the trainer calls")
+        return self.drafter, self._teacher
+
+    def _logits(self, batch: TraceBatch, depths: int) -> list[Tensor]:
+        """Drafter logits at the places that predict, by depth: [places, head vocabulary] each."""
+        drafter, teacher = self._parts()
+        hidden = teacher.of(batch.indices, batch.ids)  # [batch, length, hidden]
+        return [drafter.head(states[batch.predicts]) for states in unrolled_states(drafter, batch.ids, hidden, depths)]
+
+    def _places(self, ids: Tensor) -> Tensor:
+        """Verifier ids as places in the head's vocabulary; -1 for those outside."""
+        vocabulary: Tensor = self._parts()[0].vocabulary  # type: ignore[assignment]
+        place = torch.searchsorted(vocabulary, ids.contiguous()).clamp(max=len(vocabulary) - 1)
+        return torch.where(vocabulary[place] == ids, place, -1)
+
+    def training_step(self, batch: TraceBatch, _batch_idx: int) -> Tensor:
+        """Mean cross entropy over depths."""
+        depths = self.depths[min(self.current_epoch, len(self.depths) - 1)]
+        places = self._places(batch.q_ids)
+        losses = [
+            restricted_cross_entropy(places, batch.q_log_probs, logits, self.hard_share).mean()
+            for logits in self._logits(batch, depths)
+        ]
+        loss = torch.stack(losses).mean()
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(places))
+        return loss
+
+    def validation_step(self, batch: TraceBatch, _batch_idx: int) -> None:
+        """Share of greedy proposals that are q's choice, by depth; tokens outside the head count as wrong."""
+        choices = self._places(batch.q_ids[:, 0])
+        for depth, logits in enumerate(self._logits(batch, len(self.agreement))):
+            metric: Any = self.agreement[depth]
+            metric.update((logits.argmax(-1) == choices).float())
+            self.log(f"agreement_depth_{depth}", metric, prog_bar=depth == 0, on_epoch=True, batch_size=len(choices))
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the drafter as it stands."""
+        if self.out is not None and not self.trainer.sanity_checking:
+            save_shallow(self._parts()[0], self.out / SHALLOW_TENSORS)
+            describe_shallow(self.out, len(self._init_from), self._head_vocab)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The verifier is not part of the module's state; assert that it stays so."""
+        assert not any("_verifier" in name for name in checkpoint["state_dict"]), "frozen weights in a checkpoint"
+
+    def configure_optimizers(self) -> Any:
+        """AdamW under a cosine with 3 % warm-up."""
+        optimizer = torch.optim.AdamW(
+            self._parts()[0].parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95)
+        )
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.learning_rate, total_steps=int(self.trainer.estimated_stepping_batches), pct_start=0.03
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,235 @@
+"""The router: learns which sublayers of the frozen verifier make q', then distils an adapter on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from viasd_calib.errors import CalibrationError
+from viasd_calib.models import SMOLLM2, load_verifier
+from viasd_calib.slim.adapter import adapted_layers
+from viasd_calib.slim.cost import sublayer_costs
+from viasd_calib.slim.forward import RoutedModel, Sublayer, sublayers_of
+from viasd_calib.spec import Route
+from viasd_calib.traces.data import TraceBatch
+from viasd_calib.training.hard_concrete import HardConcrete
+from viasd_calib.training.objectives import top_k_tail_kl
+from viasd_calib.training.student import run_starts, student_states
+from viasd_calib.training.teacher import read_text
+
+Stage = Literal["route", "adapter"]
+
+
+class RouterModule(LightningModule):
+    """Learns a route and an adapter from traces; the verifier stays as it is.
+
+    First, for ``route_steps``: one hard-concrete gate for each attention and MLP sublayer, trained on
+    KL(q || q') at traced places, with a multiplier that holds the expected relative cost at its target
+    (a Lagrangian, ascended). Then the gates are made discrete, cheapest sufficient set first, and for the
+    remaining steps LoRA weights on the kept sublayers are distilled on the same loss.
+
+    Checkpoints hold gates, multiplier, route and adapter; never the verifier.
+
+    Args:
+        verifier: name or path of the verifier.
+        target_cost: measured cost of a slim pass over that of a full one.
+        route_steps: optimiser steps for the gates.
+        route_learning_rate: of the gates.
+        cost_learning_rate: of the multiplier.
+        adapter_rank: LoRA rank; 0 for no adapter.
+        adapter_targets: module names the adapter sits on.
+        adapter_learning_rate: of the adapter.
+        max_run: longest run of pending places that q' is trained for.
+        keep_layers: layers whose sublayers are never skipped; negative ones count from the end.
+    """
+
+    def __init__(
+        self,
+        verifier: str = SMOLLM2,
+        target_cost: float = 0.5,
+        route_steps: int = 60,
+        route_learning_rate: float = 0.15,
+        cost_learning_rate: float = 0.5,
+        adapter_rank: int = 32,
+        adapter_targets: Sequence[str] = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        adapter_learning_rate: float = 1e-3,
+        max_run: int = 8,
+        keep_layers: Sequence[int] = (0, -1),
+    ) -> None:
+        super().__init__()
+        if not 0 < target_cost <= 1:
+            raise CalibrationError(f"target_cost is {target_cost}; give a share of q's cost between 0 and 1")
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.verifier_name = verifier
+        self.target_cost = target_cost
+        self.route_steps = route_steps
+        self.route_learning_rate = route_learning_rate
+        self.cost_learning_rate = cost_learning_rate
+        self.adapter_rank = adapter_rank
+        self.adapter_targets = tuple(adapter_targets)
+        self.adapter_learning_rate = adapter_learning_rate
+        self.max_run = max_run
+        self.keep_layers = tuple(keep_layers)
+        self.agreement = MeanMetric()
+        self._frozen: list[RoutedModel] = []  # in a list, so that the verifier is no submodule
+        self.gates: HardConcrete | None = None
+        self.slim_layers: nn.ModuleList | None = None
+
+    def configure_model(self) -> None:
+        """Load the verifier, measure its sublayers, make gates and adapter; called by Lightning."""
+        if self._frozen:
+            return
+        model = RoutedModel(load_verifier(self.verifier_name, device=str(self.device)).model)
+        self._frozen.append(model)
+        count = len(model.full_sublayers)
+        self.gates = HardConcrete(count)
+        self.register_buffer("multiplier", torch.zeros(()))
+        self.register_buffer("kept", torch.ones(count, dtype=torch.bool))
+        self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
+        costs = sublayer_costs(model)
+        self.register_buffer("costs", costs.shares)  # [sublayers], shares of a full pass
+        self.register_buffer("rest_cost", torch.tensor(costs.rest))
+        if self.adapter_rank:
+            layers = adapted_layers(model.layers, self.adapter_rank, 2.0 * self.adapter_rank, self.adapter_targets)
+            for name, parameter in layers.named_parameters():
+                parameter.requires_grad_("lora_" in name)
+            self.slim_layers = layers
+
+    @property
+    def model(self) -> RoutedModel:
+        """The opened verifier."""
+        if not self._frozen:
+            raise RuntimeError("the verifier is loaded by configure_model, which the trainer calls")
+        return self._frozen[0]
+
+    @property
+    def stage(self) -> Stage:
+        """What the next step trains."""
+        return "route" if int(self.steps_done) < self.route_steps else "adapter"
+
+    @property
+    def route(self) -> Route:
+        """The discrete route as it stands."""
+        skipped = [sublayer for sublayer, kept in zip(self.model.full_sublayers, self.kept.tolist(), strict=True) if not kept]
+        return Route(
+            attention_skip=[sublayer.index for sublayer in skipped if sublayer.kind == "attention"],
+            mlp_skip=[sublayer.index for sublayer in skipped if sublayer.kind == "mlp"],
+        )
+
+    def _always(self) -> Tensor:
+        """Sublayers that no route may skip: [sublayers], bool."""
+        layers = {index % len(self.model.layers) for index in self.keep_layers}
+        flags = [sublayer.index in layers for sublayer in self.model.full_sublayers]
+        return torch.tensor(flags, device=self.kept.device)
+
+    def _student(self, batch: TraceBatch, sublayers: Sequence[Sublayer], gates: Tensor | None, seed: int) -> Tensor:
+        """Logits of q' at the places that predict: [places, vocabulary]."""
+        _, cache = read_text(self.model, batch.ids)
+        generator = torch.Generator().manual_seed(seed)
+        starts = run_starts(batch.ids.shape[1], self.max_run, generator).to(batch.ids.device)
+        states = student_states(self.model, sublayers, batch.ids, cache, starts, gates)
+        return self.model.logits(states[batch.predicts])
+
+    def _kept_sublayers(self) -> list[Sublayer]:
+        layers = self.model.layers if self.slim_layers is None else self.slim_layers
+        return sublayers_of(layers, self.route)
+
+    def training_step(self, batch: TraceBatch, _batch_idx: int) -> None:
+        """One step of the stage that is due."""
+        if self.stage == "route":
+            self._route_step(batch)
+        else:
+            self._adapter_step(batch)
+        self.steps_done += 1
+        if int(self.steps_done) == self.route_steps:
+            self.discretize()
+
+    def _route_step(self, batch: TraceBatch) -> None:
+        assert self.gates is not None, "made by configure_model"
+        optimizer: Any = self.optimizers()
+        always = self._always()
+        drawn = torch.where(always, 1.0, self.gates.sample())
+        logits = self._student(batch, self.model.full_sublayers, drawn, int(self.steps_done))
+        divergence = top_k_tail_kl(batch.q_ids, batch.q_log_probs, logits).mean()
+        chance = torch.where(always, 1.0, self.gates.chance_open())
+        cost = (chance * self.costs).sum() + self.rest_cost
+        excess = cost - self._target_now()
+        loss = divergence + self.multiplier * excess
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        self._set_learning_rate(optimizer, self.route_learning_rate)
+        optimizer.step()
+        self.multiplier.add_(self.cost_learning_rate * excess.detach() * 10).clamp_(min=0)
+        self.log_dict({"route_kl": divergence, "expected_cost": cost}, prog_bar=True, batch_size=len(batch.q_ids))
+
+    def _target_now(self) -> float:
+        """The cost target, let down from 1 over the first half of the route's steps."""
+        share = min(1.0, 2 * int(self.steps_done) / max(self.route_steps, 1))
+        return 1 - share * (1 - self.target_cost)
+
+    def discretize(self) -> None:
+        """Keep the likeliest sublayers, most open first, as long as their cost stays within the target."""
+        assert self.gates is not None, "made by configure_model"
+        chance = torch.where(self._always(), 2.0, self.gates.chance_open())
+        order = chance.argsort(descending=True)
+        within = self.costs[order].cumsum(0) + self.rest_cost <= self.target_cost + 1e-6
+        self.kept.zero_()
+        self.kept[order[within]] = True
+        self.kept |= self._always()
+
+    def _adapter_step(self, batch: TraceBatch) -> None:
+        if self.slim_layers is None:
+            return
+        optimizer: Any = self.optimizers()
+        logits = self._student(batch, self._kept_sublayers(), None, int(self.steps_done))
+        loss = top_k_tail_kl(batch.q_ids, batch.q_log_probs, logits).mean()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+        self._set_learning_rate(optimizer, self.adapter_learning_rate * self._adapter_schedule())
+        optimizer.step()
+        self.log("adapter_kl", loss, prog_bar=True, batch_size=len(batch.q_ids))
+
+    def _adapter_schedule(self) -> float:
+        """Warm-up over 20 steps, then linear decay to a tenth at the end of training."""
+        step = int(self.steps_done) - self.route_steps
+        total = max(int(self.trainer.estimated_stepping_batches) - self.route_steps, 1)
+        return min(1.0, (step + 1) / 20) * max(0.1, 1 - step / total)
+
+    @staticmethod
+    def _set_learning_rate(optimizer: Any, rate: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+    def validation_step(self, batch: TraceBatch, _batch_idx: int) -> None:
+        """Agreement of the discrete route, with its adapter, at generated places."""
+        logits = self._student(batch, self._kept_sublayers(), None, seed=0)
+        self.agreement.update((logits.argmax(-1) == batch.q_ids[:, 0]).float())
+        self.log("agreement", self.agreement, prog_bar=True, on_epoch=True, batch_size=len(batch.q_ids))
+
+    def configure_optimizers(self) -> Any:
+        """Adam over gates and adapter; each stage's gradients leave the other's parameters alone."""
+        return torch.optim.Adam([parameter for parameter in self.parameters() if parameter.requires_grad], lr=1e-3)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Trainable state alone: gates, multiplier, route, costs, adapter."""
+        whole = super().state_dict(*args, **kwargs)
+        return {name: tensor for name, tensor in whole.items() if not self._is_frozen(name)}
+
+    @staticmethod
+    def _is_frozen(name: str) -> bool:
+        return "slim_layers." in name and "lora_" not in name
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load what ``state_dict`` holds; the frozen weights are the verifier's and stay."""
+        missing, unexpected = super().load_state_dict(state_dict, strict=False, assign=assign)
+        lacking = [name for name in missing if not self._is_frozen(name)]
+        if strict and (lacking or unexpected):
+            raise RuntimeError(f"the checkpoint does not fit this module: missing {lacking}, unknown {unexpected}")
+        return missing, unexpected

@@ -1,0 +1,82 @@
+"""q' over whole texts at once, reading the cache as it will at run time.
+
+A text is cut into runs. Within a run q' reads q's exact keys and values for everything before the run,
+and its own for the run's earlier places, which are the pending ones: what the decoder does between two
+q passes, for every place of a text in one forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from viasd_calib.slim.cache import SharedCache
+from viasd_calib.slim.forward import RoutedModel, Sublayer
+
+
+class MixedStore:
+    """Key/value store of a student pass: q's exact slots, and the student's own behind them."""
+
+    def __init__(self, teacher: SharedCache) -> None:
+        self._teacher = teacher
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Return q's and the student's keys and values of ``layer``: [batch, heads, 2 * length, width]."""
+        return (
+            torch.cat([self._teacher.keys[layer], keys], 2),
+            torch.cat([self._teacher.values[layer], values], 2),
+        )
+
+
+def run_starts(length: int, max_run: int, generator: torch.Generator) -> Tensor:
+    """Cut ``length`` places into runs of 1 to ``max_run``; the start of each place's run, [length], long.
+
+    Example:
+        >>> run_starts(4, 1, torch.Generator().manual_seed(0)).tolist()
+        [0, 1, 2, 3]
+    """
+    runs = torch.randint(1, max_run + 1, (length,), generator=generator)  # [length], more than enough
+    starts = runs.cumsum(0) - runs
+    return starts.repeat_interleave(runs)[:length]
+
+
+def mixed_mask(starts: Tensor) -> Tensor:
+    """What each place may read of q's slots and of its own: bool [1, 1, length, 2 * length].
+
+    Example:
+        >>> mixed_mask(torch.tensor([0, 1, 1])).int()[0, 0].tolist()
+        [[0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 1, 1]]
+    """
+    length = starts.shape[0]
+    place = torch.arange(length, device=starts.device)
+    exact = place[None] < starts[:, None]  # q's slots before the run
+    own = (place[None] >= starts[:, None]) & (place[None] <= place[:, None])
+    return torch.cat([exact, own], 1)[None, None]
+
+
+def student_states(
+    model: RoutedModel,
+    sublayers: Sequence[Sublayer],
+    ids: Tensor,
+    teacher: SharedCache,
+    starts: Tensor,
+    gates: Tensor | None = None,
+) -> Tensor:
+    """Last hidden states of q' over ``ids``: [batch, length, hidden].
+
+    Args:
+        sublayers: what q' runs, in order.
+        ids: [batch, length].
+        teacher: q's cache over the same ids.
+        starts: of each place's run, [length].
+        gates: a factor for each sublayer's update, [sublayers]; None for 1.
+    """
+    hidden = model.embed(ids)  # [batch, length, hidden]
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    inputs = model.attention_inputs(hidden, positions, mixed_mask(starts), MixedStore(teacher))
+    for place, sublayer in enumerate(sublayers):
+        update = model.step(sublayer, hidden, inputs)
+        hidden = hidden + (update if gates is None else gates[place] * update)
+    return model.final_norm(hidden)
