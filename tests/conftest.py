@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 settings.register_profile(
     "repeatable",
     deadline=None,
-    max_examples=60,
+    max_examples=40,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.too_slow],

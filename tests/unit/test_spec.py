@@ -259,7 +259,7 @@ def test_a_corrupt_spec_is_refused(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["nowhere.json", "."])
 def test_a_spec_that_cannot_be_read(tmp_path: Path, name: str) -> None:
-    with pytest.raises(SpecError, match="cannot read the routing spec .*check the path"):
+    with pytest.raises(SpecError, match=r"cannot read the routing spec .*check the path"):
         load_spec(tmp_path / name)
 
 
@@ -341,7 +341,10 @@ def test_a_layer_beyond_the_verifier_is_refused(tmp_path: Path, name: str) -> No
     with pytest.raises(SpecError, match=rf"route\.{name} names layer {LAYERS}.* 0 to {LAYERS - 1}"):
         load_spec(write_document(tmp_path / "routing.json", document))
     document["route"][name] = [0, LAYERS - 1]
-    assert getattr(load_spec(write_document(tmp_path / "routing.json", document)).route, name) == [0, LAYERS - 1]
+    assert getattr(load_spec(write_document(tmp_path / "routing.json", document)).route, name) == [
+        0,
+        LAYERS - 1,
+    ]
 
 
 @pytest.mark.parametrize("layers", [[1, 1], [2, 1], [-1]])

@@ -38,9 +38,7 @@ class TierScores:
 
 def tier_scores(draft: LogisticGate, slim: LogisticGate, texts: Sequence[ScoredText]) -> TierScores:
     """Score every place of held-back texts with fitted gates."""
-    drafts, accepts, owns = (
-        join([getattr(text, name) for text in texts]) for name in ("draft", "accept", "own")
-    )
+    drafts, accepts, owns = (join([getattr(text, name) for text in texts]) for name in ("draft", "accept", "own"))
     return TierScores(
         Gate(draft)(drafts.features), drafts.agrees,
         Gate(slim)(accepts.features), accepts.agrees,

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from viasd_calib.calibration.candidates import Candidate
 from viasd_calib.calibration.losses import diverging
@@ -77,41 +84,50 @@ def certify(
     with Progress(*columns) as progress:
         for candidate in candidates if enough else ():
             task = progress.add_task(f"certify bound {candidate.bound:.4f}", total=len(prompts))
-            result = _test(candidate, decoder_for(candidate), verifier, routed, prompts,
-                           max_loss=max_loss, confidence=confidence, max_new_tokens=max_new_tokens,
-                           advance=lambda task=task: progress.update(task, advance=1))  # fmt: skip
+            losses = _losses(decoder_for(candidate), verifier, routed, prompts, max_new_tokens)
+            result = _test(candidate, progress.track(losses, task_id=task), len(prompts), max_loss, confidence)
             tested.append(result)
             if result.p_value > 1 - confidence:
                 break
     return _verdict(tested, len(prompts), max_loss, confidence, max_new_tokens, split_sha256)
 
 
-def _test(
-    candidate: Candidate,
-    decoder: Decoder,
-    verifier: Verifier,
-    routed: RoutedModel,
-    prompts: Sequence[Prompt],
-    *,
-    max_loss: float,
-    confidence: float,
-    max_new_tokens: int,
-    advance: Callable[[], None],
-) -> Tested:
-    losses: list[float] = []
-    tokens = passes = 0
+@dataclass(frozen=True)
+class PromptLoss:
+    """What decoding one prompt came to."""
+
+    strayed: int
+    tokens: int
+    full_passes: int
+
+
+def _losses(
+    decoder: Decoder, verifier: Verifier, routed: RoutedModel, prompts: Sequence[Prompt], max_new_tokens: int
+) -> Iterator[PromptLoss]:
+    """Decode prompts one by one and let q judge every emitted token."""
     for prompt in prompts:
-        strayed = emitted = 0
-        for turn in converse(decoder, verifier, prompt, max_new_tokens):
-            strayed += int(diverging(routed, turn.prompt_ids, turn.generation.tokens).sum())
-            emitted += len(turn.generation.tokens)
-            passes += turn.generation.counts.full_passes
-        losses.append(strayed / emitted)
-        tokens += emitted
-        advance()
-        if best_p_value(losses, len(prompts), max_loss) > 1 - confidence:
-            return Tested(candidate, losses, 1.0, passes / tokens)
-    return Tested(candidate, losses, p_value(losses, max_loss), passes / tokens)
+        turns = list(converse(decoder, verifier, prompt, max_new_tokens))
+        yield PromptLoss(
+            strayed=sum(int(diverging(routed, turn.prompt_ids, turn.generation.tokens).sum()) for turn in turns),
+            tokens=sum(len(turn.generation.tokens) for turn in turns),
+            full_passes=sum(turn.generation.counts.full_passes for turn in turns),
+        )
+
+
+def _test(
+    candidate: Candidate, decoded: Iterable[PromptLoss], n_prompts: int, max_loss: float, confidence: float
+) -> Tested:
+    """Test one candidate; give up as soon as no prompt still to come could save it."""
+    seen: list[PromptLoss] = []
+    losses: list[float] = []
+    for prompt in decoded:
+        seen.append(prompt)
+        losses.append(prompt.strayed / prompt.tokens)
+        if best_p_value(losses, n_prompts, max_loss) > 1 - confidence:
+            break
+    spent = sum(prompt.full_passes for prompt in seen) / sum(prompt.tokens for prompt in seen)
+    complete = len(losses) == n_prompts
+    return Tested(candidate, losses, p_value(losses, max_loss) if complete else 1.0, spent)
 
 
 def _verdict(

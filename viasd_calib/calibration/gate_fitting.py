@@ -71,7 +71,8 @@ def fit_gate(judged: Judged, held_back: Judged, names: Sequence[str]) -> FittedG
     )
     reliability = assess(Gate(gate)(held_back.features), held_back.agrees)
     return FittedGate(
-        gate.model_copy(update={"expected_calibration_error": reliability.expected_calibration_error}), reliability
+        gate.model_copy(update={"expected_calibration_error": reliability.expected_calibration_error}),
+        reliability,
     )
 
 

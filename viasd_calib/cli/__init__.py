@@ -14,6 +14,7 @@ from rich.console import Console
 
 from viasd_calib import __version__
 from viasd_calib.errors import ViasdError
+from viasd_calib.host_memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def guarded(run: Callable[[], None], debug: bool) -> int:
 
 def dispatch(name: str, words: Sequence[str]) -> None:
     """Load a subcommand's module, and nothing else, and run it with its arguments."""
+    keep_freed_memory()
     quiet_libraries()
+    words = [with_underscores(word) for word in words]
     command = COMMANDS[name]
     module = importlib.import_module(f"viasd_calib.cli.{command.module}")
     function = getattr(module, command.function)
@@ -88,6 +91,19 @@ def dispatch(name: str, words: Sequence[str]) -> None:
     from jsonargparse import auto_cli
 
     auto_cli(function, args=list(words), as_positional=command.positional, prog=f"viasd {name}")
+
+
+def with_underscores(word: str) -> str:
+    """Let options be written with dashes: ``--max-new-tokens=8`` is ``--max_new_tokens=8``.
+
+    Example:
+        >>> with_underscores("--max-new-tokens=a-b"), with_underscores("a-b"), with_underscores("-1")
+        ('--max_new_tokens=a-b', 'a-b', '-1')
+    """
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
 def quiet_libraries() -> None:

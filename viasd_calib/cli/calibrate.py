@@ -111,7 +111,14 @@ def _artifact(fit: str, verdict: Verdict, careful: Candidate, decoding: Decoding
 
 def _say(artifact: CalibrateArtifact) -> None:
     table = Table(title="candidates, most careful first")
-    for heading in ("bound", "loss (replayed, simulated)", "loss (observed)", "prompts", "p-value", "full/token"):
+    for heading in (
+        "bound",
+        "loss (replayed, simulated)",
+        "loss (observed)",
+        "prompts",
+        "p-value",
+        "full/token",
+    ):
         table.add_column(heading, justify="right")
     for row in artifact.tested:
         table.add_row(

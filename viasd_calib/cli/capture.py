@@ -60,5 +60,5 @@ def capture(
         max_new_tokens=max_new_tokens, batch_size=batch_size, top_k=top_k, temperature=temperature, seed=seed
     )
     report = capturing.capture(loaded, drafter, draft, chosen, Path(out), settings)
-    Console().print({name: value for name, value in asdict(report).items()})
+    Console().print(asdict(report))
     return report

@@ -7,7 +7,13 @@ from typing import get_args
 
 from rich.console import Console
 
-from viasd_calib.calibration.artifacts import CALIBRATE_FILE, FIT_FILE, CalibrateArtifact, FitArtifact, load_artifact
+from viasd_calib.calibration.artifacts import (
+    CALIBRATE_FILE,
+    FIT_FILE,
+    CalibrateArtifact,
+    FitArtifact,
+    load_artifact,
+)
 from viasd_calib.calibration.gate_fitting import Reliability
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Engine, MethodName, load_engine

@@ -107,7 +107,9 @@ def _copy_route(route: Route, source: Path, folder: Path) -> Route:
         return route
     target = folder / "adapter" / ADAPTER_FILE
     _copy(source / route.adapter.tensors.path, target)
-    return route.model_copy(update={"adapter": route.adapter.model_copy(update={"tensors": tensor_file(target, folder)})})
+    return route.model_copy(
+        update={"adapter": route.adapter.model_copy(update={"tensors": tensor_file(target, folder)})}
+    )
 
 
 def _copy(source: Path, target: Path) -> None:

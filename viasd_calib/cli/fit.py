@@ -57,7 +57,7 @@ def write_fit(router: RouterModule, data: TraceDataModule, out: Path) -> FitArti
     if router.slim_layers is not None:
         save_adapter(router.slim_layers, route, out / ADAPTER_FILE)
         rank = router.adapter_rank
-        reference = adapter_ref(out / ADAPTER_FILE, out, rank, 2.0 * rank, router.adapter_targets)
+        reference = adapter_ref(out / ADAPTER_FILE, out, rank, 2 * rank, router.adapter_targets)
         route = route.model_copy(update={"adapter": reference})
     routed = RoutedModel(router.model.model, route, router.slim_layers)
     if router.slim_layers is not None:

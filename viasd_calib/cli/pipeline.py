@@ -97,7 +97,13 @@ def run(
     bench(spec=str(spec), json=str(measured), split="test", **common, **(bench_step or BenchStep()).model_dump())
     export(calibrate=str(calibrated), out=str(spec), verifier=verifier, evidence=str(measured))
     announce("6/7 report")
-    report(spec=str(spec), bench=str(measured), out=str(folder / "report.html"), calibrate=str(calibrated), **common)
+    report(
+        spec=str(spec),
+        bench=str(measured),
+        out=str(folder / "report.html"),
+        calibrate=str(calibrated),
+        **common,
+    )
     announce("7/7 generate")
     generate(spec=str(spec), prompt=sample_prompt, max_new_tokens=64, show_tiers=True, verifier=verifier)
     Console().print(f"\nspec: {spec}\nreport: {folder / 'report.html'}\nbenchmark: {measured}")

@@ -42,7 +42,11 @@ class Decoder:
     """
 
     def __init__(
-        self, verifier: RoutedModel, drafter: Drafter | None, method: Method, eos_ids: frozenset[int] = frozenset()
+        self,
+        verifier: RoutedModel,
+        drafter: Drafter | None,
+        method: Method,
+        eos_ids: frozenset[int] = frozenset(),
     ) -> None:
         self.verifier = verifier
         self.drafter = drafter if method.needs_drafter else None
@@ -60,10 +64,7 @@ class Decoder:
             PromptError: the prompt is empty or does not fit the context.
             NumericsError: the verifier's logits are not finite.
         """
-        session: Session | None = None
-        for session in self._rounds(prompt, max_new_tokens):
-            pass
-        assert session is not None, "a session yields at least one round"
+        *_, session = self._rounds(prompt, max_new_tokens)  # the same session, once a round
         return session.result()
 
     def stream(self, prompt: Sequence[int], max_new_tokens: int) -> Iterator[Emitted]:

@@ -67,7 +67,12 @@ def draft_features(draft: DraftSaid) -> dict[str, Tensor]:
 
 
 def slim_features(
-    tokens: Tensor, slim_logits: Tensor, slim: Summary, draft: DraftSaid | None, place: Tensor, pending: Tensor
+    tokens: Tensor,
+    slim_logits: Tensor,
+    slim: Summary,
+    draft: DraftSaid | None,
+    place: Tensor,
+    pending: Tensor,
 ) -> dict[str, Tensor]:
     """Features of candidate tokens under the slim verifier; each is float32 [k].
 

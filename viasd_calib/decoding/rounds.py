@@ -135,7 +135,7 @@ def draft(session: Session, length: int, gate: Gate | None, stop_below: float) -
     """Let the drafter propose up to ``length`` tokens, leaving room for q's own behind them."""
     assert session.drafter is not None, "this method needs a drafter"
     limit = max(min(length, session.room - 1), 0)
-    stop = never_stop
+    stop: StopRule = never_stop
     if gate is not None and stop_below > 0:
         stop = confidence_stop(gate, stop_below, unverified(session), session.drafter.vocabulary)
     return session.drafter.propose(session.text[: session.length], limit, stop)
@@ -258,7 +258,8 @@ class ThreeTier(Method):
             ratio = own - logits[:k].float().amax(-1)  # log r, [k]
             ratio[:trusted] = 0.0
             return judge_ratio(ratio, self.gates.accept_at, self.gates.escalate_below), choices
-        assert self.slim_gate is not None and self.gates.regenerate_at is not None, "checked by the spec"
+        assert self.slim_gate is not None, "the spec demands it"
+        assert self.gates.regenerate_at is not None, "the spec demands it"
         place = torch.arange(k + 1, device=logits.device)
         accept, own = candidate_scores(self.slim_gate, logits, slim, said, place, session.pending + place)
         accept[:trusted] = 1.0

@@ -31,7 +31,13 @@ class Summary:
 
     def __getitem__(self, rows: int | slice | Tensor) -> Summary:
         """The same of some rows of the first dimension."""
-        return Summary(self.ids[rows], self.log_probs[rows], self.log_sum_exp[rows], self.entropy[rows], self.margin[rows])
+        return Summary(
+            self.ids[rows],
+            self.log_probs[rows],
+            self.log_sum_exp[rows],
+            self.entropy[rows],
+            self.margin[rows],
+        )
 
 
 def stack_summaries(rows: Sequence[Summary]) -> Summary:
@@ -51,11 +57,14 @@ def summarize(logits: Tensor, k: int, vocabulary: Tensor | None = None) -> Summa
     log_sum_exp = logits.logsumexp(-1)  # [...]
     log_probs = logits - log_sum_exp[..., None]  # [..., vocabulary]
     entropy = -(log_probs.exp() * log_probs).nan_to_num(0.0).sum(-1)
-    top = torch.topk(log_probs, min(max(k, 2), logits.shape[-1]))
+    # Among equal logits topk takes any: the greedy choice is put first, so that it is that of argmax.
+    ranked = log_probs.scatter(-1, logits.argmax(-1, keepdim=True), torch.inf)
+    ids = torch.topk(ranked, min(max(k, 2), logits.shape[-1])).indices
+    top = log_probs.gather(-1, ids)
     return Summary(
-        ids=to_verifier_ids(top.indices[..., :k], vocabulary),
-        log_probs=top.values[..., :k],
+        ids=to_verifier_ids(ids[..., :k], vocabulary),
+        log_probs=top[..., :k],
         log_sum_exp=log_sum_exp,
         entropy=entropy,
-        margin=top.values[..., 0] - top.values[..., 1],
+        margin=top[..., 0] - top[..., 1],
     )

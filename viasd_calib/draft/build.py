@@ -30,7 +30,10 @@ def build_drafter(spec: DraftSpec, folder: Path, verifier: RoutedModel) -> Draft
         shape = ShallowShape(spec.num_layers, spec.head_vocab)
         return ShallowDrafter(load_shallow(verifier, shape, folder / spec.tensors.path))
     loaded = load_verifier(
-        spec.name_or_path, dtype=DTYPE_NAMES[verifier.dtype], device=str(verifier.device), revision=spec.revision
+        spec.name_or_path,
+        dtype=DTYPE_NAMES[verifier.dtype],
+        device=str(verifier.device),
+        revision=spec.revision,
     )
     return CausalDrafter(RoutedModel(loaded.model), verifier.config.vocab_size)
 

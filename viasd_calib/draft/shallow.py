@@ -127,15 +127,12 @@ def load_shallow(verifier: RoutedModel, shape: ShallowShape, path: Path) -> Shal
     model = ShallowModel(verifier, shape)
     try:
         tensors = load_file(path)
-        model.load_state_dict({name: tensor.to(_kind(model, name)) for name, tensor in tensors.items()})
+        kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+        model.load_state_dict({name: tensor.to(kinds[name]) for name, tensor in tensors.items()})
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{path} is not a shallow drafter for this verifier: {reason}") from error
     return model.eval().requires_grad_(False)
-
-
-def _kind(model: ShallowModel, name: str) -> torch.dtype:
-    return model.state_dict()[name].dtype
 
 
 class ShallowDrafter(Drafter):
@@ -260,4 +257,3 @@ def unrolled_states(model: ShallowModel, ids: Tensor, hidden: Tensor, passes: in
         source = model(ids, features, positions, mask, store)
         states.append(source)
     return states
-

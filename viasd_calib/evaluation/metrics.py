@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +72,9 @@ class MethodResult(BaseModel):
     tier_shares: dict[str, float]
 
 
-def pool(results: Sequence[PromptResult], against: dict[str, Sequence[PromptResult] | None], seed: int) -> MethodResult:
+def pool(
+    results: Sequence[PromptResult], against: Mapping[str, Sequence[PromptResult] | None], seed: int
+) -> MethodResult:
     """Pool one method's prompts.
 
     Args:

@@ -5,7 +5,7 @@ q's own modules are never touched, so that q costs and says what it did without 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from viasd_calib.spec import AdapterRef, Route, TensorFile, tensor_file
 
 
 def adapted_layers(
-    layers: Sequence[nn.Module], rank: int, alpha: float, targets: Sequence[str], dropout: float = 0.0
+    layers: Iterable[nn.Module], rank: int, alpha: int, targets: Sequence[str], dropout: float = 0.0
 ) -> nn.ModuleList:
     """Copies of decoder layers with LoRA (Hu et al. 2021, arXiv 2106.09685) on their ``targets``.
 
@@ -30,7 +30,10 @@ def adapted_layers(
     Raises:
         SpecError: no module of a layer bears one of the target names.
     """
-    from peft import LoraConfig, inject_adapter_in_model  # peft is needed where there is an adapter, not before
+    from peft import (
+        LoraConfig,
+        inject_adapter_in_model,
+    )  # peft is needed where there is an adapter, not before
 
     shared = nn.ModuleList(share_parameters(layer) for layer in layers)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=dropout)
@@ -61,7 +64,7 @@ def _is_skipped(name: str, route: Route) -> bool:
     return int(index) in (route.attention_skip if module == "self_attn" else route.mlp_skip)
 
 
-def adapter_ref(path: Path, folder: Path, rank: int, alpha: float, targets: Sequence[str]) -> AdapterRef:
+def adapter_ref(path: Path, folder: Path, rank: int, alpha: int, targets: Sequence[str]) -> AdapterRef:
     """How a spec in ``folder`` names the adapter at ``path``."""
     tensors: TensorFile = tensor_file(path, folder)
     return AdapterRef(rank=rank, alpha=alpha, targets=list(targets), tensors=tensors)
@@ -90,4 +93,4 @@ def load_slim_layers(model: PreTrainedModel, route: Route, folder: Path) -> nn.M
         if name not in own or own[name].shape != tensor.shape:
             raise SpecError(f"{path}: {name} does not fit the verifier; export the spec again")
         own[name].copy_(tensor)
-    return layers.to(device=model.device, dtype=model.dtype).eval().requires_grad_(False)  # type: ignore[return-value]
+    return layers.to(device=model.device, dtype=model.dtype).eval().requires_grad_(False)

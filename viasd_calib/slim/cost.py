@@ -44,7 +44,7 @@ def median_seconds(runs: Sequence[Callable[[], object]], repeats: int, device: t
     return [statistics.median(kept) for kept in seconds]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sublayer_costs(model: RoutedModel, width: int = 4, repeats: int = 15) -> SublayerCosts:
     """Measure what attention and MLP sublayers cost, as shares of a full pass of the same width.
 
@@ -62,7 +62,9 @@ def sublayer_costs(model: RoutedModel, width: int = 4, repeats: int = 15) -> Sub
         return lambda: model.step(chosen[kind], hidden, inputs)
 
     attention, mlp, rest = median_seconds(
-        [run("attention"), run("mlp"), lambda: model.logits(model.final_norm(model.embed(ids)))], repeats, model.device
+        [run("attention"), run("mlp"), lambda: model.logits(model.final_norm(model.embed(ids)))],
+        repeats,
+        model.device,
     )
     by_kind = {"attention": attention, "mlp": mlp}
     seconds = torch.tensor([by_kind[sublayer.kind] for sublayer in model.full_sublayers])
@@ -70,7 +72,7 @@ def sublayer_costs(model: RoutedModel, width: int = 4, repeats: int = 15) -> Sub
     return SublayerCosts(seconds / total, rest / total)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def relative_cost(model: RoutedModel, widths: Sequence[int] = (1, 4, 8), repeats: int = 15) -> dict[int, float]:
     """Time of a slim pass over that of a full pass of the same width, head included, by width."""
     measured: dict[int, float] = {}

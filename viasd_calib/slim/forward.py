@@ -66,7 +66,10 @@ class RoutedModel:
     """
 
     def __init__(
-        self, model: PreTrainedModel, route: Route | None = None, slim_layers: Sequence[nn.Module] | None = None
+        self,
+        model: PreTrainedModel,
+        route: Route | None = None,
+        slim_layers: Iterable[nn.Module] | None = None,
     ) -> None:
         self.model = model
         self.config = model.config
@@ -121,7 +124,7 @@ class RoutedModel:
 
     def head_rows(self, ids: Tensor) -> Tensor:
         """Rows of the output head for ``ids`` ([n]): [n, hidden]."""
-        return self._head.weight[ids]  # type: ignore[no-any-return,index]
+        return self._head.weight[ids]  # type: ignore[index]
 
     def attention_inputs(
         self, hidden: Tensor, positions: Tensor, mask: Tensor | None, store: KeyValueStore

@@ -14,11 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict, Field
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor
 
 from viasd_calib.decoding.summary import stack_summaries, summarize
@@ -115,11 +123,11 @@ def capture(
     shards = plan_shards(prompts, settings.batch_size)
     missing = [number for number in range(len(shards)) if not (folder / shard_name(number)).is_file()]
     columns = (TextColumn("capture"), BarColumn(), MofNCompleteColumn(), TextColumn("texts"),
-               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[speed]}"))  # fmt: skip
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
     with Progress(*columns) as progress:
         total = sum(len(shard) for shard in shards)
         done = total - sum(len(shards[number]) for number in missing)
-        task = progress.add_task("capture", total=total, completed=done, speed="")
+        task = progress.add_task("capture", total=total, completed=done)
         for number in missing:
             rows = list(_trace_shard(verifier, model, drafter, shards[number], number, settings))
             _write_shard(folder / shard_name(number), rows)
@@ -157,7 +165,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise TraceError(f"{folder} is not a trace folder ({MANIFEST}: {error.strerror}); run viasd capture first") from error
+        raise TraceError(
+            f"{folder} is not a trace folder ({MANIFEST}: {error.strerror}); run viasd capture first"
+        ) from error
     except ValueError as error:
         raise TraceError(f"{path} is damaged ({type(error).__name__}); capture again into another folder") from error
 
@@ -238,13 +248,25 @@ def _write_shard(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def _report(folder: Path, resumed: int) -> CaptureReport:
     shards = sorted(folder.glob("shard-*.parquet"))
-    dataset = Dataset.from_parquet([str(path) for path in shards], columns=["tokens"])
-    tokens = sum(len(row) for row in dataset["tokens"])
+    lengths = [length for path in shards for length in _text_lengths(path)]
+    tokens = sum(lengths)
     size = sum(path.stat().st_size for path in shards)
-    return CaptureReport(folder, len(dataset), tokens, size / max(tokens, 1), resumed)
+    return CaptureReport(folder, len(lengths), tokens, size / max(tokens, 1), resumed)
+
+
+def _text_lengths(shard: Path) -> list[int]:
+    """Generated tokens of each text of a shard."""
+    try:
+        return [len(tokens) for tokens in pq.read_table(shard, columns=["tokens"])["tokens"].to_pylist()]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise TraceError(f"{shard} is damaged ({error}); remove it and capture again: the rest is kept") from error
 
 
 def describe(report: CaptureReport) -> str:
     """One line on a finished capture."""
-    record = {"texts": report.texts, "tokens": report.tokens, "bytes_per_token": round(report.bytes_per_token, 1)}
+    record = {
+        "texts": report.texts,
+        "tokens": report.tokens,
+        "bytes_per_token": round(report.bytes_per_token, 1),
+    }
     return json.dumps(record)

@@ -119,7 +119,10 @@ def _text(index: int, row: dict[str, Any]) -> TraceText:
     n = len(row["tokens"])
     p_said = None
     if row["p_ids"]:
-        p_said = (torch.tensor(row["p_ids"]).view(n, -1), torch.tensor(row["p_log_probs"]).float().view(n, -1))
+        p_said = (
+            torch.tensor(row["p_ids"]).view(n, -1),
+            torch.tensor(row["p_log_probs"]).float().view(n, -1),
+        )
     return TraceText(
         index=index,
         prompt_sha256=row["prompt_sha256"],
@@ -226,7 +229,9 @@ class TraceDataModule(LightningDataModule):
         texts = [text for folder in self.folders for text in read_texts(folder)]
         chosen = [text for text in texts if split_of(text.prompt_sha256, self.shares) == self.split]
         if not chosen:
-            raise TraceError(f"no text of the split {self.split!r} in {[str(f) for f in self.folders]}; capture more prompts")
+            raise TraceError(
+                f"no text of the split {self.split!r} in {[str(f) for f in self.folders]}; capture more prompts"
+            )
         self.texts = [_renumbered(text, index) for index, text in enumerate(chosen)]
 
     def verifier_ref(self) -> VerifierRef:

@@ -33,7 +33,8 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tens
     if sampling.temperature == 0:
         return logits.argmax(-1)
     top = torch.topk(logits.float() / sampling.temperature, min(sampling.top_k, logits.shape[-1]))
-    place = torch.multinomial(top.values.softmax(-1), 1, generator=generator)  # [batch, 1]
+    shares = top.values.nan_to_num().softmax(-1)  # what is not finite is the caller's to refuse
+    place = torch.multinomial(shares, 1, generator=generator)  # [batch, 1]
     return top.indices.gather(-1, place)[:, 0]
 
 

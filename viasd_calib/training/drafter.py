@@ -115,7 +115,13 @@ class DrafterModule(LightningModule):
         for depth, logits in enumerate(self._logits(batch, len(self.agreement))):
             metric: Any = self.agreement[depth]
             metric.update((logits.argmax(-1) == choices).float())
-            self.log(f"agreement_depth_{depth}", metric, prog_bar=depth == 0, on_epoch=True, batch_size=len(choices))
+            self.log(
+                f"agreement_depth_{depth}",
+                metric,
+                prog_bar=depth == 0,
+                on_epoch=True,
+                batch_size=len(choices),
+            )
 
     def on_validation_epoch_end(self) -> None:
         """Keep the drafter as it stands."""
@@ -130,9 +136,15 @@ class DrafterModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW under a cosine with 3 % warm-up."""
         optimizer = torch.optim.AdamW(
-            self._parts()[0].parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95)
+            self._parts()[0].parameters(),
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+            betas=(0.9, 0.95),
         )
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.learning_rate, total_steps=int(self.trainer.estimated_stepping_batches), pct_start=0.03
+            optimizer,
+            self.learning_rate,
+            total_steps=int(self.trainer.estimated_stepping_batches),
+            pct_start=0.03,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -48,6 +48,12 @@ class RouterModule(LightningModule):
         keep_layers: layers whose sublayers are never skipped; negative ones count from the end.
     """
 
+    multiplier: Tensor
+    kept: Tensor
+    steps_done: Tensor
+    costs: Tensor
+    rest_cost: Tensor
+
     def __init__(
         self,
         verifier: str = SMOLLM2,
@@ -96,7 +102,7 @@ class RouterModule(LightningModule):
         self.register_buffer("costs", costs.shares)  # [sublayers], shares of a full pass
         self.register_buffer("rest_cost", torch.tensor(costs.rest))
         if self.adapter_rank:
-            layers = adapted_layers(model.layers, self.adapter_rank, 2.0 * self.adapter_rank, self.adapter_targets)
+            layers = adapted_layers(model.layers, self.adapter_rank, 2 * self.adapter_rank, self.adapter_targets)
             for name, parameter in layers.named_parameters():
                 parameter.requires_grad_("lora_" in name)
             self.slim_layers = layers
@@ -116,7 +122,9 @@ class RouterModule(LightningModule):
     @property
     def route(self) -> Route:
         """The discrete route as it stands."""
-        skipped = [sublayer for sublayer, kept in zip(self.model.full_sublayers, self.kept.tolist(), strict=True) if not kept]
+        skipped = [
+            sublayer for sublayer, kept in zip(self.model.full_sublayers, self.kept.tolist(), strict=True) if not kept
+        ]
         return Route(
             attention_skip=[sublayer.index for sublayer in skipped if sublayer.kind == "attention"],
             mlp_skip=[sublayer.index for sublayer in skipped if sublayer.kind == "mlp"],
@@ -217,7 +225,7 @@ class RouterModule(LightningModule):
         """Adam over gates and adapter; each stage's gradients leave the other's parameters alone."""
         return torch.optim.Adam([parameter for parameter in self.parameters() if parameter.requires_grad], lr=1e-3)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Trainable state alone: gates, multiplier, route, costs, adapter."""
         whole = super().state_dict(*args, **kwargs)
         return {name: tensor for name, tensor in whole.items() if not self._is_frozen(name)}

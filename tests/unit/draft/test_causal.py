@@ -31,7 +31,9 @@ def make_drafter() -> CausalDrafter:
 
 
 ROUNDS = st.lists(
-    st.tuples(st.integers(0, 5), st.integers(0, 30), st.integers(0, 30), token_lists(0, 3)), min_size=1, max_size=6
+    st.tuples(st.integers(0, 5), st.integers(0, 30), st.integers(0, 30), token_lists(0, 3)),
+    min_size=1,
+    max_size=6,
 )
 
 

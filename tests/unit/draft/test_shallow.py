@@ -57,7 +57,7 @@ def test_score_at_a_depth_is_what_is_proposed_so_far_behind_an_observation(
     depth = torch.cat([torch.zeros(seen, dtype=torch.long), torch.arange(depths)])
     tokens, logits = drafter.score(text, hidden, depth)
     assert proposal.logits is not None
-    torch.testing.assert_close(logits[seen:], proposal.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits[seen:], proposal.logits, atol=1e-3, rtol=1e-3)
     assert tokens[seen:].tolist() == proposal.tokens.tolist()
 
 
@@ -82,7 +82,7 @@ def test_rounds_leave_no_trace(prompt: list[int], rounds: list[tuple[int, int, l
     fresh.observe(0, states[:observed])
     expected = fresh.propose(torch.tensor(text), 5, never_stop)
     assert proposal.logits is not None
-    torch.testing.assert_close(proposal.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(proposal.logits, expected.logits, atol=1e-3, rtol=1e-3)
     assert proposal.tokens.tolist() == expected.tokens.tolist()
 
 
@@ -100,7 +100,7 @@ def test_a_text_that_is_cut_and_goes_on_otherwise(prompt: list[int], cut: int, o
         each.observe(0, states[: len(text) - 1])
     proposal = drafter.propose(torch.tensor(text), 4, never_stop)
     expected = fresh.propose(torch.tensor(text), 4, never_stop)
-    torch.testing.assert_close(proposal.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(proposal.logits, expected.logits, atol=1e-3, rtol=1e-3)
 
 
 @torch.inference_mode()

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from tests.tiny import LAYERS, small_disk, tiny_model
 from viasd_calib.errors import SpecError, StorageError
-from viasd_calib.slim.adapter import adapted_layers, adapter_ref, adapter_tensors, load_slim_layers, save_adapter
+from viasd_calib.slim.adapter import (
+    adapted_layers,
+    adapter_ref,
+    adapter_tensors,
+    load_slim_layers,
+    save_adapter,
+)
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
@@ -121,7 +127,11 @@ NAME = "0.self_attn.q_proj.lora_A.default.weight"
 
 @pytest.mark.parametrize(
     "changes",
-    [{"9.self_attn.q_proj.lora_A.default.weight": torch.ones(2, 16)}, {NAME: torch.ones(2, 17)}, {NAME: None}],
+    [
+        {"9.self_attn.q_proj.lora_A.default.weight": torch.ones(2, 16)},
+        {NAME: torch.ones(2, 17)},
+        {NAME: None},
+    ],
     ids=["unknown name", "other shape", "one missing"],
 )
 def test_foreign_tensors_are_refused(tmp_path: Path, changes: dict[str, Tensor | None]) -> None:

@@ -1,0 +1,145 @@
+"""The main job through the command line, on a tiny verifier: what a user types, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.tiny import save_tiny, tiny_prompts
+from viasd_calib.cli import main
+from viasd_calib.spec import load_spec
+
+FIT = {
+    "seed_everything": 0,
+    "trainer": {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_steps": 6,
+        "max_epochs": -1,
+        "limit_val_batches": 2,
+        "num_sanity_val_steps": 0,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+    },
+    "model": {"target_cost": 0.8, "route_steps": 3, "adapter_rank": 2, "max_run": 4},
+    "data": {"shares": {"fit": 0.4, "calibrate": 0.4, "test": 0.2}, "validation_share": 0.3, "max_batch_tokens": 256},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny verifier, a prompt file and configurations."""
+    folder = tmp_path_factory.mktemp("job")
+    save_tiny(folder / "verifier", eos=None)
+    lines = [prompt.model_dump_json() for prompt in tiny_prompts(60, turns=2)]
+    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "fit.yaml").write_text(yaml.safe_dump(FIT))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def job(place: Path) -> Path:
+    """The folder of a finished ``viasd run``, made command by command with its own shares of the splits."""
+    shares = ["--shares", json.dumps(FIT["data"]["shares"])]  # type: ignore[index]
+    common = ["--prompts", str(place / "prompts.jsonl"), *shares]
+    verifier = str(place / "verifier")
+    out = place / "out"
+    commands = [
+        ["capture", "--out", f"{out}/traces", "--verifier", verifier, *common, "--max_new_tokens", "24"],
+        ["fit", "--config", str(place / "fit.yaml"), "--out", f"{out}/fit", "--model.verifier", verifier,
+         "--data.folders", f"[{out}/traces]", "--trainer.default_root_dir", f"{out}/fit"],
+        ["calibrate", "--fit", f"{out}/fit", "--out", f"{out}/calibrate", *common, "--max_loss", "0.9",
+         "--max_new_tokens", "12"],
+        ["export", "--calibrate", f"{out}/calibrate", "--out", f"{out}/spec/routing.json"],
+        ["bench", "--spec", f"{out}/spec/routing.json", *common, "--split", "test", "--max-new-tokens", "16",
+         "--methods", "autoregressive,speculative,three_tier", "--audit", "strict", "--json", f"{out}/bench.json"],
+        ["report", "--spec", f"{out}/spec/routing.json", "--bench", f"{out}/bench.json", "--calibrate",
+         f"{out}/calibrate", "--out", f"{out}/report.html", *common, "--max_new_tokens", "12"],
+    ]  # fmt: skip
+    for command in commands:
+        assert main([*command, "--debug"]) == 0, command
+    return out
+
+
+def test_the_spec_is_valid(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(job / "spec/routing.json")]) == 0
+    assert "valid" in capsys.readouterr().out
+    spec = load_spec(job / "spec/routing.json")
+    assert spec.route.adapter is not None
+    assert set(spec.route.relative_cost.measured) == {1, 4, 8}  # type: ignore[union-attr]
+
+
+def test_a_wide_bound_is_certified(job: Path) -> None:
+    """With a bound of 0.9 and two dozen prompts the most careful candidate must pass."""
+    spec = load_spec(job / "spec/routing.json")
+    assert spec.certificate is not None
+    assert spec.certificate.bound == 0.9
+    assert spec.decoding.audit == "off"
+    hashes = set(spec.certificate.split_sha256.values())
+    assert len(hashes) == 3
+
+
+def test_bench_json_keeps_the_contract(job: Path) -> None:
+    result: dict[str, Any] = json.loads((job / "bench.json").read_text())
+    assert set(result) == {"hardware", "settings", "n_prompts", "methods", "by_task"}
+    wanted = {
+        "tokens", "seconds", "tokens_per_second", "speedup_vs_autoregressive", "speedup_vs_speculative",
+        "identical_to_autoregressive", "divergence", "rejection_rate", "full_passes_per_token",
+        "slim_passes_per_token", "draft_steps_per_token", "acceptance_length", "tier_shares",
+    }  # fmt: skip
+    for methods in (result["methods"], *(task["methods"] for task in result["by_task"].values())):
+        assert set(methods) == {"autoregressive", "speculative", "three_tier"}
+        for row in methods.values():
+            assert set(row) == wanted
+            assert row["identical_to_autoregressive"] == 1.0  # fp32, audit strict
+            assert row["divergence"] == 0.0
+    assert (
+        sum(row["methods"]["three_tier"]["tokens"] for row in result["by_task"].values())
+        == (result["methods"]["three_tier"]["tokens"])
+    )
+
+
+def test_the_report_is_one_file(job: Path) -> None:
+    page = (job / "report.html").read_text()
+    assert page.count("<figure") >= 5
+    assert 'src="http' not in page
+
+
+@pytest.mark.parametrize("method", ["autoregressive", "speculative", "three_tier"])
+def test_generate_answers(job: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", "--spec", str(job / "spec/routing.json"), "--prompt", "w1 w2", "--max_new_tokens", "8"]
+    assert main([*command, "--method", method, "--audit", "strict", "--show_tiers", "true", "--debug"]) == 0
+    assert "8 tokens" in capsys.readouterr().out
+
+
+def test_a_small_bound_is_not_certified(place: Path, job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two dozen prompts cannot certify 2 %: it says so, and the spec is exported with audit strict."""
+    common = ["--prompts", str(place / "prompts.jsonl"), "--shares", json.dumps(FIT["data"]["shares"])]  # type: ignore[index]
+    folder = place / "careful"
+    assert main(["calibrate", "--fit", str(job / "fit"), "--out", str(folder), *common, "--max-loss", "0.02"]) == 0
+    assert "nothing certified" in " ".join(capsys.readouterr().out.split())
+    assert main(["export", "--calibrate", str(folder), "--out", str(folder / "routing.json")]) == 0
+    spec = load_spec(folder / "routing.json")
+    assert spec.decoding.audit == "strict"
+    assert spec.certificate is not None
+    assert spec.certificate.bound is None
+
+
+def test_print_config_shows_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["capture", "--out", "x", "--limit", "3", "--print_config"])
+    assert stopped.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["limit"] == 3
+
+
+def test_config_file_is_read(place: Path, job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = place / "generate.yaml"
+    config.write_text(yaml.safe_dump({"spec": str(job / "spec/routing.json"), "prompt": "w3", "max_new_tokens": 4}))
+    assert main(["generate", "--config", str(config)]) == 0
+    assert capsys.readouterr().out.strip()

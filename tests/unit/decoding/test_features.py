@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from viasd_calib.decoding.features import (
+    DRAFT_FEATURES,
+    MARGIN_CAP,
+    SLIM_FEATURES,
+    DraftSaid,
+    draft_features,
+    slim_features,
+    top_k_kl,
+)
+from viasd_calib.decoding.summary import summarize
+
+VOCAB = 9
+SEEDS = st.integers(0, 999)
+
+
+def random_logits(count: int, seed: int, vocab: int = VOCAB, scale: float = 3.0) -> Tensor:
+    return scale * torch.randn(count, vocab, generator=torch.Generator().manual_seed(seed))
+
+
+def draft_said(logits: Tensor, vocabulary: Tensor | None = None, top: int = 16) -> DraftSaid:
+    said = summarize(logits, top, vocabulary)
+    return DraftSaid(said.ids[:, 0], said, 2 + torch.arange(len(logits)))
+
+
+@given(seed=SEEDS, count=st.integers(1, 4))
+def test_draft_features_against_plain_python(seed: int, count: int) -> None:
+    logits = random_logits(count, seed)
+    features = draft_features(draft_said(logits))
+    assert tuple(features) == DRAFT_FEATURES
+    for row, probs in enumerate(logits.double().softmax(-1).tolist()):
+        ranked = sorted(probs, reverse=True)
+        expected = {
+            "draft_entropy": -sum(p * math.log(p) for p in probs),
+            "draft_log_top1": math.log(ranked[0]),
+            "draft_margin": math.log(ranked[0] / ranked[1]),
+            "draft_depth": 2 + row,
+        }
+        assert {name: column[row].item() for name, column in features.items()} == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_drafter_without_a_distribution() -> None:
+    features = draft_features(DraftSaid(torch.tensor([3, 4]), None, torch.tensor([0, 1])))
+    assert tuple(features) == DRAFT_FEATURES
+    assert {name: column.tolist() for name, column in features.items()} == {
+        "draft_entropy": [0, 0],
+        "draft_log_top1": [0, 0],
+        "draft_margin": [MARGIN_CAP, MARGIN_CAP],
+        "draft_depth": [0, 1],
+    }
+
+
+@given(seed=SEEDS, count=st.integers(1, 4), drafted=st.booleans())
+def test_slim_features_against_plain_python(seed: int, count: int, drafted: bool) -> None:
+    slim_logits, draft_logits = random_logits(count, seed), random_logits(count, seed + 1)
+    tokens = torch.randint(VOCAB, (count,), generator=torch.Generator().manual_seed(seed))
+    draft = draft_said(draft_logits) if drafted else None
+    place, pending = torch.arange(count), 5 + torch.arange(count)
+    features = slim_features(tokens, slim_logits, summarize(slim_logits, 2), draft, place, pending)
+    assert tuple(features) == SLIM_FEATURES
+    rows = zip(slim_logits.double().softmax(-1).tolist(), draft_logits.double().softmax(-1).tolist(), strict=True)
+    for row, (slim, p) in enumerate(rows):
+        ranked = sorted(slim, reverse=True)
+        expected = {
+            "slim_entropy": -sum(x * math.log(x) for x in slim),
+            "slim_log_top1": math.log(ranked[0]),
+            "slim_margin": math.log(ranked[0] / ranked[1]),
+            "log_ratio": math.log(slim[int(tokens[row])] / ranked[0]),
+            "has_draft": float(drafted),
+            "same_choice": float(drafted and p.index(max(p)) == slim.index(max(slim))),
+            "draft_kl_slim": sum(a * math.log(a / b) for a, b in zip(p, slim, strict=True)) if drafted else 0.0,
+            "draft_log_top1": math.log(max(p)) if drafted else 0.0,
+            "draft_entropy": -sum(x * math.log(x) for x in p) if drafted else 0.0,
+            "block_place": row,
+            "pending": 5 + row,
+        }
+        found = {name: column[row].item() for name, column in features.items()}
+        assert found == pytest.approx(expected, abs=2e-4)
+
+
+def test_slim_features_of_a_draft_without_a_distribution() -> None:
+    logits = random_logits(2, 0)
+    slim = summarize(logits, 2)
+    draft = DraftSaid(slim.ids[:, 0], None, torch.zeros(2, dtype=torch.long))
+    features = slim_features(draft.tokens, logits, slim, draft, torch.arange(2), torch.arange(2))
+    assert features["has_draft"].tolist() == features["same_choice"].tolist() == [1, 1]
+    assert features["draft_kl_slim"].tolist() == features["draft_entropy"].tolist() == [0, 0]
+    assert features["log_ratio"].tolist() == [0, 0]
+
+
+@given(seed=SEEDS, top=st.integers(2, VOCAB), half=st.booleans())
+def test_divergence_over_the_top_and_one_bucket(seed: int, top: int, half: bool) -> None:
+    """With all tokens listed it is the divergence itself; with fewer, that of the coarser distributions."""
+    vocabulary = torch.tensor([8, 1, 6, 3, 0]) if half else None
+    p_logits = random_logits(3, seed, 5 if half else VOCAB, scale=1.0)
+    slim_logits = random_logits(3, seed + 1, scale=1.0)
+    said = summarize(p_logits, top, vocabulary)
+    found = top_k_kl(said, slim_logits, slim_logits.logsumexp(-1))
+    for row in range(3):
+        ids = said.ids[row].tolist()
+        p = said.log_probs[row].double().exp().tolist()
+        slim = slim_logits[row].double().softmax(-1)[ids].tolist()
+        expected = sum(a * math.log(a / b) for a, b in zip(p, slim, strict=True))
+        if (rest := 1 - sum(p)) > 1e-5:
+            expected += rest * math.log(rest / max(1 - sum(slim), 1e-6))
+        assert found[row].item() == pytest.approx(max(expected, 0), abs=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4])
+def test_features_stay_finite_and_bounded(scale: float) -> None:
+    logits, other = random_logits(50, 0, scale=scale), random_logits(50, 1, scale=scale)
+    draft = draft_said(other)
+    place = torch.arange(50)
+    tokens = torch.zeros(50, dtype=torch.long)
+    features = slim_features(tokens, logits, summarize(logits, 2), draft, place, place) | draft_features(draft)
+    assert all(torch.isfinite(column).all() for column in features.values())
+    assert features["slim_margin"].max() == features["draft_kl_slim"].max() == MARGIN_CAP
+    assert features["log_ratio"].min() == -MARGIN_CAP

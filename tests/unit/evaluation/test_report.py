@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from tests.tiny import constant_gate, verifier_ref
+from viasd_calib.calibration.gate_fitting import Reliability
+from viasd_calib.decoding.policies import Tier
+from viasd_calib.evaluation import plots, report
+from viasd_calib.evaluation.bench import BenchResult, BenchSettings, TaskResult
+from viasd_calib.evaluation.metrics import Interval, MethodResult
+from viasd_calib.evaluation.report import ReportInputs, SampleText, render_report, write_report
+from viasd_calib.spec import Certificate, Decoding, Gates, PromptLookupDraft, RelativeCost, Route, RoutingSpec
+
+TIERS = [[Tier.ACCEPT, Tier.REGENERATE, Tier.ESCALATE] * 4, [Tier.ESCALATE]]
+RELIABILITY = {
+    "draft": Reliability(0.0123, 0.81, [0.1, 0.5, 0.97], [0.12, 0.41, 0.96], [10, 20, 900]),
+    "slim": Reliability(0.0456, 0.92, [0.2, 0.9], [0.25, 0.88], [30, 400]),
+}
+CANDIDATES = [report.TestedCandidate(0.99, 0.004, 0.52, 0.001, 150), report.TestedCandidate(0.91, 0.031, 0.31, 1.0, 60)]
+SAMPLE = SampleText(
+    prompt="What is it?",
+    pieces=["It", " is", "\n", "so"],
+    tiers=[*Tier, Tier.ESCALATE],
+    drafted=[True, False, False, True],
+)
+PICTURES = ("route", "reliability", "tiers", "speed", "candidates")
+
+
+def certificate(**changes: Any) -> Certificate:
+    entries: dict[str, Any] = {
+        "bound": 0.02,
+        "confidence": 0.95,
+        "procedure": "fixed sequence",
+        "candidates_tested": 2,
+        "n_prompts": 150,
+        "max_new_tokens": 64,
+        "split_sha256": {"fit": "1" * 64, "calibrate": "2" * 64, "test": "3" * 64},
+        "observed": 0.004,
+        "p_value": 0.001,
+    }
+    return Certificate(**{**entries, **changes})
+
+
+def spec(**changes: Any) -> RoutingSpec:
+    entries: dict[str, Any] = {
+        "verifier": verifier_ref(),
+        "draft": PromptLookupDraft(),
+        "route": Route(attention_skip=[1], mlp_skip=[1, 2]),
+        "gates": Gates(slim=constant_gate("slim_entropy", 0.0), accept_at=0.9, regenerate_at=0.8),
+        "decoding": Decoding(audit="off"),
+        "certificate": certificate(),
+    }
+    return RoutingSpec(**{**entries, **changes})
+
+
+def method(speed: float, against_speculative: Interval | None = None, **changes: Any) -> MethodResult:
+    entries: dict[str, Any] = {
+        "tokens": 1234,
+        "seconds": 1234 / speed,
+        "tokens_per_second": speed,
+        "speedup_vs_autoregressive": Interval(median=speed / 20, low=speed / 25, high=speed / 18),
+        "speedup_vs_speculative": against_speculative,
+        "identical_to_autoregressive": 0.85,
+        "divergence": 0.0067,
+        "rejection_rate": 0.231,
+        "full_passes_per_token": 0.417,
+        "slim_passes_per_token": 0.298,
+        "draft_steps_per_token": 1.352,
+        "acceptance_length": 2.398,
+        "tier_shares": {"accept": 0.52, "regenerate": 0.13, "escalate": 0.35},
+    }
+    return MethodResult(**{**entries, **changes})
+
+
+def bench(methods: dict[str, MethodResult], *, audit: str = "off", max_new_tokens: int = 64) -> BenchResult:
+    settings = BenchSettings.model_validate(
+        {"methods": ["three_tier"], "max_new_tokens": max_new_tokens, "dtype": "float32", "audit": audit, "seed": 0}
+    )
+    return BenchResult(
+        hardware={"device": "abacus", "cores": 2},
+        settings=settings,
+        n_prompts=40,
+        methods=methods,
+        by_task={"coding": TaskResult(methods={name: method(10.0 + i) for i, name in enumerate(methods)})},
+    )
+
+
+def full(**changes: Any) -> ReportInputs:
+    methods = {
+        "autoregressive": method(20.0, rejection_rate=None, divergence=0.0),
+        "speculative": method(27.5),
+        "three_tier": method(31.25, Interval(median=1.14, low=0.97, high=1.31)),
+    }
+    entries: dict[str, Any] = {
+        "spec": spec(),
+        "bench": bench(methods),
+        "reliability": RELIABILITY,
+        "tiers": TIERS,
+        "sample": SAMPLE,
+        "candidates": CANDIDATES,
+    }
+    return ReportInputs(**{**entries, **changes})
+
+
+def minimal() -> ReportInputs:
+    alone = bench({"autoregressive": method(20.0)}).model_copy(update={"by_task": {}})
+    return ReportInputs(spec(certificate=None), alone, {}, [], None, [])
+
+
+class Page(HTMLParser):
+    """The elements of a page with their attributes, its tables and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: list[list[list[str]]] = []
+        self.text = ""
+        self.cell = False
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        self.cell = tag in ("td", "th") or self.cell
+
+    def handle_endtag(self, tag: str) -> None:
+        self.cell = self.cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.cell:
+            self.tables[-1][-1][-1] += data.replace("\xa0", " ")
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    return Page(render_report(full()))
+
+
+def test_every_picture_is_there_and_has_an_alt_text(page: Page) -> None:
+    svgs = page.all("svg")
+    assert len(svgs) == len(PICTURES)
+    assert {f"{name}-figure_1" for name in PICTURES} <= {group.get("id") for group in page.all("g")}
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in svgs)
+    alts = " ".join(svg["aria-label"] or "" for svg in svgs)
+    assert "Map of the route: 3 of 4 attention and 2 of 4 MLP sublayers kept." in alts
+    assert "draft gate, calibration error 0.012, AUROC 0.81, 930 candidates" in alts
+    assert "Tier shares by place in 2 texts" in alts
+    assert "three-tier 31.2 tokens per second" in alts
+    assert "candidates 2, certified 1" in alts
+
+
+def test_every_figure_has_a_caption(page: Page) -> None:
+    assert len(page.all("figure")) == len(page.all("figcaption")) == 4
+
+
+def test_ids_are_unique(page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("inputs", [full(), minimal()], ids=["full", "minimal"])
+def test_the_file_refers_to_nothing_outside(inputs: ReportInputs) -> None:
+    html = render_report(inputs)
+    page = Page(html)
+    for _, attributes in page.elements:
+        for name in ("src", "href", "xlink:href", "data", "action", "srcset"):
+            assert (attributes.get(name) or "#").startswith("#")
+    assert not re.search(r"https?://|@import|url\((?!#)", html)
+    assert not page.all("script")
+
+
+@pytest.mark.parametrize("inputs", [full(), minimal()], ids=["full", "minimal"])
+def test_every_reference_inside_has_its_target(inputs: ReportInputs) -> None:
+    html = render_report(inputs)
+    targets = {attributes["id"] for _, attributes in Page(html).elements if "id" in attributes}
+    wanted = set(re.findall(r'url\(#([^)]*)\)|href="#([^"]*)"', html))
+    assert {one or other for one, other in wanted} <= targets
+
+
+def test_the_table_holds_the_numbers_of_the_bench(page: Page) -> None:
+    heading, *rows = page.tables[0]
+    table = {row[0]: dict(zip(heading[1:], row[1:], strict=True)) for row in rows}
+    assert set(table) == {"autoregressive", "speculative", "three-tier"}
+    assert table["three-tier"] == {
+        "tokens/s": "31.2",
+        "vs autoregressive": "1.56× [1.25, 1.74]",
+        "vs speculative": "1.14× [0.97, 1.31]",
+        "identical": "85 %",
+        "divergence": "0.67 %",
+        "rejection rate": "23.1 %",
+        "full per token": "0.42",
+        "slim per token": "0.30",
+        "draft per token": "1.35",
+        "acceptance length": "2.40",
+        "tiers 1 / 2 / 3, %": "52 / 13 / 35",
+        "tokens": "1,234",
+    }
+    assert table["autoregressive"]["rejection rate"] == "–"
+    assert table["speculative"]["vs speculative"] == "–"
+
+
+def test_each_task_has_a_table(page: Page) -> None:
+    speeds = [[row[1] for row in table[1:]] for table in page.tables]
+    assert ["10.0", "11.0", "12.0"] in speeds
+
+
+def test_the_headline_tells_speed_interval_and_certificate(page: Page) -> None:
+    text = " ".join(page.text.replace("\xa0", " ").split())
+    assert "1.56× the speed of autoregressive decoding 95 % interval 1.25 to 1.74: faster" in text
+    assert "1.14× the speed of speculative decoding 95 % interval 0.97 to 1.31: no difference shown" in text
+    assert "Certified with 95 % confidence" in text
+    assert "at most 2.0 % of a text's tokens" in text
+
+
+def test_the_certificate_section_is_complete(page: Page) -> None:
+    for part in ("fixed sequence", "1" * 64, "2" * 64, "3" * 64, "150, at most 64 new tokens"):
+        assert part in page.text
+    candidates = next(table for table in page.tables if table[0][0] == "candidate")
+    assert [row[-1] for row in candidates[1:]] == ["yes", "no"]
+
+
+def test_nothing_certified_is_said() -> None:
+    note = "nothing certified: too few prompts"
+    refused = certificate(bound=None, observed=None, p_value=None, note=note)
+    strict = spec(certificate=refused, decoding=Decoding(audit="strict"))
+    page = Page(render_report(full(spec=strict, candidates=CANDIDATES[1:])))
+    assert "Nothing certified, audit strict" in page.text
+    assert note in page.text
+    assert [row[-1] for row in next(table for table in page.tables if table[0][0] == "candidate")[1:]] == ["no"]
+
+
+def test_a_candidate_behind_a_failed_one_is_not_certified() -> None:
+    page = Page(render_report(full(candidates=[*CANDIDATES, report.TestedCandidate(0.9, 0.0, 0.2, 0.001, 150)])))
+    assert [row[-1] for row in next(table for table in page.tables if table[0][0] == "candidate")[1:]] == [
+        "yes",
+        "no",
+        "no",
+    ]
+
+
+def test_differences_between_bench_and_certificate_are_said() -> None:
+    measured = bench({"three_tier": method(30.0, divergence=0.05)}, audit="tolerant", max_new_tokens=32)
+    text = Page(render_report(full(bench=measured))).text
+    assert "ran with audit tolerant; the spec decodes with audit off" in text
+    assert "at most 64 new tokens a turn; this benchmark asked for 32" in text
+    assert "lies above the certified bound" in text
+
+
+def test_a_run_without_differences_has_no_notes(page: Page) -> None:
+    assert not [one for one in page.all("p") if one.get("class") == "note"]
+
+
+def test_a_slower_method_is_called_slower() -> None:
+    slow = method(30.0, Interval(median=0.8, low=0.7, high=0.9))
+    assert "0.70 to\xa00.90: slower" in Page(render_report(full(bench=bench({"three_tier": slow})))).text
+
+
+def test_minimal_inputs_make_a_report_that_says_what_is_missing() -> None:
+    page = Page(render_report(minimal()))
+    assert "The gates were not assessed" in page.text
+    assert "No tiers by place" in page.text
+    assert "No certificate, audit off: nothing bounds the loss." in page.text
+    assert len(page.all("svg")) == 2  # route, and speed against loss
+
+
+def test_one_gate_texts_without_tokens_and_an_unassessed_gate_are_drawn() -> None:
+    page = Page(render_report(full(reliability={"slim": RELIABILITY["slim"]}, tiers=[[]])))
+    assert "slim gate: ECE 0.046, AUROC 0.92" in page.text
+    assert "draft gate: ECE" not in page.text
+    assert "No tiers by place" in page.text
+
+
+def test_tokens_are_coloured_and_titled(page: Page) -> None:
+    spans = [one for one in page.all("span") if "title" in one]
+    assert [one["title"] for one in spans] == [
+        "tier 1 accept, drafted",
+        "tier 2 regenerate, not drafted",
+        "tier 3 escalate, not drafted",
+        "tier 3 escalate, drafted",
+    ]
+    assert [one["class"] for one in spans] == ["t1 drafted", "t2", "t3", "t3 drafted"]
+    assert "It is↵\nso" in page.text
+
+
+def test_hostile_text_is_escaped() -> None:
+    bad = "--><script>alert('$x$')</script>\"><img src=x onerror=1>"
+    hostile = spec(
+        verifier=verifier_ref(name_or_path=bad),
+        certificate=certificate(note=bad, procedure=bad),
+        route=Route(relative_cost=RelativeCost(measured={1: 0.5}, device=bad, dtype="float32")),
+    )
+    measured = bench({"three_tier": method(30.0), bad: method(20.0)})
+    measured = measured.model_copy(update={"hardware": {bad: bad}, "by_task": {bad: measured.by_task["coding"]}})
+    sample = SampleText(bad, [bad, "</div>"], [Tier.ACCEPT, Tier.ESCALATE], [True, False])
+    page = Page(render_report(full(spec=hostile, bench=measured, sample=sample)))
+    assert not page.all("script")
+    assert not page.all("img")
+    assert page.text.count(bad) >= 8
+
+
+def test_unequal_sample_lists_are_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        render_report(full(sample=SampleText("", ["a", "b"], [Tier.ACCEPT], [True])))
+
+
+def test_the_report_is_the_same_each_time() -> None:
+    assert render_report(full()) == render_report(full())
+
+
+def test_write_report_writes_the_page(tmp_path: Path) -> None:
+    write_report(minimal(), tmp_path / "new" / "report.html")
+    assert (tmp_path / "new" / "report.html").read_text(encoding="utf-8") == render_report(minimal())
+
+
+def test_the_route_map_shows_every_sublayer() -> None:
+    figure = plots.route_map(Route(attention_skip=[0], mlp_skip=[0, 2]), num_layers=5)
+    cells = figure.axes[0].patches
+    assert len(cells) == 10
+    assert sorted(cell.get_xy() for cell in cells if cell.get_hatch()) == [(-0.42, 0), (-0.42, 1), (1.58, 0)]
+
+
+def test_shares_by_place_count_only_texts_that_reach_a_place() -> None:
+    placed = plots.shares_by_place(TIERS, width=8)
+    assert placed.tokens.tolist() == [9, 4]
+    assert placed.shares[1].tolist() == [0.25, 0.25, 0.5]
+
+
+def test_colours_of_a_picture_follow_the_page() -> None:
+    svg = plots.inline_svg(plots.route_map(Route(attention_skip=[0]), 3), "route", 'a "route"')
+    assert 'aria-label="a &quot;route&quot;"' in svg
+    assert "var(--accept)" in svg
+    assert not re.search(r"#[0-9a-f]{6}\b", svg.replace("#ffffff", ""))
+
+
+def test_plots_make_figures_of_their_own() -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    before = pyplot.get_fignums()
+    assert isinstance(plots.tier_shares(TIERS), Figure)
+    assert pyplot.get_fignums() == before

@@ -1,0 +1,316 @@
+"""The report's pictures, one function each: pure, on figures of their own, no pyplot.
+
+A figure is drawn in the colours of the light theme. ``inline_svg`` turns these colours into the CSS
+variables of the page, so that one picture reads well on light and on dark ground. The colours are told
+apart by people who are colour-blind, and shape, hatching or position says the same again.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+
+from viasd_calib.decoding.policies import Tier
+
+if TYPE_CHECKING:
+    from viasd_calib.calibration.gate_fitting import Reliability
+    from viasd_calib.evaluation.metrics import MethodResult
+    from viasd_calib.spec import Route
+
+INK, MUTED, LINE, PAPER = "#1f2328", "#59636e", "#d0d7de", "#fdfdfc"
+TIER_COLOURS = {Tier.ACCEPT: "#0072b2", Tier.REGENERATE: "#e69f00", Tier.ESCALATE: "#9aa4ae"}
+GATE_COLOURS = {"draft": "#00795a", "slim": "#a8458f"}
+THEME = {
+    INK: "--ink",
+    MUTED: "--muted",
+    LINE: "--line",
+    PAPER: "--paper",
+    TIER_COLOURS[Tier.ACCEPT]: "--accept",
+    TIER_COLOURS[Tier.REGENERATE]: "--regenerate",
+    TIER_COLOURS[Tier.ESCALATE]: "--escalate",
+    GATE_COLOURS["draft"]: "--draft-gate",
+    GATE_COLOURS["slim"]: "--slim-gate",
+}
+"""Colours of the light theme, and the CSS variables that stand for them in a page."""
+
+TIER_NAMES = {tier: f"tier {tier.value} {tier.name.lower()}" for tier in Tier}
+PLACES_PER_BIN = 8
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: it is searchable, and takes the page's typeface
+    "svg.hashsalt": "viasd_calib",  # the same picture gives the same bytes
+    "hatch.linewidth": 0.7,
+}
+_SMALL, _NORMAL = 8.0, 9.0  # points
+_METHOD_MARKERS = {"autoregressive": "s", "speculative": "^", "three_tier": "o"}
+_METHOD_COLOURS = {
+    "autoregressive": MUTED,
+    "speculative": TIER_COLOURS[Tier.REGENERATE],
+    "three_tier": TIER_COLOURS[Tier.ACCEPT],
+}
+
+
+@dataclass(frozen=True)
+class PlacedShares:
+    """Tier shares by place in the text.
+
+    Attributes:
+        shares: of each bin's tokens, those of each tier, in the order of ``Tier``; [bins, 3], rows add to 1.
+        tokens: in each bin, [bins]; they fall where texts end.
+    """
+
+    shares: np.ndarray
+    tokens: np.ndarray
+
+
+def shares_by_place(tiers: Sequence[Sequence[Tier]], width: int = PLACES_PER_BIN) -> PlacedShares:
+    """Count the tiers of texts in bins of ``width`` places.
+
+    Example:
+        >>> placed = shares_by_place([[Tier.ACCEPT] * 3, [Tier.ESCALATE]], width=2)
+        >>> placed.shares.tolist(), placed.tokens.tolist()
+        ([[0.6666666666666666, 0.0, 0.3333333333333333], [1.0, 0.0, 0.0]], [3, 1])
+    """
+    bins = -(-max((len(text) for text in tiers), default=0) // width)
+    counts = np.zeros((bins, len(Tier)), dtype=np.int64)
+    for text in tiers:
+        for place, tier in enumerate(text):
+            counts[place // width, tier - 1] += 1
+    tokens = counts.sum(1)
+    return PlacedShares(counts / tokens[:, None], tokens)
+
+
+def route_map(route: Route, num_layers: int) -> Figure:
+    """The route as a layer x sublayer map: filled where q' runs a sublayer, hatched where it skips one."""
+    figure, axes = _figure(9.4, 1.55)
+    rows = (("MLP", 0, set(route.mlp_skip)), ("attention", 1, set(route.attention_skip)))
+    for _, row, skipped in rows:
+        for layer in range(num_layers):
+            axes.add_patch(_cell(layer, row, layer in skipped))
+    axes.set(xlim=(-0.5, num_layers - 0.5), ylim=(-0.1, 2.0), xlabel="decoder layer")
+    axes.set_yticks([row + 0.45 for _, row, _ in rows], [name for name, _, _ in rows])
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=min(num_layers, 16), integer=True))
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    kept = Patch(facecolor=TIER_COLOURS[Tier.ACCEPT], label="kept: q and q′ run it")
+    skips = Patch(facecolor="none", edgecolor=MUTED, hatch="////", linewidth=0.7, label="skipped by q′")
+    _legend(axes, handles=[kept, skips], ncols=2)
+    return figure
+
+
+def _cell(layer: int, row: int, skipped: bool) -> Rectangle:
+    corner, width, height = (layer - 0.42, row), 0.84, 0.88
+    if skipped:
+        return Rectangle(corner, width, height, facecolor="none", edgecolor=MUTED, linewidth=0.7, hatch="////")
+    return Rectangle(corner, width, height, facecolor=TIER_COLOURS[Tier.ACCEPT], edgecolor="none")
+
+
+def reliability_diagram(gates: Mapping[str, Reliability]) -> Figure:
+    """Reliability of the gates on held-back texts: agreement by score, above how many candidates there were.
+
+    Args:
+        gates: by ``draft`` and ``slim``; at least one.
+    """
+    figure = _canvas(4.9, 4.7)
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for panel in (axes, below):
+        _dress(panel)
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (2, 3)), label="score = agreement")
+    for number, (name, gate) in enumerate(gates.items()):
+        colour, marker = GATE_COLOURS[name], "os"[number % 2]
+        label = f"{name} gate: ECE {gate.expected_calibration_error:.3f}, AUROC {gate.auroc:.2f}"
+        axes.plot(gate.confidence, gate.accuracy, color=colour, marker=marker, markersize=4.5,
+                  linewidth=1.6, label=label)  # fmt: skip
+        width = 0.026
+        offset = (number - (len(gates) - 1) / 2) * width
+        below.bar(np.array(gate.confidence) + offset, gate.count, width * 0.9, color=colour)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="share that was q's choice")
+    most = max(count for gate in gates.values() for count in gate.count)
+    below.set(yscale="log", ylim=(0.7, 1.6 * most), xlabel="score of the gate", ylabel="candidates")
+    below.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+    below.yaxis.minorticks_off()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.1f}"))
+    _legend(axes, alignment="right")
+    return figure
+
+
+def tier_shares(tiers: Sequence[Sequence[Tier]]) -> Figure:
+    """Tier shares by place in the text, above the number of tokens they are shares of.
+
+    Args:
+        tiers: per text; at least one token in all.
+    """
+    placed = shares_by_place(tiers)
+    places = np.arange(len(placed.tokens)) * PLACES_PER_BIN
+    figure = _canvas(6.4, 3.9)
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    for panel in (axes, below):
+        _dress(panel)
+    base = np.zeros(len(places))
+    for tier in Tier:
+        share = 100 * placed.shares[:, tier - 1]
+        axes.bar(places, share, PLACES_PER_BIN, bottom=base, align="edge", color=TIER_COLOURS[tier],
+                 edgecolor=PAPER, linewidth=0.8, label=TIER_NAMES[tier])  # fmt: skip
+        base += share
+    below.bar(places, placed.tokens, PLACES_PER_BIN, align="edge", color=MUTED, edgecolor=PAPER, linewidth=0.8)
+    axes.set(ylim=(0, 100), xlim=(0, len(places) * PLACES_PER_BIN), ylabel="share of tokens")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0f} %"))
+    below.set(ylabel="tokens", xlabel="place in the generated text")
+    below.yaxis.set_major_locator(MaxNLocator(nbins=2, integer=True))
+    below.xaxis.set_major_locator(MultipleLocator(PLACES_PER_BIN * -(-len(places) // 12)))
+    _legend(axes, ncols=3)
+    return figure
+
+
+def speed_against_loss(
+    methods: Mapping[str, MethodResult], tasks: Sequence[Mapping[str, MethodResult]], bound: float | None
+) -> Figure:
+    """Tokens per second of each method against its divergence; large marks for all prompts, small ones a task each.
+
+    Args:
+        methods: over all prompts.
+        tasks: the same methods on the prompts of one task each.
+        bound: the certified loss bound, drawn where it is given.
+    """
+    figure, axes = _figure(4.9, 3.9)
+    shown = [row for group in (methods, *tasks) for row in group.values()]
+    for name, row in methods.items():
+        look: dict[str, Any] = {"color": _METHOD_COLOURS.get(name, INK), "marker": _METHOD_MARKERS.get(name, "D")}
+        own = [task[name] for task in tasks if name in task]
+        axes.plot([100 * one.divergence for one in own], [one.tokens_per_second for one in own],
+                  linestyle="none", markersize=4, alpha=0.45, **look)  # fmt: skip
+        axes.plot([100 * row.divergence], [row.tokens_per_second], linestyle="none", markersize=9.5,
+                  markeredgecolor=PAPER, label=_plain(method_label(name)), **look)  # fmt: skip
+    widest = max([0.5, *(115 * row.divergence for row in shown), 130 * (bound or 0)])
+    _mark_bound(axes, bound)
+    fastest = max(row.tokens_per_second for row in shown)
+    axes.set(xlim=(-0.04 * widest, widest), ylim=(0, 1.12 * fastest), ylabel="tokens per second",
+             xlabel="divergence: tokens q would not have chosen")  # fmt: skip
+    _percent_axis(axes)
+    _legend(axes, ncols=2)
+    return figure
+
+
+def candidates_tested(
+    losses: Sequence[float], full_passes: Sequence[float], held: Sequence[bool], bound: float | None
+) -> Figure:
+    """What each candidate of the certification lost and spent; filled where it was certified.
+
+    Args:
+        losses: mean loss over the calibration prompts that were decoded; in the order of testing.
+        full_passes: full-verifier passes per token.
+        held: whether the candidate was certified.
+        bound: the certified loss bound, drawn where it is given.
+    """
+    figure, axes = _figure(4.9, 3.9)
+    percent = [100 * loss for loss in losses]
+    axes.plot(percent, full_passes, color=LINE, linewidth=1.2, zorder=1)
+    looks = ((True, TIER_COLOURS[Tier.ACCEPT], "o", "certified"), (False, "none", "X", "not certified"))
+    for kind, fill, marker, label in looks:
+        chosen = [place for place, certified in enumerate(held) if certified is kind]
+        edge = TIER_COLOURS[Tier.ACCEPT] if kind else INK
+        axes.plot([percent[place] for place in chosen], [full_passes[place] for place in chosen], marker=marker,
+                  markersize=8.5, linestyle="none", markerfacecolor=fill, markeredgecolor=edge,
+                  label=label if chosen else None)  # fmt: skip
+    for place, (x, y) in enumerate(zip(percent, full_passes, strict=True), start=1):
+        axes.annotate(str(place), (x, y), xytext=(7, 5), textcoords="offset points", color=INK, fontsize=_SMALL)
+    widest = max([0.5, *(1.15 * loss for loss in percent), 130 * (bound or 0)])
+    _mark_bound(axes, bound)
+    axes.set(xlim=(-0.04 * widest, widest), ylim=(0, 1.2 * max(full_passes)), xlabel="observed loss",
+             ylabel="full-verifier passes per token")  # fmt: skip
+    _percent_axis(axes)
+    _legend(axes, ncols=2)
+    return figure
+
+
+def inline_svg(figure: Figure, name: str, alt: str) -> str:
+    """A figure as an ``<svg>`` element to stand inside a page.
+
+    Args:
+        name: unique in the page; put before every id.
+        alt: what the picture shows, for those who cannot see it.
+    """
+    written = io.StringIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(written, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    svg = written.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sid="', f' id="{name}-', svg)
+    svg = re.sub(r'\s(?:xlink:)?href="#', f' href="#{name}-', svg)
+    svg = svg.replace("url(#", f"url(#{name}-")
+    for colour, variable in THEME.items():
+        svg = re.sub(f"{colour}(?![0-9a-f])", f"var({variable})", svg, flags=re.IGNORECASE)
+    width, height = (float(size) * 4 / 3 for size in re.findall(r'(?:width|height)="([\d.]+)pt"', svg)[:2])
+    box = re.search(r'viewBox="([^"]*)"', svg)
+    assert box is not None, "matplotlib always writes a viewBox"
+    head = (
+        f'<svg class="picture" role="img" aria-label="{html.escape(alt)}" viewBox="{box[1]}" '
+        f'width="{width:.0f}" height="{height:.0f}">'
+    )
+    return head + svg[svg.index(">") + 1 :].strip()
+
+
+def method_label(name: str) -> str:
+    """A method's name in running text.
+
+    Example:
+        >>> method_label("three_tier")
+        'three-tier'
+    """
+    return name.replace("_", "-")
+
+
+def _canvas(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained", facecolor="none")  # inches
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = _canvas(width, height)
+    axes = figure.subplots()
+    _dress(axes)
+    return figure, axes
+
+
+def _dress(axes: Axes) -> None:
+    axes.set_facecolor("none")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(LINE)
+    axes.grid(color=LINE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", color=LINE, labelcolor=MUTED, labelsize=_SMALL)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(color=INK, fontsize=_NORMAL)
+
+
+def _legend(axes: Axes, **more: Any) -> None:
+    """A legend above the right end of ``axes``."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=_SMALL, labelcolor=INK,
+                borderaxespad=0.2, borderpad=0.2, handletextpad=0.5, columnspacing=1.4, **more)  # fmt: skip
+
+
+def _mark_bound(axes: Axes, bound: float | None) -> None:
+    if bound is not None:
+        axes.axvline(100 * bound, color=INK, linewidth=1, linestyle=(0, (5, 3)), label="certified bound")
+
+
+def _percent_axis(axes: Axes) -> None:
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.3g} %"))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+
+
+def _plain(text: str) -> str:
+    return text.replace("$", r"\$")  # no formula

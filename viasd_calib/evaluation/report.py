@@ -1,0 +1,489 @@
+"""The report: what was measured, what is certified, and pictures of both, in one HTML file.
+
+The file stands alone: style and pictures are part of it, it runs no script and asks no server for anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from viasd_calib.calibration.risk import certified
+from viasd_calib.decoding.policies import Tier
+from viasd_calib.evaluation import plots
+from viasd_calib.evaluation.bench import BenchResult
+from viasd_calib.evaluation.metrics import Interval, MethodResult
+from viasd_calib.files import write_text
+from viasd_calib.spec import (
+    Audit,
+    CausalLMDraft,
+    Certificate,
+    DraftSpec,
+    Gates,
+    PromptLookupDraft,
+    Route,
+    RoutingSpec,
+    ShallowDraft,
+)
+
+if TYPE_CHECKING:
+    from viasd_calib.calibration.gate_fitting import Reliability
+
+HEADLINE_METHODS = ("three_tier", "speculative", "autoregressive")
+"""The headline is about the first of these that was run."""
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class SampleText:
+    """One decoded text, token by token; ``pieces``, ``tiers`` and ``drafted`` are of one length.
+
+    Attributes:
+        prompt: what was asked.
+        pieces: the decoded token strings.
+        tiers: which tier decided each.
+        drafted: whether each was proposed by the draft model.
+    """
+
+    prompt: str
+    pieces: list[str]
+    tiers: list[Tier]
+    drafted: list[bool]
+
+
+@dataclass(frozen=True)
+class TestedCandidate:
+    """What certification found of one candidate.
+
+    Attributes:
+        bound: the score at which its gates trust a token.
+        observed_loss: mean over the calibration prompts that were decoded.
+        p_value: of "the expected loss exceeds the loss bound".
+        n_prompts: calibration prompts that were decoded; fewer where it was given up early.
+    """
+
+    bound: float
+    observed_loss: float
+    full_passes_per_token: float
+    p_value: float
+    n_prompts: int
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Everything a report is made of.
+
+    Attributes:
+        spec: the routing spec.
+        bench: the benchmark of its decoder.
+        reliability: of the gates, by ``draft`` and ``slim``; empty where they were not assessed.
+        tiers: the tier of every token, per decoded text; may be empty.
+        sample: one text to colour by tier.
+        candidates: in the order they were tested, most careful first; may be empty.
+    """
+
+    spec: RoutingSpec
+    bench: BenchResult
+    reliability: dict[str, Reliability]
+    tiers: list[list[Tier]]
+    sample: SampleText | None
+    candidates: list[TestedCandidate]
+
+
+def write_report(inputs: ReportInputs, path: Path) -> None:
+    """Write the report as one HTML file, atomically.
+
+    Raises:
+        StorageError: the disk is full or the place cannot be written.
+    """
+    write_text(path, render_report(inputs))
+
+
+def render_report(inputs: ReportInputs) -> str:
+    """The report as one HTML document."""
+    environment = Environment(
+        loader=PackageLoader("viasd_calib.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "ratio": ratio, "method": plots.method_label}
+    return environment.get_template("report.html.j2").render(_context(inputs))
+
+
+def _context(inputs: ReportInputs) -> dict[str, Any]:
+    spec, bench = inputs.spec, inputs.bench
+    name = next((name for name in HEADLINE_METHODS if name in bench.methods), next(iter(bench.methods)))
+    return {
+        "spec": spec,
+        "bench": bench,
+        "name": name,
+        "row": bench.methods[name],
+        "comparisons": _comparisons(bench.methods[name]),
+        "certificate_sentence": certificate_sentence(spec.certificate, spec.decoding.audit),
+        "notes": _notes(spec, bench),
+        "settings": _settings(spec, bench),
+        "columns": COLUMNS,
+        "certificate": _certificate_rows(spec.certificate),
+        "candidates": _candidate_rows(inputs.candidates, spec.certificate),
+        "pictures": _pictures(inputs),
+        "route_words": _route_words(spec.route, spec.verifier.num_layers),
+        "places_per_bin": plots.PLACES_PER_BIN,
+        "sample": _sample(inputs.sample),
+        "legend": [(f"t{tier.value}", plots.TIER_NAMES[tier], MEANINGS[tier]) for tier in Tier],
+    }
+
+
+# Numbers as text
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as percent.
+
+    Example:
+        >>> percent(0.0123, 2), percent(None)
+        ('1.23\\xa0%', '–')
+    """
+    return NOTHING if share is None else f"{100 * share:.{digits}f}\xa0%"
+
+
+def ratio(interval: Interval | None) -> str:
+    """A speedup with its interval.
+
+    Example:
+        >>> ratio(Interval(median=1.5, low=1.25, high=1.75))
+        '1.50× [1.25,\\xa01.75]'
+    """
+    return NOTHING if interval is None else f"{interval.median:.2f}× [{interval.low:.2f},\xa0{interval.high:.2f}]"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of methods: heading, what it means, and a method's cell."""
+
+    heading: str
+    meaning: str
+    cell: Callable[[MethodResult], str]
+
+
+def _shares(row: MethodResult) -> str:
+    return "\xa0/\xa0".join(f"{100 * row.tier_shares[tier.name.lower()]:.0f}" for tier in Tier)
+
+
+COLUMNS = (
+    Column("tokens/s", "emitted tokens per second of decoding, measured", lambda row: f"{row.tokens_per_second:.1f}"),
+    Column(
+        "vs autoregressive",
+        "tokens per second over those of autoregressive decoding: median and 95 % bootstrap interval over prompts",
+        lambda row: ratio(row.speedup_vs_autoregressive),
+    ),
+    Column(
+        "vs speculative",
+        "the same over plain speculative decoding with the same draft model",
+        lambda row: ratio(row.speedup_vs_speculative),
+    ),
+    Column(
+        "identical",
+        "share of texts that equal the autoregressive text token by token",
+        lambda row: percent(row.identical_to_autoregressive, 0),
+    ),
+    Column(
+        "divergence",
+        "share of emitted tokens that the full verifier would not have chosen",
+        lambda row: percent(row.divergence, 2),
+    ),
+    Column(
+        "rejection rate",
+        "share of judged drafted tokens that were not kept; read it beside full passes per token",
+        lambda row: percent(row.rejection_rate),
+    ),
+    Column("full per token", "full-verifier passes per token", lambda row: _number(row.full_passes_per_token)),
+    Column("slim per token", "slim-verifier passes per token", lambda row: _number(row.slim_passes_per_token)),
+    Column("draft per token", "draft-model steps per token", lambda row: _number(row.draft_steps_per_token)),
+    Column(
+        "acceptance length",
+        "tokens emitted per full-verifier pass, bonus token included",
+        lambda row: _number(row.acceptance_length),
+    ),
+    Column("tiers 1\xa0/\xa02\xa0/\xa03, %", "share of tokens that were accepted, regenerated and escalated", _shares),
+    Column("tokens", "emitted tokens", lambda row: f"{row.tokens:,}"),
+)
+
+MEANINGS = {
+    Tier.ACCEPT: "the draft token was kept on a gate's word",
+    Tier.REGENERATE: "the slim verifier put its own token",
+    Tier.ESCALATE: "the full verifier decided",
+}
+
+
+# Sentences
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The headline's speedup over another method, and what its interval lets one say."""
+
+    against: str
+    speedup: Interval
+
+    @property
+    def finding(self) -> str:
+        """Whether the interval lies above 1, below it, or holds it."""
+        if self.speedup.low > 1:
+            return "faster"
+        return "slower" if self.speedup.high < 1 else "no difference shown"
+
+
+def _comparisons(row: MethodResult) -> list[Comparison]:
+    found = {"autoregressive": row.speedup_vs_autoregressive, "speculative": row.speedup_vs_speculative}
+    return [Comparison(name, speedup) for name, speedup in found.items() if speedup and _says_something(speedup)]
+
+
+def _says_something(speedup: Interval) -> bool:
+    return not speedup.low == speedup.median == speedup.high == 1  # a method against itself
+
+
+def certificate_sentence(certificate: Certificate | None, audit: Audit) -> str:
+    """What is certified, in one sentence."""
+    lossless = "audit strict: every token is the full verifier's choice."
+    if certificate is None:
+        return (
+            f"No certificate, {lossless}"
+            if audit == "strict"
+            else f"No certificate, audit {audit}: nothing bounds the loss."
+        )
+    if certificate.bound is None:
+        return f"Nothing certified, {lossless}"
+    return (
+        f"Certified with {percent(certificate.confidence, 0)} confidence: on prompts like the calibration prompts, "
+        f"at most {percent(certificate.bound)} of a text's tokens, on average over prompts, are not what the "
+        "full verifier would have chosen."
+    )
+
+
+def _notes(spec: RoutingSpec, bench: BenchResult) -> list[str]:
+    """What a reader could miss when holding the benchmark against the certificate."""
+    notes: list[str] = []
+    settings, certificate = bench.settings, spec.certificate
+    if settings.audit != spec.decoding.audit:
+        notes.append(
+            f"This benchmark ran with audit {settings.audit}; "
+            f"the spec decodes with audit {spec.decoding.audit} unless told otherwise."
+        )
+    if settings.dtype != "float32" and settings.audit == "strict":
+        notes.append(
+            f"Audit strict makes every token the full verifier's choice. In {settings.dtype} that choice itself can "
+            "differ between passes of different width where two tokens are nearly tied; "
+            "it is why texts may not be identical."
+        )
+    if certificate is None or certificate.bound is None:
+        return notes
+    if settings.max_new_tokens != certificate.max_new_tokens:
+        notes.append(
+            f"The certificate is for texts of at most {certificate.max_new_tokens} new tokens a turn; "
+            f"this benchmark asked for {settings.max_new_tokens}."
+        )
+    measured = bench.methods.get("three_tier")
+    if measured is not None and measured.divergence > certificate.bound:
+        notes.append(
+            f"On these prompts the divergence, {percent(measured.divergence, 2)} of all tokens, lies above the "
+            f"certified bound of {percent(certificate.bound)}. "
+            "The bound is on the mean over prompts like the calibration prompts."
+        )
+    return notes
+
+
+def _settings(spec: RoutingSpec, bench: BenchResult) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Titled groups of names and values."""
+    verifier, decoding, settings = spec.verifier, spec.decoding, bench.settings
+    revision = f", revision {verifier.revision}" if verifier.revision else ""
+    measured = [
+        ("prompts", f"{bench.n_prompts}"),
+        ("new tokens", f"at most {settings.max_new_tokens} a turn"),
+        ("dtype", settings.dtype),
+        ("audit", settings.audit),
+        ("seed", f"{settings.seed}"),
+    ]
+    models = [
+        ("full verifier", f"{verifier.name_or_path}{revision}"),
+        ("architecture", f"{verifier.architecture}, {verifier.num_layers} layers of width {verifier.hidden_size}"),
+        ("draft model", _draft_words(spec.draft)),
+        ("slim verifier", _route_words(spec.route, verifier.num_layers)),
+        ("relative cost", _cost_words(spec.route)),
+    ]
+    decoder = [
+        ("draft length", f"{decoding.draft_length}"),
+        ("pending tokens", f"at most {decoding.max_pending}"),
+        ("audit of the spec", decoding.audit),
+        *_gate_rows(spec.gates),
+        ("written by", f"{spec.producer.name} {spec.producer.version}"),
+    ]
+    hardware = [(name, f"{value}") for name, value in bench.hardware.items()]
+    return [("Benchmark", measured), ("Hardware", hardware), ("Models", models), ("Decoder", decoder)]
+
+
+def _draft_words(draft: DraftSpec) -> str:
+    match draft:
+        case CausalLMDraft():
+            return f"{draft.name_or_path} (causal language model)"
+        case PromptLookupDraft():
+            return f"prompt lookup, n-grams of {draft.min_ngram} to {draft.max_ngram} tokens, no weights"
+        case ShallowDraft():
+            return f"shallow, {draft.num_layers} layers, {draft.head_vocab:,} output tokens"
+
+
+def _route_words(route: Route, num_layers: int) -> str:
+    attention, mlp = num_layers - len(route.attention_skip), num_layers - len(route.mlp_skip)
+    adapter = f", with a LoRA adapter of rank {route.adapter.rank}" if route.adapter else ""
+    return f"{attention} of {num_layers} attention and {mlp} of {num_layers} MLP sublayers kept{adapter}"
+
+
+def _cost_words(route: Route) -> str:
+    cost = route.relative_cost
+    if cost is None:
+        return "not measured"
+    widths = ", ".join(f"{cost.measured[width]:.2f} at width {width}" for width in sorted(cost.measured))
+    return f"{widths} (a slim pass over a full pass, measured; {cost.device}, {cost.dtype})"
+
+
+def _gate_rows(gates: Gates) -> list[tuple[str, str]]:
+    rows = [
+        ("gates", gates.convention),
+        ("stop drafting below", f"{gates.draft_stop_below:.4g}"),
+        ("draft gate accepts at", _bound_words(gates.draft_accept_at)),
+        ("accept at", _bound_words(gates.accept_at)),
+    ]
+    if gates.regenerate_at is not None:
+        rows.append(("regenerate at", _bound_words(gates.regenerate_at)))
+    if gates.escalate_below is not None:
+        rows.append(("escalate below", f"{gates.escalate_below:.4g}"))
+    return rows
+
+
+def _bound_words(bound: float) -> str:
+    return "never" if bound > 1 else f"score {bound:.4g}"
+
+
+def _certificate_rows(certificate: Certificate | None) -> list[tuple[str, str]]:
+    if certificate is None:
+        return []
+    rows = [
+        ("loss", f"{certificate.loss}: share of a text's tokens the full verifier would not have chosen"),
+        ("bound", "none" if certificate.bound is None else percent(certificate.bound, 2)),
+        ("confidence", percent(certificate.confidence, 0)),
+        ("observed", percent(certificate.observed, 2)),
+        ("p-value", NOTHING if certificate.p_value is None else f"{certificate.p_value:.3g}"),
+        ("calibration prompts", f"{certificate.n_prompts}, at most {certificate.max_new_tokens} new tokens a turn"),
+        ("candidates tested", f"{certificate.candidates_tested}"),
+        ("procedure", certificate.procedure),
+    ]
+    if certificate.note:
+        rows.append(("note", certificate.note))
+    hashes = certificate.split_sha256.items()
+    return [*rows, *((f"{split} split", Markup("SHA-256 <code>{}</code>").format(digest)) for split, digest in hashes)]
+
+
+def _held(candidates: Sequence[TestedCandidate], certificate: Certificate | None) -> list[bool]:
+    count = 0
+    if certificate is not None and certificate.bound is not None:
+        count = certified([candidate.p_value for candidate in candidates], certificate.confidence)
+    return [place < count for place in range(len(candidates))]
+
+
+def _candidate_rows(candidates: Sequence[TestedCandidate], certificate: Certificate | None) -> list[list[str]]:
+    return [
+        [
+            f"{number}",
+            f"{one.bound:.4f}",
+            percent(one.observed_loss, 2),
+            f"{one.n_prompts}",
+            f"{one.p_value:.3g}",
+            _number(one.full_passes_per_token),
+            "yes" if held else "no",
+        ]
+        for number, (one, held) in enumerate(zip(candidates, _held(candidates, certificate), strict=True), start=1)
+    ]
+
+
+# Pictures
+
+
+def _pictures(inputs: ReportInputs) -> dict[str, Markup]:
+    """The pictures there is something to draw for, by name."""
+    spec, bench, candidates = inputs.spec, inputs.bench, inputs.candidates
+    bound = spec.certificate.bound if spec.certificate else None
+    layers = spec.verifier.num_layers
+    figures = {"route": (plots.route_map(spec.route, layers), f"Map of the route: {_route_words(spec.route, layers)}.")}
+    if inputs.reliability:
+        figures["reliability"] = (plots.reliability_diagram(inputs.reliability), _reliability_alt(inputs.reliability))
+    if any(inputs.tiers):
+        figures["tiers"] = (plots.tier_shares(inputs.tiers), _tiers_alt(inputs.tiers))
+    tasks = [task.methods for task in bench.by_task.values()]
+    figures["speed"] = (plots.speed_against_loss(bench.methods, tasks, bound), _speed_alt(bench.methods))
+    if candidates:
+        held = _held(candidates, spec.certificate)
+        losses = [one.observed_loss for one in candidates]
+        passes = [one.full_passes_per_token for one in candidates]
+        figures["candidates"] = (
+            plots.candidates_tested(losses, passes, held, bound),
+            f"Full passes per token against observed loss: candidates {len(candidates)}, certified {sum(held)}.",
+        )
+    return {name: Markup(plots.inline_svg(figure, name, alt)) for name, (figure, alt) in figures.items()}
+
+
+def _reliability_alt(gates: Mapping[str, Reliability]) -> str:
+    parts = [
+        f"{name} gate, calibration error {gate.expected_calibration_error:.3f}, AUROC {gate.auroc:.2f}, "
+        f"{sum(gate.count):,} candidates"
+        for name, gate in gates.items()
+    ]
+    return f"Reliability diagram: {'; '.join(parts)}."
+
+
+def _tiers_alt(tiers: Sequence[Sequence[Tier]]) -> str:
+    flat = [tier for text in tiers for tier in text]
+    shares = ", ".join(f"{plots.TIER_NAMES[tier]} {percent(flat.count(tier) / len(flat), 0)}" for tier in Tier)
+    return f"Tier shares by place in {len(tiers)} texts; over all places {shares}."
+
+
+def _speed_alt(methods: Mapping[str, MethodResult]) -> str:
+    parts = [
+        f"{plots.method_label(name)} {row.tokens_per_second:.1f} tokens per second, "
+        f"divergence {percent(row.divergence, 2)}"
+        for name, row in methods.items()
+    ]
+    return f"Speed against loss: {'; '.join(parts)}."
+
+
+@dataclass(frozen=True)
+class Span:
+    """One token of the coloured text: CSS class, title and what is shown."""
+
+    style: str
+    title: str
+    text: str
+
+
+def _sample(sample: SampleText | None) -> dict[str, Any] | None:
+    if sample is None:
+        return None
+    spans = [
+        Span(
+            style=f"t{tier.value}{' drafted' if drafted else ''}",
+            title=f"{plots.TIER_NAMES[tier]}, {'drafted' if drafted else 'not drafted'}",
+            text=piece.replace("\n", "↵\n"),
+        )
+        for piece, tier, drafted in zip(sample.pieces, sample.tiers, sample.drafted, strict=True)
+    ]
+    return {"prompt": sample.prompt, "spans": spans}
