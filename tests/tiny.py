@@ -57,7 +57,7 @@ def tiny_config(family: str = "llama", *, layers: int = LAYERS, vocab: int = VOC
         "qwen2": Qwen2Config,
         "qwen3": Qwen3Config,
     }
-    own: dict[str, Any] = {"mistral": {"sliding_window": None}, "qwen3": {"head_dim": 8}}.get(family, {})
+    of_family: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": None}, "qwen3": {"head_dim": 8}}
     common: dict[str, Any] = {
         "vocab_size": vocab,
         "hidden_size": 16,
@@ -72,7 +72,7 @@ def tiny_config(family: str = "llama", *, layers: int = LAYERS, vocab: int = VOC
         "eos_token_id": None,
         "pad_token_id": None,
     }
-    return kinds[family](**{**common, **own, **changes})
+    return kinds[family](**{**common, **of_family.get(family, {}), **changes})
 
 
 @functools.cache
@@ -81,7 +81,9 @@ def tiny_model(seed: int = 0, family: str = "llama", *, layers: int = LAYERS, vo
     torch.manual_seed(seed)
     config = tiny_config(family, layers=layers, vocab=vocab)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
 @functools.cache

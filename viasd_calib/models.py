@@ -96,7 +96,7 @@ def load_verifier(
     revision = identity or revision
     hub_revision = None if identity else revision
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=DTYPES[dtype],
             revision=hub_revision,
@@ -104,7 +104,7 @@ def load_verifier(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-        _refuse_gaps(loading)
+        model: PreTrainedModel = _complete(loaded)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=hub_revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -116,11 +116,17 @@ def load_verifier(
     return Verifier(model, tokenizer, fingerprint(model, tokenizer, name_or_path, revision))
 
 
-def _refuse_gaps(loading: Mapping[str, Any]) -> None:
-    """Refuse a model whose file lacks weights: transformers would fill them with random ones."""
-    missing = sorted(loading["missing_keys"])
+def _complete(loaded: tuple[PreTrainedModel, Mapping[str, Any]]) -> PreTrainedModel:
+    """A model that was loaded with a report; transformers fills weights its file lacks with random ones.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(f"its weights are incomplete, {missing[0]} is missing")
+    return model
 
 
 def fingerprint(
@@ -197,14 +203,14 @@ def converted(gguf: Path, digest: str) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(gguf.parent),
             gguf_file=gguf.name,
             dtype=torch.bfloat16,
             quantization_config=GgufConfig(dequantize=True),
             output_loading_info=True,
         )
-        _refuse_gaps(loading)
+        model: PreTrainedModel = _complete(loaded)
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     except Exception as error:  # a damaged header makes the reader fail in any way at all
         raise ModelError(f"{gguf} cannot be read as a GGUF model ({error}); download it again") from error

@@ -87,6 +87,16 @@ def select_split(prompts: Iterable[Prompt], split: Split, shares: SplitShares) -
     return [prompt for prompt in prompts if split_of(prompt.sha256, shares) == split]
 
 
+def draw_prompts(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
+    """``limit`` of the prompts, as if at random but always the same ones: those with the lowest hashes.
+
+    A file is often sorted by task; its first lines would stand for one task alone.
+    """
+    if limit is None or limit >= len(prompts):
+        return list(prompts)
+    return sorted(prompts, key=lambda prompt: prompt.sha256)[:limit]
+
+
 def combined_sha256(hashes: Iterable[str]) -> str:
     """One hash for a set of prompts' hashes, whatever their order and however often each is given."""
     return hashlib.sha256("\n".join(sorted(set(hashes))).encode()).hexdigest()
@@ -97,7 +107,7 @@ def split_sha256(prompts: Iterable[Prompt]) -> str:
     return combined_sha256(prompt.sha256 for prompt in prompts)
 
 
-def read_prompts(source: str | Path, limit: int | None = None) -> list[Prompt]:
+def read_prompts(source: str | Path) -> list[Prompt]:
     """Read a prompt file, or the package's own prompts where ``source`` is ``"embedded"``.
 
     Raises:
@@ -108,7 +118,7 @@ def read_prompts(source: str | Path, limit: int | None = None) -> list[Prompt]:
     if not prompts:
         raise PromptError(f"{name}: no prompts; write one JSON object a line with id, task, turns and reference")
     _refuse_doubles(name, prompts)
-    return prompts[:limit]
+    return prompts
 
 
 def _read_source(source: str | Path) -> tuple[str, str]:

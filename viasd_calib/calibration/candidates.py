@@ -27,7 +27,6 @@ class TierScores:
     draft: Tensor
     draft_agrees: Tensor
     accept: Tensor
-    accept_agrees: Tensor
     own: Tensor
     own_agrees: Tensor
 
@@ -41,7 +40,7 @@ def tier_scores(draft: LogisticGate, slim: LogisticGate, texts: Sequence[ScoredT
     drafts, accepts, owns = (join([getattr(text, name) for text in texts]) for name in ("draft", "accept", "own"))
     return TierScores(
         Gate(draft)(drafts.features), drafts.agrees,
-        Gate(slim)(accepts.features), accepts.agrees,
+        Gate(slim)(accepts.features),
         Gate(slim)(owns.features), owns.agrees,
     )  # fmt: skip
 

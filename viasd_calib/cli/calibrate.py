@@ -23,7 +23,7 @@ from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
 from viasd_calib.draft.build import name_draft
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import Verifier, load_verifier
-from viasd_calib.prompts import EMBEDDED, SplitShares, read_prompts, select_split, split_sha256
+from viasd_calib.prompts import EMBEDDED, SplitShares, draw_prompts, read_prompts, select_split, split_sha256
 from viasd_calib.spec import Decoding, DType, RoutingSpec
 
 
@@ -51,7 +51,7 @@ def calibrate(
         confidence: that the bound holds on unseen prompts.
         prompts: prompt file (JSONL), or "embedded" for the package's own.
         shares: shares of the splits; the same as at capture.
-        limit: take the first prompts of the calibrate split alone.
+        limit: take this many prompts of the calibrate split, drawn by hash.
         max_new_tokens: longest answer.
         draft_length: most tokens drafted a round.
         max_pending: most tokens that may wait for the full verifier.
@@ -66,7 +66,7 @@ def calibrate(
     loaded = load_verifier(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
     every = read_prompts(prompts)
     split = shares or SplitShares()
-    chosen = select_split(every, "calibrate", split)[:limit]
+    chosen = draw_prompts(select_split(every, "calibrate", split), limit)
     candidates = propose(fitted.draft_gate, fitted.slim_gate, load_scores(folder), max_loss)
     decoding = Decoding(audit="off", draft_length=draft_length, max_pending=max_pending)
     engine = _engine(fitted, folder, candidates[0], decoding, loaded)

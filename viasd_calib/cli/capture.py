@@ -9,7 +9,7 @@ from rich.console import Console
 
 from viasd_calib.draft.build import build_drafter, name_draft
 from viasd_calib.models import SMOLLM2, load_verifier
-from viasd_calib.prompts import EMBEDDED, Split, SplitShares, read_prompts, select_split
+from viasd_calib.prompts import EMBEDDED, Split, SplitShares, draw_prompts, read_prompts, select_split
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import DType
 from viasd_calib.traces import capture as capturing
@@ -41,7 +41,7 @@ def capture(
         prompts: prompt file (JSONL), or "embedded" for the package's own.
         split: take this split's prompts alone, by hash; null takes all.
         shares: shares of the splits.
-        limit: take the first prompts alone.
+        limit: take this many prompts, drawn by hash.
         max_new_tokens: longest answer.
         batch_size: texts generated together; also the texts of a shard.
         top_k: tokens of each distribution that are logged.
@@ -53,7 +53,7 @@ def capture(
     chosen = read_prompts(prompts)
     if split is not None:
         chosen = select_split(chosen, split, shares or SplitShares())
-    chosen = chosen[:limit]
+    chosen = draw_prompts(chosen, limit)
     loaded = load_verifier(verifier, dtype=dtype, device=device)
     drafter = None if draft == "none" else build_drafter(*name_draft(draft), RoutedModel(loaded.model))
     settings = CaptureSettings(

@@ -81,6 +81,7 @@ def to_verifier_ids(places: Tensor, vocabulary: Tensor | None) -> Tensor:
     """Verifier ids for places in the draft vocabulary.
 
     Example:
+        >>> import torch
         >>> to_verifier_ids(torch.tensor([1]), torch.tensor([7, 9])).tolist()
         [9]
     """

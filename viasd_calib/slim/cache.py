@@ -29,8 +29,8 @@ class SharedCache:
         >>> config = LlamaConfig(num_hidden_layers=2, num_key_value_heads=1, num_attention_heads=2, hidden_size=8)
         >>> cache = SharedCache(config, capacity=16)
         >>> cache.mark_exact(5)
-        ... cache.mark_provisional(9)
-        ... cache.rollback(7)
+        >>> cache.mark_provisional(9)
+        >>> cache.rollback(7)
         >>> cache.exact, cache.provisional
         (5, 7)
     """

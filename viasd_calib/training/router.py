@@ -162,7 +162,8 @@ class RouterModule(LightningModule):
         assert self.gates is not None, "made by configure_model"
         optimizer: Any = self.optimizers()
         always = self._always()
-        drawn = torch.where(always, 1.0, self.gates.sample())
+        noise = torch.Generator(self.device).manual_seed(int(self.steps_done))  # the same after a resume
+        drawn = torch.where(always, 1.0, self.gates.sample(noise))
         logits = self._student(batch, self.model.full_sublayers, drawn, int(self.steps_done))
         divergence = top_k_tail_kl(batch.q_ids, batch.q_log_probs, logits).mean()
         chance = torch.where(always, 1.0, self.gates.chance_open())

@@ -109,15 +109,17 @@ def test_it_listens_to_the_verifier() -> None:
     one.observe(0, random_states(3, seed=1))
     other.observe(0, random_states(3, seed=2))
     text = torch.tensor([4, 7, 9, 1])
-    logits = [each.propose(text, 1, never_stop).logits for each in (one, other)]
-    assert logits[0] is not None
-    assert not torch.allclose(logits[0], logits[1], atol=1e-2)
+    heard, otherwise = (each.propose(text, 1, never_stop).logits for each in (one, other))
+    assert heard is not None
+    assert otherwise is not None
+    assert not torch.allclose(heard, otherwise, atol=1e-2)
 
 
 @torch.inference_mode()
 def test_proposals_are_ids_of_its_vocabulary() -> None:
     drafter = make_drafter()
-    allowed = set(drafter.model.vocabulary.tolist())
+    assert drafter.vocabulary is not None
+    allowed = set(drafter.vocabulary.tolist())
     proposal = drafter.propose(torch.tensor([4, 7]), 20, never_stop)
     assert set(proposal.tokens.tolist()) <= allowed
     assert len(set(proposal.tokens.tolist())) > 1

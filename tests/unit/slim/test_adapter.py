@@ -27,7 +27,7 @@ TEXT = torch.tensor([[5, 1, 17, 3, 3, 9, 20]])
 
 def make_adapter(seed: int | None = 0) -> nn.ModuleList:
     """An adapter on the tiny verifier, trained as far as ``seed`` says; None leaves it as it begins."""
-    layers = adapted_layers(tiny_model().get_decoder().layers, 2, 4.0, TARGETS)
+    layers = adapted_layers(tiny_model().get_decoder().layers, 2, 4, TARGETS)
     generator = torch.Generator().manual_seed(seed or 0)
     if seed is not None:
         with torch.no_grad():
@@ -47,7 +47,7 @@ def saved(folder: Path, route: Route = ROUTE, seed: int = 0) -> Route:
     """Save a trained adapter in ``folder``; the route that names it."""
     path = folder / "adapter.safetensors"
     save_adapter(make_adapter(seed), route, path)
-    return route.model_copy(update={"adapter": adapter_ref(path, folder, 2, 4.0, TARGETS)})
+    return route.model_copy(update={"adapter": adapter_ref(path, folder, 2, 4, TARGETS)})
 
 
 def test_the_verifiers_parameters_are_shared() -> None:
@@ -109,7 +109,7 @@ def test_a_route_without_an_adapter_runs_the_verifiers_layers() -> None:
 
 def test_targets_that_do_not_exist_are_refused() -> None:
     with pytest.raises(SpecError, match=r"\['c_attn'\] name no module"):
-        adapted_layers(tiny_model().get_decoder().layers, 2, 4.0, ["c_attn"])
+        adapted_layers(tiny_model().get_decoder().layers, 2, 4, ["c_attn"])
 
 
 def rewrite(path: Path, changes: dict[str, Tensor | None]) -> None:

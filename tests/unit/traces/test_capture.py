@@ -90,7 +90,7 @@ def test_later_turns_follow_the_earlier_answers(tiny_verifier: Verifier, tmp_pat
     assert two
     for prompt in two:
         first, second = rows[prompt.id, 0], rows[prompt.id, 1]
-        answer = tiny_verifier.tokenizer.decode(first["tokens"], skip_special_tokens=True)
+        answer = str(tiny_verifier.tokenizer.decode(first["tokens"], skip_special_tokens=True))
         expected = tiny_verifier.encode_chat(
             [
                 {"role": "user", "content": prompt.turns[0]},

@@ -1,0 +1,69 @@
+"""Certification on a tiny verifier, on-policy."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.tiny import constant_gate, make_drafter, tiny_prompts
+from viasd_calib.calibration.candidates import Candidate
+from viasd_calib.calibration.certify import certify
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.gates import Gate
+from viasd_calib.decoding.rounds import ThreeTier
+from viasd_calib.models import Verifier
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import Gates, Route
+
+HASHES = {"fit": "a" * 64, "calibrate": "b" * 64, "test": "c" * 64}
+
+
+def candidate(bound: float) -> Candidate:
+    """Gates that give every token the score 0.5: a bound above trusts nothing, one below everything."""
+    gates = Gates(
+        draft=constant_gate("draft_margin", 0.0),
+        slim=constant_gate("slim_margin", 0.0),
+        draft_accept_at=bound,
+        accept_at=bound,
+        regenerate_at=bound,
+    )
+    return Candidate(gates, bound, replayed_loss=0.0, replayed_trust=0.0)
+
+
+def run(verifier: Verifier, bounds: list[float], n_prompts: int, max_loss: float) -> tuple[float | None, int, list[float]]:
+    """Certify candidates; the chosen bound, candidates tested, and their observed losses."""
+    routed = RoutedModel(verifier.model, Route(attention_skip=[1, 2], mlp_skip=[1]))
+    drafter = make_drafter("near", routed)
+
+    def decoder_for(chosen: Candidate) -> Decoder:
+        gates = chosen.gates
+        assert gates.draft is not None
+        assert gates.slim is not None
+        method = ThreeTier(gates, Gate(gates.draft), Gate(gates.slim), audit="off")
+        return Decoder(routed, drafter, method, verifier.eos_ids)
+
+    verdict = certify(
+        [candidate(bound) for bound in bounds], decoder_for, verifier, routed, tiny_prompts(n_prompts, turns=2),
+        max_loss=max_loss, confidence=0.9, max_new_tokens=12, split_sha256=HASHES,  # type: ignore[arg-type]
+    )  # fmt: skip
+    chosen = None if verdict.chosen is None else verdict.chosen.bound
+    assert (chosen is None) == (verdict.certificate.bound is None)
+    return chosen, verdict.certificate.candidates_tested, [tested.observed for tested in verdict.tested]
+
+
+def test_the_fastest_sure_candidate_is_chosen(tiny_verifier: Verifier) -> None:
+    """Trusting nothing is exact and passes; trusting everything strays, fails and is given up."""
+    chosen, tested, losses = run(tiny_verifier, [0.9, 0.8, 0.1], 40, max_loss=0.06)
+    assert (chosen, tested) == (0.8, 3)
+    assert losses[:2] == [0.0, 0.0]
+    assert losses[2] > 0.06
+
+
+def test_testing_stops_at_the_first_failure(tiny_verifier: Verifier) -> None:
+    chosen, tested, losses = run(tiny_verifier, [0.1, 0.9], 40, max_loss=0.06)
+    assert (chosen, tested) == (None, 1)
+    assert losses[0] > 0.06
+
+
+@pytest.mark.parametrize("max_loss", [0.02])
+def test_too_few_prompts_are_said_at_once(tiny_verifier: Verifier, max_loss: float) -> None:
+    assert run(tiny_verifier, [0.9], 20, max_loss) == (None, 0, [])

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import TinyFolder, constant_gate, random_gate, save_tiny, tiny_model, tiny_shallow, transformers_text
+from viasd_calib.decoding.decoder import Engine, assemble, load_engine
+from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
+from viasd_calib.decoding.rounds import Autoregressive, Speculative, ThreeTier
+from viasd_calib.draft.causal import CausalDrafter
+from viasd_calib.draft.shallow import save_shallow
+from viasd_calib.errors import SpecError
+from viasd_calib.models import Verifier
+from viasd_calib.slim.adapter import adapted_layers, adapter_ref, save_adapter
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import (
+    CausalLMDraft,
+    Decoding,
+    Gates,
+    PromptLookupDraft,
+    Route,
+    RoutingSpec,
+    ShallowDraft,
+    save_spec,
+    tensor_file,
+)
+
+PROMPT = [1, 4, 9, 7, 5]
+
+
+def shipped(folder: Path, verifier: Verifier) -> Path:
+    """A spec with its tensors: a shallow drafter, an adapter, gates, audit strict."""
+    routed = RoutedModel(verifier.model)
+    save_shallow(tiny_shallow(routed), folder / "draft.safetensors")
+    layers = adapted_layers(verifier.model.get_decoder().layers, 2, 4, ["v_proj"])
+    with torch.no_grad():
+        for name, parameter in layers.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)
+    route = Route(attention_skip=[1])
+    save_adapter(layers, route, folder / "adapter.safetensors")
+    adapter = adapter_ref(folder / "adapter.safetensors", folder, 2, 4, ["v_proj"])
+    spec = RoutingSpec(
+        verifier=verifier.ref,
+        draft=ShallowDraft(num_layers=2, head_vocab=12, tensors=tensor_file(folder / "draft.safetensors", folder)),
+        route=route.model_copy(update={"adapter": adapter}),
+        gates=Gates(
+            draft=random_gate(DRAFT_FEATURES, 0),
+            slim=random_gate(SLIM_FEATURES, 1),
+            draft_stop_below=0.3,
+            draft_accept_at=0.6,
+            accept_at=0.5,
+            regenerate_at=0.5,
+        ),
+        decoding=Decoding(draft_length=4, max_pending=9, tolerance=0.25),
+    )
+    save_spec(spec, folder / "routing.json")
+    return folder / "routing.json"
+
+
+@pytest.fixture
+def engine(tmp_path: Path, tiny_verifier: Verifier) -> Engine:
+    """The shipped spec, loaded as a user does; the verifier's place is the one the spec names."""
+    return load_engine(shipped(tmp_path, tiny_verifier))
+
+
+def test_every_method_gives_the_verifiers_text(engine: Engine) -> None:
+    expected = transformers_text(engine.verifier.model, PROMPT, 32, engine.verifier.eos_ids)
+    texts = [
+        engine.decoder(name).generate(PROMPT, 32).tokens for name in ("autoregressive", "speculative", "three_tier")
+    ]
+    assert texts == [expected] * 3
+    assert engine.verifier.eos_ids
+
+
+def test_settings_come_from_the_spec(engine: Engine) -> None:
+    three = engine.decoder().method
+    assert isinstance(three, ThreeTier)
+    assert (three.draft_length, three.max_pending, three.audit, three.tolerance) == (4, 9, "strict", 0.25)
+    assert three.gates == engine.spec.gates
+    assert three.draft_gate is not None
+    assert three.slim_gate is not None
+    two = engine.decoder("speculative").method
+    assert isinstance(two, Speculative)
+    assert (two.draft_length, two.stop_below) == (4, 0.3)
+    assert isinstance(engine.decoder("autoregressive").method, Autoregressive)
+    assert engine.decoder("autoregressive").drafter is None
+
+
+def test_the_audit_may_be_chosen(engine: Engine) -> None:
+    assert engine.decoder("three_tier", audit="off").method.audit == "off"
+    assert engine.decoder("three_tier").method.audit == "strict"
+
+
+def test_the_adapter_is_on_the_slim_path(tmp_path: Path, tiny_verifier: Verifier) -> None:
+    engine = load_engine(shipped(tmp_path, tiny_verifier))
+    slim = {name for sublayer in engine.routed.slim_sublayers for name, _ in sublayer.layer.named_parameters()}
+    full = {name for sublayer in engine.routed.full_sublayers for name, _ in sublayer.layer.named_parameters()}
+    assert any("lora_" in name for name in slim)
+    assert not any("lora_" in name for name in full)
+
+
+def test_another_verifier_is_refused(tmp_path: Path, tiny_verifier: Verifier) -> None:
+    path = shipped(tmp_path, tiny_verifier)
+    other = save_tiny(tmp_path / "other", vocab=32)
+    with pytest.raises(SpecError, match=r"vocab_size 24\).*vocab_size 32\); load the verifier it was made for"):
+        load_engine(path, verifier=str(other))
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path, tiny_verifier: Verifier) -> None:
+    path = shipped(tmp_path, tiny_verifier)
+    other = save_tiny(tmp_path / "other")
+    (other / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    with pytest.raises(SpecError, match="tokenizer_sha256"):
+        load_engine(path, verifier=str(other))
+
+
+def test_a_spec_with_foreign_tensors_is_refused(tmp_path: Path, tiny_verifier: Verifier) -> None:
+    path = shipped(tmp_path, tiny_verifier)
+    (tmp_path / "adapter.safetensors").write_bytes(b"another")
+    with pytest.raises(SpecError, match=r"adapter\.safetensors is not the tensor file"):
+        load_engine(path)
+
+
+def test_a_gate_of_another_release_is_refused(tmp_path: Path, tiny_verifier: Verifier) -> None:
+    spec = RoutingSpec(
+        verifier=tiny_verifier.ref,
+        draft=PromptLookupDraft(),
+        route=Route(),
+        gates=Gates(slim=constant_gate("slim_temper", 0.0), accept_at=0.5, regenerate_at=0.5),
+    )
+    engine = assemble(spec, tmp_path, tiny_verifier)
+    with pytest.raises(SpecError, match="unknown feature 'slim_temper'"):
+        engine.decoder("three_tier")
+    assert len(engine.decoder("autoregressive").generate(PROMPT, 4).tokens) > 0
+
+
+def test_a_causal_drafter_from_a_folder(tiny_folder: TinyFolder, tiny_verifier: Verifier, tmp_path: Path) -> None:
+    spec = RoutingSpec(
+        verifier=tiny_verifier.ref,
+        draft=CausalLMDraft(name_or_path=str(tiny_folder)),
+        route=Route(),
+        gates=Gates(convention="ratio", accept_at=0.9, escalate_below=0.5),
+    )
+    engine = assemble(spec, tmp_path, tiny_verifier)
+    assert isinstance(engine.drafter, CausalDrafter)
+    out = engine.decoder().generate(PROMPT, 24)
+    assert out.tokens == transformers_text(tiny_model(), PROMPT, 24, tiny_verifier.eos_ids)
+    assert out.counts.rejected == 0

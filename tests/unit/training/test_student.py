@@ -1,0 +1,62 @@
+"""The parallel student pass against the decoder's own slim passes, run by run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.tiny import tiny_model
+from viasd_calib.slim.cache import CacheWindow
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import Route
+from viasd_calib.training.student import run_starts, student_states
+from viasd_calib.training.teacher import HiddenStates, read_text
+
+
+@pytest.mark.parametrize("max_run", [1, 3, 20])
+def test_one_forward_sees_what_the_decoder_sees(max_run: int) -> None:
+    """For every run: q has filled the cache up to it, then q' goes through it on its own."""
+    model = RoutedModel(tiny_model(), Route(attention_skip=[1], mlp_skip=[2]))
+    ids = torch.randint(24, (1, 17))
+    starts = run_starts(17, max_run, torch.Generator().manual_seed(max_run))
+    _, teacher = read_text(model, ids)
+    parallel = student_states(model, model.slim_sublayers, ids, teacher, starts)
+    for start in starts.unique().tolist():
+        width = int((starts == start).sum())
+        cache = model.new_cache(17)
+        if start:
+            model.full(ids[:, :start], CacheWindow(cache, 0, start, start))
+        block = ids[:, start : start + width]
+        states = model.slim(block, CacheWindow(cache, start, width, start + width))
+        assert torch.allclose(states, parallel[:, start : start + width], atol=1e-5)
+
+
+def test_open_gates_change_nothing_and_closed_ones_skip() -> None:
+    model = RoutedModel(tiny_model())
+    ids = torch.randint(24, (2, 9))
+    _, teacher = read_text(model, ids)
+    starts = torch.arange(9)
+    count = len(model.full_sublayers)
+    plain = student_states(model, model.full_sublayers, ids, teacher, starts)
+    assert torch.allclose(
+        student_states(model, model.full_sublayers, ids, teacher, starts, torch.ones(count)), plain, atol=1e-6
+    )
+    gates = torch.ones(count)
+    gates[2] = 0  # the attention of layer 1
+    skipped = RoutedModel(tiny_model(), Route(attention_skip=[1])).slim_sublayers
+    assert torch.allclose(
+        student_states(model, model.full_sublayers, ids, teacher, starts, gates),
+        student_states(model, skipped, ids, teacher, starts),
+        atol=1e-5,
+    )
+
+
+def test_hidden_states_are_those_of_the_text_whatever_the_padding() -> None:
+    model = RoutedModel(tiny_model())
+    ids = torch.randint(24, (1, 8))
+    kept = HiddenStates(model)
+    first = kept.of([0], ids)
+    padded = kept.of([0], torch.nn.functional.pad(ids, (0, 3)))
+    assert padded.shape[1] == 11
+    assert torch.equal(padded[:, :8], first)
+    assert torch.allclose(first, read_text(model, ids)[0], atol=0.02)  # kept in bfloat16
