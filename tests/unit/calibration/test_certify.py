@@ -29,7 +29,9 @@ def candidate(bound: float) -> Candidate:
     return Candidate(gates, bound, replayed_loss=0.0, replayed_trust=0.0)
 
 
-def run(verifier: Verifier, bounds: list[float], n_prompts: int, max_loss: float) -> tuple[float | None, int, list[float]]:
+def run(
+    verifier: Verifier, bounds: list[float], n_prompts: int, max_loss: float
+) -> tuple[float | None, int, list[float]]:
     """Certify candidates; the chosen bound, candidates tested, and their observed losses."""
     routed = RoutedModel(verifier.model, Route(attention_skip=[1, 2], mlp_skip=[1]))
     drafter = make_drafter("near", routed)
