@@ -24,6 +24,8 @@ from viasd_calib.prompts import EMBEDDED
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Gates, Route
 
+Texts = list[tuple[list[int], list[int]]]
+
 pytestmark = pytest.mark.real_model
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +40,7 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="module")
-def texts(engine: Engine) -> list[tuple[list[int], list[int]]]:
+def texts(engine: Engine) -> Texts:
     """Prompts of every task, and what transformers' own generate answers."""
     prompts = choose_prompts(EMBEDDED, "test", None, 5)
     ids = [encode_prompt(engine.verifier, prompt, [], TOKENS) for prompt in prompts]
@@ -50,15 +52,13 @@ def test_the_shipped_spec_is_valid_for_the_embedded_verifier(capsys: pytest.Capt
     assert "valid" in capsys.readouterr().out
 
 
-def test_autoregressive_is_what_transformers_generates(
-    engine: Engine, texts: list[tuple[list[int], list[int]]]
-) -> None:
+def test_autoregressive_is_what_transformers_generates(engine: Engine, texts: Texts) -> None:
     for prompt, expected in texts:
         assert engine.decoder("autoregressive").generate(prompt, TOKENS).tokens == expected
 
 
 @pytest.mark.parametrize("kind", ["shallow", "prompt_lookup", "causal_lm"])
-def test_strict_is_exact_for_every_drafter(engine: Engine, texts: list[tuple[list[int], list[int]]], kind: str) -> None:
+def test_strict_is_exact_for_every_drafter(engine: Engine, texts: Texts, kind: str) -> None:
     """Random route, random gates, every drafter: q's text, in fp32, token by token."""
     rng = random.Random(kind)
     layers = engine.spec.verifier.num_layers
@@ -89,7 +89,7 @@ def test_strict_is_exact_for_every_drafter(engine: Engine, texts: list[tuple[lis
         assert speculative.generate(prompt, TOKENS).tokens == expected
 
 
-def test_the_shipped_drafter_saves_full_passes(engine: Engine, texts: list[tuple[list[int], list[int]]]) -> None:
+def test_the_shipped_drafter_saves_full_passes(engine: Engine, texts: Texts) -> None:
     """A drafter that is right about half of the time needs clearly fewer than one full pass a token."""
     passes = tokens = 0
     for prompt, _ in texts:

@@ -66,6 +66,8 @@ class ShallowModel(nn.Module):
         self.norm = copy.deepcopy(verifier.final_norm_module)
         self.head = nn.Linear(hidden, shape.head_vocab, bias=False)
         self.register_buffer("vocabulary", torch.arange(shape.head_vocab))
+        # Features are brought to the embeddings' size, or they would drown the token at the start of training.
+        self.register_buffer("feature_size", verifier.embedding_size())
         self._verifier = [verifier]  # in a list, so that its weights are not counted as the drafter's
         self.requires_grad_(True)
         with torch.no_grad():
@@ -95,7 +97,8 @@ class ShallowModel(nn.Module):
             positions: [1 or batch, width].
         """
         embedded = self.verifier.embed(ids)  # [batch, width, hidden]
-        hidden = self.fuse(torch.cat([embedded, features], -1))  # [batch, width, hidden]
+        scaled = nn.functional.rms_norm(features, features.shape[-1:], eps=1e-6) * self.feature_size
+        hidden = self.fuse(torch.cat([embedded, scaled], -1))  # [batch, width, hidden]
         inputs: AttentionInputs = self.verifier.attention_inputs(hidden, positions, mask, store)
         for sublayer in sublayers_of(self.layers):
             hidden = hidden + self.verifier.step(sublayer, hidden, inputs)

@@ -117,6 +117,10 @@ class RoutedModel:
         """The norm before the output head."""
         return self._norm(hidden)  # type: ignore[no-any-return]
 
+    def embedding_size(self) -> Tensor:
+        """Root mean square of the input embeddings: a scalar."""
+        return self._embed.weight.detach().float().square().mean().sqrt()  # type: ignore[operator,union-attr]
+
     @property
     def final_norm_module(self) -> nn.Module:
         """The module of that norm."""
