@@ -13,6 +13,9 @@ from viasd_calib.decoding.gates import Gate
 from viasd_calib.errors import CalibrationError
 from viasd_calib.spec import Gates, LogisticGate
 
+FRACTIONS = (0.05, 0.15, 0.3, 0.5)
+"""Candidates are proposed at these fractions of the stated loss, in the replay."""
+
 
 @dataclass(frozen=True)
 class TierScores:
@@ -68,7 +71,7 @@ def propose(
     slim: LogisticGate,
     scores: TierScores,
     max_loss: float,
-    fractions: Sequence[float] = (0.05, 0.15, 0.3, 0.5),
+    fractions: Sequence[float] = FRACTIONS,
     stop_below: float = 0.3,
 ) -> list[Candidate]:
     """Candidates whose replayed loss is a fraction of ``max_loss``, most careful first.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from viasd_calib.calibration.artifacts import (
     save_artifact,
     tested_record,
 )
-from viasd_calib.calibration.candidates import Candidate, propose
+from viasd_calib.calibration.candidates import FRACTIONS, Candidate, propose
 from viasd_calib.calibration.certify import Verdict, certify
 from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
 from viasd_calib.draft.build import name_draft
@@ -36,6 +37,7 @@ def calibrate(
     shares: SplitShares | None = None,
     limit: int | None = None,
     max_new_tokens: int = 64,
+    fractions: Sequence[float] = FRACTIONS,
     draft_length: int = 6,
     max_pending: int = 12,
     verifier: str | None = None,
@@ -53,6 +55,7 @@ def calibrate(
         shares: shares of the splits; the same as at capture.
         limit: take this many prompts of the calibrate split, drawn by hash.
         max_new_tokens: longest answer.
+        fractions: rising; a candidate is proposed at each of these fractions of max_loss.
         draft_length: most tokens drafted a round.
         max_pending: most tokens that may wait for the full verifier.
         verifier: where to find the verifier, in place of the name in the fit.
@@ -67,7 +70,7 @@ def calibrate(
     every = read_prompts(prompts)
     split = shares or SplitShares()
     chosen = draw_prompts(select_split(every, "calibrate", split), limit)
-    candidates = propose(fitted.draft_gate, fitted.slim_gate, load_scores(folder), max_loss)
+    candidates = propose(fitted.draft_gate, fitted.slim_gate, load_scores(folder), max_loss, fractions)
     decoding = Decoding(audit="off", draft_length=draft_length, max_pending=max_pending)
     engine = _engine(fitted, folder, candidates[0], decoding, loaded)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.rule import Rule
 
 from viasd_calib.calibration.artifacts import CALIBRATE_FILE, FIT_FILE
+from viasd_calib.calibration.candidates import FRACTIONS
 from viasd_calib.cli.calibrate import calibrate
 from viasd_calib.cli.capture import capture
 from viasd_calib.cli.evaluate import bench, report
@@ -37,6 +38,7 @@ class CalibrateStep(BaseModel):
     confidence: float = 0.95
     limit: int | None = None
     max_new_tokens: int = 32
+    fractions: list[float] = list(FRACTIONS)
 
 
 class BenchStep(BaseModel):
