@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -60,5 +59,7 @@ def capture(
         max_new_tokens=max_new_tokens, batch_size=batch_size, top_k=top_k, temperature=temperature, seed=seed
     )
     report = capturing.capture(loaded, drafter, draft, chosen, Path(out), settings)
-    Console().print(asdict(report))
+    Console().print(
+        f"{report.folder}: {report.texts} texts, {report.tokens} tokens, {report.bytes_per_token:.0f} bytes per token"
+    )
     return report

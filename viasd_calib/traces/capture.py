@@ -8,7 +8,6 @@ stopped, without a lost or doubled text.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,13 +259,3 @@ def _text_lengths(shard: Path) -> list[int]:
         return [len(tokens) for tokens in pq.read_table(shard, columns=["tokens"])["tokens"].to_pylist()]
     except (pa.ArrowInvalid, OSError) as error:
         raise TraceError(f"{shard} is damaged ({error}); remove it and capture again: the rest is kept") from error
-
-
-def describe(report: CaptureReport) -> str:
-    """One line on a finished capture."""
-    record = {
-        "texts": report.texts,
-        "tokens": report.tokens,
-        "bytes_per_token": round(report.bytes_per_token, 1),
-    }
-    return json.dumps(record)
