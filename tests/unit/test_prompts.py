@@ -40,7 +40,7 @@ def test_reads_prompts_in_order_and_skips_blank_lines(tmp_path: Path) -> None:
     assert (first.id, second.id) == ("a", "b")
     assert second.turns == ["1", "2"]
     assert second.reference == ["x", "y"]
-    assert [p.id for p in read_prompts(str(path), limit=1)] == ["a"]
+    assert [p.id for p in read_prompts(str(path))] == ["a", "b"]
 
 
 @pytest.mark.parametrize(

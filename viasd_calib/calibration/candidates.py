@@ -107,7 +107,7 @@ def replay(scores: TierScores, bound: float) -> tuple[float, float]:
     Example:
         >>> yes, no = torch.tensor([True]), torch.tensor([False])
         >>> sure, unsure = torch.tensor([0.9]), torch.tensor([0.1])
-        >>> replay(TierScores(unsure, no, sure, no, sure, yes), bound=0.5)
+        >>> replay(TierScores(unsure, no, sure, sure, yes), bound=0.5)
         (1.0, 1.0)
     """
     by_draft = scores.draft >= bound
