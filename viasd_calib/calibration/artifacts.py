@@ -8,13 +8,13 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from viasd_calib.calibration.candidates import TierScores
 from viasd_calib.calibration.certify import Tested
 from viasd_calib.calibration.gate_fitting import Reliability
 from viasd_calib.errors import CalibrationError
-from viasd_calib.files import atomic_path, write_text
+from viasd_calib.files import write_bytes, write_text
 from viasd_calib.spec import Certificate, Gates, LogisticGate, Route, VerifierRef
 
 FIT_FILE = "fit.json"
@@ -109,8 +109,7 @@ def reliability_record(reliability: Reliability) -> ReliabilityRecord:
 def save_scores(scores: TierScores, folder: Path) -> None:
     """Write the held-back scores of a fit, atomically."""
     tensors = {field.name: getattr(scores, field.name).contiguous() for field in fields(TierScores)}
-    with atomic_path(folder / SCORES_FILE) as temporary:
-        save_file(tensors, temporary)
+    write_bytes(folder / SCORES_FILE, save(tensors))
 
 
 def load_scores(folder: Path) -> TierScores:

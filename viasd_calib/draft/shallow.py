@@ -53,6 +53,9 @@ class ShallowModel(nn.Module):
         init_from: verifier layers that the drafter's begin as; one index for each.
     """
 
+    vocabulary: Tensor
+    feature_size: Tensor
+
     def __init__(self, verifier: RoutedModel, shape: ShallowShape, init_from: Sequence[int] | None = None) -> None:
         super().__init__()
         indices = list(init_from) if init_from is not None else [0] * shape.num_layers
@@ -83,7 +86,7 @@ class ShallowModel(nn.Module):
     def use_vocabulary(self, ids: Tensor) -> None:
         """Restrict the output to verifier ids ``ids`` ([head_vocab]); the head begins as those rows of q's."""
         with torch.no_grad():
-            self.vocabulary.copy_(ids)  # type: ignore[operator]
+            self.vocabulary.copy_(ids)
             self.head.weight.copy_(self.verifier.head_rows(ids))
 
     def forward(
@@ -143,7 +146,7 @@ class ShallowDrafter(Drafter):
 
     def __init__(self, model: ShallowModel) -> None:
         self.model = model
-        self.vocabulary = model.vocabulary  # type: ignore[assignment]
+        self.vocabulary = model.vocabulary
         self._cache: SharedCache | None = None
         self._features = torch.empty(0)
         self._observed = 0  # leading positions whose feature a verifier gave

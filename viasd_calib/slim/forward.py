@@ -119,7 +119,7 @@ class RoutedModel:
 
     def embedding_size(self) -> Tensor:
         """Root mean square of the input embeddings: a scalar."""
-        return self._embed.weight.detach().float().square().mean().sqrt()  # type: ignore[operator,union-attr]
+        return self._embed.weight.detach().float().square().mean().sqrt()  # type: ignore[operator]
 
     @property
     def final_norm_module(self) -> nn.Module:

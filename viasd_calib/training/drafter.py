@@ -93,7 +93,7 @@ class DrafterModule(LightningModule):
 
     def _places(self, ids: Tensor) -> Tensor:
         """Verifier ids as places in the head's vocabulary; -1 for those outside."""
-        vocabulary: Tensor = self._parts()[0].vocabulary  # type: ignore[assignment]
+        vocabulary: Tensor = self._parts()[0].vocabulary
         place = torch.searchsorted(vocabulary, ids.contiguous()).clamp(max=len(vocabulary) - 1)
         return torch.where(vocabulary[place] == ids, place, -1)
 
