@@ -172,18 +172,31 @@ def _pool_all(results: dict[MethodName, list[PromptResult]], seed: int) -> dict[
 
 
 def bench_table(result: BenchResult, task: str | None = None) -> Table:
-    """The benchmark as a table, of all prompts or of one task's."""
+    """The benchmark as a table, of all prompts or of one task's: one column a method."""
     methods = result.methods if task is None else result.by_task[task].methods
     title = f"{result.n_prompts} prompts, {result.settings.max_new_tokens} new tokens, {result.settings.dtype}"
     table = Table(title=title if task is None else task)
-    table.add_column("method")
-    headings = ("tok/s", "vs autoregressive", "vs speculative", "identical", "divergence", "rejected",
-                "full/token", "slim/token", "draft/token", "accept/regen/escalate")  # fmt: skip
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for name, row in methods.items():
-        table.add_row(name, *_cells(row))
+    table.add_column("")
+    for name in methods:
+        table.add_column(name, justify="right")
+    rows = [_cells(method) for method in methods.values()]
+    for place, heading in enumerate(ROWS):
+        table.add_row(heading, *(cells[place] for cells in rows))
     return table
+
+
+ROWS = (
+    "tokens/s",
+    "x autoregressive",
+    "x speculative",
+    "identical",
+    "divergence",
+    "rejection rate",
+    "full/token",
+    "slim/token",
+    "draft/token",
+    "tiers 1/2/3 %",
+)
 
 
 def _cells(row: MethodResult) -> list[str]:
@@ -203,7 +216,7 @@ def _cells(row: MethodResult) -> list[str]:
 
 
 def _ratio(interval: Interval | None) -> str:
-    return "-" if interval is None else f"{interval.median:.2f}x [{interval.low:.2f}, {interval.high:.2f}]"
+    return "-" if interval is None else f"{interval.median:.2f} [{interval.low:.2f},{interval.high:.2f}]"
 
 
 def load_bench(path: str | Path) -> BenchResult:
