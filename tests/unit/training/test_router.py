@@ -1,0 +1,132 @@
+"""The router on a tiny verifier: stages, what a checkpoint holds, and going on from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from tests.tiny import TinyFolder, tiny_prompts
+from viasd_calib.errors import CalibrationError, TraceError
+from viasd_calib.models import load_verifier
+from viasd_calib.prompts import SplitShares
+from viasd_calib.traces.capture import CaptureSettings, capture
+from viasd_calib.traces.data import TraceDataModule
+from viasd_calib.training.router import RouterModule
+
+SHARES = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
+
+
+@pytest.fixture(scope="module")
+def traces(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("traces")
+    settings = CaptureSettings(max_new_tokens=16, batch_size=8)
+    capture(load_verifier(str(tiny_folder)), None, "none", tiny_prompts(24), folder, settings)
+    return folder
+
+
+def router(tiny_folder: TinyFolder, rank: int = 2) -> RouterModule:
+    return RouterModule(str(tiny_folder), target_cost=0.7, route_steps=3, adapter_rank=rank, max_run=4)
+
+
+def fit(module: RouterModule, traces: Path, folder: Path, steps: int, resume: str | None = None) -> Trainer:
+    trainer = Trainer(
+        max_steps=steps,
+        max_epochs=100,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=1,
+        callbacks=[ModelCheckpoint(folder, save_last=True, every_n_train_steps=1, save_top_k=0)],
+    )
+    trainer.fit(
+        module, datamodule=TraceDataModule([str(traces)], shares=SHARES, max_batch_tokens=128), ckpt_path=resume
+    )
+    return trainer
+
+
+def test_route_first_then_adapter(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    module = router(tiny_folder)
+    fit(module, traces, tmp_path, steps=3)
+    assert module.stage == "adapter"
+    cost = float((module.costs * module.kept).sum() + module.rest_cost)
+    always = float((module.costs * module._always()).sum() + module.rest_cost)
+    assert cost <= max(0.7, always) + 1e-5
+    assert 0 not in module.route.attention_skip + module.route.mlp_skip
+    assert 3 not in module.route.attention_skip + module.route.mlp_skip
+
+
+def test_a_checkpoint_holds_trainable_state_alone(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    fit(router(tiny_folder), traces, tmp_path, steps=4)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    others = {name for name in state if "lora_" not in name}
+    assert others == {"gates.log_alpha", "multiplier", "kept", "steps_done", "costs", "rest_cost"}
+
+
+def test_resuming_goes_on_where_it_stopped(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    first = router(tiny_folder)
+    fit(first, traces, tmp_path, steps=4)
+    assert first.gates is not None
+    second = router(tiny_folder)
+    fit(second, traces, tmp_path, steps=6, resume=str(tmp_path / "last.ckpt"))
+    assert second.gates is not None
+    assert int(second.steps_done) == 6
+    assert torch.equal(second.gates.log_alpha, first.gates.log_alpha)  # the route's stage was over
+    assert torch.equal(second.kept, first.kept)
+    assert torch.equal(second.costs, first.costs)  # measured once, kept in the checkpoint
+
+
+def test_the_adapter_learns(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    module = router(tiny_folder)
+    fit(module, traces, tmp_path, steps=8)
+    assert module.slim_layers is not None
+    moved = [p for name, p in module.slim_layers.named_parameters() if "lora_B" in name and p.abs().sum() > 0]
+    assert moved
+
+
+def test_the_verifier_does_not_move(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    before = load_verifier(str(tiny_folder)).model.state_dict()
+    module = router(tiny_folder)
+    fit(module, traces, tmp_path, steps=6)
+    after = module.model.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("cost", [0.0, -1.0, 1.5])
+def test_a_cost_beyond_reach_is_refused(cost: float) -> None:
+    with pytest.raises(CalibrationError, match="target_cost"):
+        RouterModule(target_cost=cost)
+
+
+def test_a_split_without_texts_is_refused(traces: Path) -> None:
+    data = TraceDataModule([str(traces)], split="test", shares=SHARES)
+    with pytest.raises(TraceError, match="no text of the split 'test'"):
+        data.setup()
+
+
+def test_held_back_texts_are_no_training_texts(traces: Path) -> None:
+    data = TraceDataModule([str(traces)], shares=SHARES, validation_share=0.3)
+    data.setup()
+    fitted = {text.prompt_sha256 for text in data.training_texts()}
+    held = {text.prompt_sha256 for text in data.validation_texts()}
+    assert fitted
+    assert held
+    assert not fitted & held
+
+
+def test_batches_hold_every_text_once_within_the_limit(traces: Path) -> None:
+    data = TraceDataModule([str(traces)], shares=SHARES, validation_share=0.0, max_batch_tokens=100)
+    data.setup()
+    seen: list[int] = []
+    for batch in data.train_dataloader():
+        assert batch.ids.numel() <= 100 or len(batch.indices) == 1
+        assert int(batch.predicts.sum()) == len(batch.q_ids)
+        nexts = batch.ids[:, 1:][batch.predicts[:, :-1]]
+        assert torch.equal(nexts, batch.q_ids[:, 0])  # greedy texts: the token behind a place is q's likeliest
+        seen += batch.indices
+    assert sorted(seen) == [text.index for text in data.training_texts()]
