@@ -16,6 +16,7 @@ ROOMS = [
     "errors",
     "files",
     "host_memory",
+    "progress",
     "prompts",
     "spec",
     "models",

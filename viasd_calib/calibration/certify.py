@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from viasd_calib.calibration.candidates import Candidate
 from viasd_calib.calibration.losses import diverging
 from viasd_calib.calibration.risk import PROCEDURE, best_p_value, certified, p_value, prompts_needed
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.models import Verifier
+from viasd_calib.progress import progress_bar
 from viasd_calib.prompts import Prompt, Split
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Certificate
@@ -78,10 +70,8 @@ def certify(
         prompts: of the calibrate split; one loss each.
     """
     tested: list[Tested] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("prompts"),
-               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
     enough = len(prompts) >= prompts_needed(max_loss, confidence)
-    with Progress(*columns) as progress:
+    with progress_bar("prompts") as progress:
         for candidate in candidates if enough else ():
             task = progress.add_task(f"certify bound {candidate.bound:.4f}", total=len(prompts))
             losses = _losses(decoder_for(candidate), verifier, routed, prompts, max_new_tokens)

@@ -108,12 +108,10 @@ def with_underscores(word: str) -> str:
 
 def quiet_libraries() -> None:
     """Keep loading bars and hints of libraries out of the way of our own messages."""
-    import datasets
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\..*")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
@@ -95,6 +94,3 @@ def _say(artifact: FitArtifact, route: Route) -> None:
         "slim_gate_ece": artifact.slim_gate.expected_calibration_error,
     }
     Console().print(summary)
-
-
-torch.set_float32_matmul_precision("high")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import time
 from collections.abc import Iterable, Iterator
 
@@ -70,5 +69,5 @@ def pieces(verifier: Verifier, stream: Iterable[Emitted]) -> Iterator[tuple[str,
         told = text
 
 
-REPLACEMENT = codecs.decode(b"\xff", "utf-8", "replace")
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What an incomplete character decodes to."""

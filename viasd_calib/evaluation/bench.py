@@ -12,14 +12,6 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from viasd_calib.calibration.losses import diverging
@@ -27,6 +19,7 @@ from viasd_calib.decoding.conversation import Turn, converse
 from viasd_calib.decoding.decoder import Engine, MethodName
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.metrics import Interval, MethodResult, PromptResult, pool
+from viasd_calib.progress import progress_bar
 from viasd_calib.prompts import Prompt
 from viasd_calib.spec import Audit
 
@@ -95,9 +88,7 @@ def run_bench(engine: Engine, prompts: Sequence[Prompt], settings: BenchSettings
     order = random.Random(settings.seed)
     results: dict[MethodName, list[PromptResult]] = {name: [] for name in settings.methods}
     _warm_up(engine, prompts[0], settings)
-    columns = (TextColumn("bench"), BarColumn(), MofNCompleteColumn(), TextColumn("prompts"),
-               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns) as progress:
+    with progress_bar("prompts") as progress:
         task = progress.add_task("bench", total=len(prompts))
         for prompt in prompts:
             timed = _run_prompt(engine, prompt, settings, order)

@@ -18,14 +18,6 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict, Field
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 
 from viasd_calib.decoding.summary import stack_summaries, summarize
@@ -33,6 +25,7 @@ from viasd_calib.draft.base import Drafter
 from viasd_calib.errors import TraceError
 from viasd_calib.files import atomic_path, write_text
 from viasd_calib.models import Verifier, encode_prompt
+from viasd_calib.progress import progress_bar
 from viasd_calib.prompts import Prompt
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import VerifierRef
@@ -121,9 +114,7 @@ def capture(
     model = RoutedModel(verifier.model)
     shards = plan_shards(prompts, settings.batch_size)
     missing = [number for number in range(len(shards)) if not (folder / shard_name(number)).is_file()]
-    columns = (TextColumn("capture"), BarColumn(), MofNCompleteColumn(), TextColumn("texts"),
-               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns) as progress:
+    with progress_bar("texts") as progress:
         total = sum(len(shard) for shard in shards)
         done = total - sum(len(shards[number]) for number in missing)
         task = progress.add_task("capture", total=total, completed=done)
