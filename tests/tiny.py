@@ -32,10 +32,10 @@ from transformers import (
 from viasd_calib.draft.base import Drafter, Proposal, StopRule
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.lookup import PromptLookup
-from viasd_calib.draft.shallow import ShallowDrafter, ShallowModel, ShallowShape
+from viasd_calib.draft.shallow import ShallowDrafter, ShallowModel
 from viasd_calib.prompts import Prompt
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import LogisticGate, VerifierRef
+from viasd_calib.spec import LogisticGate, ShallowShape, VerifierRef
 
 VOCAB = 24
 LAYERS = 4
@@ -96,12 +96,18 @@ def noisy_copy(seed: int = 0, noise: float = 0.05) -> PreTrainedModel:
     return model
 
 
+def tiny_shape(num_layers: int = 2, head_vocab: int = 12, taps: tuple[int, ...] = (1, LAYERS)) -> ShallowShape:
+    """Sizes of a shallow drafter for a tiny verifier."""
+    return ShallowShape(num_layers=num_layers, head_vocab=head_vocab, taps=taps)
+
+
 def tiny_shallow(verifier: RoutedModel, seed: int = 0, head_vocab: int = 12) -> ShallowModel:
     """A shallow drafter with random weights on half of the vocabulary."""
     torch.manual_seed(seed)
-    model = ShallowModel(verifier, ShallowShape(2, head_vocab), [0, LAYERS - 1])
+    model = ShallowModel(verifier, tiny_shape(head_vocab=head_vocab))
     model.use_vocabulary(torch.randperm(verifier.config.vocab_size)[:head_vocab].sort().values)
-    torch.nn.init.normal_(model.fuse.weight, std=0.3)
+    for linear in (model.from_token, model.from_taps, model.from_own):
+        torch.nn.init.normal_(linear.weight, std=0.3)
     return model.eval().requires_grad_(False)
 
 
@@ -121,7 +127,7 @@ class RandomDrafter(Drafter):
         tokens = torch.randint(self.vocab, (limit,), generator=self.generator)
         return Proposal(tokens, 3 * torch.randn(limit, self.vocab, generator=self.generator))
 
-    def score(self, text: Tensor, hidden: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         logits = torch.randn(text.shape[0], self.vocab, generator=torch.Generator().manual_seed(self.seed))
         return logits.argmax(-1), logits
 

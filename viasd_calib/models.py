@@ -141,7 +141,7 @@ def fingerprint(
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
-        config_sha256=config_sha256(config.to_dict()),
+        config_sha256=config_sha256(config.to_diff_dict()),
         tokenizer_sha256=tokenizer_sha256(tokenizer.get_vocab(), tokenizer.chat_template),
         dtype=DTYPE_NAMES[model.dtype],
     )

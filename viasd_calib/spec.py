@@ -104,12 +104,28 @@ class PromptLookupDraft(SpecModel):
         return self
 
 
-class ShallowDraft(SpecModel):
-    """A few decoder layers of the verifier's shape, conditioned on the verifier's last hidden state."""
+class ShallowShape(SpecModel):
+    """Sizes of a shallow drafter: layers of its own, output tokens, and where it reads the verifier.
 
-    kind: Literal["shallow"] = "shallow"
+    A tap is a number of the verifier's layers, after which the residual stream is read.
+    """
+
     num_layers: int = Field(ge=1)
     head_vocab: int = Field(ge=2)
+    taps: tuple[int, ...] = Field(min_length=1)
+
+    @field_validator("taps")
+    @classmethod
+    def _rising(cls, taps: tuple[int, ...]) -> tuple[int, ...]:
+        if list(taps) != sorted(set(taps)) or taps[0] < 0:
+            raise ValueError("taps must be given once each, in rising order, counted from 0")
+        return taps
+
+
+class ShallowDraft(ShallowShape):
+    """A few decoder layers of the verifier's shape, conditioned on the verifier's residual stream."""
+
+    kind: Literal["shallow"] = "shallow"
     tensors: TensorFile
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.strategies import gate_sets, routes
-from tests.tiny import LAYERS, constant_gate, verifier_ref
+from tests.tiny import LAYERS, constant_gate, tiny_shape, verifier_ref
 from viasd_calib.errors import SpecError
 from viasd_calib.spec import (
     SCHEMA_VERSION,
@@ -81,7 +81,7 @@ def full_spec(folder: Path) -> RoutingSpec:
     (folder / "slim" / "adapter.safetensors").write_bytes(b"adapter")
     adapter = tensor_file(folder / "slim" / "adapter.safetensors", folder)
     return small_spec(
-        draft=ShallowDraft(num_layers=2, head_vocab=12, tensors=tensor_file(folder / "draft.safetensors", folder)),
+        draft=ShallowDraft(**tiny_shape().model_dump(), tensors=tensor_file(folder / "draft.safetensors", folder)),
         route=Route(
             attention_skip=[0],
             adapter=AdapterRef(rank=4, alpha=8.0, targets=["q_proj"], tensors=adapter),
@@ -283,6 +283,7 @@ def test_tensors_outside_the_folder_are_refused(tmp_path: Path, path: str) -> No
         "kind": "shallow",
         "num_layers": 1,
         "head_vocab": 2,
+        "taps": [1],
         "tensors": {"path": path, "sha256": HASH},
     }
     with pytest.raises(SpecError, match="inside the spec's folder"):

@@ -24,5 +24,5 @@ def diverging(verifier: RoutedModel, prompt: Sequence[int], tokens: Sequence[int
     text = torch.tensor([*prompt, *tokens], device=verifier.device)  # [length]
     width = text.shape[0] - 1
     window = CacheWindow(verifier.new_cache(width), 0, width, width)
-    hidden = verifier.full(text[None, :-1], window)[0, len(prompt) - 1 :]  # [tokens, hidden]
+    hidden = verifier.full(text[None, :-1], window).last[0, len(prompt) - 1 :]  # [tokens, hidden]
     return verifier.logits(hidden).argmax(-1) != text[len(prompt) :]

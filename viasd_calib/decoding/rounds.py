@@ -51,8 +51,8 @@ def catch_up(session: Session, block: Tensor, kind: Audit = "strict", tolerance:
     start, pending, drafted = session.cache.exact, session.pending, block.shape[0]
     ids = torch.cat([session.text[start : session.length], block])  # [width]
     width = ids.shape[0]
-    hidden = session.verifier.full(ids[None], CacheWindow(session.cache, start, width, start + width))[0]
-    logits = session.verifier.logits(hidden)  # [width, vocabulary]
+    states = session.verifier.full(ids[None], CacheWindow(session.cache, start, width, start + width), session.taps)
+    logits = session.verifier.logits(states.last[0])  # [width, vocabulary]
     session.counts.full_passes += 1
 
     choices = logits.argmax(-1)  # [width]
@@ -79,7 +79,7 @@ def catch_up(session: Session, block: Tensor, kind: Audit = "strict", tolerance:
     seen = session.length - 1  # q's own token has not been through q
     session.cache.mark_exact(seen)
     if session.drafter is not None:
-        session.drafter.observe(start, hidden[: seen - start])
+        session.drafter.observe(start, states.tapped[0, : seen - start])
         session.drafter.rollback(seen)
 
 
@@ -220,8 +220,9 @@ class ThreeTier(Method):
         start, k = session.cache.provisional, block.shape[0]
         ids = torch.cat([session.text[start : session.length], block])  # [width]
         width = ids.shape[0]
-        hidden = session.verifier.slim(ids[None], CacheWindow(session.cache, start, width, start + width))[0]
-        logits = session.verifier.logits(hidden[session.length - 1 - start :])  # [k + 1, vocabulary]
+        window = CacheWindow(session.cache, start, width, start + width)
+        states = session.verifier.slim(ids[None], window, session.taps)
+        logits = session.verifier.logits(states.last[0, session.length - 1 - start :])  # [k + 1, vocabulary]
         session.counts.slim_passes += 1
         verdict, choices = self._judge(session, logits, said, trusted)
         accepted, regenerate, *values = torch.cat(
@@ -233,19 +234,19 @@ class ThreeTier(Method):
             agrees = accepted < k and values[accepted] == values[k + 1 + accepted]
             session.counts.rejected += accepted < k and not agrees
             session.emit(choices[accepted:], values[accepted : accepted + 1], Tier.REGENERATE, drafted=agrees)
-        self._note_seen(session, start, hidden)
+        self._note_seen(session, start, states.tapped[0])
         if not regenerate and not session.closed:
             rest = block[accepted:]
             if accepted == k:  # q' is unsure of the next token: give q a fresh block to judge with it
                 rest = draft(session, self.draft_length, self.draft_gate, self.gates.draft_stop_below).tokens
             self._catch_up(session, rest)
 
-    def _note_seen(self, session: Session, start: int, hidden: Tensor) -> None:
+    def _note_seen(self, session: Session, start: int, tapped: Tensor) -> None:
         """Record how far q' has seen the text: all but its last token, which opens the next pass."""
         seen = session.length - 1
         session.cache.mark_provisional(seen)
         assert session.drafter is not None, "this method needs a drafter"
-        session.drafter.observe(start, hidden[: seen - start])
+        session.drafter.observe(start, tapped[: seen - start])
         session.drafter.rollback(seen)
 
     def _judge(self, session: Session, logits: Tensor, said: DraftSaid, trusted: int) -> tuple[SlimVerdict, Tensor]:

@@ -70,6 +70,11 @@ class Session:
     ended: bool = False  # the last token ends the text
 
     @property
+    def taps(self) -> tuple[int, ...]:
+        """Where the drafter reads the verifiers' residual stream."""
+        return () if self.drafter is None else self.drafter.taps
+
+    @property
     def decided(self) -> int:
         """Leading tokens that are settled as far as q is concerned."""
         return min(self.cache.exact + 1, self.length)
@@ -143,8 +148,8 @@ def open_session(
         drafter.start(limit)
     seen = len(prompt) - 1
     if seen:
-        hidden = verifier.full(text[None, :seen], CacheWindow(cache, 0, seen, seen))[0]  # [seen, hidden]
+        states = verifier.full(text[None, :seen], CacheWindow(cache, 0, seen, seen), session.taps)
         cache.mark_exact(seen)
         if drafter is not None:
-            drafter.observe(0, hidden)
+            drafter.observe(0, states.tapped[0])
     return session

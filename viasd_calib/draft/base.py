@@ -44,6 +44,9 @@ class Drafter(ABC):
     vocabulary: Tensor | None = None
     """Verifier ids of the draft vocabulary ([draft vocabulary], long); None where the two are the same."""
 
+    taps: tuple[int, ...] = ()
+    """After how many of the verifier's layers the drafter reads its residual stream, in rising order."""
+
     steps: int = 0
     """Forward passes of the draft model since ``start``."""
 
@@ -56,12 +59,12 @@ class Drafter(ABC):
         """Draft at most ``limit`` tokens that go on from ``text`` ([length], long)."""
 
     @abstractmethod
-    def score(self, text: Tensor, hidden: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
+    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
         """Say what would have been drafted at every place of a text that the verifier wrote.
 
         Args:
             text: [length], long.
-            hidden: the verifier's last hidden states, [length, hidden].
+            tapped: the verifier's residual stream at the drafter's taps, [length, taps, hidden].
             depth: [length], long; how many tokens before it were drafted, not verified, when the
                 token behind this place is drafted.
 
@@ -70,8 +73,8 @@ class Drafter(ABC):
             a token of -1 means no proposal, logits are None without a distribution.
         """
 
-    def observe(self, start: int, hidden: Tensor) -> None:  # noqa: B027 - most drafters do not look
-        """Take a verifier's last hidden states ([width, hidden]) for positions from ``start`` on."""
+    def observe(self, start: int, tapped: Tensor) -> None:  # noqa: B027 - most drafters do not look
+        """Take a verifier's residual stream at the taps ([width, taps, hidden]) for positions from ``start`` on."""
 
     def rollback(self, length: int) -> None:  # noqa: B027 - stateless drafters need nothing
         """Forget the text from position ``length`` on."""

@@ -7,12 +7,12 @@ from pathlib import Path
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.lookup import PromptLookup
-from viasd_calib.draft.shallow import ShallowDrafter, ShallowShape, load_shallow
+from viasd_calib.draft.shallow import ShallowDrafter, load_shallow
 from viasd_calib.errors import ModelError
 from viasd_calib.files import write_text
 from viasd_calib.models import DTYPE_NAMES, load_verifier
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import CausalLMDraft, DraftSpec, PromptLookupDraft, ShallowDraft, tensor_file
+from viasd_calib.spec import CausalLMDraft, DraftSpec, PromptLookupDraft, ShallowDraft, ShallowShape, tensor_file
 
 SHALLOW_FILE = "draft.json"
 SHALLOW_TENSORS = "drafter.safetensors"
@@ -27,8 +27,7 @@ def build_drafter(spec: DraftSpec, folder: Path, verifier: RoutedModel) -> Draft
     if isinstance(spec, PromptLookupDraft):
         return PromptLookup(spec.max_ngram, spec.min_ngram)
     if isinstance(spec, ShallowDraft):
-        shape = ShallowShape(spec.num_layers, spec.head_vocab)
-        return ShallowDrafter(load_shallow(verifier, shape, folder / spec.tensors.path))
+        return ShallowDrafter(load_shallow(verifier, spec, folder / spec.tensors.path))
     loaded = load_verifier(
         spec.name_or_path,
         dtype=DTYPE_NAMES[verifier.dtype],
@@ -58,10 +57,9 @@ def name_draft(name: str) -> tuple[DraftSpec, Path]:
     return CausalLMDraft(name_or_path=name), Path()
 
 
-def describe_shallow(folder: Path, num_layers: int, head_vocab: int) -> ShallowDraft:
+def describe_shallow(folder: Path, shape: ShallowShape) -> ShallowDraft:
     """Write the description of the shallow drafter whose tensors lie in ``folder``."""
-    spec = ShallowDraft(
-        num_layers=num_layers, head_vocab=head_vocab, tensors=tensor_file(folder / SHALLOW_TENSORS, folder)
-    )
+    tensors = tensor_file(folder / SHALLOW_TENSORS, folder)
+    spec = ShallowDraft(num_layers=shape.num_layers, head_vocab=shape.head_vocab, taps=shape.taps, tensors=tensors)
     write_text(folder / SHALLOW_FILE, spec.model_dump_json(indent=2) + "\n")
     return spec

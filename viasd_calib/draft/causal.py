@@ -65,13 +65,13 @@ class CausalDrafter(Drafter):
         assert self.cache is not None, "start comes first"
         start, width = self.cache.exact, ids.shape[0]
         window = CacheWindow(self.cache, start, width, start + width)
-        hidden = self.model.full(ids[None], window)[0, -1]  # [hidden]
+        hidden = self.model.full(ids[None], window).last[0, -1]  # [hidden]
         self.cache.mark_exact(start + width)
         self.steps += 1
         return self.model.logits(hidden)
 
-    def score(self, text: Tensor, hidden: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         length = text.shape[0]
         window = CacheWindow(self.model.new_cache(length), 0, length, length)
-        logits = self.model.logits(self.model.full(text[None], window)[0])  # [length, vocabulary]
+        logits = self.model.logits(self.model.full(text[None], window).last[0])  # [length, vocabulary]
         return logits.argmax(-1), logits

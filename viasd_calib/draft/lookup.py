@@ -52,7 +52,7 @@ class PromptLookup(Drafter):
         self.steps += 1
         return Proposal(find_continuation(text, limit, self.max_ngram, self.min_ngram), None)
 
-    def score(self, text: Tensor, hidden: Tensor, depth: Tensor) -> tuple[Tensor, None]:
+    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, None]:
         tokens = torch.full_like(text, -1)
         for place in range(text.shape[0]):
             found = find_continuation(text[: place + 1], 1, self.max_ngram, self.min_ngram)

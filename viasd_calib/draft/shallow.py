@@ -1,15 +1,14 @@
-"""A shallow drafter: a few of the verifier's layers, conditioned on its last hidden state.
+"""A shallow drafter: the verifier's last layers behind a linear stand-in for all that came before them.
 
-The drafter reads, at each place, the token and the verifier's last hidden state of the place before
-(Li et al. 2024, EAGLE, arXiv 2401.15077, section 4.1), and falls back on its own state where no
-verifier has run. Its output is restricted to the verifier's most frequent tokens.
+The drafter reads, at each place, the token and the verifier's residual stream of the place before, at
+several depths (Li et al. 2024, EAGLE, arXiv 2401.15077, section 4.1; Li et al. 2025, EAGLE-3, arXiv
+2503.01840, section 3.1), and falls back on its own state where no verifier has run. Its output is
+restricted to the verifier's most frequent tokens.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,57 +24,65 @@ from viasd_calib.files import write_bytes
 from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.families import AttentionInputs, KeyValueStore
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
-
-
-@dataclass(frozen=True)
-class ShallowShape:
-    """Sizes of a shallow drafter."""
-
-    num_layers: int
-    head_vocab: int
+from viasd_calib.spec import ShallowShape
 
 
 def draft_config(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
-    """The verifier's configuration with ``num_layers`` decoder layers."""
+    """The verifier's configuration with its last ``num_layers`` decoder layers alone."""
     shallow = copy.deepcopy(config)
     shallow.num_hidden_layers = num_layers
     if getattr(shallow, "layer_types", None):
-        shallow.layer_types = shallow.layer_types[:num_layers]
+        shallow.layer_types = shallow.layer_types[-num_layers:]
     return shallow
+
+
+def unit_size(states: Tensor) -> Tensor:
+    """States ([..., hidden]) at root mean square 1: a residual stream grows with depth, and early texts' first
+    tokens hold values a thousand times as large."""
+    return nn.functional.rms_norm(states, states.shape[-1:], eps=1e-6)
 
 
 class ShallowModel(nn.Module):
     """The drafter's trainable part; embeddings and rotary tables are the verifier's, held by reference.
 
+    The residual stream that enters its layers is a sum of linear maps: of the token's embedding, and of a
+    *condition*, which comes from the verifier's residual stream at the taps or from the drafter's own
+    state, both of the place before. Untrained it reads the embedding alone;
+    :func:`viasd_calib.training.closed_form.fit_stand_in` gives it a start that already predicts.
+
     Args:
-        verifier: the opened verifier whose layers' shape is copied.
-        shape: layers and output vocabulary.
-        init_from: verifier layers that the drafter's begin as; one index for each.
+        verifier: the opened verifier, whose last layers the drafter's begin as.
+        shape: layers, output vocabulary and taps.
+
+    Raises:
+        ModelError: the verifier has too few layers for the shape.
     """
 
     vocabulary: Tensor
-    feature_size: Tensor
+    token_size: Tensor
 
-    def __init__(self, verifier: RoutedModel, shape: ShallowShape, init_from: Sequence[int] | None = None) -> None:
+    def __init__(self, verifier: RoutedModel, shape: ShallowShape) -> None:
         super().__init__()
-        indices = list(init_from) if init_from is not None else [0] * shape.num_layers
-        if len(indices) != shape.num_layers:
-            raise ModelError(f"{shape.num_layers} layers need as many indices to begin from, not {len(indices)}")
+        _check_shape(shape, len(verifier.layers))
         hidden = verifier.config.hidden_size
         self.shape = shape
         self.config = draft_config(verifier.config, shape.num_layers)
-        self.layers = nn.ModuleList(_own_layer(verifier.layers[index], slot) for slot, index in enumerate(indices))
-        self.fuse = nn.Linear(2 * hidden, hidden, bias=False)
+        last = verifier.layers[len(verifier.layers) - shape.num_layers :]
+        self.layers = nn.ModuleList(_own_layer(layer, slot) for slot, layer in enumerate(last))
+        self.from_token = nn.Linear(hidden, hidden)
+        self.from_taps = nn.Linear(len(shape.taps) * hidden, hidden, bias=False)
+        self.from_own = nn.Linear(hidden, hidden, bias=False)
         self.norm = copy.deepcopy(verifier.final_norm_module)
         self.head = nn.Linear(hidden, shape.head_vocab, bias=False)
         self.register_buffer("vocabulary", torch.arange(shape.head_vocab))
-        # Features are brought to the embeddings' size, or they would drown the token at the start of training.
-        self.register_buffer("feature_size", verifier.embedding_size())
+        self.register_buffer("token_size", verifier.embedding_size())
         self._verifier = [verifier]  # in a list, so that its weights are not counted as the drafter's
         self.requires_grad_(True)
         with torch.no_grad():
-            self.fuse.weight.zero_()
-            self.fuse.weight[:, :hidden].fill_diagonal_(1.0)
+            for linear in (self.from_token, self.from_taps, self.from_own):
+                linear.weight.zero_()
+            self.from_token.bias.zero_()
+            self.from_token.weight.fill_diagonal_(float(self.token_size))
         self.to(dtype=verifier.dtype, device=verifier.device)
 
     @property
@@ -89,23 +96,44 @@ class ShallowModel(nn.Module):
             self.vocabulary.copy_(ids)
             self.head.weight.copy_(self.verifier.head_rows(ids))
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """The verifier's embeddings at root mean square 1 over the vocabulary: [batch, width, hidden]."""
+        return self.verifier.embed(ids) / self.token_size
+
+    def condition(self, tapped: Tensor) -> Tensor:
+        """What the verifier's residual stream ([..., taps, hidden]) says to the place behind: [..., hidden]."""
+        return self.from_taps(unit_size(tapped).flatten(-2))  # type: ignore[no-any-return]
+
+    def own_condition(self, states: Tensor) -> Tensor:
+        """The same from the drafter's own states ([..., hidden]): [..., hidden]."""
+        return self.from_own(unit_size(states))  # type: ignore[no-any-return]
+
     def forward(
-        self, ids: Tensor, features: Tensor, positions: Tensor, mask: Tensor | None, store: KeyValueStore
+        self, ids: Tensor, conditions: Tensor, positions: Tensor, mask: Tensor | None, store: KeyValueStore
     ) -> Tensor:
-        """States of the drafter, after its norm: [batch, width, hidden].
+        """States of the drafter, before its norm: [batch, width, hidden].
 
         Args:
             ids: tokens, [batch, width].
-            features: the hidden state of the place *before* each token, [batch, width, hidden].
+            conditions: what the place *before* each token says, [batch, width, hidden].
             positions: [1 or batch, width].
         """
-        embedded = self.verifier.embed(ids)  # [batch, width, hidden]
-        scaled = nn.functional.rms_norm(features, features.shape[-1:], eps=1e-6) * self.feature_size
-        hidden = self.fuse(torch.cat([embedded, scaled], -1))  # [batch, width, hidden]
+        hidden = self.from_token(self.embed(ids)) + conditions  # [batch, width, hidden]
         inputs: AttentionInputs = self.verifier.attention_inputs(hidden, positions, mask, store)
         for sublayer in sublayers_of(self.layers):
             hidden = hidden + self.verifier.step(sublayer, hidden, inputs)
-        return self.norm(hidden)  # type: ignore[no-any-return]
+        return hidden
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[..., hidden] -> [..., head_vocab]."""
+        return self.head(self.norm(states))  # type: ignore[no-any-return]
+
+
+def _check_shape(shape: ShallowShape, layers: int) -> None:
+    if shape.num_layers > layers:
+        raise ModelError(f"a drafter of {shape.num_layers} layers is deeper than the verifier, which has {layers}")
+    if shape.taps[-1] > layers:
+        raise ModelError(f"the drafter reads the verifier after layer {shape.taps[-1]}, the verifier has {layers}")
 
 
 def _own_layer(layer: nn.Module, slot: int) -> nn.Module:
@@ -147,9 +175,10 @@ class ShallowDrafter(Drafter):
     def __init__(self, model: ShallowModel) -> None:
         self.model = model
         self.vocabulary = model.vocabulary
+        self.taps = model.shape.taps
         self._cache: SharedCache | None = None
-        self._features = torch.empty(0)
-        self._observed = 0  # leading positions whose feature a verifier gave
+        self._conditions = torch.empty(0)
+        self._observed = 0  # leading positions whose condition a verifier gave
 
     def start(self, capacity: int) -> None:
         verifier = self.model.verifier
@@ -157,8 +186,8 @@ class ShallowDrafter(Drafter):
         self._observed = 0
         self._cache = SharedCache(self.model.config, capacity, dtype=verifier.dtype, device=verifier.device)
         width = verifier.config.hidden_size
-        # Row i + 1 is the state after token i; row 0 stands before the text.
-        self._features = torch.zeros(capacity + 1, width, dtype=verifier.dtype, device=verifier.device)
+        # Row i + 1 is what place i says to the next; row 0 stands before the text.
+        self._conditions = torch.zeros(capacity + 1, width, dtype=verifier.dtype, device=verifier.device)
 
     @property
     def cache(self) -> SharedCache:
@@ -166,10 +195,10 @@ class ShallowDrafter(Drafter):
         assert self._cache is not None, "start comes first"
         return self._cache
 
-    def observe(self, start: int, hidden: Tensor) -> None:
-        self._features[start + 1 : start + 1 + hidden.shape[0]] = hidden
-        self._observed = start + hidden.shape[0]
-        self.cache.rollback(start + 1)  # the slots behind read other features
+    def observe(self, start: int, tapped: Tensor) -> None:
+        self._observed = start + tapped.shape[0]
+        self._conditions[start + 1 : self._observed + 1] = self.model.condition(tapped)
+        self.cache.rollback(start + 1)  # the slots behind read other conditions
 
     def rollback(self, length: int) -> None:
         self._observed = min(self._observed, length)
@@ -194,18 +223,18 @@ class ShallowDrafter(Drafter):
     def _advance(self, ids: Tensor) -> Tensor:
         start, width = self.cache.exact, ids.shape[0]
         window = CacheWindow(self.cache, start, width, start + width)
-        features = self._features[start : start + width]  # [width, hidden]
-        states = self.model(ids[None], features[None], window.positions(), window.mask(), window)[0]  # [width, hidden]
-        known = max(self._observed, start) - start  # of the new states, those a verifier has given already
-        self._features[start + known + 1 : start + width + 1] = states[known:]
+        conditions = self._conditions[start : start + width]  # [width, hidden]
+        states = self.model(ids[None], conditions[None], window.positions(), window.mask(), window)[0]
+        known = max(self._observed, start) - start  # leading places that a verifier has spoken for already
+        self._conditions[start + known + 1 : start + width + 1] = self.model.own_condition(states[known:])
         self.cache.mark_exact(start + width)
         self.steps += 1
-        return self.model.head(states[-1])  # type: ignore[no-any-return]
+        return self.model.logits(states[-1])
 
-    def score(self, text: Tensor, hidden: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        states = unrolled_states(self.model, text[None], hidden[None], int(depth.max()) + 1)
+    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        states = unrolled_states(self.model, text[None], tapped[None], int(depth.max()) + 1)
         picked = torch.stack(states)[depth, 0, torch.arange(text.shape[0], device=text.device)]  # [length, hidden]
-        logits = self.model.head(picked)  # [length, draft vocabulary]
+        logits = self.model.logits(picked)  # [length, draft vocabulary]
         return to_verifier_ids(logits.argmax(-1), self.vocabulary), logits
 
 
@@ -241,12 +270,12 @@ def unrolled_mask(length: int, passes: int, device: torch.device) -> Tensor:
     return torch.cat(blocks, 1)[None, None]
 
 
-def unrolled_states(model: ShallowModel, ids: Tensor, hidden: Tensor, passes: int) -> list[Tensor]:
+def unrolled_states(model: ShallowModel, ids: Tensor, tapped: Tensor, passes: int) -> list[Tensor]:
     """The drafter's states at every place, by how many tokens before were drafted and not verified.
 
     Args:
         ids: [batch, length].
-        hidden: the verifier's last hidden states, [batch, length, hidden].
+        tapped: the verifier's residual stream at the drafter's taps, [batch, length, taps, hidden].
         passes: depths to compute.
 
     Returns:
@@ -255,11 +284,11 @@ def unrolled_states(model: ShallowModel, ids: Tensor, hidden: Tensor, passes: in
     length = ids.shape[1]
     positions = torch.arange(length, device=ids.device)[None]
     store = UnrolledStore()
-    source = hidden
+    said = model.condition(tapped)  # [batch, length, hidden]
     states: list[Tensor] = []
     for number in range(1, passes + 1):
-        features = nn.functional.pad(source[:, :-1], (0, 0, 1, 0))  # the place before: [batch, length, hidden]
+        conditions = nn.functional.pad(said[:, :-1], (0, 0, 1, 0))  # of the place before: [batch, length, hidden]
         mask = unrolled_mask(length, number, ids.device)
-        source = model(ids, features, positions, mask, store)
-        states.append(source)
+        states.append(model(ids, conditions, positions, mask, store))
+        said = model.own_condition(states[-1])
     return states

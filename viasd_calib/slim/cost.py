@@ -82,10 +82,10 @@ def relative_cost(model: RoutedModel, widths: Sequence[int] = (1, 4, 8), repeats
         ids = torch.zeros(1, width, dtype=torch.long, device=model.device)
 
         def slim(ids: Tensor = ids, window: CacheWindow = window) -> Tensor:
-            return model.logits(model.slim(ids, window))
+            return model.logits(model.slim(ids, window).last)
 
         def full(ids: Tensor = ids, window: CacheWindow = window) -> Tensor:
-            return model.logits(model.full(ids, window))
+            return model.logits(model.full(ids, window).last)
 
         slim_seconds, full_seconds = median_seconds([slim, full], repeats, model.device)
         measured[width] = slim_seconds / full_seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,18 @@ class Sublayer:
     kind: SublayerKind
     index: int
     layer: nn.Module
+
+
+class States(NamedTuple):
+    """What one pass leaves at every place.
+
+    Attributes:
+        last: after the final norm, [batch, width, hidden].
+        tapped: the residual stream after the tapped layers, [batch, width, taps, hidden].
+    """
+
+    last: Tensor
+    tapped: Tensor
 
 
 def sublayers_of(layers: Iterable[nn.Module], route: Route | None = None) -> list[Sublayer]:
@@ -97,13 +109,17 @@ class RoutedModel:
         """An empty cache with room for ``capacity`` positions."""
         return SharedCache(self.config, capacity, batch=batch, dtype=self.dtype, device=self.device)
 
-    def full(self, ids: Tensor, window: CacheWindow) -> Tensor:
-        """q over ``ids`` ([batch, width]): last hidden states [batch, width, hidden], after the final norm."""
-        return self._forward(self.full_sublayers, ids, window)
+    def full(self, ids: Tensor, window: CacheWindow, taps: Sequence[int] = ()) -> States:
+        """q over ``ids`` ([batch, width]).
 
-    def slim(self, ids: Tensor, window: CacheWindow) -> Tensor:
-        """q' over ``ids`` ([batch, width]): last hidden states [batch, width, hidden], after the final norm."""
-        return self._forward(self.slim_sublayers, ids, window)
+        Args:
+            taps: after how many layers to keep the residual stream, in rising order.
+        """
+        return self._forward(self.full_sublayers, ids, window, taps)
+
+    def slim(self, ids: Tensor, window: CacheWindow, taps: Sequence[int] = ()) -> States:
+        """q' over ``ids`` ([batch, width]); ``taps`` as for :meth:`full`, counted in q's layers."""
+        return self._forward(self.slim_sublayers, ids, window, taps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output head: [..., hidden] -> [..., vocabulary]."""
@@ -142,9 +158,13 @@ class RoutedModel:
             return self.family.attention(sublayer.layer, hidden, inputs)
         return self.family.mlp(sublayer.layer, hidden)
 
-    def _forward(self, sublayers: Sequence[Sublayer], ids: Tensor, window: CacheWindow) -> Tensor:
+    def _forward(self, sublayers: Sequence[Sublayer], ids: Tensor, window: CacheWindow, taps: Sequence[int]) -> States:
         hidden = self.embed(ids)  # [batch, width, hidden]
         inputs = self.attention_inputs(hidden, window.positions(), window.mask(), window)
+        tapped: list[Tensor] = []
         for sublayer in sublayers:
+            tapped += [hidden for tap in taps[len(tapped) :] if tap <= sublayer.index]
             hidden = hidden + self.step(sublayer, hidden, inputs)
-        return self.final_norm(hidden)
+        tapped += [hidden] * (len(taps) - len(tapped))
+        stacked = torch.stack(tapped, 2) if tapped else hidden.new_empty((*ids.shape, 0, hidden.shape[-1]))
+        return States(self.final_norm(hidden), stacked)

@@ -183,6 +183,7 @@ def _trace_shard(
             eos_ids=verifier.eos_ids,
             sampling=sampling,
             summary_top=settings.top_k,
+            taps=() if drafter is None else drafter.taps,
         )
         for place, (prompt, prompt_ids, answer) in enumerate(zip(asked, ids, texts, strict=True)):
             answers[prompt.id].append(str(verifier.tokenizer.decode(answer.tokens, skip_special_tokens=True)))
@@ -205,11 +206,11 @@ def draft_columns(
     """What p would have drafted at every generated place of one text: columns of its row."""
     if drafter is None:
         return {**summary_columns("p", None), "p_token": [], "p_depth": []}
-    hidden = torch.cat(answer.hidden)  # [length - 1, hidden]
-    text = torch.tensor([*prompt, *answer.tokens[:-1]], device=hidden.device)  # [length - 1]
+    tapped = torch.cat(answer.tapped)  # [length - 1, taps, hidden]
+    text = torch.tensor([*prompt, *answer.tokens[:-1]], device=tapped.device)  # [length - 1]
     begin = len(prompt) - 1
-    depth = random_depths(text.shape[0], MAX_DEPTH, seed).to(hidden.device)
-    drafted, logits = drafter.score(text, hidden, depth)
+    depth = random_depths(text.shape[0], MAX_DEPTH, seed).to(tapped.device)
+    drafted, logits = drafter.score(text, tapped, depth)
     said = None if logits is None else summarize(logits[begin:], settings.top_k, drafter.vocabulary)
     return {
         **summary_columns("p", said),

@@ -44,12 +44,13 @@ class Answer:
 
     Attributes:
         tokens: the new tokens, up to and including the first end-of-text token.
-        hidden: q's last hidden states for the prompt and every new token but the last, [length - 1, hidden].
+        tapped: q's residual stream for the prompt and every new token but the last, in pieces of
+            [any, taps, hidden].
         said: summaries of q's logits, one a token.
     """
 
     tokens: list[int]
-    hidden: list[Tensor]
+    tapped: list[Tensor]
     said: list[Summary]
 
 
@@ -62,12 +63,14 @@ def generate_batch(
     eos_ids: frozenset[int],
     sampling: Sampling,
     summary_top: int = 2,
+    taps: Sequence[int] = (),
 ) -> list[Answer]:
     """Let q answer a batch of prompts, and note what it says at every token.
 
     Args:
         prompts: token ids, each at least one long.
         summary_top: tokens of q's distribution that summaries keep.
+        taps: after how many layers the residual stream is kept.
 
     Raises:
         NumericsError: q's logits are not finite.
@@ -79,9 +82,9 @@ def generate_batch(
     cache = verifier.new_cache(longest + max_new_tokens, batch=len(prompts))
     stops = torch.tensor(sorted(eos_ids), device=device)
 
-    states = verifier.full(ids, CacheWindow(cache, 0, longest, longest))  # [batch, longest, hidden]
-    answers = [Answer([], [states[row, : len(prompt)]], []) for row, prompt in enumerate(prompts)]
-    hidden = states[torch.arange(len(prompts), device=device), lengths - 1]  # [batch, hidden]
+    states = verifier.full(ids, CacheWindow(cache, 0, longest, longest), taps)
+    answers = [Answer([], [states.tapped[row, : len(prompt)]], []) for row, prompt in enumerate(prompts)]
+    hidden = states.last[torch.arange(len(prompts), device=device), lengths - 1]  # [batch, hidden]
     live = list(answers)
     for step in range(max_new_tokens):
         logits = verifier.logits(hidden)  # [live, vocabulary]
@@ -101,9 +104,10 @@ def generate_batch(
             tokens, lengths = tokens[keep], lengths[keep]
             cache.keep_rows(keep)
         window = CacheWindow(cache, lengths, 1, int(lengths.max()) + 1)
-        hidden = verifier.full(tokens[:, None], window)[:, 0]  # [live, hidden]
+        states = verifier.full(tokens[:, None], window, taps)
+        hidden = states.last[:, 0]  # [live, hidden]
         for row, answer in enumerate(live):
-            answer.hidden.append(hidden[row : row + 1])
+            answer.tapped.append(states.tapped[row])
         lengths = lengths + 1
     return answers
 

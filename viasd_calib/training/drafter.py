@@ -12,24 +12,28 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from viasd_calib.draft.build import SHALLOW_TENSORS, describe_shallow
-from viasd_calib.draft.shallow import ShallowModel, ShallowShape, save_shallow, unrolled_states
+from viasd_calib.draft.shallow import ShallowModel, save_shallow, unrolled_states
 from viasd_calib.models import SMOLLM2, load_verifier
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.traces.data import TraceBatch, TraceDataModule
+from viasd_calib.spec import ShallowShape
+from viasd_calib.traces.data import TraceBatch, TraceDataModule, TraceText
+from viasd_calib.training.closed_form import fit_stand_in
 from viasd_calib.training.objectives import restricted_cross_entropy
-from viasd_calib.training.teacher import HiddenStates
+from viasd_calib.training.teacher import TappedStates
 
 
 class DrafterModule(LightningModule):
     """Distils a shallow drafter from traces that hold q's top k.
 
-    The drafter is trained as it will run: after 0, 1, ... of its own unverified tokens (EAGLE-3's
-    training-time test, arXiv 2503.01840).
+    It begins in closed form (:mod:`viasd_calib.training.closed_form`) and is trained as it will run: after
+    0, 1, ... of its own unverified tokens (EAGLE-3's training-time test, arXiv 2503.01840).
 
     Args:
         verifier: name or path of the verifier.
-        init_from: verifier layers the drafter's begin as; their number is its depth.
+        num_layers: layers of the drafter, begun as the verifier's last ones.
         head_vocab: output tokens, the most frequent ones of the traces.
+        taps: after how many of the verifier's layers its residual stream is read.
+        closed_form_texts: texts the closed-form start is fitted on; 0 for none.
         depths: how many depths to train, by epoch; the last entry holds from there on.
         hard_share: weight of q's choice against its distribution.
         learning_rate: peak of a cosine with warm-up.
@@ -40,8 +44,10 @@ class DrafterModule(LightningModule):
     def __init__(
         self,
         verifier: str = SMOLLM2,
-        init_from: Sequence[int] = (0, 1, 29),
+        num_layers: int = 3,
         head_vocab: int = 8192,
+        taps: Sequence[int] = (10, 20, 30),
+        closed_form_texts: int = 400,
         depths: Sequence[int] = (1, 2, 3),
         hard_share: float = 0.5,
         learning_rate: float = 6e-4,
@@ -56,9 +62,9 @@ class DrafterModule(LightningModule):
         self.weight_decay = weight_decay
         self.out = Path(out) if out else None
         self._verifier_name = verifier
-        self._init_from = tuple(init_from)
-        self._head_vocab = head_vocab
-        self._teacher: HiddenStates | None = None
+        self.shape = ShallowShape(num_layers=num_layers, head_vocab=head_vocab, taps=tuple(taps))
+        self.closed_form_texts = closed_form_texts
+        self._teacher: TappedStates | None = None
         self.drafter: ShallowModel | None = None
         self.agreement = torch.nn.ModuleList(MeanMetric() for _ in range(max(depths)))
 
@@ -67,20 +73,27 @@ class DrafterModule(LightningModule):
         if self.drafter is not None:
             return
         verifier = RoutedModel(load_verifier(self._verifier_name, device=str(self.device)).model)
-        self._teacher = HiddenStates(verifier)
-        self.drafter = ShallowModel(verifier, ShallowShape(len(self._init_from), self._head_vocab), self._init_from)
+        self._teacher = TappedStates(verifier, self.shape.taps)
+        self.drafter = ShallowModel(verifier, self.shape)
         self.drafter.use_vocabulary(self._frequent_tokens(verifier.config.vocab_size))
+        if self.closed_form_texts and self.trainer.ckpt_path is None:  # a resumed run has left its start behind
+            fit_stand_in(self.drafter, verifier, (text.ids for text in self._drawn_texts()))
+
+    def _drawn_texts(self) -> list[TraceText]:
+        """Training texts for the closed-form start, drawn by hash of their prompts."""
+        data: TraceDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return sorted(data.training_texts(), key=lambda text: text.prompt_sha256)[: self.closed_form_texts]
 
     def _frequent_tokens(self, vocab_size: int) -> Tensor:
         """The head's vocabulary: the most frequent tokens of the traces, then the lowest ids; sorted."""
         data: TraceDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        ranked = [token for token, _ in data.token_counts().most_common(self._head_vocab)]
+        ranked = [token for token, _ in data.token_counts().most_common(self.shape.head_vocab)]
         known = set(ranked)
         spare = (token for token in range(vocab_size) if token not in known)
-        ranked += [token for token, _ in zip(spare, range(self._head_vocab - len(ranked)), strict=False)]
+        ranked += [token for token, _ in zip(spare, range(self.shape.head_vocab - len(ranked)), strict=False)]
         return torch.tensor(sorted(ranked))
 
-    def _parts(self) -> tuple[ShallowModel, HiddenStates]:
+    def _parts(self) -> tuple[ShallowModel, TappedStates]:
         if self.drafter is None or self._teacher is None:
             raise RuntimeError("the drafter is made by configure_model, which the trainer calls")
         return self.drafter, self._teacher
@@ -88,8 +101,9 @@ class DrafterModule(LightningModule):
     def _logits(self, batch: TraceBatch, depths: int) -> list[Tensor]:
         """Drafter logits at the places that predict, by depth: [places, head vocabulary] each."""
         drafter, teacher = self._parts()
-        hidden = teacher.of(batch.indices, batch.ids)  # [batch, length, hidden]
-        return [drafter.head(states[batch.predicts]) for states in unrolled_states(drafter, batch.ids, hidden, depths)]
+        tapped = teacher.of(batch.indices, batch.ids)  # [batch, length, taps, hidden]
+        unrolled = unrolled_states(drafter, batch.ids, tapped, depths)
+        return [drafter.logits(states[batch.predicts]) for states in unrolled]
 
     def _places(self, ids: Tensor) -> Tensor:
         """Verifier ids as places in the head's vocabulary; -1 for those outside."""
@@ -127,7 +141,7 @@ class DrafterModule(LightningModule):
         """Keep the drafter as it stands."""
         if self.out is not None and not self.trainer.sanity_checking:
             save_shallow(self._parts()[0], self.out / SHALLOW_TENSORS)
-            describe_shallow(self.out, len(self._init_from), self._head_vocab)
+            describe_shallow(self.out, self.shape)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The verifier is not part of the module's state; assert that it stays so."""

@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import TinyFolder, constant_gate, random_gate, save_tiny, tiny_model, tiny_shallow, transformers_text
+from tests.tiny import (
+    TinyFolder,
+    constant_gate,
+    random_gate,
+    save_tiny,
+    tiny_model,
+    tiny_shallow,
+    tiny_shape,
+    transformers_text,
+)
 from viasd_calib.decoding.decoder import Engine, assemble, load_engine
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
 from viasd_calib.decoding.rounds import Autoregressive, Speculative, ThreeTier
@@ -44,7 +53,7 @@ def shipped(folder: Path, verifier: Verifier) -> Path:
     adapter = adapter_ref(folder / "adapter.safetensors", folder, 2, 4, ["v_proj"])
     spec = RoutingSpec(
         verifier=verifier.ref,
-        draft=ShallowDraft(num_layers=2, head_vocab=12, tensors=tensor_file(folder / "draft.safetensors", folder)),
+        draft=ShallowDraft(**tiny_shape().model_dump(), tensors=tensor_file(folder / "draft.safetensors", folder)),
         route=route.model_copy(update={"adapter": adapter}),
         gates=Gates(
             draft=random_gate(DRAFT_FEATURES, 0),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import VOCAB, TinyFolder, save_tiny, tiny_model, tiny_shallow
+from tests.tiny import VOCAB, TinyFolder, save_tiny, tiny_model, tiny_shallow, tiny_shape
 from viasd_calib.draft.build import build_drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.lookup import PromptLookup
@@ -24,7 +24,7 @@ def test_shallow(tmp_path: Path) -> None:
     routed = RoutedModel(tiny_model())
     path = tmp_path / "draft.safetensors"
     save_shallow(tiny_shallow(routed), path)
-    spec = ShallowDraft(num_layers=2, head_vocab=12, tensors=tensor_file(path, tmp_path))
+    spec = ShallowDraft(**tiny_shape().model_dump(), tensors=tensor_file(path, tmp_path))
     drafter = build_drafter(spec, tmp_path, routed)
     assert isinstance(drafter, ShallowDrafter)
     assert drafter.vocabulary is not None

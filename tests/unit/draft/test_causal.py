@@ -68,7 +68,7 @@ def test_logits_are_the_models(text: list[int], limit: int) -> None:
 def test_score_is_the_first_proposal_at_every_place(text: list[int]) -> None:
     drafter = make_drafter()
     ids = torch.tensor(text)
-    tokens, logits = drafter.score(ids, torch.zeros(len(text), 16), torch.zeros(len(text), dtype=torch.long))
+    tokens, logits = drafter.score(ids, torch.zeros(len(text), 0, 16), torch.zeros(len(text), dtype=torch.long))
     torch.testing.assert_close(logits, transformers_logits(tiny_model(5, layers=2), text), atol=1e-5, rtol=1e-5)
     for place in range(len(text)):
         assert tokens[place] == drafter.propose(ids[: place + 1], 1, never_stop).tokens[0]

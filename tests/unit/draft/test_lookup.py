@@ -43,7 +43,7 @@ def test_score_is_the_first_proposal_at_every_place(text: list[int], ngrams: lis
     drafter = PromptLookup(max_ngram=ngrams[1], min_ngram=ngrams[0])
     drafter.start(64)
     ids = torch.tensor(text)
-    tokens, logits = drafter.score(ids, torch.zeros(len(text), 4), torch.zeros(len(text), dtype=torch.long))
+    tokens, logits = drafter.score(ids, torch.zeros(len(text), 0, 4), torch.zeros(len(text), dtype=torch.long))
     first = [drafter.propose(ids[: place + 1], 1, never_stop).tokens.tolist() for place in range(len(text))]
     assert [[] if token == -1 else [token] for token in tokens.tolist()] == first
     assert logits is None

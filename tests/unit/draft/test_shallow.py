@@ -10,12 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.strategies import token_lists
-from tests.tiny import LAYERS, VOCAB, small_disk, tiny_model, tiny_shallow
+from tests.tiny import LAYERS, VOCAB, small_disk, tiny_model, tiny_shallow, tiny_shape
 from viasd_calib.draft.base import never_stop
 from viasd_calib.draft.shallow import (
     ShallowDrafter,
     ShallowModel,
-    ShallowShape,
     load_shallow,
     save_shallow,
     unrolled_mask,
@@ -23,9 +22,11 @@ from viasd_calib.draft.shallow import (
 )
 from viasd_calib.errors import ModelError, StorageError
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import ShallowShape
 
 CAPACITY = 64
 HIDDEN = 16
+TAPS = 2
 
 
 def verifier(seed: int = 0) -> RoutedModel:
@@ -39,7 +40,7 @@ def make_drafter() -> ShallowDrafter:
 
 
 def random_states(count: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, HIDDEN, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(count, TAPS, HIDDEN, generator=torch.Generator().manual_seed(seed))
 
 
 @given(prompt=token_lists(1, 8), depths=st.integers(1, 6), seed=st.integers(0, 9))
@@ -49,13 +50,13 @@ def test_score_at_a_depth_is_what_is_proposed_so_far_behind_an_observation(
 ) -> None:
     drafter = make_drafter()
     seen = len(prompt) - 1  # the verifier has not passed over the last token
-    hidden = random_states(seen + depths, seed)
+    tapped = random_states(seen + depths, seed)
     if seen:
-        drafter.observe(0, hidden[:seen])
+        drafter.observe(0, tapped[:seen])
     proposal = drafter.propose(torch.tensor(prompt), depths, never_stop)
     text = torch.cat([torch.tensor(prompt), proposal.tokens[:-1]])
     depth = torch.cat([torch.zeros(seen, dtype=torch.long), torch.arange(depths)])
-    tokens, logits = drafter.score(text, hidden, depth)
+    tokens, logits = drafter.score(text, tapped, depth)
     assert proposal.logits is not None
     torch.testing.assert_close(logits[seen:], proposal.logits, atol=1e-3, rtol=1e-3)
     assert tokens[seen:].tolist() == proposal.tokens.tolist()
@@ -136,18 +137,18 @@ def test_nothing_is_asked_nothing_is_proposed() -> None:
 
 @torch.inference_mode()
 def test_at_first_it_is_the_verifiers_layers() -> None:
-    """The untrained drafter on all of q's layers is q: fuse passes the embedding, head and norm are q's."""
+    """The untrained drafter on all of q's layers is q: the embedding passes, head and norm are q's."""
     routed = verifier()
-    model = ShallowModel(routed, ShallowShape(LAYERS, VOCAB), range(LAYERS))
+    model = ShallowModel(routed, tiny_shape(LAYERS, VOCAB))
     model.use_vocabulary(torch.arange(VOCAB))
     text = torch.tensor([[4, 7, 9, 1, 1, 20]])
-    states = unrolled_states(model.eval(), text, torch.zeros(1, 6, HIDDEN), 1)[0]
-    torch.testing.assert_close(model.head(states), tiny_model()(input_ids=text).logits, atol=1e-5, rtol=1e-5)
+    states = unrolled_states(model.eval(), text, torch.zeros(1, 6, TAPS, HIDDEN), 1)[0]
+    torch.testing.assert_close(model.logits(states), tiny_model()(input_ids=text).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_embeddings_are_not_its_own_and_weights_are() -> None:
     routed = verifier()
-    model = ShallowModel(routed, ShallowShape(2, 12), [0, 3])
+    model = ShallowModel(routed, tiny_shape())
     theirs = {parameter.data_ptr() for parameter in routed.model.parameters()}
     assert theirs.isdisjoint(parameter.data_ptr() for parameter in model.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -155,9 +156,11 @@ def test_embeddings_are_not_its_own_and_weights_are() -> None:
     assert not any(parameter.requires_grad for parameter in routed.model.parameters())
 
 
-def test_as_many_indices_as_layers() -> None:
-    with pytest.raises(ModelError, match="2 layers need as many indices to begin from, not 3"):
-        ShallowModel(verifier(), ShallowShape(2, 12), [0, 1, 2])
+def test_a_shape_that_does_not_fit_the_verifier_is_refused() -> None:
+    with pytest.raises(ModelError, match="drafter of 5 layers is deeper than the verifier, which has 4"):
+        ShallowModel(verifier(), tiny_shape(num_layers=LAYERS + 1))
+    with pytest.raises(ModelError, match="reads the verifier after layer 5, the verifier has 4"):
+        ShallowModel(verifier(), tiny_shape(taps=(0, LAYERS + 1)))
 
 
 @torch.inference_mode()
@@ -186,7 +189,7 @@ def test_stored_in_two_bytes_a_weight(tmp_path: Path) -> None:
     assert sum(tensor.numel() for tensor in tensors.values()) == sum(t.numel() for t in model.state_dict().values())
 
 
-@pytest.mark.parametrize("shape", [ShallowShape(3, 12), ShallowShape(1, 12), ShallowShape(2, 13)])
+@pytest.mark.parametrize("shape", [tiny_shape(3), tiny_shape(1), tiny_shape(2, 13), tiny_shape(taps=(1,))])
 def test_tensors_of_another_shape_are_refused(tmp_path: Path, shape: ShallowShape) -> None:
     path = tmp_path / "draft.safetensors"
     save_shallow(tiny_shallow(verifier()), path)
@@ -203,7 +206,7 @@ def test_damaged_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model" / "model.safetensors").rename(foreign)
     for wrong in (path, tmp_path / "nowhere.safetensors", foreign):
         with pytest.raises(ModelError, match=rf"{wrong.name} is not a shallow drafter"):
-            load_shallow(verifier(), ShallowShape(2, 12), wrong)
+            load_shallow(verifier(), tiny_shape(), wrong)
 
 
 def test_a_full_disk_leaves_the_old_drafter(tmp_path: Path) -> None:

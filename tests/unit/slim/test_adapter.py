@@ -40,7 +40,7 @@ def make_adapter(seed: int | None = 0) -> nn.ModuleList:
 def states(routed: RoutedModel, *, slim: bool) -> Tensor:
     width = TEXT.shape[1]
     window = CacheWindow(routed.new_cache(width), 0, width, width)
-    return routed.slim(TEXT, window) if slim else routed.full(TEXT, window)
+    return (routed.slim if slim else routed.full)(TEXT, window).last
 
 
 def saved(folder: Path, route: Route = ROUTE, seed: int = 0) -> Route:

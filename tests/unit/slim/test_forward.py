@@ -47,11 +47,11 @@ def test_full_pass_is_transformers_own(family: str) -> None:
     routed = RoutedModel(model)
     expected = transformers_logits(model, TEXT)
     cache = routed.new_cache(len(TEXT))
-    whole = routed.logits(routed.full(row(TEXT), over(cache, 0, len(TEXT)))[0])
+    whole = routed.logits(routed.full(row(TEXT), over(cache, 0, len(TEXT))).last[0])
     torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-5)
     cache = routed.new_cache(len(TEXT))
     pieces = [
-        routed.logits(routed.full(row(TEXT[start : start + width]), over(cache, start, width))[0])
+        routed.logits(routed.full(row(TEXT[start : start + width]), over(cache, start, width)).last[0])
         for start, width in ((0, 5), (5, 1), (6, 4), (10, 2))
     ]
     torch.testing.assert_close(torch.cat(pieces), expected, atol=1e-5, rtol=1e-5)
@@ -75,8 +75,8 @@ def test_a_sliding_window_is_refused() -> None:
 def test_an_empty_route_is_the_full_verifier(text: list[int]) -> None:
     routed = RoutedModel(tiny_model(), Route())
     window = over(routed.new_cache(len(text)), 0, len(text))
-    slim = routed.slim(row(text), window)
-    assert torch.equal(slim, routed.full(row(text), over(routed.new_cache(len(text)), 0, len(text))))
+    slim = routed.slim(row(text), window).last
+    assert torch.equal(slim, routed.full(row(text), over(routed.new_cache(len(text)), 0, len(text))).last)
 
 
 @given(route=routes(), text=token_lists(2, 12), data=st.data())
@@ -90,7 +90,7 @@ def test_slim_reads_the_full_verifiers_past(route: Route, text: list[int], data:
     if seen:
         routed.full(row(text[:seen]), over(cache, 0, seen))
         model(input_ids=row(text[:seen]), past_key_values=past)
-    slim = routed.logits(routed.slim(row(text[seen:]), over(cache, seen, len(text) - seen))[0])
+    slim = routed.logits(routed.slim(row(text[seen:]), over(cache, seen, len(text) - seen)).last[0])
     silenced = without_sublayers(model, route)
     expected = silenced(input_ids=row(text[seen:]), past_key_values=past).logits[0]
     torch.testing.assert_close(slim, expected, atol=1e-5, rtol=1e-5)
@@ -113,8 +113,8 @@ def test_a_slim_pass_leaves_no_trace(route: Route, text: list[int], data: st.Dat
     assert torch.equal(mixed.values[..., :exact, :], before[1][..., :exact, :])
     for layer in route.attention_skip:
         assert torch.equal(mixed.keys[layer], before[0][layer])
-    with_trace = routed.full(rest, over(mixed, exact, rest.shape[1]))
-    without = routed.full(rest, over(plain, exact, rest.shape[1]))
+    with_trace = routed.full(rest, over(mixed, exact, rest.shape[1])).last
+    without = routed.full(rest, over(plain, exact, rest.shape[1])).last
     assert torch.equal(with_trace, without)
     assert torch.equal(mixed.keys, plain.keys)
     assert torch.equal(mixed.values, plain.values)
@@ -132,11 +132,11 @@ def test_rows_with_starts_of_their_own_are_single_texts(route: Route, texts: lis
     routed.full(padded, over(cache, 0, longest))
     step = routed.slim if slim else routed.full
     window = CacheWindow(cache, torch.tensor(starts), 2, longest)
-    states = step(torch.tensor([text[-2:] for text in texts]), window)
+    states = step(torch.tensor([text[-2:] for text in texts]), window).last
     for place, (text, start) in enumerate(zip(texts, starts, strict=True)):
         own = routed.new_cache(len(text))
         routed.full(row(text[:start]), over(own, 0, start))
-        expected = step(row(text[start:]), over(own, start, 2))
+        expected = step(row(text[start:]), over(own, start, 2)).last
         torch.testing.assert_close(states[place], expected[0], atol=1e-5, rtol=1e-5)
 
 
@@ -172,3 +172,29 @@ def test_head_rows_are_those_of_the_output() -> None:
     ids = torch.tensor([3, VOCAB - 1])
     hidden = torch.randn(2, 16)
     torch.testing.assert_close(hidden @ routed.head_rows(ids).T, routed.logits(hidden)[:, ids])
+
+
+@given(text=token_lists(1, 10), taps=st.lists(st.integers(0, LAYERS), unique=True, max_size=4).map(sorted))
+@torch.inference_mode()
+def test_taps_are_the_residual_stream_between_layers(text: list[int], taps: list[int]) -> None:
+    model = tiny_model()
+    routed = RoutedModel(model)
+    states = routed.full(row(text), over(routed.new_cache(len(text)), 0, len(text)), taps)
+    seen: list[Tensor] = [model.get_input_embeddings()(row(text))]
+    hooks = [layer.register_forward_hook(lambda *call: seen.append(call[-1])) for layer in routed.layers]
+    model(input_ids=row(text))
+    for hook in hooks:
+        hook.remove()
+    assert states.tapped.shape == (1, len(text), len(taps), model.config.hidden_size)
+    for place, tap in enumerate(taps):
+        torch.testing.assert_close(states.tapped[:, :, place], seen[tap], atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_taps_of_the_slim_verifier_count_the_verifiers_layers() -> None:
+    routed = RoutedModel(tiny_model(), Route(attention_skip=[1, 2], mlp_skip=[1, 2]))
+    text = row([4, 7, 9])
+    tapped = routed.slim(text, over(routed.new_cache(3), 0, 3), (1, 2, 3, 4)).tapped
+    assert torch.equal(tapped[:, :, 0], tapped[:, :, 1])  # layers 1 and 2 are skipped
+    assert torch.equal(tapped[:, :, 1], tapped[:, :, 2])
+    assert not torch.allclose(tapped[:, :, 2], tapped[:, :, 3], atol=1e-3)

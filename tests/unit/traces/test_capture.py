@@ -35,6 +35,7 @@ from viasd_calib.draft.shallow import ShallowDrafter
 from viasd_calib.errors import NumericsError, PromptError, StorageError, TraceError
 from viasd_calib.models import Verifier, load_verifier
 from viasd_calib.prompts import Prompt
+from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.capture import (
     MANIFEST,
@@ -148,9 +149,10 @@ def test_the_drafts_are_those_of_the_drafter(tiny_verifier: Verifier, tmp_path: 
         text = torch.tensor([*row["prompt_tokens"], *row["tokens"]])[:-1]
         begin, count = len(row["prompt_tokens"]) - 1, len(row["tokens"])
         with torch.inference_mode():
-            hidden = routed.model.get_decoder()(input_ids=text[None]).last_hidden_state[0]
+            window = CacheWindow(routed.new_cache(len(text)), 0, len(text), len(text))
+            tapped = routed.full(text[None], window, drafter.taps).tapped[0]
             depth = torch.tensor([0] * begin + row["p_depth"])
-            tokens, logits = drafter.score(text, hidden, depth)
+            tokens, logits = drafter.score(text, tapped, depth)
         assert row["p_token"] == tokens[begin:].tolist()
         assert len(row["p_token"]) == len(row["p_depth"]) == count
         assert set(row["p_depth"]) <= set(range(MAX_DEPTH))
@@ -191,11 +193,11 @@ class FailingDrafter(RandomDrafter):
         super().__init__(VOCAB, 0)
         self.allowed = allowed
 
-    def score(self, text: Tensor, hidden: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         if self.allowed == 0:
             raise KeyboardInterrupt
         self.allowed -= 1
-        return super().score(text, hidden, depth)
+        return super().score(text, tapped, depth)
 
 
 @pytest.mark.parametrize("texts", [0, 1, 5, 9, 14])

@@ -27,9 +27,11 @@ def answers(
         eos_ids=eos,
         sampling=sampling or Sampling(),
         summary_top=4,
+        taps=TAPS,
     )
 
 
+TAPS = (0, 1, 3)
 PROMPTS = st.lists(token_lists(1, 8), min_size=1, max_size=5)
 EOS = st.frozensets(st.integers(0, VOCAB - 1), max_size=4)
 
@@ -53,8 +55,9 @@ def test_what_is_noted_is_what_the_verifier_says(
     for prompt, answer in zip(prompts, answers(prompts, count, eos, Sampling(temperature)), strict=True):
         text = [*prompt, *answer.tokens]
         with torch.inference_mode():
-            states = model.get_decoder()(input_ids=torch.tensor([text[:-1]])).last_hidden_state[0]
-        torch.testing.assert_close(torch.cat(answer.hidden), states, atol=1e-4, rtol=1e-4)
+            states = model.get_decoder()(input_ids=torch.tensor([text[:-1]]), output_hidden_states=True).hidden_states
+        tapped = torch.stack([states[tap][0] for tap in TAPS], 1)
+        torch.testing.assert_close(torch.cat(answer.tapped), tapped, atol=1e-4, rtol=1e-4)
         log_probs = transformers_logits(model, text)[len(prompt) - 1 : -1].log_softmax(-1)
         said = stack_summaries(answer.said)
         torch.testing.assert_close(said.log_probs, log_probs.topk(4).values, atol=1e-4, rtol=1e-4)

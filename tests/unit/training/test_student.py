@@ -10,7 +10,7 @@ from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
 from viasd_calib.training.student import run_starts, student_states
-from viasd_calib.training.teacher import HiddenStates, read_text
+from viasd_calib.training.teacher import TappedStates, read_text
 
 
 @pytest.mark.parametrize("max_run", [1, 3, 20])
@@ -27,7 +27,7 @@ def test_one_forward_sees_what_the_decoder_sees(max_run: int) -> None:
         if start:
             model.full(ids[:, :start], CacheWindow(cache, 0, start, start))
         block = ids[:, start : start + width]
-        states = model.slim(block, CacheWindow(cache, start, width, start + width))
+        states = model.slim(block, CacheWindow(cache, start, width, start + width)).last
         assert torch.allclose(states, parallel[:, start : start + width], atol=1e-5)
 
 
@@ -51,12 +51,12 @@ def test_open_gates_change_nothing_and_closed_ones_skip() -> None:
     )
 
 
-def test_hidden_states_are_those_of_the_text_whatever_the_padding() -> None:
+def test_tapped_states_are_those_of_the_text_whatever_the_padding() -> None:
     model = RoutedModel(tiny_model())
     ids = torch.randint(24, (1, 8))
-    kept = HiddenStates(model)
+    kept = TappedStates(model, (1, 4))
     first = kept.of([0], ids)
     padded = kept.of([0], torch.nn.functional.pad(ids, (0, 3)))
     assert padded.shape[1] == 11
     assert torch.equal(padded[:, :8], first)
-    assert torch.allclose(first, read_text(model, ids)[0], atol=0.02)  # kept in bfloat16
+    assert torch.allclose(first, read_text(model, ids, (1, 4))[0].tapped, rtol=0.01)  # kept in bfloat16
