@@ -118,7 +118,7 @@ class ShallowModel(nn.Module):
             conditions: what the place *before* each token says, [batch, width, hidden].
             positions: [1 or batch, width].
         """
-        hidden = self.from_token(self.embed(ids)) + conditions  # [batch, width, hidden]
+        hidden: Tensor = self.from_token(self.embed(ids)) + conditions  # [batch, width, hidden]
         inputs: AttentionInputs = self.verifier.attention_inputs(hidden, positions, mask, store)
         for sublayer in sublayers_of(self.layers):
             hidden = hidden + self.verifier.step(sublayer, hidden, inputs)

@@ -50,7 +50,8 @@ class LeastSquares:
         wanted = self.cross if known is None else self.cross - self.gram @ known
         gram = self.gram[columns][:, columns]
         penalty = ridge * self.count * torch.eye(gram.shape[0], dtype=gram.dtype)
-        return torch.linalg.solve(gram + penalty, wanted[columns])
+        solution: Tensor = torch.linalg.solve(gram + penalty, wanted[columns])
+        return solution
 
 
 @torch.no_grad()
