@@ -29,7 +29,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from viasd_calib.draft.base import Drafter, Proposal, StopRule
+from viasd_calib.draft.base import Drafter, GreedyPick, Pick, Proposal, StopRule, never_stop
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.draft.shallow import ShallowDrafter, ShallowModel
@@ -111,6 +111,11 @@ def tiny_shallow(verifier: RoutedModel, seed: int = 0, head_vocab: int = 12) -> 
     return model.eval().requires_grad_(False)
 
 
+def propose(drafter: Drafter, text: Tensor, limit: int, stop: StopRule = never_stop) -> Proposal:
+    """A drafter's greedy proposal."""
+    return drafter.propose(text, limit, stop, GreedyPick(drafter.vocabulary))
+
+
 class RandomDrafter(Drafter):
     """Proposes anything at all, with a distribution that has nothing to do with it."""
 
@@ -122,7 +127,7 @@ class RandomDrafter(Drafter):
         self.steps = 0
         self.generator = torch.Generator().manual_seed(self.seed)
 
-    def propose(self, text: Tensor, limit: int, stop: StopRule) -> Proposal:
+    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Proposal:
         self.steps += limit
         tokens = torch.randint(self.vocab, (limit,), generator=self.generator)
         return Proposal(tokens, 3 * torch.randn(limit, self.vocab, generator=self.generator))

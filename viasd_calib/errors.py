@@ -35,3 +35,7 @@ class CalibrationError(ViasdError):
 
 class BenchError(ViasdError):
     """A benchmark cannot be run or read."""
+
+
+class SamplingError(ViasdError):
+    """Sampling settings are out of range, or a rule cannot sample as it is asked to."""

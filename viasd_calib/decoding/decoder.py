@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from transformers import LogitsProcessor
 
+from viasd_calib.decoding.choosing import make_chooser
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
+from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Generation, Session, open_session
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter
@@ -39,6 +42,8 @@ class Decoder:
         drafter: the draft model; None for methods that need none.
         method: what a round does.
         eos_ids: tokens that end a text.
+        sampling: how tokens are chosen; greedily where it is left out.
+        processors: a user's own logits processors, for p, q' and q alike.
     """
 
     def __init__(
@@ -47,11 +52,14 @@ class Decoder:
         drafter: Drafter | None,
         method: Method,
         eos_ids: frozenset[int] = frozenset(),
+        sampling: Sampling | None = None,
+        processors: Sequence[LogitsProcessor] = (),
     ) -> None:
         self.verifier = verifier
         self.drafter = drafter if method.needs_drafter else None
         self.method = method
         self.eos_ids = eos_ids
+        self.chooser = make_chooser(sampling or Sampling(), processors, verifier.device)
 
     def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
         """Decode one text.
@@ -82,7 +90,7 @@ class Decoder:
 
     @torch.inference_mode()
     def _rounds(self, prompt: Sequence[int], max_new_tokens: int) -> Iterator[Session]:
-        session = open_session(self.verifier, self.drafter, prompt, max_new_tokens, self.eos_ids)
+        session = open_session(self.verifier, self.drafter, prompt, max_new_tokens, self.eos_ids, self.chooser)
         while not self.method.finished(session):
             self.method.round(session)
             yield session
@@ -97,14 +105,23 @@ class Engine:
     routed: RoutedModel
     drafter: Drafter
 
-    def decoder(self, name: MethodName = "three_tier", audit: Audit | None = None) -> Decoder:
+    def decoder(
+        self,
+        name: MethodName = "three_tier",
+        audit: Audit | None = None,
+        sampling: Sampling | None = None,
+        processors: Sequence[LogitsProcessor] = (),
+    ) -> Decoder:
         """A decoder over the shared weights.
 
         Args:
             name: the method.
             audit: in place of the spec's own; ``three_tier`` alone looks at it.
+            sampling: how tokens are chosen; greedily where it is left out.
+            processors: a user's own logits processors.
         """
-        return Decoder(self.routed, self.drafter, self._method(name, audit), self.verifier.eos_ids)
+        method = self._method(name, audit)
+        return Decoder(self.routed, self.drafter, method, self.verifier.eos_ids, sampling, processors)
 
     def _method(self, name: MethodName, audit: Audit | None) -> Method:
         if name == "autoregressive":

@@ -46,6 +46,43 @@ def accept_greedy(drafted: Tensor, choices: Tensor) -> Tensor:
     return leading_true(drafted == choices)
 
 
+def accept_sampled(drafted: Tensor, laws: Tensor, probs: Tensor, coins: Tensor) -> Tensor:
+    """The speculative rule: leading drafted tokens x with coin < q(x) / p(x): scalar, long.
+
+    Leviathan et al. 2023 (arXiv 2211.17192), algorithm 1. With :func:`residual` behind the first token that
+    falls, every token has q's distribution. Lossless.
+
+    Args:
+        drafted: [k], long.
+        laws: what each was drawn from, p, [k, vocabulary].
+        probs: q at the same places, [k, vocabulary].
+        coins: uniform in [0, 1), [k].
+
+    Example:
+        >>> law, probs = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.8, 0.2]])
+        >>> [accept_sampled(torch.tensor([x]), law, probs, torch.tensor([0.5])).item() for x in (0, 1)]
+        [1, 0]
+    """
+    own, other = (rows.gather(-1, drafted[:, None])[:, 0] for rows in (laws, probs))  # [k] each
+    return leading_true(coins * own < other)
+
+
+def residual(probs: Tensor, law: Tensor) -> Tensor:
+    """What is left of q where a token drawn from p has fallen: max(q - p, 0), not normalised.
+
+    Args:
+        probs: q, [..., vocabulary].
+        law: p, [..., vocabulary]; 0 where nothing has fallen, which leaves q.
+
+    Example:
+        >>> residual(torch.tensor([0.75, 0.25]), torch.tensor([0.5, 0.5])).tolist()
+        [0.25, 0.0]
+    """
+    left = (probs - law).clamp(min=0)
+    # Where p is q but for rounding, nothing is left, and q itself is as good.
+    return torch.where(left.sum(-1, keepdim=True) > 0, left, probs)
+
+
 @dataclass(frozen=True)
 class SlimVerdict:
     """What the slim tier decided of a block, as device scalars.

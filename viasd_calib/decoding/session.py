@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from viasd_calib.decoding.choosing import Chooser
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.draft.base import Drafter
 from viasd_calib.errors import PromptError
@@ -54,10 +55,14 @@ class Session:
 
     ``cache.exact + 1`` leading tokens are decided: the prompt, and what q has chosen or the audit has
     kept. Tokens behind them are pending.
+
+    Attributes:
+        laws: what each pending token was drawn from, [vocabulary] each; empty when greedy.
     """
 
     verifier: RoutedModel
     drafter: Drafter | None
+    chooser: Chooser
     text: Tensor  # [limit], long
     prompt_length: int
     limit: int
@@ -67,6 +72,7 @@ class Session:
     tiers: list[Tier] = field(default_factory=list)
     drafted: list[bool] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
+    laws: list[Tensor] = field(default_factory=list)
     ended: bool = False  # the last token ends the text
 
     @property
@@ -94,8 +100,18 @@ class Session:
         """Tokens that may still follow."""
         return 0 if self.closed else self.limit - self.length
 
-    def emit(self, tokens: Tensor, values: Sequence[int], tier: Tier, *, drafted: bool) -> None:
-        """Append tokens ([n] on the device, and the same on the host); stop at end of text and at the limit."""
+    def emit(
+        self, tokens: Tensor, values: Sequence[int], tier: Tier, *, drafted: bool, laws: Tensor | None = None
+    ) -> None:
+        """Append tokens; stop at end of text and at the limit.
+
+        Args:
+            tokens: [n] or more, on the device.
+            values: the same n on the host.
+            tier: which tier decided them.
+            drafted: whether the draft model proposed them.
+            laws: what they were drawn from, [n, vocabulary] or more; None when greedy, or where q decided.
+        """
         count = min(len(values), self.room)
         ends = [place + 1 for place in range(count) if values[place] in self.eos_ids]
         count = min([count, *ends])
@@ -105,6 +121,8 @@ class Session:
         self.length += count
         self.tiers += [tier] * count
         self.drafted += [drafted] * count
+        if laws is not None:
+            self.laws += laws[:count].unbind()
         self.ended = bool(ends)
 
     def cut(self, length: int) -> None:
@@ -114,6 +132,11 @@ class Session:
         del self.tiers[kept:]
         del self.drafted[kept:]
         self.ended = False
+
+    def settle(self) -> None:
+        """Note that q has seen every token but the last, and decided that one."""
+        self.cache.mark_exact(self.length - 1)
+        self.laws.clear()
 
     def result(self) -> Generation:
         """The text as it stands."""
@@ -129,6 +152,7 @@ def open_session(
     prompt: Sequence[int],
     max_new_tokens: int,
     eos_ids: frozenset[int],
+    chooser: Chooser,
 ) -> Session:
     """Run q over a prompt, all but its last token, and stand ready to decode.
 
@@ -143,7 +167,7 @@ def open_session(
     cache = verifier.new_cache(limit)
     text = torch.zeros(limit, dtype=torch.long, device=verifier.device)
     text[: len(prompt)] = torch.tensor(list(prompt), device=verifier.device)
-    session = Session(verifier, drafter, text, len(prompt), limit, eos_ids, cache, len(prompt))
+    session = Session(verifier, drafter, chooser, text, len(prompt), limit, eos_ids, cache, len(prompt))
     if drafter is not None:
         drafter.start(limit)
     seen = len(prompt) - 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 StopRule = Callable[[Tensor, int], bool]
@@ -16,6 +17,41 @@ true where drafting should stop behind it."""
 def never_stop(_logits: Tensor, _place: int) -> bool:
     """The stop rule that always goes on."""
     return False
+
+
+class Pick(ABC):
+    """Chooses a drafted token from the draft model's logits."""
+
+    @abstractmethod
+    def __call__(self, logits: Tensor, drafted: Sequence[Tensor]) -> Tensor:
+        """A verifier id ([1], long).
+
+        Args:
+            logits: [draft vocabulary].
+            drafted: the block's tokens so far, [1] each.
+        """
+
+    @abstractmethod
+    def laws(self, tokens: Tensor) -> Tensor | None:
+        """What the block's tokens ([k]) were drawn from, [k, vocabulary]; None where nothing is drawn."""
+
+
+@dataclass(frozen=True)
+class GreedyPick(Pick):
+    """Takes the likeliest token.
+
+    Example:
+        >>> GreedyPick(torch.tensor([7, 9]))(torch.tensor([0.0, 1.0]), []).tolist()
+        [9]
+    """
+
+    vocabulary: Tensor | None = None
+
+    def __call__(self, logits: Tensor, drafted: Sequence[Tensor]) -> Tensor:
+        return to_verifier_ids(logits.argmax(-1, keepdim=True), self.vocabulary)
+
+    def laws(self, tokens: Tensor) -> None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -55,7 +91,7 @@ class Drafter(ABC):
         """Begin a new text of at most ``capacity`` tokens."""
 
     @abstractmethod
-    def propose(self, text: Tensor, limit: int, stop: StopRule) -> Proposal:
+    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Proposal:
         """Draft at most ``limit`` tokens that go on from ``text`` ([length], long)."""
 
     @abstractmethod
@@ -89,3 +125,26 @@ def to_verifier_ids(places: Tensor, vocabulary: Tensor | None) -> Tensor:
         [9]
     """
     return places if vocabulary is None else vocabulary[places]
+
+
+def draft_stepwise(
+    advance: Callable[[Tensor], Tensor], unseen: Tensor, limit: int, stop: StopRule, pick: Pick
+) -> Proposal:
+    """Draft one token after the other.
+
+    Args:
+        advance: runs the draft model over tokens ([width]) and returns logits [draft vocabulary].
+        unseen: the text's tokens that the draft model has not seen, [unseen].
+    """
+    tokens: list[Tensor] = []
+    rows: list[Tensor] = []
+    while len(tokens) < limit:
+        logits = advance(unseen)
+        unseen = pick(logits, tokens)  # [1]
+        tokens.append(unseen)
+        rows.append(logits)
+        if stop(logits, len(tokens) - 1):
+            break
+    if not tokens:
+        return Proposal(unseen[:0], None)
+    return Proposal(torch.cat(tokens), torch.stack(rows))

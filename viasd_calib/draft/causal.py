@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from viasd_calib.draft.base import Drafter, Proposal, StopRule
+from viasd_calib.draft.base import Drafter, Pick, Proposal, StopRule, draft_stepwise
 from viasd_calib.errors import ModelError
 from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.forward import RoutedModel
@@ -39,20 +38,8 @@ class CausalDrafter(Drafter):
         assert self.cache is not None, "start comes first"
         self.cache.rollback(length)
 
-    def propose(self, text: Tensor, limit: int, stop: StopRule) -> Proposal:
-        rows: list[Tensor] = []
-        tokens: list[Tensor] = []
-        unseen = text[self._seen(text) :]  # [unseen]
-        while len(tokens) < limit:
-            logits = self._advance(unseen)  # [vocabulary]
-            unseen = logits.argmax(-1, keepdim=True)  # [1]
-            rows.append(logits)
-            tokens.append(unseen)
-            if stop(logits, len(tokens) - 1):
-                break
-        if not tokens:
-            return Proposal(text[:0], None)
-        return Proposal(torch.cat(tokens), torch.stack(rows))
+    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Proposal:
+        return draft_stepwise(self._advance, text[self._seen(text) :], limit, stop, pick)
 
     def _seen(self, text: Tensor) -> int:
         """Positions already in the cache; the last one is run again where nothing is new."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from viasd_calib.draft.base import Drafter, Proposal, StopRule
+from viasd_calib.draft.base import Drafter, Pick, Proposal, StopRule
 
 
 def find_continuation(text: Tensor, limit: int, max_ngram: int, min_ngram: int) -> Tensor:
@@ -48,7 +48,7 @@ class PromptLookup(Drafter):
     def start(self, capacity: int) -> None:
         self.steps = 0
 
-    def propose(self, text: Tensor, limit: int, stop: StopRule) -> Proposal:
+    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Proposal:
         self.steps += 1
         return Proposal(find_continuation(text, limit, self.max_ngram, self.min_ngram), None)
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from viasd_calib.draft.base import Drafter, Proposal, StopRule, to_verifier_ids
+from viasd_calib.draft.base import Drafter, Pick, Proposal, StopRule, draft_stepwise, to_verifier_ids
 from viasd_calib.errors import ModelError
 from viasd_calib.files import write_bytes
 from viasd_calib.slim.cache import CacheWindow, SharedCache
@@ -204,21 +204,9 @@ class ShallowDrafter(Drafter):
         self._observed = min(self._observed, length)
         self.cache.rollback(length)
 
-    def propose(self, text: Tensor, limit: int, stop: StopRule) -> Proposal:
-        tokens: list[Tensor] = []
-        rows: list[Tensor] = []
+    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Proposal:
         self.cache.rollback(text.shape[0] - 1)
-        unseen = text[self.cache.exact :]  # [unseen]
-        while len(tokens) < limit:
-            logits = self._advance(unseen)  # [draft vocabulary]
-            unseen = to_verifier_ids(logits.argmax(-1, keepdim=True), self.vocabulary)  # [1]
-            tokens.append(unseen)
-            rows.append(logits)
-            if stop(logits, len(tokens) - 1):
-                break
-        if not tokens:
-            return Proposal(text[:0], None)
-        return Proposal(torch.cat(tokens), torch.stack(rows))
+        return draft_stepwise(self._advance, text[self.cache.exact :], limit, stop, pick)
 
     def _advance(self, ids: Tensor) -> Tensor:
         start, width = self.cache.exact, ids.shape[0]

@@ -20,6 +20,7 @@ from datasets import Dataset
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.summary import stack_summaries, summarize
 from viasd_calib.draft.base import Drafter
 from viasd_calib.errors import TraceError
@@ -29,7 +30,7 @@ from viasd_calib.progress import progress_bar
 from viasd_calib.prompts import Prompt
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import VerifierRef
-from viasd_calib.traces.generation import Answer, Sampling, generate_batch
+from viasd_calib.traces.generation import Answer, generate_batch
 from viasd_calib.traces.schema import summary_columns, trace_features
 
 MANIFEST = "capture.json"
@@ -175,7 +176,11 @@ def _trace_shard(
     for turn in range(max(len(prompt.turns) for prompt in prompts)):
         asked = [prompt for prompt in prompts if turn < len(prompt.turns)]
         ids = [encode_prompt(verifier, prompt, answers[prompt.id], settings.max_new_tokens) for prompt in asked]
-        sampling = Sampling(settings.temperature, settings.sampling_top_k, settings.seed + 1000 * number + turn)
+        sampling = Sampling(
+            temperature=settings.temperature,
+            top_k=settings.sampling_top_k,
+            seed=settings.seed + 1000 * number + turn,
+        )
         texts = generate_batch(
             model,
             ids,

@@ -7,35 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
+from viasd_calib.decoding.sampling import Sampling, draw, process_rows
 from viasd_calib.decoding.summary import Summary, summarize
-from viasd_calib.errors import NumericsError
+from viasd_calib.errors import NumericsError, SamplingError
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn: greedily at temperature 0, else from the ``top_k`` likeliest."""
-
-    temperature: float = 0.0
-    top_k: int = 50
-    seed: int = 0
-
-
-def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """Next tokens from logits [batch, vocabulary]: [batch], long.
-
-    Example:
-        >>> draw(torch.tensor([[0.0, 2.0, 1.0]]), Sampling(), torch.Generator()).tolist()
-        [1]
-    """
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    top = torch.topk(logits.float() / sampling.temperature, min(sampling.top_k, logits.shape[-1]))
-    shares = top.values.nan_to_num().softmax(-1)  # what is not finite is the caller's to refuse
-    place = torch.multinomial(shares, 1, generator=generator)  # [batch, 1]
-    return top.indices.gather(-1, place)[:, 0]
 
 
 @dataclass
@@ -74,9 +52,13 @@ def generate_batch(
 
     Raises:
         NumericsError: q's logits are not finite.
+        SamplingError: a repetition penalty, which texts of a batch would need one by one.
     """
+    if sampling.repetition_penalty != 1:
+        raise SamplingError("traces are captured without a repetition penalty; leave it out")
     device = verifier.device
     generator = torch.Generator(device).manual_seed(sampling.seed)
+    processors = sampling.processors()
     ids, lengths = pad_right(prompts, device)  # [batch, longest], [batch]
     longest = ids.shape[1]
     cache = verifier.new_cache(longest + max_new_tokens, batch=len(prompts))
@@ -89,7 +71,7 @@ def generate_batch(
     for step in range(max_new_tokens):
         logits = verifier.logits(hidden)  # [live, vocabulary]
         said = summarize(logits, summary_top)
-        tokens = draw(logits, sampling, generator)
+        tokens = _choose(logits, sampling, processors, generator)
         finite, *values = torch.cat([torch.isfinite(said.log_sum_exp).all().long()[None], tokens]).tolist()
         if not finite:
             raise NumericsError("the verifier's logits are not finite; load it in float32 or check its weights")
@@ -110,6 +92,14 @@ def generate_batch(
             answer.tapped.append(states.tapped[row])
         lengths = lengths + 1
     return answers
+
+
+def _choose(logits: Tensor, sampling: Sampling, processors: LogitsProcessorList, generator: torch.Generator) -> Tensor:
+    """Next tokens from logits [batch, vocabulary]: [batch], long."""
+    if sampling.greedy:
+        return logits.argmax(-1)
+    scores = process_rows(processors, logits, torch.empty(0, dtype=torch.long))  # none of them looks at the text
+    return draw(scores.softmax(-1), generator)
 
 
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

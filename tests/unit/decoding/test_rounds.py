@@ -23,15 +23,19 @@ from tests.tiny import (
     transformers_logits,
     transformers_text,
 )
+from viasd_calib.decoding.choosing import make_chooser
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
+from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Generation, open_session
 from viasd_calib.draft.base import Drafter
 from viasd_calib.errors import NumericsError, PromptError
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit, Gates, Route
+
+GREEDY = make_chooser(Sampling())
 
 
 def make_method(
@@ -237,7 +241,7 @@ def test_a_perfect_drafter_is_never_refused() -> None:
 def test_no_more_tokens_wait_than_are_allowed(case: Case, audit: Audit) -> None:
     method = case.method(audit)
     with torch.inference_mode():
-        session = open_session(case.verifier, case.drafter, case.prompt, case.count, case.eos)
+        session = open_session(case.verifier, case.drafter, case.prompt, case.count, case.eos, GREEDY)
         while not method.finished(session):
             before = session.length, session.decided, session.closed
             method.round(session)
@@ -288,7 +292,7 @@ def test_every_path_is_taken() -> None:
         case = lively_case(seed)
         method = case.method()
         with torch.inference_mode():
-            session = open_session(case.verifier, case.drafter, case.prompt, case.count, case.eos)
+            session = open_session(case.verifier, case.drafter, case.prompt, case.count, case.eos, GREEDY)
             while not method.finished(session):
                 before, passes = session.text[: session.length].tolist(), session.counts.full_passes
                 pending = session.pending

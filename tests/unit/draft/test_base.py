@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.tiny import RandomDrafter
+from tests.tiny import RandomDrafter, propose
 from viasd_calib.draft.base import Proposal, never_stop, to_verifier_ids
 
 
@@ -26,4 +26,4 @@ def test_a_drafter_needs_neither_to_observe_nor_to_roll_back() -> None:
     drafter.start(16)
     drafter.observe(0, torch.zeros(3, 0, 4))
     drafter.rollback(2)
-    assert len(drafter.propose(torch.tensor([1]), 4, never_stop)) == 4
+    assert len(propose(drafter, torch.tensor([1]), 4)) == 4

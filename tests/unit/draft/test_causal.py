@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.strategies import token_lists
-from tests.tiny import VOCAB, tiny_model, transformers_logits, transformers_text
-from viasd_calib.draft.base import never_stop
+from tests.tiny import VOCAB, propose, tiny_model, transformers_logits, transformers_text
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.errors import ModelError
 from viasd_calib.slim.forward import RoutedModel
@@ -45,7 +44,7 @@ def test_proposals_go_on_greedily_whatever_was_rolled_back(
     drafter = make_drafter()
     text = list(prompt)
     for limit, forget, keep, other in rounds:
-        proposal = drafter.propose(torch.tensor(text), limit, never_stop)
+        proposal = propose(drafter, torch.tensor(text), limit)
         expected = transformers_text(tiny_model(5, layers=2), text, limit, ()) if limit else []
         assert proposal.tokens.tolist() == expected
         assert (proposal.logits is None) == (limit == 0)
@@ -58,7 +57,7 @@ def test_proposals_go_on_greedily_whatever_was_rolled_back(
 
 @given(text=token_lists(1, 10), limit=st.integers(1, 5))
 def test_logits_are_the_models(text: list[int], limit: int) -> None:
-    proposal = make_drafter().propose(torch.tensor(text), limit, never_stop)
+    proposal = propose(make_drafter(), torch.tensor(text), limit)
     whole = transformers_logits(tiny_model(5, layers=2), [*text, *proposal.tokens.tolist()])
     assert proposal.logits is not None
     torch.testing.assert_close(proposal.logits, whole[len(text) - 1 : -1], atol=1e-5, rtol=1e-5)
@@ -71,7 +70,7 @@ def test_score_is_the_first_proposal_at_every_place(text: list[int]) -> None:
     tokens, logits = drafter.score(ids, torch.zeros(len(text), 0, 16), torch.zeros(len(text), dtype=torch.long))
     torch.testing.assert_close(logits, transformers_logits(tiny_model(5, layers=2), text), atol=1e-5, rtol=1e-5)
     for place in range(len(text)):
-        assert tokens[place] == drafter.propose(ids[: place + 1], 1, never_stop).tokens[0]
+        assert tokens[place] == propose(drafter, ids[: place + 1], 1).tokens[0]
 
 
 def test_drafting_stops_behind_the_token_the_rule_names() -> None:
@@ -83,14 +82,14 @@ def test_drafting_stops_behind_the_token_the_rule_names() -> None:
         return place == 2
 
     drafter = make_drafter()
-    assert len(drafter.propose(torch.tensor([4, 7]), 6, stop)) == 3
+    assert len(propose(drafter, torch.tensor([4, 7]), 6, stop)) == 3
     assert asked == [0, 1, 2]
     assert drafter.steps == 3
 
 
 def test_steps_begin_anew_with_a_text() -> None:
     drafter = make_drafter()
-    drafter.propose(torch.tensor([4, 7]), 4, never_stop)
+    propose(drafter, torch.tensor([4, 7]), 4)
     assert drafter.steps == 4
     drafter.start(CAPACITY)
     assert drafter.steps == 0

@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.strategies import token_lists
-from viasd_calib.draft.base import never_stop
+from tests.tiny import propose
 from viasd_calib.draft.lookup import PromptLookup, find_continuation
 
 TEXTS = token_lists(1, 30, vocab=4)
@@ -44,7 +44,7 @@ def test_score_is_the_first_proposal_at_every_place(text: list[int], ngrams: lis
     drafter.start(64)
     ids = torch.tensor(text)
     tokens, logits = drafter.score(ids, torch.zeros(len(text), 0, 4), torch.zeros(len(text), dtype=torch.long))
-    first = [drafter.propose(ids[: place + 1], 1, never_stop).tokens.tolist() for place in range(len(text))]
+    first = [propose(drafter, ids[: place + 1], 1).tokens.tolist() for place in range(len(text))]
     assert [[] if token == -1 else [token] for token in tokens.tolist()] == first
     assert logits is None
 
@@ -53,7 +53,7 @@ def test_score_is_the_first_proposal_at_every_place(text: list[int], ngrams: lis
 def test_nothing_repeated_is_no_proposal(text: list[int]) -> None:
     drafter = PromptLookup()
     drafter.start(64)
-    proposal = drafter.propose(torch.tensor(text), 5, never_stop)
+    proposal = propose(drafter, torch.tensor(text), 5)
     assert len(proposal) == 0
     assert proposal.logits is None
     assert drafter.vocabulary is None

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.strategies import token_lists
-from tests.tiny import LAYERS, VOCAB, small_disk, tiny_model, tiny_shallow, tiny_shape
-from viasd_calib.draft.base import never_stop
+from tests.tiny import LAYERS, VOCAB, propose, small_disk, tiny_model, tiny_shallow, tiny_shape
 from viasd_calib.draft.shallow import (
     ShallowDrafter,
     ShallowModel,
@@ -53,7 +52,7 @@ def test_score_at_a_depth_is_what_is_proposed_so_far_behind_an_observation(
     tapped = random_states(seen + depths, seed)
     if seen:
         drafter.observe(0, tapped[:seen])
-    proposal = drafter.propose(torch.tensor(prompt), depths, never_stop)
+    proposal = propose(drafter, torch.tensor(prompt), depths)
     text = torch.cat([torch.tensor(prompt), proposal.tokens[:-1]])
     depth = torch.cat([torch.zeros(seen, dtype=torch.long), torch.arange(depths)])
     tokens, logits = drafter.score(text, tapped, depth)
@@ -73,15 +72,15 @@ def test_rounds_leave_no_trace(prompt: list[int], rounds: list[tuple[int, int, l
     states = random_states(CAPACITY)
     text, observed = list(prompt), 0
     for limit, keep, other in rounds:
-        drafted = drafter.propose(torch.tensor(text), limit, never_stop).tokens.tolist()
+        drafted = propose(drafter, torch.tensor(text), limit).tokens.tolist()
         text = [*text, *drafted[:keep], *other]
         drafter.observe(observed, states[observed : len(text) - 1])
         observed = len(text) - 1
         drafter.rollback(observed)
-    proposal = drafter.propose(torch.tensor(text), 5, never_stop)
+    proposal = propose(drafter, torch.tensor(text), 5)
     fresh = make_drafter()
     fresh.observe(0, states[:observed])
-    expected = fresh.propose(torch.tensor(text), 5, never_stop)
+    expected = propose(fresh, torch.tensor(text), 5)
     assert proposal.logits is not None
     torch.testing.assert_close(proposal.logits, expected.logits, atol=1e-3, rtol=1e-3)
     assert proposal.tokens.tolist() == expected.tokens.tolist()
@@ -94,13 +93,13 @@ def test_a_text_that_is_cut_and_goes_on_otherwise(prompt: list[int], cut: int, o
     drafter, fresh = make_drafter(), make_drafter()
     states, kept = random_states(CAPACITY), min(cut, len(prompt) - 1)
     drafter.observe(0, random_states(len(prompt) - 1, seed=1))
-    drafter.propose(torch.tensor(prompt), 3, never_stop)
+    propose(drafter, torch.tensor(prompt), 3)
     drafter.rollback(kept)
     text = prompt[:kept] + other
     for each in (drafter, fresh):
         each.observe(0, states[: len(text) - 1])
-    proposal = drafter.propose(torch.tensor(text), 4, never_stop)
-    expected = fresh.propose(torch.tensor(text), 4, never_stop)
+    proposal = propose(drafter, torch.tensor(text), 4)
+    expected = propose(fresh, torch.tensor(text), 4)
     torch.testing.assert_close(proposal.logits, expected.logits, atol=1e-3, rtol=1e-3)
 
 
@@ -110,7 +109,7 @@ def test_it_listens_to_the_verifier() -> None:
     one.observe(0, random_states(3, seed=1))
     other.observe(0, random_states(3, seed=2))
     text = torch.tensor([4, 7, 9, 1])
-    heard, otherwise = (each.propose(text, 1, never_stop).logits for each in (one, other))
+    heard, otherwise = (propose(each, text, 1).logits for each in (one, other))
     assert heard is not None
     assert otherwise is not None
     assert not torch.allclose(heard, otherwise, atol=1e-2)
@@ -121,7 +120,7 @@ def test_proposals_are_ids_of_its_vocabulary() -> None:
     drafter = make_drafter()
     assert drafter.vocabulary is not None
     allowed = set(drafter.vocabulary.tolist())
-    proposal = drafter.propose(torch.tensor([4, 7]), 20, never_stop)
+    proposal = propose(drafter, torch.tensor([4, 7]), 20)
     assert set(proposal.tokens.tolist()) <= allowed
     assert len(set(proposal.tokens.tolist())) > 1
     assert proposal.logits is not None
@@ -130,7 +129,7 @@ def test_proposals_are_ids_of_its_vocabulary() -> None:
 
 
 def test_nothing_is_asked_nothing_is_proposed() -> None:
-    proposal = make_drafter().propose(torch.tensor([4, 7]), 0, never_stop)
+    proposal = propose(make_drafter(), torch.tensor([4, 7]), 0)
     assert len(proposal) == 0
     assert proposal.logits is None
 
@@ -177,8 +176,8 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     for each in (one, other):
         each.start(CAPACITY)
     text = torch.tensor([4, 7, 9])
-    expected = one.propose(text, 6, never_stop).tokens.tolist()
-    assert other.propose(text, 6, never_stop).tokens.tolist() == expected
+    expected = propose(one, text, 6).tokens.tolist()
+    assert propose(other, text, 6).tokens.tolist() == expected
 
 
 def test_stored_in_two_bytes_a_weight(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from tests.strategies import token_lists
 from tests.tiny import VOCAB, spoil, tiny_model, transformers_logits, transformers_text
+from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.summary import stack_summaries
-from viasd_calib.errors import NumericsError, PromptError
+from viasd_calib.errors import NumericsError, PromptError, SamplingError
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.traces.generation import Answer, Sampling, draw, generate_batch, pad_right
+from viasd_calib.traces.generation import Answer, generate_batch, pad_right
 
 
 def answers(
@@ -82,20 +83,9 @@ def test_sampling_repeats_with_its_seed_and_varies_with_another() -> None:
     assert texts[0] != texts[2]
 
 
-@given(top_k=st.integers(1, 5), seed=st.integers(0, 99), temperature=st.floats(0.2, 3))
-def test_samples_are_among_the_likeliest(top_k: int, seed: int, temperature: float) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(16, 9, generator=generator)
-    tokens = draw(logits, Sampling(temperature, top_k), generator)
-    likeliest = logits.topk(top_k).indices
-    assert (likeliest == tokens[:, None]).any(-1).all()
-
-
-def test_samples_follow_the_distribution() -> None:
-    logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(20_000, 3)
-    tokens = draw(logits, Sampling(1.0), torch.Generator().manual_seed(0))
-    shares = torch.bincount(tokens, minlength=3) / len(tokens)
-    torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.2]), atol=0.015, rtol=0)
+def test_a_repetition_penalty_is_refused() -> None:
+    with pytest.raises(SamplingError, match="without a repetition penalty"):
+        answers([[3, 4]], 4, sampling=Sampling(repetition_penalty=1.2))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

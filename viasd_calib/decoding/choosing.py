@@ -1,0 +1,174 @@
+"""How tokens are chosen and verified: greedily, or drawn so that the text keeps q's distribution."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from viasd_calib.decoding.policies import accept_greedy, accept_sampled, audit, residual
+from viasd_calib.decoding.sampling import Sampling, draw, process_rows
+from viasd_calib.draft.base import GreedyPick, Pick
+from viasd_calib.spec import Audit
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What q says of pending and drafted tokens, as device scalars.
+
+    Attributes:
+        kept: leading pending tokens that stand.
+        accepted: leading drafted tokens that stand, if all pending ones do.
+        own: q's token behind the last one that stands.
+    """
+
+    kept: Tensor
+    accepted: Tensor
+    own: Tensor
+
+
+class Chooser(ABC):
+    """Chooses tokens from logits, for p, q' and q alike.
+
+    Args:
+        sampling: the settings.
+        processors: a user's own logits processors.
+    """
+
+    def __init__(self, sampling: Sampling, processors: Sequence[LogitsProcessor] = ()) -> None:
+        self.sampling = sampling
+        self.processors = sampling.processors(processors)
+
+    def scores(self, logits: Tensor, text: Tensor) -> Tensor:
+        """Processed logits [rows, vocabulary]; the last row follows all of ``text`` ([length])."""
+        return process_rows(self.processors, logits, text) if self.processors else logits
+
+    @abstractmethod
+    def picker(self, text: Tensor, vocabulary: Tensor | None, vocab_size: int) -> Pick:
+        """How a drafter picks tokens that go on from ``text``.
+
+        Args:
+            vocabulary: verifier ids of the draft vocabulary; None where the two are the same.
+        """
+
+    @abstractmethod
+    def verify(
+        self, scores: Tensor, tokens: Tensor, laws: Tensor | None, pending: int, kind: Audit, tolerance: float
+    ) -> Verdict:
+        """q's verdict on pending tokens and the drafted ones behind them.
+
+        Args:
+            scores: q's, processed, at the places of the tokens and behind them, [tokens + 1, vocabulary].
+            tokens: [tokens], the first ``pending`` of which are pending.
+            laws: what each was drawn from, [tokens, vocabulary]; None when greedy.
+        """
+
+
+class GreedyChooser(Chooser):
+    """The likeliest token; drafted tokens stand where they are q's choice."""
+
+    def picker(self, text: Tensor, vocabulary: Tensor | None, vocab_size: int) -> Pick:
+        if not self.processors:
+            return GreedyPick(vocabulary)
+        return ProcessedPick(self, text, vocabulary, vocab_size)
+
+    def verify(
+        self, scores: Tensor, tokens: Tensor, laws: Tensor | None, pending: int, kind: Audit, tolerance: float
+    ) -> Verdict:
+        choices = scores.argmax(-1)  # [tokens + 1]
+        kept = audit(tokens[:pending], scores[:pending], kind, tolerance)
+        accepted = accept_greedy(tokens[pending:], choices[pending:-1])
+        return Verdict(kept, accepted, choices[_place(kept, accepted, pending)])
+
+
+class SamplingChooser(Chooser):
+    """Draws; under audit ``strict`` every text has the probability that q's processed logits give it.
+
+    Leviathan et al. 2023 (arXiv 2211.17192), algorithm 1, with p or q' in the place of the proposal.
+
+    Args:
+        device: where logits are.
+    """
+
+    def __init__(
+        self, sampling: Sampling, processors: Sequence[LogitsProcessor] = (), device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(sampling, processors)
+        self.generator = torch.Generator(device).manual_seed(sampling.seed)
+
+    def picker(self, text: Tensor, vocabulary: Tensor | None, vocab_size: int) -> Pick:
+        return ProcessedPick(self, text, vocabulary, vocab_size, self.generator)
+
+    def uniforms(self, count: int) -> Tensor:
+        """Coins in [0, 1): [count]."""
+        return torch.rand(count, generator=self.generator, device=self.generator.device)
+
+    def verify(
+        self, scores: Tensor, tokens: Tensor, laws: Tensor | None, pending: int, kind: Audit, tolerance: float
+    ) -> Verdict:
+        assert laws is not None, "a sampled token comes with its law"
+        probs = scores.softmax(-1)  # [tokens + 1, vocabulary]
+        coins = self.uniforms(tokens.shape[0])
+        if kind == "strict":
+            kept = accept_sampled(tokens[:pending], laws[:pending], probs[:pending], coins[:pending])
+        else:
+            kept = audit(tokens[:pending], scores[:pending], kind, tolerance)
+            laws = torch.cat([torch.zeros_like(laws[:pending]), laws[pending:]])  # q's token is drawn afresh
+        accepted = accept_sampled(tokens[pending:], laws[pending:], probs[pending:-1], coins[pending:])
+        place = _place(kept, accepted, pending)
+        against = torch.cat([laws, torch.zeros_like(probs[:1])])  # [tokens + 1, vocabulary]
+        return Verdict(kept, accepted, draw(residual(probs[place], against[place]), self.generator))
+
+
+def _place(kept: Tensor, accepted: Tensor, pending: int) -> Tensor:
+    """Where q's own token stands: behind the last token that stands."""
+    return torch.where(kept < pending, kept, pending + accepted)
+
+
+def make_chooser(
+    sampling: Sampling, processors: Sequence[LogitsProcessor] = (), device: torch.device | str = "cpu"
+) -> Chooser:
+    """The chooser for some settings."""
+    if sampling.greedy:
+        return GreedyChooser(sampling, processors)
+    return SamplingChooser(sampling, processors, device)
+
+
+@dataclass
+class ProcessedPick(Pick):
+    """Puts a drafter's logits through the processors, over the verifier's whole vocabulary.
+
+    Attributes:
+        generator: to draw with; None takes the likeliest token.
+    """
+
+    chooser: Chooser
+    text: Tensor
+    vocabulary: Tensor | None
+    vocab_size: int
+    generator: torch.Generator | None = None
+    _laws: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, logits: Tensor, drafted: Sequence[Tensor]) -> Tensor:
+        whole = logits.new_full((self.vocab_size,), -torch.inf)
+        if self.vocabulary is None:
+            whole[: logits.shape[0]] = logits
+        else:
+            whole[self.vocabulary] = logits
+        scores = self.chooser.scores(whole[None], torch.cat([self.text, *drafted]))  # [1, vocabulary]
+        if self.generator is None:
+            return scores.argmax(-1)
+        self._laws.append(scores.softmax(-1))
+        return draw(self._laws[-1], self.generator)
+
+    def laws(self, tokens: Tensor) -> Tensor | None:
+        if self.generator is None:
+            return None
+        if self._laws:
+            return torch.cat(self._laws)
+        # A drafter that asks nobody proposes with certainty.
+        return torch.nn.functional.one_hot(tokens, self.vocab_size).float()

@@ -1,0 +1,120 @@
+"""Sampling: settings, transformers' logits processors in transformers' order, and draws on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from viasd_calib.errors import SamplingError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen; the same for draft model, slim and full verifier.
+
+    Attributes:
+        temperature: 0 takes the likeliest token.
+        top_k: draw from so many of the likeliest tokens; 0 for all.
+        top_p: draw from the smallest set of tokens with this share of the mass.
+        min_p: draw from tokens with at least this share of the likeliest one's probability.
+        repetition_penalty: divides the scores of tokens that the text holds already; greedy texts heed it too.
+        seed: of the draws.
+
+    Raises:
+        SamplingError: a value out of its range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        wrong = {
+            "temperature": self.temperature < 0,
+            "top_k": self.top_k < 0,
+            "top_p": not 0 < self.top_p <= 1,
+            "min_p": not 0 <= self.min_p <= 1,
+            "repetition_penalty": self.repetition_penalty <= 0,
+        }
+        for name, is_wrong in wrong.items():
+            if is_wrong:
+                raise SamplingError(f"{name} is {getattr(self, name)}, which is out of its range; see viasd generate")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, and nothing drawn."""
+        return self.temperature == 0
+
+    def processors(self, extra: Sequence[LogitsProcessor] = ()) -> LogitsProcessorList:
+        """The processors these settings stand for, in the order of transformers' ``generate``.
+
+        Args:
+            extra: a user's own; they come behind the repetition penalty and before the temperature.
+        """
+        chain: list[LogitsProcessor] = []
+        if self.repetition_penalty != 1:
+            chain.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        chain += extra
+        if not self.greedy:
+            if self.temperature != 1:
+                chain.append(TemperatureLogitsWarper(self.temperature))
+            if self.top_k:
+                chain.append(TopKLogitsWarper(self.top_k))
+            if self.top_p < 1:
+                chain.append(TopPLogitsWarper(self.top_p))
+            if self.min_p:
+                chain.append(MinPLogitsWarper(self.min_p))
+        return LogitsProcessorList(chain)
+
+
+TEXT_BLIND = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+"""Processors that look at the scores alone, so that the rows of a block can go through them at once."""
+
+
+def process_rows(processors: LogitsProcessorList, logits: Tensor, text: Tensor) -> Tensor:
+    """Put logits through processors, each row with the text it follows.
+
+    Args:
+        logits: [rows, vocabulary]; the last row follows all of ``text``, each earlier one a token less.
+        text: [length], long; length >= rows.
+
+    Returns:
+        [rows, vocabulary], float32.
+    """
+    scores: Any = logits.float()  # transformers asks for its narrower tensor types
+    ids: Any = text[None]  # [1, length]
+    if all(isinstance(processor, TEXT_BLIND) for processor in processors):
+        return processors(ids, scores) if processors else scores
+    rows, length = scores.shape[0], text.shape[0]
+    done = [processors(ids[:, : length - rows + 1 + row], scores[row : row + 1]) for row in range(rows)]
+    return torch.cat(done)
+
+
+def draw(probs: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a token from each row of probabilities ([..., vocabulary], not all zero): [...], long.
+
+    An exponential race: argmax of probs / Exp(1). It never waits for the device, and never takes a token
+    of probability 0.
+
+    Example:
+        >>> draw(torch.tensor([[0.0, 1.0, 0.0]]), torch.Generator()).tolist()
+        [1]
+    """
+    race = torch.empty_like(probs).exponential_(generator=generator)
+    return (probs / race.clamp(min=torch.finfo(probs.dtype).tiny)).argmax(-1)
