@@ -12,17 +12,16 @@ import torch
 from tests.tiny import random_gate, transformers_text
 from viasd_calib.cli import main
 from viasd_calib.cli.evaluate import choose_prompts
-from viasd_calib.decoding.decoder import Decoder, Engine, load_engine
+from viasd_calib.decoding.decoder import Decoder, Engine, load_engine, three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
-from viasd_calib.decoding.gates import Gate
-from viasd_calib.decoding.rounds import Autoregressive, Speculative, ThreeTier
+from viasd_calib.decoding.rounds import Autoregressive, Speculative
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.models import encode_prompt
 from viasd_calib.prompts import EMBEDDED
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import Gates, Route
+from viasd_calib.spec import Decoding, Gates, Route
 
 Texts = list[tuple[list[int], list[int]]]
 
@@ -80,11 +79,9 @@ def test_strict_is_exact_for_every_drafter(engine: Engine, texts: Texts, kind: s
         accept_at=0.5,
         regenerate_at=0.6,
     )
-    assert gates.draft is not None
-    assert gates.slim is not None
-    three_tier = ThreeTier(gates, Gate(gates.draft), Gate(gates.slim), max_pending=8)
+    method = three_tier(gates, Decoding(max_pending=8))
     for prompt, expected in texts:
-        assert Decoder(routed, drafter, three_tier, engine.verifier.eos_ids).generate(prompt, TOKENS).tokens == expected
+        assert Decoder(routed, drafter, method, engine.verifier.eos_ids).generate(prompt, TOKENS).tokens == expected
         speculative = Decoder(routed, drafter, Speculative(), engine.verifier.eos_ids)
         assert speculative.generate(prompt, TOKENS).tokens == expected
 

@@ -76,7 +76,9 @@ def calibrate(
 
     def decoder_for(candidate: Candidate) -> Decoder:
         spec = engine.spec.model_copy(update={"gates": candidate.gates})
-        return Decoder(engine.routed, engine.drafter, three_tier(spec, engine.routed), loaded.eos_ids)
+        return Decoder(
+            engine.routed, engine.drafter, three_tier(spec.gates, spec.decoding, engine.routed.device), loaded.eos_ids
+        )
 
     verdict = certify(
         candidates, decoder_for, loaded, engine.routed, chosen,

@@ -14,6 +14,7 @@ from viasd_calib.decoding.choosing import make_chooser
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
+from viasd_calib.decoding.rules import CalibratedRule, RatioRule, SlimRule
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Generation, Session, open_session
 from viasd_calib.draft.base import Drafter
@@ -21,7 +22,7 @@ from viasd_calib.draft.build import build_drafter
 from viasd_calib.models import Verifier, load_verifier
 from viasd_calib.slim.adapter import load_slim_layers
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import Audit, DType, Gates, RoutingSpec, check_verifier, load_spec
+from viasd_calib.spec import Audit, Decoding, DType, Gates, RoutingSpec, check_verifier, load_spec
 
 MethodName = Literal["autoregressive", "speculative", "three_tier"]
 
@@ -128,28 +129,39 @@ class Engine:
             return Autoregressive()
         gates, decoding = self.spec.gates, self.spec.decoding
         if name == "speculative":
-            draft_gate = _gate(gates, "draft", self.routed)
-            return Speculative(decoding.draft_length, draft_gate, gates.draft_stop_below)
-        return three_tier(self.spec, self.routed, audit)
+            gate = draft_gate(gates, self.routed.device)
+            return Speculative(decoding.draft_length, gate, gates.draft_stop_below)
+        chosen = decoding if audit is None else decoding.model_copy(update={"audit": audit})
+        return three_tier(gates, chosen, self.routed.device)
 
 
-def three_tier(spec: RoutingSpec, routed: RoutedModel, audit: Audit | None = None) -> ThreeTier:
-    """The three-tier method of a spec."""
-    gates, decoding = spec.gates, spec.decoding
+def three_tier(gates: Gates, decoding: Decoding, device: torch.device | str = "cpu") -> ThreeTier:
+    """The three-tier method of a spec's gates and settings."""
     return ThreeTier(
-        gates=gates,
-        draft_gate=_gate(gates, "draft", routed),
-        slim_gate=_gate(gates, "slim", routed),
+        rule=slim_rule(gates, device),
+        draft_gate=draft_gate(gates, device),
+        draft_accept_at=gates.draft_accept_at,
+        draft_stop_below=gates.draft_stop_below,
         draft_length=decoding.draft_length,
         max_pending=decoding.max_pending,
-        audit=audit or decoding.audit,
+        audit=decoding.audit,
         tolerance=decoding.tolerance,
     )
 
 
-def _gate(gates: Gates, which: Literal["draft", "slim"], routed: RoutedModel) -> Gate | None:
-    fitted = gates.draft if which == "draft" else gates.slim
-    return None if fitted is None else Gate(fitted, routed.device)
+def slim_rule(gates: Gates, device: torch.device | str = "cpu") -> SlimRule:
+    """The rule that a spec's gates stand for."""
+    if gates.convention == "ratio":
+        assert gates.escalate_below is not None, "the spec demands it"
+        return RatioRule(gates.accept_at, gates.escalate_below)
+    assert gates.slim is not None, "the spec demands it"
+    assert gates.regenerate_at is not None, "the spec demands it"
+    return CalibratedRule(Gate(gates.slim, device), gates.accept_at, gates.regenerate_at)
+
+
+def draft_gate(gates: Gates, device: torch.device | str = "cpu") -> Gate | None:
+    """The draft gate of a spec; None where it has none."""
+    return None if gates.draft is None else Gate(gates.draft, device)
 
 
 def load_engine(

@@ -84,6 +84,19 @@ def residual(probs: Tensor, law: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Trust:
+    """What a rule lets the slim tier decide of a block of k drafted tokens.
+
+    Attributes:
+        accept: drafted tokens that may be kept, [k], bool.
+        own: places, and the one behind the block, at which q' may put its own token, [k + 1], bool.
+    """
+
+    accept: Tensor
+    own: Tensor
+
+
+@dataclass(frozen=True)
 class SlimVerdict:
     """What the slim tier decided of a block, as device scalars.
 
@@ -97,23 +110,29 @@ class SlimVerdict:
     regenerate: Tensor
 
 
-def judge_calibrated(accept: Tensor, own: Tensor, accept_at: float, regenerate_at: float) -> SlimVerdict:
-    """The calibrated rule: accept a drafted token at its bound, else regenerate at q's slim choice's bound.
+def judge(trust: Trust) -> SlimVerdict:
+    """Left to right: accept, and at the first token that is not, regenerate or escalate.
+
+    Example:
+        >>> verdict = judge(Trust(torch.tensor([True, False]), torch.tensor([True, True, False])))
+        >>> verdict.accepted.item(), verdict.regenerate.item()
+        (1, True)
+    """
+    accepted = leading_true(trust.accept)
+    return SlimVerdict(accepted, trust.own[accepted])
+
+
+def trust_scores(accept: Tensor, own: Tensor, accept_at: float, regenerate_at: float) -> Trust:
+    """The calibrated rule: a drafted token is accepted at its bound, q's slim choice regenerated at its own.
 
     Args:
         accept: scores of the k drafted tokens, [k].
         own: scores of q's slim choices at the k places and behind them, [k + 1].
-
-    Example:
-        >>> verdict = judge_calibrated(torch.tensor([0.9, 0.4]), torch.tensor([0.9, 0.8, 0.1]), 0.7, 0.7)
-        >>> verdict.accepted.item(), verdict.regenerate.item()
-        (1, True)
     """
-    accepted = leading_true(accept >= accept_at)
-    return SlimVerdict(accepted, (own >= regenerate_at)[accepted])
+    return Trust(accept >= accept_at, own >= regenerate_at)
 
 
-def judge_ratio(log_ratio: Tensor, accept_at: float, escalate_below: float) -> SlimVerdict:
+def trust_ratio(log_ratio: Tensor, accept_at: float, escalate_below: float) -> Trust:
     """The published rule on r = q'(v) / max q' (arXiv 2606.12243): accept, regenerate, escalate by bands.
 
     Behind a block that is accepted whole, q' stands by no draft and q is asked.
@@ -122,14 +141,32 @@ def judge_ratio(log_ratio: Tensor, accept_at: float, escalate_below: float) -> S
         log_ratio: log r of the k drafted tokens, [k].
 
     Example:
-        >>> verdict = judge_ratio(torch.tensor([0.9, 0.6]).log(), accept_at=0.8, escalate_below=0.5)
+        >>> verdict = judge(trust_ratio(torch.tensor([0.9, 0.6]).log(), accept_at=0.8, escalate_below=0.5))
         >>> verdict.accepted.item(), verdict.regenerate.item()
         (1, True)
     """
     ratio = log_ratio.exp()
-    accepted = leading_true(ratio >= accept_at)
     own = torch.cat([ratio >= escalate_below, ratio.new_zeros(1, dtype=torch.bool)])
-    return SlimVerdict(accepted, own[accepted])
+    return Trust(ratio >= accept_at, own)
+
+
+def trust_margin(drafted: Tensor, choices: Tensor, margin: Tensor, least: float) -> Trust:
+    """TriSpec's rule (arXiv 2601.23180): q' is trusted where its two likeliest tokens lie far enough apart.
+
+    Args:
+        drafted: [k], long.
+        choices: q's slim choices at the k places and behind them, [k + 1], long.
+        margin: probability of the likeliest token less that of the second, [k + 1].
+        least: the paper's lambda.
+
+    Example:
+        >>> choices, margin = torch.tensor([4, 5, 6]), torch.tensor([0.9, 0.9, 0.1])
+        >>> verdict = judge(trust_margin(torch.tensor([4, 9]), choices, margin, 0.5))
+        >>> verdict.accepted.item(), verdict.regenerate.item()
+        (1, True)
+    """
+    own = margin >= least
+    return Trust(own[:-1] & (drafted == choices[:-1]), own)
 
 
 def audit(pending: Tensor, logits: Tensor, kind: Audit, tolerance: float) -> Tensor:

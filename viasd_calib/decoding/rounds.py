@@ -7,32 +7,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from viasd_calib.decoding.choosing import SamplingChooser
-from viasd_calib.decoding.features import DraftSaid, draft_features, slim_features
+from viasd_calib.decoding.choosing import Chooser, SamplingChooser, Verdict
+from viasd_calib.decoding.features import DraftSaid, draft_features
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.policies import (
-    SlimVerdict,
     Tier,
+    Trust,
     accept_by_draft,
     accept_sampled,
-    judge_calibrated,
-    judge_ratio,
+    judge,
     leading_true,
     residual,
 )
+from viasd_calib.decoding.rules import SlimRule
 from viasd_calib.decoding.sampling import draw
 from viasd_calib.decoding.session import Session
-from viasd_calib.decoding.summary import Summary, summarize
+from viasd_calib.decoding.summary import summarize
 from viasd_calib.draft.base import StopRule, never_stop
 from viasd_calib.errors import NumericsError, SamplingError
 from viasd_calib.slim.cache import CacheWindow
-from viasd_calib.spec import Audit, Gates
+from viasd_calib.spec import Audit
+
+NEVER = 1.01
+"""A bound that no score reaches."""
 
 SUMMARY_TOP = 16
 """Tokens of p's distribution that features look at; traces hold as many."""
@@ -64,17 +68,55 @@ class Block:
         )
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What a q pass has to judge: n pending and drafted tokens.
+
+    Attributes:
+        scores: q's processed logits at their places and behind them, [n + 1, vocabulary].
+        tokens: [n], the first ``pending`` of which are pending.
+        laws: what each was drawn from, [n, vocabulary]; None when greedy.
+        block: the drafted ones.
+    """
+
+    scores: Tensor
+    tokens: Tensor
+    laws: Tensor | None
+    pending: int
+    block: Block
+
+
+Verification = Callable[[Chooser, Judged], Verdict]
+"""How q judges pending and drafted tokens."""
+
+
+def audited(kind: Audit, tolerance: float = 0.5) -> Verification:
+    """Audit the pending tokens as ``kind`` says, and the drafted ones by the ordinary speculative rule."""
+
+    def verify(chooser: Chooser, judged: Judged) -> Verdict:
+        return chooser.verify(judged.scores, judged.tokens, judged.laws, judged.pending, kind, tolerance)
+
+    return verify
+
+
+strictly = audited("strict")
+"""The lossless verification."""
+
+
 def no_block(session: Session) -> Block:
     """A block without tokens."""
     return Block(session.text[:0])
 
 
-def catch_up(session: Session, block: Block, kind: Audit = "strict", tolerance: float = 0.5) -> None:
+def catch_up(session: Session, block: Block, verify: Verification = strictly) -> None:
     """One q pass over the pending tokens and a drafted block: audit, verify, and one token of q's own.
 
     The pending tokens are audited first. Where all stand, q decides the block by the ordinary speculative
     rule; else the text is cut at the first offending token. Either way q's own token follows, unless the
     text is closed.
+
+    Args:
+        verify: how q judges.
 
     Raises:
         NumericsError: q's logits are not finite.
@@ -88,7 +130,7 @@ def catch_up(session: Session, block: Block, kind: Audit = "strict", tolerance: 
     session.counts.full_passes += 1
 
     scores = session.chooser.scores(logits, text)
-    verdict = session.chooser.verify(scores, text[start + 1 :], _laws(session, block), pending, kind, tolerance)
+    verdict = verify(session.chooser, Judged(scores, text[start + 1 :], _laws(session, block), pending, block))
     finite = torch.isfinite(logits.amax(-1)).all().long()
     # The one place where the host waits for the device.
     kept, accepted, own, is_finite, *values = torch.cat(
@@ -224,20 +266,23 @@ class SlimRuling:
 class ThreeTier(Method):
     """Draft gate, slim verifier, full verifier (VIA-SD, arXiv 2606.12243), with an audit.
 
-    With audit ``strict`` the text is q's own, token by token, whatever gates and route say; ``tolerant``
-    and ``off`` are lossy, and a certificate says how far they stray.
+    With audit ``strict`` the text is q's own, token by token, or drawn from q's distribution, whatever
+    gates and route say; ``tolerant`` and ``off`` are lossy, and a certificate says how far they stray.
 
     Attributes:
-        gates: the rule and its bounds.
+        rule: where q' may decide; None leaves the slim tier out, and q decides what the draft gate does not.
         draft_gate: predicts P(q's choice = drafted token) from the draft model alone.
-        slim_gate: predicts it with q's slim verdict; none under the ``ratio`` convention.
+        draft_accept_at: leading drafted tokens that score as high are accepted unverified; above 1, none.
+        draft_stop_below: drafting stops behind a token that scores below.
+        draft_length: most tokens drafted a round.
         max_pending: most tokens that may wait for q.
     """
 
     name: ClassVar[str] = "three_tier"
-    gates: Gates
+    rule: SlimRule | None
     draft_gate: Gate | None = None
-    slim_gate: Gate | None = None
+    draft_accept_at: float = NEVER
+    draft_stop_below: float = 0.0
     draft_length: int = 6
     max_pending: int = 12
     audit: Audit = "strict"
@@ -256,15 +301,23 @@ class ThreeTier(Method):
         said = self._draft_said(session, block)
         trusted = self._trusted(said)
         if len(block) and trusted == len(block):
-            session.emit(block.tokens, block.tokens.tolist(), Tier.ACCEPT, drafted=True, laws=block.laws)
-            return
-        self._slim_round(session, block, said, trusted)
+            self._accept(session, block, trusted)
+        elif self.rule is None:
+            self._accept(session, block, trusted)
+            if not session.closed:
+                self._catch_up(session, block.behind(trusted))
+        else:
+            self._slim_round(session, self.rule, block, said, trusted)
 
     def _draft(self, session: Session) -> Block:
-        return draft(session, self.draft_length, self.draft_gate, self.gates.draft_stop_below)
+        return draft(session, self.draft_length, self.draft_gate, self.draft_stop_below)
+
+    def _accept(self, session: Session, block: Block, count: int) -> None:
+        """Emit leading drafted tokens that nobody verifies."""
+        session.emit(block.tokens, block.tokens[:count].tolist(), Tier.ACCEPT, drafted=True, laws=block.laws)
 
     def _catch_up(self, session: Session, block: Block) -> None:
-        catch_up(session, block, self.audit, self.tolerance)
+        catch_up(session, block, audited(self.audit, self.tolerance))
 
     def _draft_said(self, session: Session, block: Block) -> DraftSaid:
         assert session.drafter is not None, "this method needs a drafter"
@@ -276,11 +329,11 @@ class ThreeTier(Method):
 
     def _trusted(self, said: DraftSaid) -> int:
         """Leading drafted tokens that the draft gate accepts unverified."""
-        if self.draft_gate is None or self.gates.draft_accept_at > 1 or len(said.tokens) == 0:
+        if self.draft_gate is None or self.draft_accept_at > 1 or len(said.tokens) == 0:
             return 0
-        return int(accept_by_draft(self.draft_gate(draft_features(said)), self.gates.draft_accept_at))
+        return int(accept_by_draft(self.draft_gate(draft_features(said)), self.draft_accept_at))
 
-    def _slim_round(self, session: Session, block: Block, said: DraftSaid, trusted: int) -> None:
+    def _slim_round(self, session: Session, rule: SlimRule, block: Block, said: DraftSaid, trusted: int) -> None:
         """Run q' over what it has not seen and the block; keep, regenerate or escalate."""
         start, k = session.cache.provisional, len(block)
         text = torch.cat([session.text[: session.length], block.tokens])  # [start + width]
@@ -289,7 +342,12 @@ class ThreeTier(Method):
         states = session.verifier.slim(text[None, start:], window, session.taps)
         logits = session.verifier.logits(states.last[0, session.length - 1 - start :])  # [k + 1, vocabulary]
         session.counts.slim_passes += 1
-        ruling = self._rule(session, logits, session.chooser.scores(logits, text), block, said, trusted)
+        scores = session.chooser.scores(logits, text)  # [k + 1, vocabulary]
+        if isinstance(session.chooser, SamplingChooser):
+            trust = self._undrawn_trust(session, rule, logits, said)
+            ruling = rule_sampled(session.chooser, trust, scores, block, trusted)
+        else:
+            ruling = rule_greedily(rule.trust(logits, said, session.pending), scores, trusted)
         accepted, regenerate, own, *values = torch.cat(
             [torch.stack([ruling.accepted, ruling.regenerate.long(), ruling.own]), block.tokens]
         ).tolist()
@@ -313,92 +371,49 @@ class ThreeTier(Method):
         session.drafter.observe(start, tapped[: seen - start])
         session.drafter.rollback(seen)
 
-    def _rule(
-        self, session: Session, logits: Tensor, scores: Tensor, block: Block, said: DraftSaid, trusted: int
-    ) -> SlimRuling:
-        """The slim tier's ruling on a block.
+    def _undrawn_trust(self, session: Session, rule: SlimRule, logits: Tensor, said: DraftSaid) -> Trust:
+        """The rule's trust from what is known before tokens are drawn: p's choices stand for the drawn ones.
 
-        Args:
-            logits: q' at the k places of the block and behind it, [k + 1, vocabulary].
-            scores: the same, processed.
-            trusted: leading tokens that the draft gate has accepted.
+        Raises:
+            SamplingError: the rule looks at the drawn token, and the audit is to keep the text q's.
         """
-        if isinstance(session.chooser, SamplingChooser):
-            return self._rule_sampled(session, session.chooser, logits, scores, block, said, trusted)
-        choices = scores.argmax(-1)  # [k + 1]
-        verdict = self._judge(session, logits, said, trusted)
-        return SlimRuling(verdict.accepted, verdict.regenerate, choices[verdict.accepted])
-
-    def _judge(self, session: Session, logits: Tensor, said: DraftSaid, trusted: int) -> SlimVerdict:
-        """Greedily: gates may look at the drafted tokens."""
-        k = said.tokens.shape[0]
-        if self.gates.escalate_below is not None:
-            own = logits[:k].float().gather(-1, said.tokens[:, None])[:, 0]
-            ratio = own - logits[:k].float().amax(-1)  # log r, [k]
-            ratio[:trusted] = 0.0
-            return judge_ratio(ratio, self.gates.accept_at, self.gates.escalate_below)
-        accept, own = self._scores(session, logits, said)
-        accept[:trusted] = 1.0
-        assert self.gates.regenerate_at is not None, "the spec demands it"
-        return judge_calibrated(accept, own, self.gates.accept_at, self.gates.regenerate_at)
-
-    def _scores(self, session: Session, logits: Tensor, said: DraftSaid) -> tuple[Tensor, Tensor]:
-        """Slim-gate scores of the drafted tokens [k], and of q's slim choices [k + 1]."""
-        assert self.slim_gate is not None, "the spec demands it"
-        place = torch.arange(said.tokens.shape[0] + 1, device=logits.device)
-        return candidate_scores(self.slim_gate, logits, summarize(logits, 2), said, place, session.pending + place)
-
-    def _rule_sampled(
-        self,
-        session: Session,
-        chooser: SamplingChooser,
-        logits: Tensor,
-        scores: Tensor,
-        block: Block,
-        said: DraftSaid,
-        trusted: int,
-    ) -> SlimRuling:
-        """When drawing: whether q' is asked at a place hangs on what was known before its token was drawn.
-
-        Where q's slim choice clears ``regenerate_at``, the drafted token goes through the speculative step
-        from p to q', so that what stands there is drawn from q' (DESIGN: that is its law); at the first
-        place where it does not, q decides.
-        """
-        if self.gates.escalate_below is not None:
+        if not rule.sees_draw:
+            expected = said if said.said is None else DraftSaid(said.said.ids[:, 0], said.said, said.depth)
+            return rule.trust(logits, expected, session.pending)
+        if self.audit == "strict":
             raise SamplingError(
-                "the ratio convention looks at the token that was drawn, so a sampled text would not be q's; "
-                "choose temperature 0 or a spec with calibrated gates"
+                "this rule looks at the token that was drawn, so a sampled text would not be q's; "
+                "choose temperature 0, calibrated gates, or another audit"
             )
-        assert block.laws is not None, "a sampled token comes with its law"
-        assert self.gates.regenerate_at is not None, "the spec demands it"
-        expected = said if said.said is None else DraftSaid(said.said.ids[:, 0], said.said, said.depth)
-        _, own = self._scores(session, logits, expected)
-        probs = scores.softmax(-1)  # [k + 1, vocabulary]
-        trust = own >= self.gates.regenerate_at  # [k + 1]
-        laws = torch.cat([block.laws, torch.zeros_like(probs[:1])])  # [k + 1, vocabulary]
-        kept = leading_true(trust[trusted:-1])
-        stands = accept_sampled(
-            block.tokens[trusted:], laws[trusted:-1], probs[trusted:-1], chooser.uniforms(len(block) - trusted)
-        )
-        accepted = trusted + torch.minimum(kept, stands)
-        drawn = draw(residual(probs[accepted], laws[accepted]), chooser.generator)
-        return SlimRuling(accepted, trust[accepted], drawn, torch.cat([laws[:trusted], probs[trusted:]]))
+        return rule.trust(logits, said, session.pending)
 
 
-def candidate_scores(
-    gate: Gate, logits: Tensor, slim: Summary, said: DraftSaid, place: Tensor, pending: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Slim-gate scores of the k drafted tokens [k] and of q's slim choices [k + 1].
+def rule_greedily(trust: Trust, scores: Tensor, trusted: int) -> SlimRuling:
+    """The slim tier's ruling where the likeliest token is taken.
 
     Args:
-        logits: q' at the k places of the block and behind it, [k + 1, vocabulary].
-        slim: their summary.
-        place: place in the block, [k + 1].
-        pending: tokens since the last decided one, [k + 1].
+        trust: what q' may decide of the block.
+        scores: q', processed, at the k places of the block and behind it, [k + 1, vocabulary].
+        trusted: leading tokens that the draft gate has accepted.
     """
-    k = said.tokens.shape[0]
-    inside, behind = slim[:k], slim[k:]
-    accept = gate(slim_features(said.tokens, logits[:k], inside, said, place[:k], pending[:k]))
-    own = gate(slim_features(inside.ids[:, 0], logits[:k], inside, said, place[:k], pending[:k]))
-    last = gate(slim_features(behind.ids[:, 0], logits[k:], behind, None, place[k:], pending[k:]))
-    return accept, torch.cat([own, last])
+    accept = trust.accept.clone()
+    accept[:trusted] = True
+    verdict = judge(Trust(accept, trust.own))
+    return SlimRuling(verdict.accepted, verdict.regenerate, scores.argmax(-1)[verdict.accepted])
+
+
+def rule_sampled(chooser: SamplingChooser, trust: Trust, scores: Tensor, block: Block, trusted: int) -> SlimRuling:
+    """The same where tokens are drawn.
+
+    Where q' may decide, the drafted token goes through the speculative step from p to q', so that what
+    stands there is drawn from q'; at the first place where it may not, q decides. Whether it may is settled
+    before the token is drawn (``Trust.own``), so that the audit can make the text exactly q's.
+    """
+    assert block.laws is not None, "a sampled token comes with its law"
+    probs = scores.softmax(-1)  # [k + 1, vocabulary]
+    laws = torch.cat([block.laws, torch.zeros_like(probs[:1])])  # [k + 1, vocabulary]
+    coins = chooser.uniforms(len(block) - trusted)
+    stands = accept_sampled(block.tokens[trusted:], laws[trusted:-1], probs[trusted:-1], coins)
+    accepted = trusted + torch.minimum(leading_true(trust.own[trusted:-1]), stands)
+    drawn = draw(residual(probs[accepted], laws[accepted]), chooser.generator)
+    return SlimRuling(accepted, trust.own[accepted], drawn, torch.cat([laws[:trusted], probs[trusted:]]))

@@ -7,12 +7,10 @@ import pytest
 from tests.tiny import constant_gate, make_drafter, tiny_prompts
 from viasd_calib.calibration.candidates import Candidate
 from viasd_calib.calibration.certify import certify
-from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.gates import Gate
-from viasd_calib.decoding.rounds import ThreeTier
+from viasd_calib.decoding.decoder import Decoder, three_tier
 from viasd_calib.models import Verifier
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import Gates, Route
+from viasd_calib.spec import Decoding, Gates, Route
 
 HASHES = {"fit": "a" * 64, "calibrate": "b" * 64, "test": "c" * 64}
 
@@ -37,10 +35,7 @@ def run(
     drafter = make_drafter("near", routed)
 
     def decoder_for(chosen: Candidate) -> Decoder:
-        gates = chosen.gates
-        assert gates.draft is not None
-        assert gates.slim is not None
-        method = ThreeTier(gates, Gate(gates.draft), Gate(gates.slim), audit="off")
+        method = three_tier(chosen.gates, Decoding(audit="off"))
         return Decoder(routed, drafter, method, verifier.eos_ids)
 
     verdict = certify(

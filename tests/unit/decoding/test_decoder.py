@@ -18,6 +18,7 @@ from tests.tiny import (
 from viasd_calib.decoding.decoder import Engine, assemble, load_engine
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
 from viasd_calib.decoding.rounds import Autoregressive, Speculative, ThreeTier
+from viasd_calib.decoding.rules import CalibratedRule
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.shallow import save_shallow
 from viasd_calib.errors import SpecError
@@ -88,9 +89,11 @@ def test_settings_come_from_the_spec(engine: Engine) -> None:
     three = engine.decoder().method
     assert isinstance(three, ThreeTier)
     assert (three.draft_length, three.max_pending, three.audit, three.tolerance) == (4, 9, "strict", 0.25)
-    assert three.gates == engine.spec.gates
+    gates = engine.spec.gates
+    assert (three.draft_accept_at, three.draft_stop_below) == (gates.draft_accept_at, gates.draft_stop_below)
     assert three.draft_gate is not None
-    assert three.slim_gate is not None
+    assert isinstance(three.rule, CalibratedRule)
+    assert (three.rule.accept_at, three.rule.regenerate_at) == (gates.accept_at, gates.regenerate_at)
     two = engine.decoder("speculative").method
     assert isinstance(two, Speculative)
     assert (two.draft_length, two.stop_below) == (4, 0.3)

@@ -11,9 +11,10 @@ from viasd_calib.decoding.policies import (
     accept_by_draft,
     accept_greedy,
     audit,
-    judge_calibrated,
-    judge_ratio,
+    judge,
     leading_true,
+    trust_ratio,
+    trust_scores,
 )
 
 # Exact in float32, so that the plain rule and the tensors compare the same numbers.
@@ -51,10 +52,10 @@ def test_accept_greedy(pairs: list[tuple[int, int]]) -> None:
 @given(
     accept=st.lists(SCORES, max_size=6), own=st.lists(SCORES, min_size=7, max_size=7), bounds=st.tuples(BOUNDS, BOUNDS)
 )
-def test_judge_calibrated(accept: list[float], own: list[float], bounds: tuple[float, float]) -> None:
+def test_the_calibrated_rule(accept: list[float], own: list[float], bounds: tuple[float, float]) -> None:
     accept_at, regenerate_at = bounds
     own = own[: len(accept) + 1]
-    verdict = judge_calibrated(torch.tensor(accept), torch.tensor(own), accept_at, regenerate_at)
+    verdict = judge(trust_scores(torch.tensor(accept), torch.tensor(own), accept_at, regenerate_at))
     kept = 0
     while kept < len(accept) and accept[kept] >= accept_at:
         kept += 1
@@ -63,10 +64,10 @@ def test_judge_calibrated(accept: list[float], own: list[float], bounds: tuple[f
 
 
 @given(ratios=st.lists(st.floats(0.01, 1), max_size=6), bounds=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)))
-def test_judge_ratio(ratios: list[float], bounds: tuple[float, float]) -> None:
+def test_the_ratio_rule(ratios: list[float], bounds: tuple[float, float]) -> None:
     escalate_below, accept_at = sorted(bounds)
     assume(all(not math.isclose(r, bound, rel_tol=1e-5) for r in ratios for bound in bounds))
-    verdict = judge_ratio(torch.tensor(ratios).log(), accept_at, escalate_below)
+    verdict = judge(trust_ratio(torch.tensor(ratios).log(), accept_at, escalate_below))
     kept = 0
     while kept < len(ratios) and ratios[kept] >= accept_at:
         kept += 1

@@ -24,7 +24,7 @@ from tests.tiny import (
     transformers_text,
 )
 from viasd_calib.decoding.choosing import make_chooser
-from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.decoder import Decoder, three_tier
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
@@ -33,7 +33,7 @@ from viasd_calib.decoding.session import Generation, open_session
 from viasd_calib.draft.base import Drafter
 from viasd_calib.errors import NumericsError, PromptError
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import Audit, Gates, Route
+from viasd_calib.spec import Audit, Decoding, Gates, Route
 
 GREEDY = make_chooser(Sampling())
 
@@ -41,15 +41,8 @@ GREEDY = make_chooser(Sampling())
 def make_method(
     gates: Gates, *, draft_length: int, max_pending: int, audit: Audit = "strict", tolerance: float = 0.5
 ) -> ThreeTier:
-    return ThreeTier(
-        gates=gates,
-        draft_gate=None if gates.draft is None else Gate(gates.draft),
-        slim_gate=None if gates.slim is None else Gate(gates.slim),
-        draft_length=draft_length,
-        max_pending=max_pending,
-        audit=audit,
-        tolerance=tolerance,
-    )
+    settings = Decoding(draft_length=draft_length, max_pending=max_pending, audit=audit, tolerance=tolerance)
+    return three_tier(gates, settings)
 
 
 @dataclass
