@@ -39,6 +39,9 @@ REQUIREMENTS = [
     "numpy>=2,<3",
 ]
 
+# torch for CUDA demands the version of Triton it was built with (2.8: 3.4); the range holds them all.
+GPU = ["triton>=3.4,<4; platform_system == 'Linux'"]
+
 NOTEBOOKS = ["ipykernel>=6.29", "nbmake>=1.5"]
 
 DEV = [
@@ -49,6 +52,7 @@ DEV = [
     "mypy>=2.4,<3",
     "pre-commit>=4",
     *NOTEBOOKS,
+    *GPU,  # the tests interpret and compile the kernels without a GPU
 ]
 
 setup(
@@ -75,6 +79,6 @@ setup(
     packages=find_packages(include=["viasd_calib", "viasd_calib.*"]),
     package_data={"viasd_calib": ["py.typed", "data/*.jsonl", "schemas/*.json", "evaluation/templates/*"]},
     install_requires=REQUIREMENTS,
-    extras_require={"dev": DEV, "notebooks": NOTEBOOKS},
+    extras_require={"dev": DEV, "gpu": GPU, "notebooks": NOTEBOOKS},
     entry_points={"console_scripts": ["viasd = viasd_calib.cli:main"]},
 )

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.kernel_cases import CONTROL, cases, differences
+from viasd_calib.decoding.kernels import Reading, read_rows, read_rows_in_torch
+from viasd_calib.decoding.kernels.fused import NARROWEST_BLOCK, PROGRAMS_PER_PROCESSOR, WIDEST_BLOCK, block_size
+from viasd_calib.decoding.policies import leading_true
+from viasd_calib.decoding.summary import summarize
+
+ROOT = Path(__file__).parents[3]
+FLOATS = ("maximum", "log_sum_exp", "entropy", "second", "log_ratio")
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+# Few values, so that ties are frequent.
+LOGIT = st.one_of(st.floats(-30, 30, width=16), st.sampled_from([-1.0, 0.0, 2.5, -math.inf]))
+SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 12))
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+TOKENS = torch.tensor([1, 2, 3])
+
+
+def in_a_new_process(program: list[str], **environment: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run(
+        [sys.executable, *program], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# --- the reference against torch ---
+
+
+@given(data=st.data(), shape=SHAPES, dtype=DTYPES)
+def test_the_reference_against_torch(data: st.DataObject, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    rows, vocabulary = shape
+    entries = data.draw(st.lists(LOGIT, min_size=rows * vocabulary, max_size=rows * vocabulary))
+    logits = torch.tensor(entries).view(shape).to(dtype)
+    logits[:, data.draw(st.integers(0, vocabulary - 1))] = 1.0  # one token at least is possible
+    tokens = torch.tensor(data.draw(st.lists(st.integers(0, vocabulary - 1), max_size=rows)), dtype=torch.long)
+    accept_at = data.draw(st.floats(0, 1, width=32))
+    said = read_rows_in_torch(logits, tokens, accept_at)
+
+    wide = logits.double()
+    probs = wide.softmax(-1)
+    top = wide.sort(-1, descending=True).values
+    ratio = logits.float()[torch.arange(len(tokens)), tokens] - logits.float().amax(-1)[: len(tokens)]
+    torch.testing.assert_close(said.log_sum_exp.double(), wide.logsumexp(-1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(said.entropy.double(), torch.special.entr(probs).sum(-1), rtol=1e-5, atol=1e-5)
+    assert torch.equal(said.argmax, logits.argmax(-1))
+    assert torch.equal(said.maximum.double(), top[:, 0])
+    assert torch.equal(said.second.double(), top[:, 1] if vocabulary > 1 else torch.full((rows,), -math.inf).double())
+    assert torch.equal(said.log_ratio, ratio)
+    assert torch.equal(said.accepted, leading_true(ratio.exp() >= accept_at))
+    assert {getattr(said, name).dtype for name in FLOATS} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", [name for name in cases() if name.startswith(("ties", "masked", "far", "one row"))])
+def test_the_reference_against_the_summary(name: str) -> None:
+    """The numbers that traces and gates hold already."""
+    case = cases()[name]
+    said, summary = read_rows_in_torch(case.logits, case.tokens), summarize(case.logits, 2)
+    assert torch.equal(said.argmax, summary.ids[:, 0])
+    for got, want in [
+        (said.log_sum_exp, summary.log_sum_exp),
+        (said.entropy, summary.entropy),
+        (said.log_top1, summary.log_probs[:, 0]),
+        (said.margin, summary.margin),
+    ]:
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=4e-3 if name == "far from 0" else 1e-5)
+
+
+def test_the_first_of_equal_logits_is_chosen() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0, 2.0]])
+    said = read_rows(logits, TOKENS[:0])
+    assert (said.argmax.item(), said.margin.item(), said.accepted.item()) == (1, 0.0, 0)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_that_is_no_distribution_shows(broken: float, dtype: torch.dtype) -> None:
+    logits = cases()["float32"].logits.to(dtype, copy=True)
+    logits[1, 5] = broken
+    said = read_rows(logits, TOKENS)
+    assert torch.isfinite(said.log_sum_exp).tolist() == [True, False, True, True]
+    assert all(getattr(said, name)[1].isnan() for name in FLOATS)
+    assert said.accepted.item() == 1
+    assert 0 <= said.argmax[1] < logits.shape[1]
+
+
+def test_a_row_without_a_possible_token_shows() -> None:
+    said = read_rows(torch.full((1, 9), -math.inf), TOKENS[:1])
+    assert said.log_sum_exp.item() == -math.inf
+    assert said.accepted.item() == 0
+
+
+def test_a_token_outside_the_vocabulary_is_not_accepted() -> None:
+    said = read_rows(torch.zeros(3, 4), torch.tensor([3, 4, -1]), accept_at=0.0)
+    assert said.log_ratio.isnan().tolist() == [False, True, True]
+    assert said.accepted.item() == 1
+
+
+@pytest.mark.parametrize(
+    ("logits", "tokens", "message"),
+    [
+        (torch.zeros(3), TOKENS, "must be \\[rows, vocabulary\\], not \\[3\\]"),
+        (torch.zeros(3, 0), TOKENS, "must be \\[rows, vocabulary\\]"),
+        (torch.zeros(3, 4, dtype=torch.float64), TOKENS, "not torch.float64"),
+        (torch.zeros(2, 4), TOKENS, "2 rows of logits judge tokens \\[k <= rows\\], not \\[3\\]"),
+        (torch.zeros(3, 4), TOKENS[None], "not \\[1, 3\\]"),
+        (torch.zeros(3, 4), TOKENS.float(), "must be integers"),
+        (torch.zeros(3, 4), TOKENS.to("meta"), "tokens are on meta"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(logits: torch.Tensor, tokens: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_rows(logits, tokens)
+
+
+def test_no_rows() -> None:
+    said = read_rows(torch.zeros(0, 5), TOKENS[:0])
+    assert said.entropy.shape == said.log_ratio.shape == (0,)
+    assert said.accepted.item() == 0
+
+
+# --- the kernels against the reference ---
+
+
+@functools.cache
+def interpreted() -> dict[str, list[str]]:
+    """Fields in which the interpreted kernels differ from the reference, by case."""
+    printed = in_a_new_process(["-W", "ignore", "-m", "tests.kernel_cases"], TRITON_INTERPRET="1")
+    found: dict[str, list[str]] = json.loads(printed)
+    return found
+
+
+@pytest.mark.slow
+@needs_triton
+@pytest.mark.parametrize("name", list(cases()))
+def test_the_kernels_equal_the_reference(name: str) -> None:
+    assert interpreted()[name] == []
+
+
+@pytest.mark.slow
+@needs_triton
+def test_the_comparison_sees_other_logits() -> None:
+    assert set(interpreted()[CONTROL]) == {field.name for field in fields(Reading)}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Reading)])
+def test_the_comparison_sees_a_wrong_value(name: str) -> None:
+    case = cases()["float32"]
+    said = read_rows_in_torch(case.logits, case.tokens, case.accept_at)
+    vocabulary = case.logits.shape[1]
+    wrong = getattr(said, name).clone()
+    wrong.view(-1)[-1] += 1 if wrong.dtype == torch.long else 1e-3
+    assert differences(said, said, vocabulary) == []
+    assert differences(replace(said, **{name: wrong}), said, vocabulary) == [name]
+    assert differences(replace(said, **{name: getattr(said, name).int()}), said, vocabulary) == [name]
+
+
+# --- what a GPU would be given ---
+
+LOGIT_TYPES = ["bf16", "fp16", "fp32"]
+ALIGNED = [["tt.divisibility", 16]]
+
+
+def compiled_for(capability: int, kernel: Any, types: dict[str, str], constants: dict[str, int], warps: int) -> Any:
+    """A kernel compiled for a GPU that need not be there; rows contiguous, their length a multiple of 16."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    constants = constants | {"column_stride": 1}
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
+    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name in ("row_stride", "vocabulary")]
+    source = ASTSource(kernel, signature, constants, {(kernel.arg_names.index(name),): ALIGNED for name in aligned})
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+
+
+@pytest.fixture
+def fresh_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The module of the kernels, compiled and not interpreted, with an empty cache."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        pytest.skip("TRITON_INTERPRET is set")
+    return importlib.import_module("viasd_calib.decoding.kernels.fused")
+
+
+def assert_is_for(compiled: Any, capability: int) -> None:
+    assert f".target sm_{capability}" in compiled.asm["ptx"]
+    assert len(compiled.asm["cubin"]) > 1000
+    assert compiled.asm["cubin"][:4] == b"\x7fELF"
+
+
+@pytest.mark.slow
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("logits", LOGIT_TYPES)
+def test_blocks_compile_without_a_gpu(fresh_kernels: Any, logits: str, capability: int) -> None:
+    pointers = {"logits": f"*{logits}", "partials": "*fp32", "partial_ids": "*i32", "accepted": "*i64"}
+    block = WIDEST_BLOCK
+    warps = block // fresh_kernels.LOGITS_PER_WARP
+    compiled = compiled_for(capability, fresh_kernels.read_blocks, pointers, {"BLOCK": block}, warps)
+    assert_is_for(compiled, capability)
+    loads = [line for line in compiled.asm["ptx"].splitlines() if "ld.global" in line]
+    # Each thread reads its share of the block once, 16 bytes at a time.
+    assert len(loads) == block // (32 * warps) * (4 if logits == "fp32" else 2) // 16
+    assert all(".v4.b32" in line for line in loads)
+
+
+@pytest.mark.slow
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("logits", LOGIT_TYPES)
+def test_merging_compiles_without_a_gpu(fresh_kernels: Any, logits: str, capability: int) -> None:
+    types = {
+        "logits": f"*{logits}",
+        "partials": "*fp32",
+        "partial_ids": "*i32",
+        "tokens": "*i64",
+        "accept_at": "fp32",
+        "floats": "*fp32",
+        "argmax": "*i64",
+        "accepted": "*i64",
+    }
+    compiled = compiled_for(capability, fresh_kernels.merge_blocks, types, {"BLOCKS": 256}, 1)
+    assert_is_for(compiled, capability)
+    assert "min.s64" in compiled.asm["ptx"]
+
+
+@given(rows=st.integers(1, 4096), vocabulary=st.integers(1, 300_000), processors=st.integers(1, 200))
+def test_blocks_widen_only_when_the_gpu_is_full(rows: int, vocabulary: int, processors: int) -> None:
+    block = block_size(rows, vocabulary, processors)
+    assert NARROWEST_BLOCK <= block <= WIDEST_BLOCK
+    assert block & (block - 1) == 0
+    programs = rows * math.ceil(vocabulary / block)
+    assert block == NARROWEST_BLOCK or programs >= PROGRAMS_PER_PROCESSOR * processors
+
+
+# --- Triton is optional ---
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None  # as where it is not installed
+import viasd_calib.decoding.kernels.fused
+import torch
+from viasd_calib.decoding.kernels import read_rows
+print(read_rows(torch.tensor([[0.0, 1.0]]), torch.tensor([1])).accepted.item())
+"""
+
+
+@pytest.mark.slow
+def test_triton_is_not_needed() -> None:
+    assert in_a_new_process(["-c", WITHOUT_TRITON]).strip() == "1"
+
+
+WITHOUT_NEED = """
+import sys, torch
+from viasd_calib.decoding.kernels import read_rows
+read_rows(torch.tensor([[0.0, 1.0]]), torch.tensor([1]))
+print("viasd_calib.decoding.kernels.fused" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_the_kernels_are_not_loaded_on_a_cpu() -> None:
+    assert in_a_new_process(["-c", WITHOUT_NEED]).strip() == "False"

@@ -1,0 +1,109 @@
+"""What the kernels compute, in plain torch: their reference in tests, and the path of every other device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from viasd_calib.decoding.policies import leading_true
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What rows of logits say, and of k tokens proposed at the first k rows.
+
+    A row that holds NaN or +inf is no distribution: its float fields are NaN, and ``argmax`` is any index
+    within the vocabulary. A row of -inf alone has ``log_sum_exp`` -inf. So ``isfinite(log_sum_exp)`` tells
+    usable rows from others.
+
+    Attributes:
+        maximum: the largest logit, [rows], float32.
+        log_sum_exp: of the logits, in nats, [rows], float32.
+        argmax: the lowest index of the largest logit, [rows], long.
+        entropy: in nats, [rows], float32.
+        second: the second largest logit, equal to ``maximum`` where that occurs twice; -inf for a
+            vocabulary of one. [rows], float32.
+        log_ratio: logit of the proposed token less ``maximum``, [k], float32; NaN for a token outside the
+            vocabulary.
+        accepted: how many leading tokens have exp(``log_ratio``) >= the bound, scalar, long. Equal to
+            ``policies.leading_true`` of that comparison, up to the rounding of exp between devices.
+    """
+
+    maximum: Tensor
+    log_sum_exp: Tensor
+    argmax: Tensor
+    entropy: Tensor
+    second: Tensor
+    log_ratio: Tensor
+    accepted: Tensor
+
+    @property
+    def margin(self) -> Tensor:
+        """Log-probability of the likeliest token less that of the second, in nats: [rows], float32."""
+        return self.maximum - self.second
+
+    @property
+    def log_top1(self) -> Tensor:
+        """Log-probability of the likeliest token, in nats: [rows], float32."""
+        return self.maximum - self.log_sum_exp
+
+
+def check(logits: Tensor, tokens: Tensor) -> None:
+    """Refuse logits and tokens that no implementation reads.
+
+    Raises:
+        ValueError: shapes, types or devices do not fit.
+    """
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise ValueError(f"logits must be [rows, vocabulary], not {list(logits.shape)}")
+    if logits.dtype not in DTYPES:
+        raise ValueError(f"logits must be float32, bfloat16 or float16, not {logits.dtype}")
+    if tokens.ndim != 1 or tokens.shape[0] > logits.shape[0]:
+        raise ValueError(f"{logits.shape[0]} rows of logits judge tokens [k <= rows], not {list(tokens.shape)}")
+    if tokens.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"tokens must be integers, not {tokens.dtype}")
+    if tokens.device != logits.device:
+        raise ValueError(f"tokens are on {tokens.device}, logits on {logits.device}")
+
+
+def read_rows_in_torch(logits: Tensor, tokens: Tensor, accept_at: float = 0.0) -> Reading:
+    """The same as ``read_rows`` in torch operations, on any device.
+
+    Example:
+        >>> said = read_rows_in_torch(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([2]))
+        >>> round(said.entropy.item(), 4), said.log_ratio.item(), said.accepted.item()
+        (0.6931, -inf, 1)
+    """
+    check(logits, tokens)
+    values = logits.float()  # [rows, vocabulary]
+    argmax = values.argmax(-1)  # [rows]
+    maximum = values.amax(-1)
+    shifted = values - maximum.masked_fill(maximum == -torch.inf, 0.0)[:, None]  # [rows, vocabulary]
+    weights = shifted.exp()
+    total = weights.sum(-1)  # [rows], NaN where a logit is NaN or +inf
+    # An impossible token would add -inf * 0.
+    weighted = (shifted * weights).masked_fill(weights == 0, 0.0).sum(-1)  # [rows]
+    second = values.scatter(-1, argmax[:, None], -torch.inf).amax(-1)
+    maximum, second = (value.masked_fill(total.isnan(), torch.nan) for value in (maximum, second))
+    log_ratio = _logits_of(tokens, values) - maximum[: tokens.shape[0]]  # [k]
+    return Reading(
+        maximum=maximum,
+        log_sum_exp=maximum + total.log(),
+        argmax=argmax,
+        entropy=total.log() - weighted / total,
+        second=second,
+        log_ratio=log_ratio,
+        accepted=leading_true(log_ratio.exp() >= accept_at),
+    )
+
+
+def _logits_of(tokens: Tensor, values: Tensor) -> Tensor:
+    """The logits of k tokens at the first k rows, NaN for tokens outside the vocabulary: [k]."""
+    inside = (tokens >= 0) & (tokens < values.shape[1])
+    ids = tokens.long().masked_fill(~inside, 0)
+    own = values[: tokens.shape[0]].gather(-1, ids[:, None])[:, 0]  # [k]
+    return own.masked_fill(~inside, torch.nan)
