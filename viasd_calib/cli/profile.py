@@ -73,7 +73,8 @@ def profile_settings(
 def profile_table(profile: LatencyProfile) -> Table:
     """A profile as a table: one row a tier, batch and context, one column a width."""
     table = Table(
-        title=f"milliseconds by width: median, then quartiles ({profile.dtype}, {profile.hardware['device']})",
+        title="milliseconds by width: median, below it the quartiles' distance in %",
+        caption=f"{profile.dtype}, {profile.hardware['device']}",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
@@ -93,7 +94,7 @@ def _cell(entry: Measured | None) -> str:
     if entry is None:
         return "-"
     below, above = (100 * (quartile / entry.seconds - 1) for quartile in (entry.low, entry.high))
-    return f"{milliseconds(entry.seconds)}\n[dim]{below:+.0f} {above:+.0f} %[/]"
+    return f"{milliseconds(entry.seconds)}\n[dim]{below:+.0f} {above:+.0f}[/]"
 
 
 def milliseconds(seconds: float) -> str:
