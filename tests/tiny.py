@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ from viasd_calib.draft.base import Drafter, GreedyPick, Pick, Proposal, StopRule
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.draft.shallow import ShallowDrafter, ShallowModel
+from viasd_calib.planning.profile import LatencyProfile, Measured, PassShape, ProfileSettings
 from viasd_calib.prompts import Prompt
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import LogisticGate, ShallowShape, VerifierRef
+from viasd_calib.spec import LogisticGate, PromptLookupDraft, Route, ShallowShape, VerifierRef
 
 VOCAB = 24
 LAYERS = 4
@@ -250,6 +251,24 @@ def verifier_ref(**changes: Any) -> VerifierRef:
         "dtype": "float32",
     }
     return VerifierRef(**{**entries, **changes})
+
+
+def tiny_profile(settings: ProfileSettings, cost: Callable[[PassShape], float]) -> LatencyProfile:
+    """A latency profile of that verifier, with made-up times."""
+    measured = [
+        Measured(**s._asdict(), seconds=cost(s), low=0.9 * cost(s), high=1.2 * cost(s)) for s in settings.shapes()
+    ]
+    return LatencyProfile(
+        verifier=verifier_ref(),
+        draft=PromptLookupDraft(),
+        route=Route(attention_skip=[1]),
+        backend="eager",
+        dtype="float32",
+        device="cpu",
+        hardware={"device": "abacus"},
+        settings=settings,
+        measured=tuple(measured),
+    )
 
 
 def spoil(model: PreTrainedModel) -> PreTrainedModel:

@@ -33,6 +33,10 @@ class CalibrationError(ViasdError):
     """A calibration request cannot be carried out as stated."""
 
 
+class PlanningError(ViasdError):
+    """A latency profile cannot be measured or read, or does not hold what it is asked for."""
+
+
 class BenchError(ViasdError):
     """A benchmark cannot be run or read."""
 

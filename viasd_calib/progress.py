@@ -5,8 +5,12 @@ from __future__ import annotations
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-def progress_bar(unit: str) -> Progress:
-    """A bar that counts ``unit``; each task's description says what runs."""
+def progress_bar(unit: str, *, by_hand: bool = False) -> Progress:
+    """A bar that counts ``unit``; each task's description says what runs.
+
+    Args:
+        by_hand: draw when told to (``refresh=True``) and never on the side, where that would disturb a timing.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -15,4 +19,5 @@ def progress_bar(unit: str) -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        auto_refresh=not by_hand,
     )

@@ -344,7 +344,7 @@ def load_spec(path: str | Path) -> RoutingSpec:
     try:
         spec = RoutingSpec.model_validate(document)
     except ValidationError as error:
-        raise SpecError(f"{path}: {_first_problem(error)}; export it again or mend that entry") from error
+        raise SpecError(f"{path}: {first_problem(error)}; export it again or mend that entry") from error
     for reference in tensor_files(spec):
         _check_tensors(path.parent, reference)
     return spec
@@ -359,9 +359,10 @@ def _refuse_unknown_version(path: Path, version: object) -> None:
         )
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError, whole: str = "spec") -> str:
+    """The first thing a validation found wrong: where, and what; ``whole`` names the place of what has none."""
     first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or 'spec'}: {first['msg']}"
+    return f"{'.'.join(str(part) for part in first['loc']) or whole}: {first['msg']}"
 
 
 def _check_tensors(folder: Path, reference: TensorFile) -> None:

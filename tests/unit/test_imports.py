@@ -15,6 +15,7 @@ PACKAGE = Path(viasd_calib.__file__).parent
 ROOMS = [
     "errors",
     "files",
+    "hardware",
     "host_memory",
     "progress",
     "prompts",

@@ -35,6 +35,7 @@ COMMANDS: dict[str, Command] = {
     "export": Command("export", "export", "write the routing spec"),
     "validate": Command("export", "validate", "check a routing spec and the tensors beside it", positional=True),
     "schema": Command("export", "schema", "print the JSON Schema of a routing spec"),
+    "profile": Command("profile", "profile", "measure what drafting, slim and full passes cost on this machine"),
     "generate": Command("generate", "generate", "answer a prompt with a routing spec"),
     "bench": Command("evaluate", "bench", "compare decoding methods on a prompt file"),
     "report": Command("evaluate", "report", "write one HTML page on a spec and its benchmark"),

@@ -74,7 +74,8 @@ class Drafter(ABC):
     """Proposes the next tokens of one text.
 
     A drafter follows the text through ``start``, ``observe`` and ``rollback``; a text is the whole id
-    sequence, prompt included.
+    sequence, prompt included. Everything that belongs to a text is made anew by ``start``: a shallow copy that is
+    started follows a text of its own with the same weights.
     """
 
     vocabulary: Tensor | None = None

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
@@ -19,6 +16,7 @@ from viasd_calib.decoding.conversation import Turn, converse
 from viasd_calib.decoding.decoder import Engine, MethodName
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.metrics import Interval, MethodResult, PromptResult, pool
+from viasd_calib.hardware import hardware
 from viasd_calib.progress import progress_bar
 from viasd_calib.prompts import Prompt
 from viasd_calib.spec import Audit
@@ -58,27 +56,6 @@ class BenchResult(BaseModel):
     by_task: dict[str, TaskResult]
 
 
-def hardware() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
-    return {
-        "device": device,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "platform": platform.platform(terse=True),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as source:
-            names = [line.split(":", 1)[1].strip() for line in source if line.startswith("model name")]
-    except OSError:  # not a Linux machine
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def run_bench(engine: Engine, prompts: Sequence[Prompt], settings: BenchSettings) -> BenchResult:
     """Warm up, then decode every prompt with every method, in an order drawn anew for each prompt.
 
@@ -96,7 +73,7 @@ def run_bench(engine: Engine, prompts: Sequence[Prompt], settings: BenchSettings
             for name, (turns, seconds) in timed.items():
                 results[name].append(_judge(engine, prompt, turns, seconds, reference))
             progress.update(task, advance=1)
-    return _summarise(results, prompts, settings)
+    return _summarise(results, prompts, settings, hardware(engine.routed.device))
 
 
 def _warm_up(engine: Engine, prompt: Prompt, settings: BenchSettings) -> None:
@@ -141,7 +118,10 @@ def _judge(
 
 
 def _summarise(
-    results: dict[MethodName, list[PromptResult]], prompts: Sequence[Prompt], settings: BenchSettings
+    results: dict[MethodName, list[PromptResult]],
+    prompts: Sequence[Prompt],
+    settings: BenchSettings,
+    machine: dict[str, Any],
 ) -> BenchResult:
     tasks = sorted({prompt.task for prompt in prompts})
     by_task: dict[str, TaskResult] = {}
@@ -149,7 +129,7 @@ def _summarise(
         chosen = {name: [r for r in rows if r.task == task] for name, rows in results.items()}
         by_task[task] = TaskResult(methods=_pool_all(chosen, settings.seed))
     return BenchResult(
-        hardware=hardware(),
+        hardware=machine,
         settings=settings,
         n_prompts=len(prompts),
         methods=_pool_all(results, settings.seed),

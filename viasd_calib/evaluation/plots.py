@@ -12,7 +12,8 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -22,10 +23,13 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from viasd_calib.decoding.policies import Tier
+from viasd_calib.errors import StorageError
+from viasd_calib.files import atomic_path
 
 if TYPE_CHECKING:
     from viasd_calib.calibration.gate_fitting import Reliability
     from viasd_calib.evaluation.metrics import MethodResult
+    from viasd_calib.planning.profile import LatencyProfile, Measured
     from viasd_calib.spec import Route
 
 INK, MUTED, LINE, PAPER = "#1f2328", "#59636e", "#d0d7de", "#fdfdfc"
@@ -46,6 +50,8 @@ THEME = {
 
 TIER_NAMES = {tier: f"tier {tier.value} {tier.name.lower()}" for tier in Tier}
 PLACES_PER_BIN = 8
+LATENCY_COLOURS = {"draft": TIER_COLOURS[Tier.ACCEPT], "slim": TIER_COLOURS[Tier.REGENERATE], "full": INK}
+PICTURE_FORMATS = ("png", "svg", "pdf")
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it is searchable, and takes the page's typeface
@@ -53,6 +59,8 @@ _STYLE: dict[Any, Any] = {
     "hatch.linewidth": 0.7,
 }
 _SMALL, _NORMAL = 8.0, 9.0  # points
+_DASHES = (0, (5, 3))
+_LATENCY_MARKERS = {"draft": "^", "slim": "o", "full": "s"}
 _METHOD_MARKERS = {"autoregressive": "s", "speculative": "^", "three_tier": "o"}
 _METHOD_COLOURS = {
     "autoregressive": MUTED,
@@ -234,6 +242,105 @@ def candidates_tested(
     _percent_axis(axes)
     _legend(axes, ncols=2)
     return figure
+
+
+def latency_profile(profile: LatencyProfile) -> Figure:
+    """What passes take: by width at the shortest context, and at the smallest width by context; smallest batch.
+
+    The dashed lines on the left are as many passes, or draft steps, as tokens: the further a full pass stays
+    below its own, the freer width is. The one on the right goes straight on from the two shortest contexts:
+    attention reads each cached token once, so its own growth keeps to a straight line.
+    """
+    settings = profile.settings
+    context, width, batch = settings.contexts[0], settings.widths[0], settings.batches[0]
+    figure = _canvas(9.4, 4.1)
+    by_width, by_context = figure.subplots(1, 2, sharey=True)
+    for axes in (by_width, by_context):
+        _dress(axes)
+    wider: dict[str, list[Measured]] = {}
+    longer: dict[str, list[Measured]] = {}
+    for tier in ("full", "slim", "draft"):
+        smallest = settings.axes(tier)
+        own = [entry for entry in profile.measured if entry.tier == tier and entry.batch == smallest.batch[0]]
+        wider[tier] = [entry for entry in own if entry.context == context]
+        longer[tier] = [entry for entry in own if entry.width == smallest.width[0]]
+        _latency_line(by_width, "width", wider[tier])
+        _latency_line(by_context, "context", longer[tier])
+    for tier in ("full", "draft"):
+        _token_by_token(by_width, wider[tier][0], settings.widths[-1])
+    if len(longer["full"]) > 2:
+        _straight_on(by_context, longer["full"])
+    highest = max(1000 * entry.high for lines in (wider, longer) for line in lines.values() for entry in line)
+    texts = "one text" if batch == 1 else f"{batch} texts (drafted: one)"
+    for axes, title, xlabel, points in (
+        (by_width, f"context {context}, {texts}", "width: new tokens of a pass", settings.widths),
+        (by_context, f"width {width}, {texts}", "context: cached tokens", settings.contexts),
+    ):
+        axes.set_title(title, loc="left", color=INK, fontsize=_NORMAL)
+        axes.set(xlabel=xlabel, xlim=(0, 1.04 * points[-1]), ylim=(0, 1.15 * highest))
+        axes.set_xticks([point for place, point in enumerate(points) if _has_room(points, place)])
+        _legend(axes, ncols=2)
+    by_width.set_ylabel("milliseconds")
+    return figure
+
+
+def _latency_line(axes: Axes, along: Literal["width", "context"], entries: Sequence[Measured]) -> None:
+    """Medians of one tier, in a band between the quartiles."""
+    tier = entries[0].tier
+    places = [getattr(entry, along) for entry in entries]
+    low, median, high = ([1000 * getattr(entry, name) for entry in entries] for name in ("low", "seconds", "high"))
+    axes.fill_between(places, low, high, color=LATENCY_COLOURS[tier], alpha=0.18, linewidth=0)
+    axes.plot(places, median, color=LATENCY_COLOURS[tier], marker=_LATENCY_MARKERS[tier], markersize=5,
+              linewidth=1.8, label=f"{tier} {'step' if tier == 'draft' else 'pass'}")  # fmt: skip
+
+
+def _token_by_token(axes: Axes, entry: Measured, tokens: int) -> None:
+    """What one pass or step a token would take; the line leaves the picture where width is nearly free."""
+    each = 1000 * entry.seconds / entry.width
+    axes.plot([entry.width, tokens], [each * entry.width, each * tokens], color=LATENCY_COLOURS[entry.tier],
+              linewidth=1, linestyle=_DASHES, label=f"{entry.tier}, token by token", zorder=1)  # fmt: skip
+
+
+def _straight_on(axes: Axes, entries: Sequence[Measured]) -> None:
+    """The line through the first two of entries at rising contexts."""
+    first, second = entries[:2]
+    contexts = np.array([entry.context for entry in (first, entries[-1])])
+    slope = (second.seconds - first.seconds) / np.diff([entry.context for entry in (first, second)])[0]
+    axes.plot(contexts, 1000 * (first.seconds + slope * (contexts - contexts[0])), color=LATENCY_COLOURS[first.tier],
+              linewidth=1, linestyle=_DASHES, label=f"{first.tier}, in a straight line", zorder=1)  # fmt: skip
+
+
+def _has_room(points: Sequence[int], place: int) -> bool:
+    """Whether a tick's label at ``points[place]`` stands clear of the next one's."""
+    return place == len(points) - 1 or points[place + 1] - points[place] >= 0.04 * points[-1]
+
+
+def picture_format(path: Path) -> str:
+    """The format that a picture's ending names.
+
+    Raises:
+        StorageError: it names none that can be drawn.
+
+    Example:
+        >>> picture_format(Path("profile.png"))
+        'png'
+    """
+    name = path.suffix.lower().removeprefix(".")
+    if name not in PICTURE_FORMATS:
+        known = ", ".join(f".{known}" for known in PICTURE_FORMATS)
+        raise StorageError(f"cannot draw {path}: its ending names no kind of picture; choose one of {known}")
+    return name
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure on light ground, atomically, in the format that its ending names.
+
+    Raises:
+        StorageError: the ending names no format, or the place cannot be written.
+    """
+    kind = picture_format(path)
+    with atomic_path(path) as temporary, mpl.rc_context(_STYLE):
+        figure.savefig(temporary, format=kind, facecolor=PAPER, dpi=160)
 
 
 def inline_svg(figure: Figure, name: str, alt: str) -> str:

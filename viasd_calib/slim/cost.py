@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from viasd_calib.slim.forward import RoutedModel, SublayerKind
 
 CONTEXT = 128
 """Cached tokens before the timed ones."""
+WARM_UP = 2
+"""Rounds before the timed ones; what only a first call costs falls into them."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,45 @@ class SublayerCosts:
     rest: float
 
 
-def median_seconds(runs: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
-    """Median time of each of several functions, interleaved so that drift strikes all alike."""
+def nothing() -> None:
+    """Do nothing."""
+
+
+def interleaved_seconds(
+    runs: Sequence[Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    after_each: Callable[[], object] = nothing,
+) -> list[list[float]]:
+    """Times of several functions, interleaved so that drift strikes all alike: [runs][repeats].
+
+    A round calls each function once, in an order drawn anew, so that none always follows the same other.
+
+    Args:
+        repeats: timed rounds; ``WARM_UP`` untimed ones come before.
+        device: waited for before the clock is read.
+        after_each: called behind every call of a function, outside the time taken.
+    """
+    order = list(range(len(runs)))
+    draw = random.Random(0)
     seconds: list[list[float]] = [[] for _ in runs]
-    for repeat in range(repeats + 2):  # the first two warm up
-        for kept, run in zip(seconds, runs, strict=True):
+    for round_number in range(WARM_UP + repeats):
+        draw.shuffle(order)
+        for place in order:
             begin = time.perf_counter()
-            run()
+            runs[place]()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if repeat >= 2:
-                kept.append(time.perf_counter() - begin)
-    return [statistics.median(kept) for kept in seconds]
+            taken = time.perf_counter() - begin
+            if round_number >= WARM_UP:
+                seconds[place].append(taken)
+            after_each()
+    return seconds
+
+
+def median_seconds(runs: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
+    """Median time of each of several functions, measured by :func:`interleaved_seconds`."""
+    return [statistics.median(kept) for kept in interleaved_seconds(runs, repeats, device)]
 
 
 @torch.no_grad()

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import TinyFolder
+from viasd_calib.cli import main
+from viasd_calib.models import load_verifier
+from viasd_calib.planning.profile import load_profile
+from viasd_calib.spec import Gates, PromptLookupDraft, Route, RoutingSpec, save_spec
+
+SMALL = ["--widths", "[4,1]", "--contexts", "[8,16]", "--batches", "[1,2]", "--repeats", "2"]
+
+
+@pytest.fixture(scope="module")
+def spec(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A spec for the tiny verifier, that needs no tensors."""
+    path = tmp_path_factory.mktemp("spec") / "routing.json"
+    save_spec(
+        RoutingSpec(
+            verifier=load_verifier(str(tiny_folder)).ref,
+            draft=PromptLookupDraft(),
+            route=Route(attention_skip=[1], mlp_skip=[2]),
+            gates=Gates(convention="ratio", accept_at=0.9, escalate_below=0.5),
+        ),
+        path,
+    )
+    return str(path)
+
+
+def test_a_profile_is_measured_written_printed_and_drawn(
+    spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, plot = tmp_path / "profile.json", tmp_path / "profile.png"
+    assert main(["profile", "--spec", spec, "--json", str(out), *SMALL, "--plot", str(plot), "--debug"]) == 0
+    profile = load_profile(out)
+    assert profile.settings.widths == (1, 4)
+    assert profile.seconds("slim", 2, 12, 1) > 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "milliseconds by width" in printed
+    for tier in ("draft", "slim", "full", "head"):
+        assert any(line.split()[:1] == [tier] for line in printed.splitlines())
+
+
+def test_a_number_format_in_place_of_the_specs(spec: str, tmp_path: Path) -> None:
+    out = tmp_path / "profile.json"
+    assert main(["profile", "--spec", spec, "--json", str(out), *SMALL, "--dtype", "bfloat16", "--debug"]) == 0
+    profile = load_profile(out)
+    assert (profile.dtype, profile.verifier.dtype) == ("bfloat16", "float32")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--contexts", "[128,2048]"], "2064 positions, the verifier's context holds 256; give --contexts up to 240"),
+        (["--widths", "[]"], "--widths: "),
+        (["--batches", "[0,1]"], "--batches: Value error, 0 is less than 1"),
+        (["--repeats", "1"], "--repeats: "),
+        (["--plot", "profile.bmp"], "cannot draw profile.bmp: its ending names no kind of picture; choose one of .png"),
+        (["--verifier", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(
+    spec: str, tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "profile.json"
+    assert main(["profile", "--spec", spec, "--json", str(out), *options]) == 1
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_place_that_cannot_be_written_is_said(spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["profile", "--spec", spec, "--json", str(tmp_path / "file" / "profile.json"), *SMALL]) == 1
+    assert "cannot write" in capsys.readouterr().err

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from matplotlib.axes import Axes
+
+from tests.tiny import small_disk, tiny_profile
+from viasd_calib.errors import StorageError
+from viasd_calib.evaluation.plots import inline_svg, latency_profile, picture_format, write_figure
+from viasd_calib.planning.profile import LatencyProfile, PassShape, ProfileSettings
+
+
+def cost(shape: PassShape) -> float:
+    base = {"draft": 0.004, "slim": 0.02, "full": 0.04, "head": 0.005}[shape.tier]
+    return base + 0.001 * shape.width + 1e-6 * (shape.context or 0)
+
+
+def profile(
+    widths: tuple[int, ...] = (1, 4, 8), contexts: tuple[int, ...] = (128, 256, 512), batches: tuple[int, ...] = (1, 2)
+) -> LatencyProfile:
+    return tiny_profile(ProfileSettings(widths=widths, contexts=contexts, batches=batches, repeats=5), cost)
+
+
+def lines(axes: Axes) -> dict[str, list[tuple[float, float]]]:
+    """Points by label."""
+    return {
+        str(line.get_label()): [(float(x), float(y)) for x, y in zip(*line.get_data(), strict=True)]
+        for line in axes.get_lines()
+    }
+
+
+def test_a_latency_profile_is_drawn_by_width_and_by_context() -> None:
+    by_width, by_context = latency_profile(profile()).axes
+    left, right = lines(by_width), lines(by_context)
+    assert left["full pass"] == [pytest.approx((w, 40 + w + 0.128)) for w in (1, 4, 8)]
+    assert left["slim pass"] == [pytest.approx((w, 20 + w + 0.128)) for w in (1, 4, 8)]
+    assert left["draft step"] == [pytest.approx((1, 5.128))]
+    assert left["full, token by token"][-1] == pytest.approx((8, 8 * 41.128))
+    assert right["full pass"] == [pytest.approx((c, 41 + c / 1000)) for c in (128, 256, 512)]
+    assert right["full, in a straight line"][-1] == pytest.approx(right["full pass"][-1])
+
+
+def test_milliseconds_begin_at_zero_and_hold_every_line() -> None:
+    for axes in latency_profile(profile()).axes:
+        assert axes.get_ylim()[0] == 0
+        assert axes.get_ylim()[1] > 48.2
+
+
+@pytest.mark.parametrize("points", [(1,), (1, 9)])
+def test_a_small_profile_is_drawn_too(points: tuple[int, ...]) -> None:
+    by_width, by_context = latency_profile(profile(points, points, (4,))).axes
+    assert "4 texts (drafted: one)" in by_width.get_title(loc="left")
+    assert "full, in a straight line" not in lines(by_context)
+
+
+def test_its_colours_follow_a_page() -> None:
+    assert "var(--accept)" in inline_svg(latency_profile(profile()), "latency", "latencies")
+
+
+@pytest.mark.parametrize(("name", "begin"), [("a.png", b"\x89PNG"), ("b.SVG", b"<?xml"), ("c.pdf", b"%PDF")])
+def test_a_figure_is_written_in_the_format_of_its_ending(tmp_path: Path, name: str, begin: bytes) -> None:
+    write_figure(latency_profile(profile()), tmp_path / "new" / name)
+    assert (tmp_path / "new" / name).read_bytes().startswith(begin)
+
+
+@pytest.mark.parametrize("name", ["profile", "profile.bmp", "png", "profile.png.txt"])
+def test_an_ending_that_names_no_picture_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StorageError, match=r"choose one of \.png, \.svg, \.pdf"):
+        picture_format(tmp_path / name)
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    with small_disk(64), pytest.raises(StorageError):
+        write_figure(latency_profile(profile()), tmp_path / "profile.png")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,108 @@
+"""``viasd profile``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from viasd_calib.decoding.decoder import load_engine
+from viasd_calib.errors import PlanningError
+from viasd_calib.evaluation.plots import latency_profile, picture_format, write_figure
+from viasd_calib.planning.measure import measure_profile
+from viasd_calib.planning.profile import LatencyProfile, Measured, ProfileSettings, save_profile
+from viasd_calib.spec import DType, first_problem
+
+
+def profile(
+    spec: str,
+    json: str,
+    widths: Sequence[int] = (1, 2, 4, 8, 16),
+    contexts: Sequence[int] = (128, 512, 2048),
+    batches: Sequence[int] = (1, 4),
+    repeats: int = 15,
+    plot: str | None = None,
+    verifier: str | None = None,
+    dtype: DType | None = None,
+    device: str = "cpu",
+) -> LatencyProfile:
+    """Measure what draft steps, slim and full passes and the output head take on this machine, in seconds.
+
+    Args:
+        spec: path of the routing spec.
+        json: where the profile is written.
+        widths: new tokens of a pass.
+        contexts: cached tokens before them.
+        batches: texts at once; draft steps are of one text.
+        repeats: timed rounds over everything, from which median and quartiles are taken.
+        plot: draw a picture of the profile here (.png, .svg or .pdf).
+        verifier: where to find the verifier, in place of the name in the spec.
+        dtype: number format, in place of the spec's.
+        device: where models run.
+    """
+    settings = profile_settings(widths, contexts, batches, repeats)
+    if plot is not None:
+        picture_format(Path(plot))  # refused now, not after minutes of measuring
+    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device)
+    result = measure_profile(engine, settings)
+    save_profile(result, json)
+    Console().print(profile_table(result))
+    if plot is not None:
+        write_figure(latency_profile(result), Path(plot))
+    return result
+
+
+def profile_settings(
+    widths: Sequence[int], contexts: Sequence[int], batches: Sequence[int], repeats: int
+) -> ProfileSettings:
+    """Settings from options.
+
+    Raises:
+        PlanningError: naming the first option that makes no sense.
+    """
+    try:
+        return ProfileSettings(widths=tuple(widths), contexts=tuple(contexts), batches=tuple(batches), repeats=repeats)
+    except ValidationError as error:
+        raise PlanningError(f"--{first_problem(error)}") from error
+
+
+def profile_table(profile: LatencyProfile) -> Table:
+    """A profile as a table: one row a tier, batch and context, one column a width."""
+    table = Table(
+        title="milliseconds by width: median, below it the quartiles' distance in %",
+        caption=f"{profile.dtype}, {profile.hardware['device']}",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("")
+    for heading in ("batch", "context", *map(str, profile.settings.widths)):
+        table.add_column(heading, justify="right")
+    rows: dict[tuple[str, int, int | None], dict[int, Measured]] = {}
+    for entry in profile.measured:
+        rows.setdefault((entry.tier, entry.batch, entry.context), {})[entry.width] = entry
+    for (tier, batch, context), by_width in rows.items():
+        cells = [_cell(by_width.get(width)) for width in profile.settings.widths]
+        table.add_row(tier, str(batch), "-" if context is None else str(context), *cells)
+    return table
+
+
+def _cell(entry: Measured | None) -> str:
+    if entry is None:
+        return "-"
+    below, above = (100 * (quartile / entry.seconds - 1) for quartile in (entry.low, entry.high))
+    return f"{milliseconds(entry.seconds)}\n[dim]{below:+.0f} {above:+.0f}[/]"
+
+
+def milliseconds(seconds: float) -> str:
+    """Three figures, or all before the point.
+
+    Example:
+        >>> milliseconds(0.0361234), milliseconds(1.23456)
+        ('36.1', '1235')
+    """
+    value = 1000 * seconds
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

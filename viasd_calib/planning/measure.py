@@ -1,0 +1,154 @@
+"""Measuring a latency profile: passes come as callables, so that every backend is timed by the same code."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from viasd_calib.decoding.decoder import Engine
+from viasd_calib.draft.base import Drafter, never_stop
+from viasd_calib.errors import PlanningError, PromptError
+from viasd_calib.hardware import hardware
+from viasd_calib.models import DTYPE_NAMES
+from viasd_calib.planning.profile import LatencyProfile, Measured, PassShape, ProfileSettings, uncosted
+from viasd_calib.progress import progress_bar
+from viasd_calib.slim.cache import CacheWindow, SharedCache
+from viasd_calib.slim.cost import WARM_UP, interleaved_seconds
+from viasd_calib.slim.forward import RoutedModel, States
+
+Pass = Callable[[], object]
+"""One call runs one pass, and can be made again and again with the same effect."""
+
+
+@torch.inference_mode()
+def time_passes(passes: Mapping[PassShape, Pass], repeats: int, device: torch.device) -> list[Measured]:
+    """Median and quartiles of each pass over ``repeats`` interleaved rounds; warm-up is not counted.
+
+    Args:
+        repeats: at least 2.
+        device: waited for after each pass.
+    """
+    with progress_bar("passes", by_hand=True) as progress:
+        task = progress.add_task("profile", total=len(passes) * (WARM_UP + repeats))
+        advance = partial(progress.update, task, advance=1, refresh=True)
+        seconds = interleaved_seconds(list(passes.values()), repeats, device, advance)
+    return [_summary(shape, taken) for shape, taken in zip(passes, seconds, strict=True)]
+
+
+def _summary(shape: PassShape, taken: list[float]) -> Measured:
+    low, _, high = statistics.quantiles(taken, n=4, method="inclusive")
+    median = statistics.median(taken)  # rounding may put a quartile of equal times beyond it
+    return Measured(**shape._asdict(), seconds=median, low=min(low, median), high=max(high, median))
+
+
+@torch.inference_mode()
+def eager_passes(engine: Engine, settings: ProfileSettings) -> dict[PassShape, Pass]:
+    """The passes as the decoder makes them: same layers, same cache, same taps.
+
+    Each batch size has one cache with room for the longest context, as a text being decoded has room for
+    what may still come.
+
+    Raises:
+        PlanningError: a context is longer than a model's.
+    """
+    _refuse_long_contexts(engine.routed, settings)
+    longest = settings.contexts[-1] + settings.widths[-1]
+    caches = {batch: engine.routed.new_cache(longest, batch) for batch in settings.batches}
+    passes: dict[PassShape, Pass] = {}
+    for shape in settings.shapes():
+        if shape.tier == "draft":
+            passes[shape] = _draft_step(engine, shape)
+        elif shape.tier == "head":
+            passes[shape] = _head_pass(engine.routed, shape)
+        else:
+            passes[shape] = _verifier_pass(engine, shape, caches[shape.batch])
+    return passes
+
+
+def _refuse_long_contexts(model: RoutedModel, settings: ProfileSettings) -> None:
+    room = model.config.max_position_embeddings
+    context, width = settings.contexts[-1], settings.widths[-1]
+    if context + width > room:
+        mend = f"give --contexts up to {room - width}" if width < room else f"give --widths below {room}"
+        raise PlanningError(
+            f"context {context} and width {width} are {context + width} positions, "
+            f"the verifier's context holds {room}; {mend}"
+        )
+
+
+def _verifier_pass(engine: Engine, shape: PassShape, cache: SharedCache) -> Pass:
+    assert shape.context is not None, "only the head has no context"
+    model, taps = engine.routed, engine.drafter.taps
+    ids = _some_ids((shape.batch, shape.width), model)
+    start: int | Tensor = shape.context
+    if shape.batch > 1:  # texts of a batch differ in length, so each row has a place of its own
+        start = torch.full((shape.batch,), shape.context, device=model.device)
+    window = CacheWindow(cache, start, shape.width, shape.context + shape.width)
+    forward: Callable[..., States] = model.slim if shape.tier == "slim" else model.full
+    return lambda: model.logits(forward(ids, window, taps).last)
+
+
+def _head_pass(model: RoutedModel, shape: PassShape) -> Pass:
+    states = model.final_norm(model.embed(_some_ids((shape.batch, shape.width), model)))  # [batch, width, hidden]
+    return lambda: model.logits(states)
+
+
+def _draft_step(engine: Engine, shape: PassShape) -> Pass:
+    """One step behind ``shape.context`` tokens that the drafter has seen, and one that it has not."""
+    assert shape.context is not None, "only the head has no context"
+    drafter: Drafter = copy.copy(engine.drafter)  # contexts take turns, so each has a text of its own
+    text = _some_ids((shape.context + 1,), engine.routed)
+    try:
+        drafter.start(shape.context + 1)
+    except PromptError as error:
+        raise PlanningError(
+            f"context {shape.context} is longer than the draft model's; give --contexts that it can hold"
+        ) from error
+    drafter.propose(text, 1, never_stop)  # the first proposal reads the whole text
+    return lambda: drafter.propose(text, 1, never_stop)
+
+
+def _some_ids(shape: tuple[int, ...], model: RoutedModel) -> Tensor:
+    """Random tokens, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
+
+
+PassMaker = Callable[[Engine, ProfileSettings], Mapping[PassShape, Pass]]
+"""A backend, seen from here: the passes that settings name, for one engine."""
+
+
+def measure_profile(
+    engine: Engine,
+    settings: ProfileSettings,
+    make_passes: PassMaker = eager_passes,
+    backend: str = "eager",
+) -> LatencyProfile:
+    """Time everything that ``settings`` name.
+
+    Args:
+        engine: a loaded spec.
+        make_passes: gives a pass for each of ``settings.shapes()``.
+        backend: the name of what ``make_passes`` runs on.
+
+    Raises:
+        PlanningError: a context is longer than a model's.
+    """
+    passes = make_passes(engine, settings)
+    device = engine.routed.device
+    return LatencyProfile(
+        verifier=engine.spec.verifier,
+        draft=engine.spec.draft,
+        route=uncosted(engine.spec.route),
+        backend=backend,
+        dtype=DTYPE_NAMES[engine.routed.dtype],
+        device=str(device),
+        hardware=hardware(device),
+        settings=settings,
+        measured=tuple(time_passes(passes, settings.repeats, device)),
+    )
