@@ -146,7 +146,7 @@ class RouterModule(LightningModule):
 
     def _kept_sublayers(self) -> list[Sublayer]:
         layers = self.model.layers if self.slim_layers is None else self.slim_layers
-        return sublayers_of(layers, self.route)
+        return sublayers_of(layers, self.model.layer_types, self.route)
 
     def training_step(self, batch: TraceBatch, _batch_idx: int) -> None:
         """One step of the stage that is due."""
