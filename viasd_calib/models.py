@@ -92,7 +92,7 @@ def load_verifier(
     attention scores, which ``sdpa`` cannot (Gemma 2).
 
     Raises:
-        ModelError: nothing of that name, or a damaged file.
+        ModelError: nothing of that name, a damaged file, or a model of more than text.
         StorageError: the converted model cannot be written.
     """
     folder, identity = resolve_model(name_or_path)
@@ -113,6 +113,11 @@ def load_verifier(
         raise ModelError(
             f"cannot load the model {name_or_path!r}: {reason}; give a hub id, a folder or a .gguf file"
         ) from error
+    if not hasattr(model.config, "num_hidden_layers"):  # its parts have a configuration each
+        raise ModelError(
+            f"the model {name_or_path!r} is of type {model.config.model_type!r}, which reads more than text; "
+            "give a text-only one of its family"
+        )
     torch.nn.Module.to(model, torch.device(device))  # transformers' own wrapper is untyped
     model.eval().requires_grad_(False)
     return Verifier(model, tokenizer, fingerprint(model, tokenizer, name_or_path, revision))

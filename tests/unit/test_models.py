@@ -9,6 +9,7 @@ import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Gemma3Config
 
 from tests.tiny import (
     CHAT_TEMPLATE,
@@ -21,6 +22,7 @@ from tests.tiny import (
     small_disk,
     tiny_config,
     tiny_model,
+    tiny_tokenizer,
 )
 from tests.tiny import transformers_logits as logits_of
 from viasd_calib.errors import ModelError, PromptError, StorageError
@@ -108,6 +110,20 @@ def test_attention_runs_in_an_implementation_the_model_can_do(tmp_path: Path, fa
     model = load_verifier(str(save_tiny(tmp_path, family=family))).model
     assert model.config._attn_implementation == attention
     assert torch.equal(logits_of(model, TEXT), logits_of(tiny_model(0, family), TEXT))
+
+
+def test_a_model_of_several_parts_is_refused(tmp_path: Path) -> None:
+    text = {"vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config={**text, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8},
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"type 'gemma3', which reads more than text; give a text-only one"):
+        load_verifier(str(tmp_path))
 
 
 def test_a_context_ends_where_longrope_changes() -> None:
