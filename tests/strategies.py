@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from tests.tiny import LAYERS, VOCAB, random_gate
+from tests.tiny import LAYERS, TINY_FAMILIES, VOCAB, random_gate
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
 from viasd_calib.spec import Gates, LogisticGate, Route
 
 BOUNDS = st.floats(0.0625, 0.9375)
 NEVER = 1.01
 """A bound above 1, which no score meets."""
+
+
+def families() -> st.SearchStrategy[str]:
+    """Names of tiny models."""
+    return st.sampled_from(list(TINY_FAMILIES))
 
 
 def routes(layers: int = LAYERS) -> st.SearchStrategy[Route]:

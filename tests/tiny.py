@@ -20,8 +20,11 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -49,16 +52,32 @@ CHAT_TEMPLATE = (
 
 TinyFolder = Path
 
+SLIDING = 3
+"""Positions that a sliding layer of a tiny model reads: fewer than most texts of the tests have."""
+_WINDOW: dict[str, Any] = {"sliding_window": SLIDING}
+_GEMMA: dict[str, Any] = {**_WINDOW, "head_dim": 8, "query_pre_attn_scalar": 6, "tie_word_embeddings": True}
+_PHI: dict[str, Any] = {"head_dim": 8, "resid_pdrop": 0.5}
+_TURN = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}
+
+TINY_FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "llama": (LlamaConfig, {}),
+    "mistral": (MistralConfig, {"sliding_window": None}),
+    "mistral_sliding": (MistralConfig, {**_WINDOW, "head_dim": 8}),
+    "qwen2": (Qwen2Config, {}),
+    "qwen2_sliding": (Qwen2Config, {**_WINDOW, "use_sliding_window": True}),
+    "qwen3": (Qwen3Config, {"head_dim": 8}),
+    "qwen3_sliding": (Qwen3Config, {**_WINDOW, "use_sliding_window": True, "head_dim": 8}),
+    "gemma2": (Gemma2Config, {**_GEMMA, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 4.0}),
+    "gemma3_text": (Gemma3TextConfig, {**_GEMMA, "final_logit_softcapping": 4.0}),
+    "phi3": (Phi3Config, {**_PHI, "rope_parameters": _TURN}),
+    "phi3_sliding": (Phi3Config, {**_PHI, **_WINDOW, "tie_word_embeddings": True}),
+}
+"""Tiny models by name, with what sets each apart from a Llama."""
+
 
 def tiny_config(family: str = "llama", *, layers: int = LAYERS, vocab: int = VOCAB, **changes: Any) -> PreTrainedConfig:
     """Configuration of a tiny model; wide initial weights, so that the likeliest token varies."""
-    kinds: dict[str, type[PreTrainedConfig]] = {
-        "llama": LlamaConfig,
-        "mistral": MistralConfig,
-        "qwen2": Qwen2Config,
-        "qwen3": Qwen3Config,
-    }
-    of_family: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": None}, "qwen3": {"head_dim": 8}}
+    kind, of_family = TINY_FAMILIES[family]
     common: dict[str, Any] = {
         "vocab_size": vocab,
         "hidden_size": 16,
@@ -73,7 +92,24 @@ def tiny_config(family: str = "llama", *, layers: int = LAYERS, vocab: int = VOC
         "eos_token_id": None,
         "pad_token_id": None,
     }
-    return kinds[family](**{**common, **of_family.get(family, {}), **changes})
+    if kind not in (LlamaConfig, MistralConfig, Phi3Config):  # these have no types
+        slides = of_family.get("sliding_window") is not None
+        kinds = ["sliding_attention", "full_attention"] if slides else ["full_attention"]
+        common["layer_types"] = [kinds[layer % len(kinds)] for layer in range(layers)]
+    return kind(**{**common, **of_family, **changes})
+
+
+def longrope_config(context: int) -> PreTrainedConfig:
+    """A Phi-3 that turns positions otherwise once a text is longer than ``context``."""
+    longrope = {
+        "rope_type": "longrope",
+        "rope_theta": 100.0,
+        "partial_rotary_factor": 1.0,
+        "short_factor": [1.0, 1.5],
+        "long_factor": [2.0, 4.0],
+        "original_max_position_embeddings": context,
+    }
+    return tiny_config("phi3", head_dim=4, original_max_position_embeddings=context, rope_parameters=longrope)
 
 
 @functools.cache
@@ -81,16 +117,24 @@ def tiny_model(seed: int = 0, family: str = "llama", *, layers: int = LAYERS, vo
     """A tiny random model; the same arguments give the same object."""
     torch.manual_seed(seed)
     config = tiny_config(family, layers=layers, vocab=vocab)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    return make_model(config)
+
+
+def make_model(config: PreTrainedConfig, attention: str | None = None) -> PreTrainedModel:
+    """A random model; its norms and biases differ too, which transformers begins all alike."""
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     model.eval().requires_grad_(False)
     assert isinstance(model, PreTrainedModel)
+    for weight in model.parameters():
+        if weight.ndim == 1:
+            weight += 0.3 * torch.randn(weight.shape)
     return model
 
 
 @functools.cache
-def noisy_copy(seed: int = 0, noise: float = 0.05) -> PreTrainedModel:
+def noisy_copy(seed: int = 0, family: str = "llama", noise: float = 0.05) -> PreTrainedModel:
     """``tiny_model(seed)`` with its weights disturbed: a draft model that is right part of the time."""
-    model = copy.deepcopy(tiny_model(seed))
+    model = copy.deepcopy(tiny_model(seed, family))
     generator = torch.Generator().manual_seed(seed)
     for weight in model.parameters():
         weight.add_(noise * torch.randn(weight.shape, generator=generator))
@@ -141,17 +185,17 @@ class RandomDrafter(Drafter):
 DRAFTERS = ("lookup", "causal", "near", "itself", "shallow", "random")
 
 
-def make_drafter(kind: str, verifier: RoutedModel, seed: int = 0) -> Drafter:
-    """A drafter for ``tiny_model(seed)``, from one that is never right to the verifier itself."""
+def make_drafter(kind: str, verifier: RoutedModel, seed: int = 0, family: str = "llama") -> Drafter:
+    """A drafter for ``tiny_model(seed, family)``, from one that is never right to the verifier itself."""
     vocab = verifier.config.vocab_size
     if kind == "lookup":
         return PromptLookup()
     if kind == "causal":
-        return CausalDrafter(RoutedModel(tiny_model(seed + 100, layers=2)), vocab)
+        return CausalDrafter(RoutedModel(tiny_model(seed + 100, family, layers=2)), vocab)
     if kind == "near":
-        return CausalDrafter(RoutedModel(noisy_copy(seed)), vocab)
+        return CausalDrafter(RoutedModel(noisy_copy(seed, family)), vocab)
     if kind == "itself":
-        return CausalDrafter(RoutedModel(tiny_model(seed)), vocab)
+        return CausalDrafter(RoutedModel(tiny_model(seed, family)), vocab)
     if kind == "shallow":
         return ShallowDrafter(tiny_shallow(verifier, seed))
     return RandomDrafter(vocab, seed)
@@ -211,9 +255,11 @@ def tiny_tokenizer(vocab: int = VOCAB) -> PreTrainedTokenizerFast:
     )
 
 
-def save_tiny(folder: Path, seed: int = 0, *, vocab: int = VOCAB, eos: int | None = EOS) -> TinyFolder:
+def save_tiny(
+    folder: Path, seed: int = 0, family: str = "llama", *, vocab: int = VOCAB, eos: int | None = EOS
+) -> TinyFolder:
     """Write a tiny model and its tokenizer as ``save_pretrained`` does."""
-    model = copy.deepcopy(tiny_model(seed, vocab=vocab))
+    model = copy.deepcopy(tiny_model(seed, family, vocab=vocab))
     model.config.eos_token_id = eos
     assert model.generation_config is not None
     model.generation_config.eos_token_id = eos

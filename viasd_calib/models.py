@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -87,9 +88,11 @@ def load_verifier(
     """Load a verifier from a hub id, a folder, a ``.gguf`` file or ``"smollm2-135m"``.
 
     A GGUF file is widened to full tensors once and kept under its hash, so that the next start is quick.
+    Attention runs in transformers' default implementation: ``sdpa``, or ``eager`` where a model caps its
+    attention scores, which ``sdpa`` cannot (Gemma 2).
 
     Raises:
-        ModelError: nothing of that name, or a damaged file.
+        ModelError: nothing of that name, a damaged file, or a model of more than text.
         StorageError: the converted model cannot be written.
     """
     folder, identity = resolve_model(name_or_path)
@@ -100,7 +103,6 @@ def load_verifier(
             folder,
             dtype=DTYPES[dtype],
             revision=hub_revision,
-            attn_implementation="sdpa",
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
@@ -111,6 +113,11 @@ def load_verifier(
         raise ModelError(
             f"cannot load the model {name_or_path!r}: {reason}; give a hub id, a folder or a .gguf file"
         ) from error
+    if not hasattr(model.config, "num_hidden_layers"):  # its parts have a configuration each
+        raise ModelError(
+            f"the model {name_or_path!r} is of type {model.config.model_type!r}, which reads more than text; "
+            "give a text-only one of its family"
+        )
     torch.nn.Module.to(model, torch.device(device))  # transformers' own wrapper is untyped
     model.eval().requires_grad_(False)
     return Verifier(model, tokenizer, fingerprint(model, tokenizer, name_or_path, revision))
@@ -227,6 +234,22 @@ def _settle(partial: Path, target: Path) -> None:
             raise
 
 
+def context_length(config: PreTrainedConfig) -> int:
+    """How many positions a text may have.
+
+    LongRoPE (Ding et al. 2024, arXiv 2402.13753) turns every position otherwise once a text outgrows the context
+    the model began with, and a cache that was filled before no longer fits: such a model's texts end there.
+    """
+    rotary: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    by_layer_type = [part for part in rotary.values() if isinstance(part, dict)]
+    limits = [
+        part["original_max_position_embeddings"]
+        for part in (rotary, *by_layer_type)
+        if part.get("rope_type") == "longrope"
+    ]
+    return int(min([config.max_position_embeddings, *limits]))
+
+
 def encode_prompt(verifier: Verifier, prompt: Prompt, answers: list[str], room: int) -> list[int]:
     """Ids of a prompt's conversation up to its next answer.
 
@@ -241,7 +264,7 @@ def encode_prompt(verifier: Verifier, prompt: Prompt, answers: list[str], room: 
     for turn, answer in zip(prompt.turns, [*answers, ""], strict=False):
         messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
     ids = verifier.encode_chat(messages[:-1])
-    context = verifier.model.config.max_position_embeddings
+    context = context_length(verifier.model.config)
     if not ids:
         raise PromptError(f"prompt {prompt.id!r} has no tokens; give it some text")
     if len(ids) + room > context:

@@ -3,13 +3,27 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Gemma3Config
 
-from tests.tiny import CHAT_TEMPLATE, EOS, SPECIAL, VOCAB, TinyFolder, save_tiny, small_disk, tiny_model
+from tests.tiny import (
+    CHAT_TEMPLATE,
+    EOS,
+    SPECIAL,
+    VOCAB,
+    TinyFolder,
+    longrope_config,
+    save_tiny,
+    small_disk,
+    tiny_config,
+    tiny_model,
+    tiny_tokenizer,
+)
 from tests.tiny import transformers_logits as logits_of
 from viasd_calib.errors import ModelError, PromptError, StorageError
 from viasd_calib.models import (
@@ -17,6 +31,7 @@ from viasd_calib.models import (
     SMOLLM2_FILE,
     Verifier,
     cache_folder,
+    context_length,
     converted,
     encode_prompt,
     load_verifier,
@@ -88,6 +103,34 @@ def test_a_folder_is_loaded_frozen_and_in_the_format_asked_for(tiny_folder: Tiny
         assert verifier.ref.dtype == dtype
         assert verifier.eos_ids == frozenset({EOS})
     assert torch.equal(logits_of(load_verifier(str(tiny_folder)).model, TEXT), logits_of(tiny_model(), TEXT))
+
+
+@pytest.mark.parametrize(("family", "attention"), [("gemma2", "eager"), ("gemma3_text", "sdpa")])
+def test_attention_runs_in_an_implementation_the_model_can_do(tmp_path: Path, family: str, attention: str) -> None:
+    model = load_verifier(str(save_tiny(tmp_path, family=family))).model
+    assert model.config._attn_implementation == attention
+    assert torch.equal(logits_of(model, TEXT), logits_of(tiny_model(0, family), TEXT))
+
+
+def test_a_model_of_several_parts_is_refused(tmp_path: Path) -> None:
+    text = {"vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config={**text, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8},
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"type 'gemma3', which reads more than text; give a text-only one"):
+        load_verifier(str(tmp_path))
+
+
+def test_a_context_ends_where_longrope_changes() -> None:
+    assert context_length(tiny_config()) == context_length(tiny_config("gemma3_text")) == 256
+    assert context_length(longrope_config(16)) == 16
+    by_type = {"full_attention": longrope_config(12).rope_parameters, "sliding_attention": {"rope_type": "default"}}
+    assert context_length(SimpleNamespace(max_position_embeddings=64, rope_parameters=by_type)) == 12
 
 
 def test_the_fingerprint_describes_the_model(tiny_verifier: Verifier) -> None:

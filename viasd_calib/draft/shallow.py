@@ -9,6 +9,7 @@ restricted to the verifier's most frequent tokens.
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from transformers import PreTrainedConfig
 from viasd_calib.draft.base import Drafter, Pick, Proposal, StopRule, draft_stepwise, to_verifier_ids
 from viasd_calib.errors import ModelError
 from viasd_calib.files import write_bytes
-from viasd_calib.slim.cache import CacheWindow, SharedCache
-from viasd_calib.slim.families import AttentionInputs, KeyValueStore
-from viasd_calib.slim.forward import RoutedModel, sublayers_of
+from viasd_calib.slim.cache import CacheWindow, SharedCache, readable
+from viasd_calib.slim.families import KeyValueStore
+from viasd_calib.slim.forward import MaskOf, RoutedModel, sublayers_of
 from viasd_calib.spec import ShallowShape
 
 
@@ -109,7 +110,7 @@ class ShallowModel(nn.Module):
         return self.from_own(unit_size(states))  # type: ignore[no-any-return]
 
     def forward(
-        self, ids: Tensor, conditions: Tensor, positions: Tensor, mask: Tensor | None, store: KeyValueStore
+        self, ids: Tensor, conditions: Tensor, positions: Tensor, mask_of: MaskOf, store: KeyValueStore
     ) -> Tensor:
         """States of the drafter, before its norm: [batch, width, hidden].
 
@@ -119,14 +120,14 @@ class ShallowModel(nn.Module):
             positions: [1 or batch, width].
         """
         hidden: Tensor = self.from_token(self.embed(ids)) + conditions  # [batch, width, hidden]
-        inputs: AttentionInputs = self.verifier.attention_inputs(hidden, positions, mask, store)
-        for sublayer in sublayers_of(self.layers):
+        inputs = self.verifier.attention_inputs(hidden, positions, mask_of, store)
+        for sublayer in sublayers_of(self.layers, self.verifier.layer_types[-len(self.layers) :]):
             hidden = hidden + self.verifier.step(sublayer, hidden, inputs)
         return hidden
 
     def logits(self, states: Tensor) -> Tensor:
         """[..., hidden] -> [..., head_vocab]."""
-        return self.head(self.norm(states))  # type: ignore[no-any-return]
+        return self.verifier.soft_cap(self.head(self.norm(states)))
 
 
 def _check_shape(shape: ShallowShape, layers: int) -> None:
@@ -212,7 +213,7 @@ class ShallowDrafter(Drafter):
         start, width = self.cache.exact, ids.shape[0]
         window = CacheWindow(self.cache, start, width, start + width)
         conditions = self._conditions[start : start + width]  # [width, hidden]
-        states = self.model(ids[None], conditions[None], window.positions(), window.mask(), window)[0]
+        states = self.model(ids[None], conditions[None], window.positions(), window.mask, window)[0]
         known = max(self._observed, start) - start  # leading places that a verifier has spoken for already
         self._conditions[start + known + 1 : start + width + 1] = self.model.own_condition(states[known:])
         self.cache.mark_exact(start + width)
@@ -240,12 +241,13 @@ class UnrolledStore:
         return torch.cat(self._keys[layer], 2), torch.cat(self._values[layer], 2)
 
 
-def unrolled_mask(length: int, passes: int, device: torch.device) -> Tensor:
+def unrolled_mask(length: int, passes: int, device: torch.device, sliding: int | None = None) -> Tensor:
     """What a place may read in pass ``passes`` (from 1): bool [1, 1, length, passes * length].
 
     A token drafted j places after the last verified one reads the slots up to that one as they stand with
     the verifier's features (pass 1), and each of the j slots between as it stood when it was drafted
-    (Li et al. 2025, EAGLE-3, arXiv 2503.01840, training-time test).
+    (Li et al. 2025, EAGLE-3, arXiv 2503.01840, training-time test). A place reads ``sliding`` positions at
+    most, its own included; None is no such bound.
 
     Example:
         >>> unrolled_mask(3, 2, torch.device("cpu")).int()[0, 0].tolist()
@@ -255,7 +257,8 @@ def unrolled_mask(length: int, passes: int, device: torch.device) -> Tensor:
     key = torch.arange(length, device=device)[None]
     blocks = [key <= query - (passes - 1)]
     blocks += [key == query - (passes - number) for number in range(2, passes + 1)]
-    return torch.cat(blocks, 1)[None, None]
+    past = readable(key, query, sliding)
+    return torch.cat([block & past for block in blocks], 1)[None, None]
 
 
 def unrolled_states(model: ShallowModel, ids: Tensor, tapped: Tensor, passes: int) -> list[Tensor]:
@@ -276,7 +279,7 @@ def unrolled_states(model: ShallowModel, ids: Tensor, tapped: Tensor, passes: in
     states: list[Tensor] = []
     for number in range(1, passes + 1):
         conditions = nn.functional.pad(said[:, :-1], (0, 0, 1, 0))  # of the place before: [batch, length, hidden]
-        mask = unrolled_mask(length, number, ids.device)
-        states.append(model(ids, conditions, positions, mask, store))
+        mask_of = partial(unrolled_mask, length, number, ids.device)
+        states.append(model(ids, conditions, positions, mask_of, store))
         said = model.own_condition(states[-1])
     return states

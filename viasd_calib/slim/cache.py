@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from viasd_calib.errors import PromptError
+from viasd_calib.models import context_length
 
 
 class SharedCache:
@@ -44,7 +45,7 @@ class SharedCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        context = config.max_position_embeddings
+        context = context_length(config)
         if capacity > context:
             raise PromptError(f"{capacity} positions are asked for, the verifier's context holds {context}; shorten it")
         heads = config.num_key_value_heads
@@ -114,9 +115,25 @@ class CacheWindow:
             return (steps + self.start)[None]
         return self.start[:, None] + steps
 
-    def mask(self) -> Tensor | None:
-        """Which slots each token may read: bool [1 or batch, 1, width, extent]; None where it is all of them."""
-        if isinstance(self.start, int) and self.width == 1 and self.extent == self.start + 1:
+    def mask(self, sliding: int | None = None) -> Tensor | None:
+        """Which slots each token may read: bool [1 or batch, 1, width, extent]; None where it is all of them.
+
+        Args:
+            sliding: how many positions a token reads at most, its own included; None for no such bound.
+        """
+        whole = sliding is None or self.extent <= sliding
+        if isinstance(self.start, int) and self.width == 1 and self.extent == self.start + 1 and whole:
             return None
         slots = torch.arange(self.extent, device=self.cache.keys.device)
-        return (slots[None, None] <= self.positions()[:, :, None])[:, None]
+        return readable(slots, self.positions()[:, :, None], sliding)[:, None]
+
+
+def readable(slots: Tensor, positions: Tensor, sliding: int | None) -> Tensor:
+    """Which of ``slots`` a token at each of ``positions`` may read: bool, of the shape they broadcast to.
+
+    Example:
+        >>> readable(torch.arange(4), torch.tensor([[1], [3]]), 2).int().tolist()
+        [[1, 1, 0, 0], [0, 0, 1, 1]]
+    """
+    past = slots <= positions
+    return past if sliding is None else past & (slots > positions - sliding)

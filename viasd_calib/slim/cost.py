@@ -85,7 +85,7 @@ def sublayer_costs(model: RoutedModel, width: int = 4, repeats: int = 15) -> Sub
     window = CacheWindow(cache, CONTEXT, width, CONTEXT + width)
     ids = torch.zeros(1, width, dtype=torch.long, device=model.device)
     hidden = model.embed(ids)
-    inputs = model.attention_inputs(hidden, window.positions(), window.mask(), window)
+    inputs = model.attention_inputs(hidden, window.positions(), window.mask, window)
     chosen = {sublayer.kind: sublayer for sublayer in model.full_sublayers if sublayer.index == middle}
 
     def run(kind: SublayerKind) -> Callable[[], object]:

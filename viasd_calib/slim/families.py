@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, cast, get_args
 
 from torch import Tensor, nn
 
 from viasd_calib.errors import ModelError
+
+LayerType = Literal["full_attention", "sliding_attention"]
+"""Layers of one type share rotary embedding and mask; the names are those of ``config.layer_types``."""
+
+Rotary = tuple[Tensor, Tensor]
 
 
 class KeyValueStore(Protocol):
@@ -21,19 +26,36 @@ class KeyValueStore(Protocol):
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What the attention sublayers of one forward have in common."""
+    """What the attention sublayers of one layer type have in common in one forward."""
 
-    rotary: tuple[Tensor, Tensor]
+    rotary: Rotary
     mask: Tensor | None
     store: KeyValueStore
 
 
 @dataclass(frozen=True)
 class Family:
-    """How to run one attention and one MLP sublayer; each returns what is added to the residual stream."""
+    """How a family's modules are run.
+
+    Attributes:
+        attention: what an attention sublayer adds to the residual stream.
+        mlp: the same of an MLP sublayer.
+        layer_types: the type of each layer, by the model's configuration.
+        rotary_by_type: whether the rotary embedding differs between layer types.
+    """
 
     attention: Callable[[nn.Module, Tensor, AttentionInputs], Tensor]
     mlp: Callable[[nn.Module, Tensor], Tensor]
+    layer_types: Callable[[Any], list[str]]
+    rotary_by_type: bool = False
+
+    def rotary(
+        self, module: nn.Module, hidden: Tensor, positions: Tensor, kinds: Collection[LayerType]
+    ) -> dict[LayerType, Rotary]:
+        """Rotary embeddings of ``positions`` ([1 or batch, width]) by the model's own module, for each layer type."""
+        if self.rotary_by_type:
+            return {kind: module(hidden, positions, kind) for kind in kinds}
+        return dict.fromkeys(kinds, module(hidden, positions))
 
 
 def _pre_norm_attention(layer: Any, hidden: Tensor, inputs: AttentionInputs) -> Tensor:
@@ -50,9 +72,38 @@ def _pre_norm_mlp(layer: Any, hidden: Tensor) -> Tensor:
     return layer.mlp(layer.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
 
 
-PRE_NORM = Family(_pre_norm_attention, _pre_norm_mlp)
+def _both_norms_attention(layer: Any, hidden: Tensor, inputs: AttentionInputs) -> Tensor:
+    return layer.post_attention_layernorm(_pre_norm_attention(layer, hidden, inputs))  # type: ignore[no-any-return]
 
-FAMILIES: dict[str, Family] = {"llama": PRE_NORM, "mistral": PRE_NORM, "qwen2": PRE_NORM, "qwen3": PRE_NORM}
+
+def _both_norms_mlp(layer: Any, hidden: Tensor) -> Tensor:
+    update = layer.mlp(layer.pre_feedforward_layernorm(hidden))
+    return layer.post_feedforward_layernorm(update)  # type: ignore[no-any-return]
+
+
+def _never_sliding(config: Any) -> list[str]:
+    return ["full_attention"] * config.num_hidden_layers
+
+
+def _alike(config: Any) -> list[str]:
+    kind = "full_attention" if config.sliding_window is None else "sliding_attention"
+    return [kind] * config.num_hidden_layers
+
+
+def _listed(config: Any) -> list[str]:
+    return list(config.layer_types)
+
+
+# Phi-3's residual dropouts are left out: they act in training mode alone, and q never is in it.
+FAMILIES: dict[str, Family] = {
+    "gemma2": Family(_both_norms_attention, _both_norms_mlp, _listed),
+    "gemma3_text": Family(_both_norms_attention, _both_norms_mlp, _listed, rotary_by_type=True),
+    "llama": Family(_pre_norm_attention, _pre_norm_mlp, _never_sliding),
+    "mistral": Family(_pre_norm_attention, _pre_norm_mlp, _alike),
+    "phi3": Family(_pre_norm_attention, _pre_norm_mlp, _alike),
+    "qwen2": Family(_pre_norm_attention, _pre_norm_mlp, _listed),
+    "qwen3": Family(_pre_norm_attention, _pre_norm_mlp, _listed),
+}
 """Families by ``config.model_type``."""
 
 
@@ -60,12 +111,35 @@ def family_of(config: Any) -> Family:
     """The family of a model, by its configuration.
 
     Raises:
-        ModelError: the family is not known here, or the model slides its attention window.
+        ModelError: the family is not known here, or the model reads ahead.
     """
     if config.model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise ModelError(f"verifiers of type {config.model_type!r} are not supported; supported are: {known}")
-    kinds = getattr(config, "layer_types", None) or []
-    if any(kind != "full_attention" for kind in kinds) or (config.model_type == "mistral" and config.sliding_window):
-        raise ModelError("verifiers with sliding-window attention are not supported; choose one with full attention")
+    if getattr(config, "use_bidirectional_attention", None) or not getattr(config, "is_causal", True):
+        raise ModelError("the model attends in both directions and cannot decode; choose one with causal attention")
     return FAMILIES[config.model_type]
+
+
+def layer_types_of(config: Any) -> list[LayerType]:
+    """The type of each decoder layer of a model of a known family.
+
+    Raises:
+        ModelError: a layer is of a type that is not known here, or slides a window whose length is not given.
+    """
+    kinds = family_of(config).layer_types(config)
+    unknown = sorted(set(kinds).difference(get_args(LayerType)))
+    if unknown:
+        known = ", ".join(get_args(LayerType))
+        raise ModelError(f"layers of type {unknown[0]!r} are not supported; choose a model with layers of: {known}")
+    if "sliding_attention" in kinds and not config.sliding_window:
+        raise ModelError(
+            "the model has sliding layers, but config.sliding_window gives them no length; "
+            "set it (and use_sliding_window, where the model has that) in the model's config.json"
+        )
+    return cast("list[LayerType]", kinds)
+
+
+def window_of(config: Any, kind: LayerType) -> int | None:
+    """How many positions a layer of a type reads, its own included; None for all of them."""
+    return int(config.sliding_window) if kind == "sliding_attention" else None

@@ -24,6 +24,12 @@ from viasd_calib.training.teacher import read_text
 
 Stage = Literal["route", "adapter"]
 
+ADAPTER_TARGETS = (
+    *("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    *("qkv_proj", "gate_up_proj"),  # the same ones where a family has fused them, as Phi-3 has
+)
+"""Modules an adapter sits on by default; a family has some of them."""
+
 
 class RouterModule(LightningModule):
     """Learns a route and an adapter from traces; the verifier stays as it is.
@@ -62,7 +68,7 @@ class RouterModule(LightningModule):
         route_learning_rate: float = 0.15,
         cost_learning_rate: float = 0.5,
         adapter_rank: int = 32,
-        adapter_targets: Sequence[str] = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        adapter_targets: Sequence[str] = ADAPTER_TARGETS,
         adapter_learning_rate: float = 1e-3,
         max_run: int = 8,
         keep_layers: Sequence[int] = (0, -1),
@@ -146,7 +152,7 @@ class RouterModule(LightningModule):
 
     def _kept_sublayers(self) -> list[Sublayer]:
         layers = self.model.layers if self.slim_layers is None else self.slim_layers
-        return sublayers_of(layers, self.route)
+        return sublayers_of(layers, self.model.layer_types, self.route)
 
     def training_step(self, batch: TraceBatch, _batch_idx: int) -> None:
         """One step of the stage that is due."""

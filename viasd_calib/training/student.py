@@ -8,11 +8,12 @@ q passes, for every place of a text in one forward.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from viasd_calib.slim.cache import SharedCache
+from viasd_calib.slim.cache import SharedCache, readable
 from viasd_calib.slim.forward import RoutedModel, Sublayer
 
 
@@ -42,8 +43,12 @@ def run_starts(length: int, max_run: int, generator: torch.Generator) -> Tensor:
     return starts.repeat_interleave(runs)[:length]
 
 
-def mixed_mask(starts: Tensor) -> Tensor:
+def mixed_mask(starts: Tensor, sliding: int | None = None) -> Tensor:
     """What each place may read of q's slots and of its own: bool [1, 1, length, 2 * length].
+
+    Args:
+        starts: of each place's run, [length].
+        sliding: how many positions a place reads at most, its own included; None for no such bound.
 
     Example:
         >>> mixed_mask(torch.tensor([0, 1, 1])).int()[0, 0].tolist()
@@ -51,9 +56,9 @@ def mixed_mask(starts: Tensor) -> Tensor:
     """
     length = starts.shape[0]
     place = torch.arange(length, device=starts.device)
+    past = readable(place[None], place[:, None], sliding)
     exact = place[None] < starts[:, None]  # q's slots before the run
-    own = (place[None] >= starts[:, None]) & (place[None] <= place[:, None])
-    return torch.cat([exact, own], 1)[None, None]
+    return torch.cat([past & exact, past & ~exact], 1)[None, None]
 
 
 def student_states(
@@ -75,7 +80,7 @@ def student_states(
     """
     hidden = model.embed(ids)  # [batch, length, hidden]
     positions = torch.arange(ids.shape[1], device=ids.device)[None]
-    inputs = model.attention_inputs(hidden, positions, mixed_mask(starts), MixedStore(teacher))
+    inputs = model.attention_inputs(hidden, positions, partial(mixed_mask, starts), MixedStore(teacher))
     for place, sublayer in enumerate(sublayers):
         update = model.step(sublayer, hidden, inputs)
         hidden = hidden + (update if gates is None else gates[place] * update)

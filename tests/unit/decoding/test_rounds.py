@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
-from tests.strategies import NEVER, gate_sets, routes, token_lists
+from tests.strategies import NEVER, families, gate_sets, routes, token_lists
 from tests.tiny import (
     DRAFTERS,
+    TINY_FAMILIES,
     VOCAB,
     constant_gate,
     make_drafter,
@@ -58,19 +60,24 @@ class Case:
     prompt: list[int]
     count: int
     eos: frozenset[int]
+    family: str = "llama"
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return tiny_model(self.seed, self.family)
 
     @property
     def verifier(self) -> RoutedModel:
-        return RoutedModel(tiny_model(self.seed), self.route)
+        return RoutedModel(self.model, self.route)
 
     @property
     def drafter(self) -> Drafter:
-        return make_drafter(self.drafter_kind, self.verifier, self.seed)
+        return make_drafter(self.drafter_kind, self.verifier, self.seed, self.family)
 
     @property
     def expected(self) -> list[int]:
         """The verifier's own text, by transformers."""
-        return transformers_text(tiny_model(self.seed), self.prompt, self.count, self.eos)
+        return transformers_text(self.model, self.prompt, self.count, self.eos)
 
     def method(self, audit: Audit = "strict", tolerance: float = 0.5) -> ThreeTier:
         return make_method(
@@ -91,6 +98,7 @@ class Case:
 def cases() -> st.SearchStrategy[Case]:
     return st.builds(
         Case,
+        family=families(),
         seed=st.integers(0, 3),
         route=routes(),
         drafter_kind=st.sampled_from(DRAFTERS),
@@ -127,10 +135,22 @@ def lively_case(seed: int, eos: frozenset[int] = frozenset()) -> Case:
 @settings(max_examples=120)
 @given(case=cases())
 def test_strict_text_is_the_verifiers_own(case: Case) -> None:
-    """The main promise: whatever gates and route say, the text is q's, by our loop and by transformers'."""
+    """The main promise: whatever family, gates and route, the text is q's, by our loop and by transformers'."""
     expected = case.expected
     assert case.generate(Autoregressive()).tokens == expected
     assert case.generate(case.method()).tokens == expected
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_q_decides_not_alone_in_any_family(family: str) -> None:
+    """Tokens wait for q, some in vain, far beyond every window; the text is q's."""
+    tiers: Counter[Tier] = Counter()
+    for seed in range(2):
+        case = dataclasses.replace(lively_case(seed), family=family)
+        out = case.generate(case.method())
+        assert out.tokens == case.expected
+        tiers.update(out.tiers)
+    assert tiers[Tier.ACCEPT] + tiers[Tier.REGENERATE] > 0
 
 
 @given(case=cases())
@@ -174,7 +194,7 @@ def test_a_text_ends_at_its_end(case: Case, audit: Audit) -> None:
 def test_a_tolerant_text_holds_what_q_finds_likely_enough(case: Case, tolerance: float) -> None:
     """Teacher-forced: at every token q(x) / max q reaches the tolerance."""
     out = case.generate(case.method("tolerant", tolerance))
-    logits = transformers_logits(tiny_model(case.seed), [*case.prompt, *out.tokens])[len(case.prompt) - 1 : -1]
+    logits = transformers_logits(case.model, [*case.prompt, *out.tokens])[len(case.prompt) - 1 : -1]
     chosen = logits.gather(-1, torch.tensor(out.tokens)[:, None])[:, 0]
     assert (chosen - logits.amax(-1)).exp().min().item() >= tolerance - 1e-4
 
@@ -183,7 +203,7 @@ def test_a_tolerant_text_holds_what_q_finds_likely_enough(case: Case, tolerance:
 def test_what_q_decided_is_qs_choice(case: Case, audit: Audit) -> None:
     """Also where the text before has strayed: a token of tier 3 is q's argmax behind it."""
     out = case.generate(case.method(audit))
-    logits = transformers_logits(tiny_model(case.seed), [*case.prompt, *out.tokens])[len(case.prompt) - 1 : -1]
+    logits = transformers_logits(case.model, [*case.prompt, *out.tokens])[len(case.prompt) - 1 : -1]
     pairs = zip(out.tokens, logits.argmax(-1).tolist(), out.tiers, strict=True)
     assert all(token == choice for token, choice, tier in pairs if tier == Tier.ESCALATE)
 

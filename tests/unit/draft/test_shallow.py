@@ -1,25 +1,38 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.strategies import token_lists
-from tests.tiny import LAYERS, VOCAB, propose, small_disk, tiny_model, tiny_shallow, tiny_shape
+from tests.strategies import families, token_lists
+from tests.tiny import (
+    LAYERS,
+    TINY_FAMILIES,
+    VOCAB,
+    propose,
+    small_disk,
+    tiny_model,
+    tiny_shallow,
+    tiny_shape,
+    transformers_logits,
+)
 from viasd_calib.draft.shallow import (
     ShallowDrafter,
     ShallowModel,
+    UnrolledStore,
     load_shallow,
     save_shallow,
     unrolled_mask,
     unrolled_states,
 )
 from viasd_calib.errors import ModelError, StorageError
+from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import ShallowShape
 
@@ -28,12 +41,12 @@ HIDDEN = 16
 TAPS = 2
 
 
-def verifier(seed: int = 0) -> RoutedModel:
-    return RoutedModel(tiny_model(seed))
+def verifier(family: str = "llama") -> RoutedModel:
+    return RoutedModel(tiny_model(0, family))
 
 
-def make_drafter() -> ShallowDrafter:
-    drafter = ShallowDrafter(tiny_shallow(verifier()))
+def make_drafter(family: str = "llama") -> ShallowDrafter:
+    drafter = ShallowDrafter(tiny_shallow(verifier(family)))
     drafter.start(CAPACITY)
     return drafter
 
@@ -42,12 +55,13 @@ def random_states(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, TAPS, HIDDEN, generator=torch.Generator().manual_seed(seed))
 
 
-@given(prompt=token_lists(1, 8), depths=st.integers(1, 6), seed=st.integers(0, 9))
+@settings(max_examples=80)
+@given(family=families(), prompt=token_lists(1, 8), depths=st.integers(1, 6), seed=st.integers(0, 9))
 @torch.inference_mode()
 def test_score_at_a_depth_is_what_is_proposed_so_far_behind_an_observation(
-    prompt: list[int], depths: int, seed: int
+    family: str, prompt: list[int], depths: int, seed: int
 ) -> None:
-    drafter = make_drafter()
+    drafter = make_drafter(family)
     seen = len(prompt) - 1  # the verifier has not passed over the last token
     tapped = random_states(seen + depths, seed)
     if seen:
@@ -64,11 +78,11 @@ def test_score_at_a_depth_is_what_is_proposed_so_far_behind_an_observation(
 ROUNDS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6), token_lists(1, 2)), min_size=1, max_size=6)
 
 
-@given(prompt=token_lists(1, 8), rounds=ROUNDS)
+@given(family=families(), prompt=token_lists(1, 8), rounds=ROUNDS)
 @torch.inference_mode()
-def test_rounds_leave_no_trace(prompt: list[int], rounds: list[tuple[int, int, list[int]]]) -> None:
+def test_rounds_leave_no_trace(family: str, prompt: list[int], rounds: list[tuple[int, int, list[int]]]) -> None:
     """After any rounds of drafting and observing, a proposal is that of a drafter that saw the text at once."""
-    drafter = make_drafter()
+    drafter = make_drafter(family)
     states = random_states(CAPACITY)
     text, observed = list(prompt), 0
     for limit, keep, other in rounds:
@@ -78,7 +92,7 @@ def test_rounds_leave_no_trace(prompt: list[int], rounds: list[tuple[int, int, l
         observed = len(text) - 1
         drafter.rollback(observed)
     proposal = propose(drafter, torch.tensor(text), 5)
-    fresh = make_drafter()
+    fresh = make_drafter(family)
     fresh.observe(0, states[:observed])
     expected = propose(fresh, torch.tensor(text), 5)
     assert proposal.logits is not None
@@ -134,15 +148,34 @@ def test_nothing_is_asked_nothing_is_proposed() -> None:
     assert proposal.logits is None
 
 
+@pytest.mark.parametrize("family", TINY_FAMILIES)
 @torch.inference_mode()
-def test_at_first_it_is_the_verifiers_layers() -> None:
+def test_at_first_it_is_the_verifiers_layers(family: str) -> None:
     """The untrained drafter on all of q's layers is q: the embedding passes, head and norm are q's."""
-    routed = verifier()
+    routed = verifier(family)
     model = ShallowModel(routed, tiny_shape(LAYERS, VOCAB))
     model.use_vocabulary(torch.arange(VOCAB))
     text = torch.tensor([[4, 7, 9, 1, 1, 20]])
     states = unrolled_states(model.eval(), text, torch.zeros(1, 6, TAPS, HIDDEN), 1)[0]
-    torch.testing.assert_close(model.logits(states), tiny_model()(input_ids=text).logits, atol=1e-5, rtol=1e-5)
+    expected = transformers_logits(routed.model, text[0].tolist())
+    torch.testing.assert_close(model.logits(states)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["mistral_sliding", "qwen3_sliding", "gemma3_text"])
+@torch.inference_mode()
+def test_its_layers_are_of_the_verifiers_types(family: str) -> None:
+    """Given what enters q's last three layers they say what q says, with the same windows and rotary tables."""
+    routed = verifier(family)
+    text = torch.tensor([[4, 7, 9, 1, 1, 20, 3, 3]])
+    window = CacheWindow(routed.new_cache(8), 0, 8, 8)
+    entering = routed.full(text, window, (1,)).tapped[:, :, 0]
+    model = ShallowModel(routed, tiny_shape(3, VOCAB)).eval()
+    model.use_vocabulary(torch.arange(VOCAB))
+    model.from_token.weight.zero_()
+    positions, mask_of = torch.arange(8)[None], partial(unrolled_mask, 8, 1, torch.device("cpu"))
+    states = model(text, entering, positions, mask_of, UnrolledStore())
+    expected = transformers_logits(routed.model, text[0].tolist())
+    torch.testing.assert_close(model.logits(states)[0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_embeddings_are_not_its_own_and_weights_are() -> None:
@@ -217,14 +250,15 @@ def test_a_full_disk_leaves_the_old_drafter(tmp_path: Path) -> None:
     assert path.read_bytes() == old
 
 
-@given(length=st.integers(1, 6), passes=st.integers(1, 4))
-def test_what_a_drafted_place_reads(length: int, passes: int) -> None:
+@given(length=st.integers(1, 6), passes=st.integers(1, 4), sliding=st.none() | st.integers(1, 6))
+def test_what_a_drafted_place_reads(length: int, passes: int, sliding: int | None) -> None:
     """Slot k of pass n: the pass in which k would have been drafted, if the query lies ``passes - 1`` behind q."""
-    mask = unrolled_mask(length, passes, torch.device("cpu"))[0, 0]
+    mask = unrolled_mask(length, passes, torch.device("cpu"), sliding)[0, 0]
     assert mask.shape == (length, passes * length)
     for query in range(length):
         verified = query - (passes - 1)  # the last place that reads the verifier's features
         read = {(1, place) for place in range(max(verified + 1, 0))}
         read |= {(number, verified + number - 1) for number in range(2, passes + 1) if verified + number - 1 >= 0}
+        read = {(number, place) for number, place in read if sliding is None or query - place < sliding}
         found = {(slot // length + 1, slot % length) for slot in torch.nonzero(mask[query])[:, 0].tolist()}
         assert found == read

@@ -58,8 +58,13 @@ def batched_writes(draw: st.DrawFn) -> tuple[list[int], int, int]:
     return starts, width, draw(st.integers(max(starts) + width, CAPACITY))
 
 
-@given(write=batched_writes(), layer=st.integers(0, LAYERS - 1))
-def test_rows_of_one_window_are_windows_of_one_row(write: tuple[list[int], int, int], layer: int) -> None:
+WINDOWS = st.none() | st.integers(1, CAPACITY)
+
+
+@given(write=batched_writes(), layer=st.integers(0, LAYERS - 1), sliding=WINDOWS)
+def test_rows_of_one_window_are_windows_of_one_row(
+    write: tuple[list[int], int, int], layer: int, sliding: int | None
+) -> None:
     starts, width, extent = write
     batched = random_cache(batch=len(starts))
     window = CacheWindow(batched, torch.tensor(starts), width, extent)
@@ -71,7 +76,7 @@ def test_rows_of_one_window_are_windows_of_one_row(write: tuple[list[int], int, 
         single.values.copy_(batched.values[:, row : row + 1])
         singles.append(single)
     read = window.update(keys, values, layer)
-    mask = window.mask()
+    mask = window.mask(sliding)
     assert mask is not None
     for row, (single, start) in enumerate(zip(singles, starts, strict=True)):
         alone = CacheWindow(single, start, width, extent)
@@ -81,7 +86,7 @@ def test_rows_of_one_window_are_windows_of_one_row(write: tuple[list[int], int, 
         assert torch.equal(batched.keys[:, row : row + 1], single.keys)
         assert torch.equal(batched.values[:, row : row + 1], single.values)
         assert torch.equal(window.positions()[row : row + 1], alone.positions())
-        own = alone.mask()
+        own = alone.mask(sliding)
         assert torch.equal(mask[row], torch.ones_like(mask[row]) if own is None else own[0])
 
 
@@ -96,15 +101,24 @@ def test_a_window_writes_its_slots_of_its_layer_and_no_others(start: int, width:
     assert torch.equal(keys, before[1, :, :, : start + width])
 
 
-@given(start=st.integers(0, 9), width=st.integers(1, 5), more=st.integers(0, 4))
-def test_a_token_reads_up_to_itself(start: int, width: int, more: int) -> None:
+@given(start=st.integers(0, 9), width=st.integers(1, 5), more=st.integers(0, 4), sliding=st.none() | st.integers(1, 12))
+def test_a_token_reads_up_to_itself(start: int, width: int, more: int, sliding: int | None) -> None:
+    """As far back as its window goes, itself included."""
     extent = start + width + more
-    mask = CacheWindow(random_cache(), start, width, extent).mask()
-    expected = [[slot <= start + step for slot in range(extent)] for step in range(width)]
+    mask = CacheWindow(random_cache(), start, width, extent).mask(sliding)
+    back = CAPACITY if sliding is None else sliding
+    expected = [[start + step - back < slot <= start + step for slot in range(extent)] for step in range(width)]
     if mask is None:
         assert all(map(all, expected))
     else:
         assert mask[0, 0].tolist() == expected
+
+
+def test_a_step_that_reads_everything_needs_no_mask() -> None:
+    window = CacheWindow(random_cache(), 4, 1, 5)
+    assert window.mask() is None
+    assert window.mask(5) is None
+    assert window.mask(4) is not None
 
 
 def test_kept_rows_are_the_ones_asked_for() -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.strategies import token_lists
+from tests.strategies import families, token_lists
 from tests.tiny import VOCAB, spoil, tiny_model, transformers_logits, transformers_text
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.summary import stack_summaries
@@ -20,9 +20,10 @@ def answers(
     eos: frozenset[int] = frozenset(),
     sampling: Sampling | None = None,
     seed: int = 0,
+    family: str = "llama",
 ) -> list[Answer]:
     return generate_batch(
-        RoutedModel(tiny_model(seed)),
+        RoutedModel(tiny_model(seed, family)),
         prompts,
         max_new_tokens=count,
         eos_ids=eos,
@@ -37,14 +38,14 @@ PROMPTS = st.lists(token_lists(1, 8), min_size=1, max_size=5)
 EOS = st.frozensets(st.integers(0, VOCAB - 1), max_size=4)
 
 
-@given(prompts=PROMPTS, count=st.integers(1, 16), eos=EOS, seed=st.integers(0, 3))
+@given(family=families(), prompts=PROMPTS, count=st.integers(1, 16), eos=EOS, seed=st.integers(0, 1))
 def test_rows_are_single_texts_are_transformers_texts(
-    prompts: list[list[int]], count: int, eos: frozenset[int], seed: int
+    family: str, prompts: list[list[int]], count: int, eos: frozenset[int], seed: int
 ) -> None:
-    batch = answers(prompts, count, eos, seed=seed)
+    batch = answers(prompts, count, eos, seed=seed, family=family)
     for prompt, answer in zip(prompts, batch, strict=True):
-        (alone,) = answers([prompt], count, eos, seed=seed)
-        assert answer.tokens == alone.tokens == transformers_text(tiny_model(seed), prompt, count, eos)
+        (alone,) = answers([prompt], count, eos, seed=seed, family=family)
+        assert answer.tokens == alone.tokens == transformers_text(tiny_model(seed, family), prompt, count, eos)
 
 
 @given(prompts=PROMPTS, count=st.integers(1, 12), eos=EOS, temperature=st.sampled_from([0.0, 0.8]))

@@ -9,13 +9,14 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from tests.tiny import TinyFolder, tiny_prompts
+from tests.tiny import TINY_FAMILIES, TinyFolder, tiny_model, tiny_prompts
 from viasd_calib.errors import CalibrationError, TraceError
 from viasd_calib.models import load_verifier
 from viasd_calib.prompts import SplitShares
+from viasd_calib.slim.adapter import adapted_layers, adapter_tensors
 from viasd_calib.traces.capture import CaptureSettings, capture
 from viasd_calib.traces.data import TraceDataModule
-from viasd_calib.training.router import RouterModule
+from viasd_calib.training.router import ADAPTER_TARGETS, RouterModule
 
 SHARES = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
 
@@ -130,3 +131,11 @@ def test_batches_hold_every_text_once_within_the_limit(traces: Path) -> None:
         assert torch.equal(nexts, batch.q_ids[:, 0])  # greedy texts: the token behind a place is q's likeliest
         seen += batch.indices
     assert sorted(seen) == [text.index for text in data.training_texts()]
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_an_adapter_reaches_what_every_family_projects_with(family: str) -> None:
+    layers = adapted_layers(tiny_model(0, family).get_decoder().layers[:1], 2, 4, ADAPTER_TARGETS)
+    adapted = {name.split(".")[2] for name in adapter_tensors(layers)}
+    fused = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+    assert adapted == (fused if family.startswith("phi3") else set(ADAPTER_TARGETS) - {"qkv_proj", "gate_up_proj"})

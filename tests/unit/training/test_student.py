@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny import tiny_model
+from tests.tiny import TINY_FAMILIES, tiny_model
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
@@ -14,9 +14,10 @@ from viasd_calib.training.teacher import TappedStates, read_text
 
 
 @pytest.mark.parametrize("max_run", [1, 3, 20])
-def test_one_forward_sees_what_the_decoder_sees(max_run: int) -> None:
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_one_forward_sees_what_the_decoder_sees(family: str, max_run: int) -> None:
     """For every run: q has filled the cache up to it, then q' goes through it on its own."""
-    model = RoutedModel(tiny_model(), Route(attention_skip=[1], mlp_skip=[2]))
+    model = RoutedModel(tiny_model(0, family), Route(attention_skip=[1], mlp_skip=[2]))
     ids = torch.randint(24, (1, 17))
     starts = run_starts(17, max_run, torch.Generator().manual_seed(max_run))
     _, teacher = read_text(model, ids)
