@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
-from tests.tiny import DRAFTERS, make_drafter, tiny_config, tiny_model
+from tests.tiny import DRAFTERS, make_drafter, propose, tiny_config, tiny_model
 from viasd_calib.decoding.decoder import Engine
-from viasd_calib.draft.base import Drafter, never_stop
+from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.errors import PlanningError
 from viasd_calib.models import Verifier
@@ -124,9 +124,9 @@ def test_the_engines_drafter_keeps_its_text(tiny_verifier: Verifier) -> None:
     engine = engine_of(tiny_verifier, "causal")
     text = torch.tensor([3, 1, 4, 1, 5])
     engine.drafter.start(16)
-    before = engine.drafter.propose(text, 4, never_stop).tokens
+    before = propose(engine.drafter, text, 4).tokens
     measure_profile(engine, SETTINGS)
-    assert torch.equal(engine.drafter.propose(text, 4, never_stop).tokens, before)
+    assert torch.equal(propose(engine.drafter, text, 4).tokens, before)
 
 
 def test_a_context_beyond_the_verifiers_is_refused(tiny_verifier: Verifier) -> None:
