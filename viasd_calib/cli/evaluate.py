@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 from rich.console import Console
 
@@ -16,10 +15,18 @@ from viasd_calib.calibration.artifacts import (
 )
 from viasd_calib.calibration.gate_fitting import Reliability
 from viasd_calib.decoding.conversation import converse
-from viasd_calib.decoding.decoder import Engine, MethodName, load_engine
+from viasd_calib.decoding.decoder import Engine, load_engine
 from viasd_calib.decoding.session import Generation
 from viasd_calib.errors import BenchError
-from viasd_calib.evaluation.bench import BenchResult, BenchSettings, bench_table, load_bench, run_bench
+from viasd_calib.evaluation.bench import (
+    BENCH_METHODS,
+    BenchMethod,
+    BenchResult,
+    BenchSettings,
+    bench_table,
+    load_bench,
+    run_bench,
+)
 from viasd_calib.evaluation.report import ReportInputs, SampleText, TestedCandidate, write_report
 from viasd_calib.files import write_text
 from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, read_prompts, select_split
@@ -49,7 +56,7 @@ def bench(
         prompts: prompt file (JSONL), or "embedded" for the package's own.
         split: take this split's prompts alone, by hash; null takes all.
         shares: shares of the splits.
-        methods: comma-separated.
+        methods: comma-separated; an unknown one is answered with the list of those there are.
         limit: take this many prompts, spread evenly over the tasks.
         max_new_tokens: longest answer.
         dtype: number format, in place of the spec's.
@@ -76,13 +83,13 @@ def bench(
     return result
 
 
-def parse_methods(words: str) -> list[MethodName]:
+def parse_methods(words: str) -> list[BenchMethod]:
     """Methods from a comma-separated list.
 
     Raises:
         BenchError: a method that does not exist; the ones that do are named.
     """
-    known: dict[str, MethodName] = {name: name for name in get_args(MethodName)}
+    known: dict[str, BenchMethod] = {name: name for name in BENCH_METHODS}
     names = [word.strip() for word in words.split(",") if word.strip()]
     unknown = [name for name in names if name not in known]
     if unknown or not names:

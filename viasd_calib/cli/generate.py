@@ -33,7 +33,7 @@ def generate(
         spec: path of the routing spec.
         prompt: the user's turn.
         max_new_tokens: longest answer.
-        method: autoregressive, speculative or three_tier.
+        method: as in viasd bench.
         audit: in place of the spec's own.
         show_tiers: colour each token by the tier that decided it.
         verifier: where to find the verifier, in place of the name in the spec.

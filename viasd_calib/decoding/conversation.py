@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.session import Generation
 from viasd_calib.models import Verifier, encode_prompt
 from viasd_calib.prompts import Prompt
@@ -19,7 +19,15 @@ class Turn:
     generation: Generation
 
 
-def converse(decoder: Decoder, verifier: Verifier, prompt: Prompt, max_new_tokens: int) -> Iterator[Turn]:
+class Answering(Protocol):
+    """Whatever answers a prompt; a :class:`~viasd_calib.decoding.decoder.Decoder` does."""
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
+        """Decode one text."""
+        ...
+
+
+def converse(decoder: Answering, verifier: Verifier, prompt: Prompt, max_new_tokens: int) -> Iterator[Turn]:
     """Answer every turn of a prompt, each after the decoder's own earlier answers.
 
     Raises:

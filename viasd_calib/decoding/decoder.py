@@ -10,6 +10,16 @@ from typing import Literal
 import torch
 from transformers import LogitsProcessor
 
+from viasd_calib.decoding.baselines import (
+    Lenient,
+    SelfSpeculative,
+    SpeculativeFixed,
+    StaticEnsemble,
+    sprinter,
+    trispec,
+    via_sd_fixed,
+    via_sd_published,
+)
 from viasd_calib.decoding.choosing import make_chooser
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.policies import Tier
@@ -19,12 +29,26 @@ from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Generation, Session, open_session
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter
+from viasd_calib.errors import SpecError
 from viasd_calib.models import Verifier, load_verifier
 from viasd_calib.slim.adapter import load_slim_layers
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit, Decoding, DType, Gates, RoutingSpec, check_verifier, load_spec
 
-MethodName = Literal["autoregressive", "speculative", "three_tier"]
+MethodName = Literal[
+    "autoregressive",
+    "speculative",
+    "three_tier",
+    "speculative_fixed",
+    "self_speculative",
+    "via_sd_fixed",
+    "via_sd_published",
+    "trispec",
+    "sprinter",
+    "lenient",
+    "static_ensemble",
+]
+"""``three_tier`` is the project's own; :mod:`~viasd_calib.decoding.baselines` says what the others are."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +149,35 @@ class Engine:
         return Decoder(self.routed, self.drafter, method, self.verifier.eos_ids, sampling, processors)
 
     def _method(self, name: MethodName, audit: Audit | None) -> Method:
-        if name == "autoregressive":
-            return Autoregressive()
         gates, decoding = self.spec.gates, self.spec.decoding
-        if name == "speculative":
-            gate = draft_gate(gates, self.routed.device)
-            return Speculative(decoding.draft_length, gate, gates.draft_stop_below)
-        chosen = decoding if audit is None else decoding.model_copy(update={"audit": audit})
-        return three_tier(gates, chosen, self.routed.device)
+        gate = draft_gate(gates, self.routed.device)
+        length, pending, stop_below = decoding.draft_length, decoding.max_pending, gates.draft_stop_below
+        match name:
+            case "autoregressive":
+                return Autoregressive()
+            case "speculative":
+                return Speculative(length, gate, stop_below)
+            case "three_tier":
+                chosen = decoding if audit is None else decoding.model_copy(update={"audit": audit})
+                return three_tier(gates, chosen, self.routed.device)
+            case "speculative_fixed":
+                return SpeculativeFixed(length)
+            case "self_speculative":
+                return SelfSpeculative(length)
+            case "via_sd_fixed":
+                return via_sd_fixed(length, pending)
+            case "via_sd_published":
+                return via_sd_published(length, pending)
+            case "trispec":
+                return trispec(length, pending)
+            case "sprinter":
+                if gate is None:
+                    raise SpecError("sprinter needs a draft gate, the spec has none; fit one with viasd fit")
+                return sprinter(gate, length, pending)
+            case "lenient":
+                return Lenient(length, gate, stop_below)
+            case "static_ensemble":
+                return StaticEnsemble(length, gate, stop_below)
 
 
 def three_tier(gates: Gates, decoding: Decoding, device: torch.device | str = "cpu") -> ThreeTier:

@@ -6,13 +6,14 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
 from viasd_calib.calibration.losses import diverging
-from viasd_calib.decoding.conversation import Turn, converse
+from viasd_calib.decoding.baselines import TransformersDecoder
+from viasd_calib.decoding.conversation import Answering, Turn, converse
 from viasd_calib.decoding.decoder import Engine, MethodName
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.metrics import Interval, MethodResult, PromptResult, pool
@@ -23,13 +24,18 @@ from viasd_calib.spec import Audit
 
 WARM_UP_TOKENS = 16
 
+BenchMethod = MethodName | Literal["transformers"]
+"""Every method of the engine, and transformers' own ``generate``."""
+
+BENCH_METHODS: tuple[BenchMethod, ...] = (*get_args(MethodName), "transformers")
+
 
 class BenchSettings(BaseModel):
     """What was asked of the benchmark."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    methods: list[MethodName]
+    methods: list[BenchMethod]
     max_new_tokens: int
     dtype: str
     audit: Audit
@@ -63,7 +69,7 @@ def run_bench(engine: Engine, prompts: Sequence[Prompt], settings: BenchSettings
     ``autoregressive`` is not asked for, from an untimed one.
     """
     order = random.Random(settings.seed)
-    results: dict[MethodName, list[PromptResult]] = {name: [] for name in settings.methods}
+    results: dict[BenchMethod, list[PromptResult]] = {name: [] for name in settings.methods}
     _warm_up(engine, prompts[0], settings)
     with progress_bar("prompts") as progress:
         task = progress.add_task("bench", total=len(prompts))
@@ -78,17 +84,24 @@ def run_bench(engine: Engine, prompts: Sequence[Prompt], settings: BenchSettings
 
 def _warm_up(engine: Engine, prompt: Prompt, settings: BenchSettings) -> None:
     for name in settings.methods:
-        list(converse(engine.decoder(name, settings.audit), engine.verifier, prompt, WARM_UP_TOKENS))
+        list(converse(answering(engine, name, settings.audit), engine.verifier, prompt, WARM_UP_TOKENS))
+
+
+def answering(engine: Engine, name: BenchMethod, audit: Audit) -> Answering:
+    """What answers prompts by a method's name."""
+    if name == "transformers":
+        return TransformersDecoder(engine.routed, engine.verifier.eos_ids)
+    return engine.decoder(name, audit)
 
 
 def _run_prompt(
     engine: Engine, prompt: Prompt, settings: BenchSettings, order: random.Random
-) -> dict[MethodName, tuple[list[Turn], float]]:
+) -> dict[BenchMethod, tuple[list[Turn], float]]:
     names = list(settings.methods)
     order.shuffle(names)
-    timed: dict[MethodName, tuple[list[Turn], float]] = {}
+    timed: dict[BenchMethod, tuple[list[Turn], float]] = {}
     for name in names:
-        decoder = engine.decoder(name, settings.audit)
+        decoder = answering(engine, name, settings.audit)
         begin = time.perf_counter()
         turns = list(converse(decoder, engine.verifier, prompt, settings.max_new_tokens))
         timed[name] = (turns, time.perf_counter() - begin)
@@ -99,7 +112,7 @@ def _reference(
     engine: Engine,
     prompt: Prompt,
     settings: BenchSettings,
-    timed: dict[MethodName, tuple[list[Turn], float]],
+    timed: dict[BenchMethod, tuple[list[Turn], float]],
 ) -> list[list[int]]:
     if "autoregressive" in timed:
         turns = timed["autoregressive"][0]
@@ -118,7 +131,7 @@ def _judge(
 
 
 def _summarise(
-    results: dict[MethodName, list[PromptResult]],
+    results: dict[BenchMethod, list[PromptResult]],
     prompts: Sequence[Prompt],
     settings: BenchSettings,
     machine: dict[str, Any],
@@ -137,7 +150,7 @@ def _summarise(
     )
 
 
-def _pool_all(results: dict[MethodName, list[PromptResult]], seed: int) -> dict[str, MethodResult]:
+def _pool_all(results: dict[BenchMethod, list[PromptResult]], seed: int) -> dict[str, MethodResult]:
     against = {"autoregressive": results.get("autoregressive"), "speculative": results.get("speculative")}
     return {name: pool(rows, against, seed) for name, rows in results.items()}
 

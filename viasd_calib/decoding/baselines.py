@@ -1,0 +1,267 @@
+"""Other people's rules behind the same interface: same weights, same kernels, same drafter.
+
+Each class or function says what its rule is, where it comes from, what it samples from and whether it is
+lossless. ``Autoregressive`` and ``Speculative`` live with the decoder's own rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import nextafter
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from viasd_calib.decoding.choosing import Chooser, SamplingChooser, Verdict
+from viasd_calib.decoding.gates import Gate
+from viasd_calib.decoding.policies import Tier, accept_greedy, accept_sampled, leading_true, residual
+from viasd_calib.decoding.rounds import Block, Judged, Method, Speculative, ThreeTier, catch_up, draft, draft_limit
+from viasd_calib.decoding.rules import MarginRule, RatioRule
+from viasd_calib.decoding.sampling import Sampling, draw
+from viasd_calib.decoding.session import Counts, Generation, Session
+from viasd_calib.draft.base import StopRule, draft_stepwise, never_stop
+from viasd_calib.errors import PromptError
+from viasd_calib.slim.cache import CacheWindow
+from viasd_calib.slim.forward import RoutedModel
+
+
+@dataclass
+class SpeculativeFixed(Speculative):
+    """Speculative decoding with blocks of one length (Leviathan et al. 2023, arXiv 2211.17192, algorithm 1).
+
+    Samples from q; lossless.
+    """
+
+    name: ClassVar[str] = "speculative_fixed"
+
+
+@dataclass
+class SelfSpeculative(Method):
+    """q' drafts token by token and q verifies: SWIFT's shape (Xia et al. 2025, arXiv 2410.06916), on a fixed route.
+
+    Samples from q; lossless.
+
+    Attributes:
+        draft_length: most tokens drafted a round.
+        stop_below: drafting stops behind a token whose probability under q' is lower (their confidence bound).
+    """
+
+    name: ClassVar[str] = "self_speculative"
+    needs_drafter: ClassVar[bool] = False
+    draft_length: int = 6
+    stop_below: float = 0.0
+
+    def round(self, session: Session) -> None:
+        catch_up(session, self._draft(session))
+
+    def _draft(self, session: Session) -> Block:
+        place = session.cache.exact
+
+        def advance(ids: Tensor) -> Tensor:
+            nonlocal place
+            window = CacheWindow(session.cache, place, ids.shape[0], place + ids.shape[0])
+            last = session.verifier.slim(ids[None], window).last[0, -1]  # [hidden]
+            place += ids.shape[0]
+            session.counts.slim_passes += 1
+            return session.verifier.logits(last)
+
+        text = session.text[: session.length]
+        pick = session.chooser.picker(text, None, session.verifier.config.vocab_size)
+        limit = draft_limit(session, self.draft_length)
+        proposal = draft_stepwise(advance, text[place:], limit, self._stop(), pick)
+        return Block(proposal.tokens, proposal.logits, pick.laws(proposal.tokens))
+
+    def _stop(self) -> StopRule:
+        if self.stop_below <= 0:
+            return never_stop
+        return lambda logits, _place: bool(logits.float().softmax(-1).amax() < self.stop_below)
+
+
+def via_sd_fixed(draft_length: int, max_pending: int) -> ThreeTier:
+    """VIA-SD with fixed bands on r = q'(v) / max q', repaired (arXiv 2606.12243).
+
+    Accept at r >= 0.7, regenerate at 0.5 <= r < 0.7, escalate below: the published cuts 1 - alpha_2 = 0.7 and
+    1 - alpha_1 = 0.5 the other way round, so that the middle band is not empty. No audit. Samples from no
+    stated distribution; lossy.
+    """
+    return _ratio_bands(0.7, 0.5, draft_length, max_pending)
+
+
+def via_sd_published(draft_length: int, max_pending: int) -> ThreeTier:
+    """VIA-SD with the published constants as they stand (arXiv 2606.12243): alpha_1 = 0.5, alpha_2 = 0.3.
+
+    Accept at r >= 1 - alpha_1 = 0.5, escalate at r < 1 - alpha_2 = 0.7: the regenerate band is empty, and what
+    is accepted is accepted first. No audit. Samples from no stated distribution; lossy.
+    """
+    return _ratio_bands(0.5, nextafter(0.5, 0), draft_length, max_pending)
+
+
+def _ratio_bands(accept_at: float, escalate_below: float, draft_length: int, max_pending: int) -> ThreeTier:
+    rule = RatioRule(accept_at, escalate_below)
+    return ThreeTier(rule, draft_length=draft_length, max_pending=max_pending, audit="off")
+
+
+def trispec(draft_length: int, max_pending: int, least: float = 0.5) -> ThreeTier:
+    """TriSpec (arXiv 2601.23180): q' decides where its two likeliest tokens are ``least`` apart, else q.
+
+    Published lambda = 0.5. No audit. When sampling, what q' decides is drawn from q'; lossy.
+    """
+    return ThreeTier(MarginRule(least), draft_length=draft_length, max_pending=max_pending, audit="off")
+
+
+def sprinter(gate: Gate, draft_length: int, max_pending: int, accept_at: float = 0.5) -> ThreeTier:
+    """SPRINTER (arXiv 2502.04557): a classifier on the drafter alone says when q is called.
+
+    Leading drafted tokens with P(q's choice = token) >= ``accept_at`` stand unverified; q is called for the
+    first that does not. No audit. When sampling, what stands is drawn from p; lossy.
+    """
+    return ThreeTier(
+        None,
+        draft_gate=gate,
+        draft_accept_at=accept_at,
+        draft_length=draft_length,
+        max_pending=max_pending,
+        audit="off",
+    )
+
+
+@dataclass
+class Lenient(Speculative):
+    """Speculative decoding that accepts with min(1, q / (l * p)), l < 1 (Leviathan et al. 2023, appendix A.5).
+
+    Discussed in arXiv 2607.26627. Where a token falls, q's is drawn from max(q - l * p, 0). Greedily a drafted
+    token stands where q(x) >= l * max q. Samples from no stated distribution but at l = 1, which is q; lossy.
+
+    Attributes:
+        leniency: l, in (0, 1].
+    """
+
+    name: ClassVar[str] = "lenient"
+    leniency: float = 0.3
+
+    def round(self, session: Session) -> None:
+        catch_up(session, draft(session, self.draft_length, self.gate, self.stop_below), self._verify)
+
+    def _verify(self, chooser: Chooser, judged: Judged) -> Verdict:
+        tokens, kept = judged.tokens, judged.tokens.new_zeros(())
+        if isinstance(chooser, SamplingChooser):
+            assert judged.laws is not None, "a sampled token comes with its law"
+            return _verify_sampled(chooser, tokens, self.leniency * judged.laws, judged.scores.softmax(-1))
+        accepted = accept_lenient(tokens, judged.scores[:-1], self.leniency)
+        return Verdict(kept, accepted, judged.scores.argmax(-1)[accepted])
+
+
+def accept_lenient(drafted: Tensor, scores: Tensor, leniency: float) -> Tensor:
+    """Leading drafted tokens ([k]) with q(x) >= leniency * max q, q being softmax of ``scores`` ([k, vocabulary]).
+
+    Example:
+        >>> scores = torch.tensor([[0.5, 0.4], [0.9, 0.1]]).log()
+        >>> accept_lenient(torch.tensor([1, 1]), scores, 0.3).item()
+        1
+    """
+    own = scores.float().gather(-1, drafted[:, None])[:, 0]  # [k]
+    return leading_true((own - scores.float().amax(-1)).exp() >= leniency)
+
+
+@dataclass
+class StaticEnsemble(Speculative):
+    """Speculative decoding that verifies against w * q + (1 - w) * p (arXiv 2604.07622).
+
+    Samples from that mixture at drafted places and from q at the bonus token; lossy but at w = 1.
+
+    Attributes:
+        weight: w, in (0, 1].
+    """
+
+    name: ClassVar[str] = "static_ensemble"
+    weight: float = 0.5
+
+    def round(self, session: Session) -> None:
+        assert session.drafter is not None, "this method needs a drafter"
+        vocabulary = session.drafter.vocabulary
+
+        def verify(chooser: Chooser, judged: Judged) -> Verdict:
+            return self._verify(chooser, judged, vocabulary)
+
+        catch_up(session, draft(session, self.draft_length, self.gate, self.stop_below), verify)
+
+    def _verify(self, chooser: Chooser, judged: Judged, vocabulary: Tensor | None) -> Verdict:
+        probs = judged.scores.softmax(-1).float()  # [k + 1, vocabulary]
+        laws = judged.laws
+        if laws is None:
+            laws = draft_probs(judged.block, vocabulary, probs.shape[-1])
+        mixed = torch.cat([self.weight * probs[:-1] + (1 - self.weight) * laws, probs[-1:]])
+        if isinstance(chooser, SamplingChooser):
+            return _verify_sampled(chooser, judged.tokens, laws, mixed)
+        choices = mixed.argmax(-1)
+        accepted = accept_greedy(judged.tokens, choices[:-1])
+        return Verdict(judged.tokens.new_zeros(()), accepted, choices[accepted])
+
+
+def draft_probs(block: Block, vocabulary: Tensor | None, vocab_size: int) -> Tensor:
+    """p at the places of a block over the verifier's vocabulary: [k, vocab_size]; sure where p gives no logits."""
+    if block.logits is None:
+        return torch.nn.functional.one_hot(block.tokens, vocab_size).float()
+    own = block.logits.float().softmax(-1)  # [k, draft vocabulary]
+    places = torch.arange(own.shape[-1], device=own.device) if vocabulary is None else vocabulary
+    return own.new_zeros(len(block), vocab_size).index_copy(1, places, own)
+
+
+def _verify_sampled(chooser: SamplingChooser, tokens: Tensor, laws: Tensor, target: Tensor) -> Verdict:
+    """The speculative rule on drafted tokens alone, against any target ([k + 1, vocabulary])."""
+    accepted = accept_sampled(tokens, laws, target[:-1], chooser.uniforms(len(tokens)))
+    against = torch.cat([laws, torch.zeros_like(target[:1])])  # [k + 1, vocabulary]
+    own = draw(residual(target[accepted], against[accepted]), chooser.generator)
+    return Verdict(tokens.new_zeros(()), accepted, own)
+
+
+class TransformersDecoder:
+    """transformers' own ``generate`` on the same weights; the yardstick for our autoregressive loop. Lossless.
+
+    Args:
+        verifier: the opened verifier.
+        eos_ids: tokens that end a text.
+        sampling: how tokens are chosen.
+    """
+
+    def __init__(self, verifier: RoutedModel, eos_ids: frozenset[int], sampling: Sampling | None = None) -> None:
+        self.verifier = verifier
+        self.eos_ids = eos_ids
+        self.sampling = sampling or Sampling()
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
+        """Decode one text.
+
+        Raises:
+            PromptError: the prompt is empty or does not fit the context.
+        """
+        if not prompt:
+            raise PromptError("the prompt is empty; give at least one token")
+        self.verifier.new_cache(len(prompt) + max_new_tokens)  # refuses what does not fit, in our words
+        ids = torch.tensor([list(prompt)], device=self.verifier.device)
+        model: Any = self.verifier.model
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(self.eos_ids) or None,
+            pad_token_id=0,
+            **self._settings(),
+        )
+        tokens: list[int] = out[0, len(prompt) :].tolist()
+        counts = Counts(full_passes=len(tokens))
+        return Generation(tokens, [Tier.ESCALATE] * len(tokens), [False] * len(tokens), counts)
+
+    def _settings(self) -> dict[str, Any]:
+        chosen = {"do_sample": not self.sampling.greedy, "repetition_penalty": self.sampling.repetition_penalty}
+        if self.sampling.greedy:
+            return {**chosen, "temperature": None, "top_k": None, "top_p": None, "min_p": None}
+        return {
+            **chosen,
+            "temperature": self.sampling.temperature,
+            "top_k": self.sampling.top_k,
+            "top_p": self.sampling.top_p,
+            "min_p": self.sampling.min_p or None,
+        }
