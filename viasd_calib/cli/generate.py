@@ -10,6 +10,7 @@ from rich.text import Text
 
 from viasd_calib.decoding.decoder import Emitted, MethodName, load_engine
 from viasd_calib.decoding.policies import Tier
+from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.models import Verifier
 from viasd_calib.spec import Audit, DType
 
@@ -23,6 +24,12 @@ def generate(
     method: MethodName = "three_tier",
     audit: Audit | None = None,
     show_tiers: bool = False,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
     verifier: str | None = None,
     dtype: DType | None = None,
     device: str = "cpu",
@@ -36,12 +43,26 @@ def generate(
         method: as in viasd bench.
         audit: in place of the spec's own.
         show_tiers: colour each token by the tier that decided it.
+        temperature: 0 takes the likeliest token.
+        top_k: draw from so many of the likeliest tokens; 0 for all.
+        top_p: draw from the smallest set of tokens with this share of the mass.
+        min_p: draw from tokens with at least this share of the likeliest one's probability.
+        repetition_penalty: divides the scores of tokens that the text holds already.
+        seed: of the draws.
         verifier: where to find the verifier, in place of the name in the spec.
         dtype: in place of the spec's.
         device: where models run.
     """
     engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device)
-    decoder = engine.decoder(method, audit)
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    decoder = engine.decoder(method, audit, sampling)
     ids = engine.verifier.encode_chat([{"role": "user", "content": prompt}])
     console = Console(highlight=False, soft_wrap=True)
     begin = time.perf_counter()
