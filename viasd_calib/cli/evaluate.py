@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 
 from rich.console import Console
 
@@ -26,6 +27,7 @@ from viasd_calib.evaluation.bench import (
     bench_table,
     load_bench,
     run_bench,
+    unexplained,
 )
 from viasd_calib.evaluation.report import ReportInputs, SampleText, TestedCandidate, write_report
 from viasd_calib.files import write_text
@@ -80,7 +82,39 @@ def bench(
     console.print(bench_table(result))
     for task in result.by_task if len(result.by_task) > 1 else ():
         console.print(bench_table(result, task))
+    for line in describe_differences(result):
+        console.print(line)
+    refuse_unexplained(result)
     return result
+
+
+def describe_differences(result: BenchResult) -> list[str]:
+    """A line for each method of which some text leaves the autoregressive one at a near tie."""
+    lines = []
+    for name, method in result.methods.items():
+        gaps = [abs(found.gap) for found in method.differences if found.gap is not None and found.explained]
+        if gaps:
+            lines.append(
+                f"{name}: {len(gaps)} of {result.n_prompts} prompts leave the autoregressive text where the verifier is"
+                f" nearly tied: median gap {median(gaps):.3g}, widest {max(gaps):.3g} ({result.settings.dtype} logits)"
+            )
+    return lines
+
+
+def refuse_unexplained(result: BenchResult) -> None:
+    """Fail on a lossless method that differs by more than rounding.
+
+    Raises:
+        BenchError: naming the first such text.
+    """
+    found = unexplained(result)
+    if found:
+        name, first = found[0]
+        gap = "an end of text" if first.gap is None else f"a gap of {first.gap:.3g}"
+        raise BenchError(
+            f"{name} is lossless, but left the autoregressive text at token {first.place} of {first.prompt_id} by "
+            f"{gap}, where rounding explains {first.near_tie:.3g} ({len(found)} such texts); the JSON is written: report it"
+        )
 
 
 def parse_methods(words: str) -> list[BenchMethod]:

@@ -16,6 +16,7 @@ from viasd_calib.decoding.baselines import TransformersDecoder
 from viasd_calib.decoding.conversation import Answering, Turn, converse
 from viasd_calib.decoding.decoder import Engine, MethodName
 from viasd_calib.errors import BenchError
+from viasd_calib.evaluation.differences import Difference, find_difference
 from viasd_calib.evaluation.metrics import Interval, MethodResult, PromptResult, pool
 from viasd_calib.hardware import hardware
 from viasd_calib.progress import progress_bar
@@ -125,9 +126,32 @@ def _judge(
     engine: Engine, prompt: Prompt, turns: list[Turn], seconds: float, reference: list[list[int]]
 ) -> PromptResult:
     strayed = sum(int(diverging(engine.routed, turn.prompt_ids, turn.generation.tokens).sum()) for turn in turns)
+    found = [
+        find_difference(engine.routed, prompt.id, place, turn.prompt_ids, turn.generation.tokens, expected)
+        for place, (turn, expected) in enumerate(zip(turns, reference, strict=True))
+    ]
+    # A later turn answers another text once an earlier one has left the reference.
+    first = next((difference for difference in found if difference is not None), None)
     generations = [turn.generation for turn in turns]
-    identical = [generation.tokens for generation in generations] == reference
-    return PromptResult(prompt.id, prompt.task, generations, seconds, strayed, identical)
+    return PromptResult(prompt.id, prompt.task, generations, seconds, strayed, [] if first is None else [first])
+
+
+LOSSLESS: frozenset[BenchMethod] = frozenset(
+    {"autoregressive", "transformers", "speculative", "speculative_fixed", "self_speculative"}
+)
+"""Methods whose greedy text is q's own; ``three_tier`` is one under audit ``strict``."""
+
+
+def unexplained(result: BenchResult) -> list[tuple[str, Difference]]:
+    """Differences from the autoregressive text that a lossless method must not have, by method."""
+    lossless = set(LOSSLESS) | ({"three_tier"} if result.settings.audit == "strict" else set())
+    return [
+        (name, difference)
+        for name, method in result.methods.items()
+        if name in lossless
+        for difference in method.differences
+        if not difference.explained
+    ]
 
 
 def _summarise(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.session import Generation
+from viasd_calib.evaluation.differences import Difference
 
 RESAMPLES = 2000
 INTERVAL = (2.5, 97.5)
@@ -22,7 +23,7 @@ class PromptResult:
 
     Attributes:
         diverged: emitted tokens that q would not have chosen.
-        identical: whether every turn equals the autoregressive text.
+        differences: where a turn leaves the autoregressive text, for each turn that does.
     """
 
     prompt_id: str
@@ -30,12 +31,17 @@ class PromptResult:
     generations: list[Generation]
     seconds: float
     diverged: int
-    identical: bool
+    differences: list[Difference]
 
     @property
     def tokens(self) -> int:
         """Emitted tokens."""
         return sum(len(generation.tokens) for generation in self.generations)
+
+    @property
+    def identical(self) -> bool:
+        """Whether every turn equals the autoregressive text."""
+        return not self.differences
 
     def spent(self, name: str) -> int:
         """A counter of the generations, summed: ``full_passes``, ``slim_passes``, ``draft_steps`` or ``rejected``."""
@@ -70,6 +76,7 @@ class MethodResult(BaseModel):
     draft_steps_per_token: float
     acceptance_length: float
     tier_shares: dict[str, float]
+    differences: list[Difference]
 
 
 def pool(
@@ -102,6 +109,7 @@ def pool(
         draft_steps_per_token=sum(result.spent("draft_steps") for result in results) / tokens,
         acceptance_length=tokens / full if full else float(tokens),
         tier_shares={tier.name.lower(): tiers.count(tier) / tokens for tier in Tier},
+        differences=[difference for result in results for difference in result.differences],
     )
 
 
@@ -109,7 +117,7 @@ def speedup(results: Sequence[PromptResult], base: Sequence[PromptResult] | None
     """Ratio of tokens per second to ``base``: its bootstrap median and interval, prompts drawn in pairs.
 
     Example:
-        >>> fast = [PromptResult("a", "qa", [], 1.0, 0, True), PromptResult("b", "qa", [], 1.0, 0, True)]
+        >>> fast = [PromptResult("a", "qa", [], 1.0, 0, []), PromptResult("b", "qa", [], 1.0, 0, [])]
         >>> speedup([], None, seed=0) is None
         True
     """

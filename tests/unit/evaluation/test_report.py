@@ -74,6 +74,7 @@ def method(speed: float, against_speculative: Interval | None = None, **changes:
         "draft_steps_per_token": 1.352,
         "acceptance_length": 2.398,
         "tier_shares": {"accept": 0.52, "regenerate": 0.13, "escalate": 0.35},
+        "differences": [],
     }
     return MethodResult(**{**entries, **changes})
 
