@@ -27,6 +27,7 @@ from tests.tiny import (
 )
 from viasd_calib.decoding.choosing import make_chooser
 from viasd_calib.decoding.decoder import Decoder, three_tier
+from viasd_calib.decoding.ending import Ending
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
@@ -254,7 +255,7 @@ def test_a_perfect_drafter_is_never_refused() -> None:
 def test_no_more_tokens_wait_than_are_allowed(case: Case, audit: Audit) -> None:
     method = case.method(audit)
     with torch.inference_mode():
-        session = open_session(case.verifier, case.drafter, case.prompt, case.count, case.eos, GREEDY)
+        session = open_session(case.verifier, case.drafter, case.prompt, case.count, Ending(case.eos), GREEDY)
         while not method.finished(session):
             before = session.length, session.decided, session.closed
             method.round(session)
@@ -305,7 +306,7 @@ def test_every_path_is_taken() -> None:
         case = lively_case(seed)
         method = case.method()
         with torch.inference_mode():
-            session = open_session(case.verifier, case.drafter, case.prompt, case.count, case.eos, GREEDY)
+            session = open_session(case.verifier, case.drafter, case.prompt, case.count, Ending(case.eos), GREEDY)
             while not method.finished(session):
                 before, passes = session.text[: session.length].tolist(), session.counts.full_passes
                 pending = session.pending
