@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from dataclasses import dataclass
+from typing import cast
 
 import pytest
 import torch
@@ -89,8 +90,8 @@ class Case:
             tolerance=tolerance,
         )
 
-    def decoder(self, method: Method) -> Decoder:
-        return Decoder(self.verifier, self.drafter, method, self.eos)
+    def decoder(self, method: Method, sampling: Sampling | None = None) -> Decoder:
+        return Decoder(self.verifier, self.drafter, method, self.eos, sampling)
 
     def generate(self, method: Method) -> Generation:
         return self.decoder(method).generate(self.prompt, self.count)
@@ -189,6 +190,24 @@ def test_a_text_ends_at_its_end(case: Case, audit: Audit) -> None:
     assert not case.eos.intersection(out.tokens[:-1])
     assert len(out.tokens) == case.count or (len(out.tokens) < case.count and out.tokens[-1] in case.eos)
     assert len(out.tiers) == len(out.drafted) == len(out.tokens)
+
+
+@given(
+    case=cases(),
+    name=st.sampled_from(["autoregressive", "speculative", "strict", "tolerant", "off"]),
+    temperature=st.sampled_from([0.7, 1.5]),
+    seed=st.integers(0, 99),
+)
+def test_a_sampled_text_ends_at_its_end(case: Case, name: str, temperature: float, seed: int) -> None:
+    assume(name != "strict" or case.gates.convention == "calibrated")  # the other looks at what was drawn
+    methods: dict[str, Method] = {"autoregressive": Autoregressive(), "speculative": Speculative(case.draft_length)}
+    method = methods[name] if name in methods else case.method(cast(Audit, name))
+    out = case.decoder(method, Sampling(temperature=temperature, seed=seed)).generate(case.prompt, case.count)
+    assert not case.eos.intersection(out.tokens[:-1])
+    assert len(out.tokens) == case.count or (len(out.tokens) < case.count and out.tokens[-1] in case.eos)
+    assert len(out.tiers) == len(out.drafted) == len(out.tokens)
+    streamed = case.decoder(method, Sampling(temperature=temperature, seed=seed)).stream(case.prompt, case.count)
+    assert [emitted.token for emitted in streamed] == out.tokens
 
 
 @given(case=cases(), tolerance=st.floats(0.05, 1))
