@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from viasd_calib.decoding.choosing import make_chooser
+from viasd_calib.decoding.choosing import Chooser, make_chooser
 from viasd_calib.decoding.ending import Cancelled, Ending, InNewText, is_cancelled, stop_string_criterion
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.policies import Tier
@@ -47,6 +47,7 @@ class Decoder:
         sampling: how tokens are chosen; greedily where it is left out.
         processors: a user's own logits processors, for p, q' and q alike.
         tokenizer: the verifier's; stop strings need it.
+        chooser: a ready-made one, in place of ``sampling`` and ``processors``.
     """
 
     def __init__(
@@ -58,12 +59,13 @@ class Decoder:
         sampling: Sampling | None = None,
         processors: Sequence[LogitsProcessor] = (),
         tokenizer: PreTrainedTokenizerBase | None = None,
+        chooser: Chooser | None = None,
     ) -> None:
         self.verifier = verifier
         self.drafter = drafter if method.needs_drafter else None
         self.method = method
         self.eos_ids = eos_ids
-        self.chooser = make_chooser(sampling or Sampling(), processors, verifier.device)
+        self.chooser = chooser or make_chooser(sampling or Sampling(), processors, verifier.device)
         self.tokenizer = tokenizer
 
     def generate(
