@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import (
@@ -253,6 +253,18 @@ def tiny_tokenizer(vocab: int = VOCAB) -> PreTrainedTokenizerFast:
         additional_special_tokens=["<user>", "<assistant>"],
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def letter_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level, ``VOCAB`` tokens: a few letters, the space, the two bytes of é, and pieces of more than one."""
+    letters = ["a", "b", "c", "d", "Ġ", "Ã", "©"]
+    pairs = "a b|b c|c d|a a|Ġ a|Ġ b|ab c|Ã ©|d a|Ġa b|b b|d d|b a|c a|aa b|c c|Ġ d"
+    merges = [(first, second) for first, second in (pair.split() for pair in pairs.split("|"))]
+    words = [*letters, *(first + second for first, second in merges)]
+    tokenizer = Tokenizer(BPE({word: place for place, word in enumerate(words)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def save_tiny(

@@ -140,7 +140,18 @@ def fingerprint(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name_or_path: str, revision: str | None
 ) -> VerifierRef:
     """Identity of a loaded model, as a spec records it."""
+    return identify(model, tokenizer_sha256(tokenizer.get_vocab(), tokenizer.chat_template), name_or_path, revision)
+
+
+def identify(model: PreTrainedModel, tokenizer_hash: str, name_or_path: str, revision: str | None) -> VerifierRef:
+    """The same, for a tokenizer whose hash is known.
+
+    Raises:
+        ModelError: the model's number format is none that a spec can name.
+    """
     config = model.config
+    if model.dtype not in DTYPE_NAMES:
+        raise ModelError(f"a model in {model.dtype} is not supported; load it in {', '.join(DTYPE_NAMES.values())}")
     return VerifierRef(
         name_or_path=name_or_path,
         revision=revision,
@@ -149,7 +160,7 @@ def fingerprint(
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
         config_sha256=config_sha256(config.to_diff_dict()),
-        tokenizer_sha256=tokenizer_sha256(tokenizer.get_vocab(), tokenizer.chat_template),
+        tokenizer_sha256=tokenizer_hash,
         dtype=DTYPE_NAMES[model.dtype],
     )
 

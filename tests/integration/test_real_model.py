@@ -99,7 +99,9 @@ def test_the_shipped_drafter_saves_full_passes(engine: Engine, texts: Texts) -> 
 
 
 def test_the_python_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(ROOT)
-    exec(compile(block, "README.md", "exec"), {})
+    names: dict[str, object] = {}
+    for block in blocks:  # a later one goes on from those before it
+        exec(compile(block, "README.md", "exec"), names)
     assert "ESCALATE" in capsys.readouterr().out

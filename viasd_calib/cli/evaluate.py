@@ -113,7 +113,8 @@ def refuse_unexplained(result: BenchResult) -> None:
         gap = "an end of text" if first.gap is None else f"a gap of {first.gap:.3g}"
         raise BenchError(
             f"{name} is lossless, but left the autoregressive text at token {first.place} of {first.prompt_id} by "
-            f"{gap}, where rounding explains {first.near_tie:.3g} ({len(found)} such texts); the JSON is written: report it"
+            f"{gap}, where rounding explains {first.near_tie:.3g} ({len(found)} such texts); the JSON is written, "
+            "please report it"
         )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from viasd_calib.decoding.policies import accept_greedy, accept_sampled, audit, residual
 from viasd_calib.decoding.sampling import Sampling, draw, process_rows
@@ -35,13 +36,14 @@ class Chooser(ABC):
     """Chooses tokens from logits, for p, q' and q alike.
 
     Args:
-        sampling: the settings.
-        processors: a user's own logits processors.
+        processors: what logits go through, all of them, in their order.
     """
 
-    def __init__(self, sampling: Sampling, processors: Sequence[LogitsProcessor] = ()) -> None:
-        self.sampling = sampling
-        self.processors = sampling.processors(processors)
+    greedy: ClassVar[bool]
+    """Whether the likeliest token is taken, and nothing drawn."""
+
+    def __init__(self, processors: LogitsProcessorList) -> None:
+        self.processors = processors
 
     def scores(self, logits: Tensor, text: Tensor) -> Tensor:
         """Processed logits [rows, vocabulary]; the last row follows all of ``text`` ([length])."""
@@ -71,6 +73,8 @@ class Chooser(ABC):
 class GreedyChooser(Chooser):
     """The likeliest token; drafted tokens stand where they are q's choice."""
 
+    greedy = True
+
     def picker(self, text: Tensor, vocabulary: Tensor | None, vocab_size: int) -> Pick:
         if not self.processors:
             return GreedyPick(vocabulary)
@@ -91,14 +95,14 @@ class SamplingChooser(Chooser):
     Leviathan et al. 2023 (arXiv 2211.17192), algorithm 1, with p or q' in the place of the proposal.
 
     Args:
-        device: where logits are.
+        generator: to draw with, on the device where logits are.
     """
 
-    def __init__(
-        self, sampling: Sampling, processors: Sequence[LogitsProcessor] = (), device: torch.device | str = "cpu"
-    ) -> None:
-        super().__init__(sampling, processors)
-        self.generator = torch.Generator(device).manual_seed(sampling.seed)
+    greedy = False
+
+    def __init__(self, processors: LogitsProcessorList, generator: torch.Generator) -> None:
+        super().__init__(processors)
+        self.generator = generator
 
     def picker(self, text: Tensor, vocabulary: Tensor | None, vocab_size: int) -> Pick:
         return ProcessedPick(self, text, vocabulary, vocab_size, self.generator)
@@ -132,10 +136,23 @@ def _place(kept: Tensor, accepted: Tensor, pending: int) -> Tensor:
 def make_chooser(
     sampling: Sampling, processors: Sequence[LogitsProcessor] = (), device: torch.device | str = "cpu"
 ) -> Chooser:
-    """The chooser for some settings."""
-    if sampling.greedy:
-        return GreedyChooser(sampling, processors)
-    return SamplingChooser(sampling, processors, device)
+    """The chooser for some settings.
+
+    Args:
+        processors: a user's own logits processors.
+        device: where logits are.
+    """
+    generator = None if sampling.greedy else torch.Generator(device).manual_seed(sampling.seed)
+    return chooser_of(sampling.processors(processors), generator)
+
+
+def chooser_of(processors: LogitsProcessorList, generator: torch.Generator | None) -> Chooser:
+    """The chooser for a ready-made list of processors.
+
+    Args:
+        generator: to draw with, on the device where logits are; None takes the likeliest token.
+    """
+    return GreedyChooser(processors) if generator is None else SamplingChooser(processors, generator)
 
 
 @dataclass

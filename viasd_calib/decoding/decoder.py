@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from viasd_calib.decoding.baselines import (
     Lenient,
@@ -20,7 +20,8 @@ from viasd_calib.decoding.baselines import (
     via_sd_fixed,
     via_sd_published,
 )
-from viasd_calib.decoding.choosing import make_chooser
+from viasd_calib.decoding.choosing import Chooser, make_chooser
+from viasd_calib.decoding.ending import Cancelled, Ending, InNewText, is_cancelled, stop_string_criterion
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
@@ -69,6 +70,8 @@ class Decoder:
         eos_ids: tokens that end a text.
         sampling: how tokens are chosen; greedily where it is left out.
         processors: a user's own logits processors, for p, q' and q alike.
+        tokenizer: the verifier's; stop strings need it.
+        chooser: a ready-made one, in place of ``sampling`` and ``processors``.
     """
 
     def __init__(
@@ -79,44 +82,83 @@ class Decoder:
         eos_ids: frozenset[int] = frozenset(),
         sampling: Sampling | None = None,
         processors: Sequence[LogitsProcessor] = (),
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        chooser: Chooser | None = None,
     ) -> None:
         self.verifier = verifier
         self.drafter = drafter if method.needs_drafter else None
         self.method = method
         self.eos_ids = eos_ids
-        self.chooser = make_chooser(sampling or Sampling(), processors, verifier.device)
+        self.chooser = chooser or make_chooser(sampling or Sampling(), processors, verifier.device)
+        self.tokenizer = tokenizer
 
-    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
+    def generate(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        *,
+        stop_strings: str | Sequence[str] = (),
+        criteria: Sequence[StoppingCriteria] = (),
+        cancelled: Cancelled | None = None,
+    ) -> Generation:
         """Decode one text.
 
         Args:
             prompt: token ids, at least one.
             max_new_tokens: most tokens to add.
+            stop_strings: the text ends behind the token that completes one of them in the new text.
+            criteria: transformers' stopping criteria, on prompt and new text; functions of the text alone.
+            cancelled: asked once a round; what is final when it says yes is the text.
 
         Raises:
-            PromptError: the prompt is empty or does not fit the context.
+            PromptError: the prompt is empty or does not fit the context, or a stop string cannot be written.
             NumericsError: the verifier's logits are not finite.
         """
-        *_, session = self._rounds(prompt, max_new_tokens)  # the same session, once a round
+        ending = self._ending(len(prompt), stop_strings, criteria)
+        *_, session = self._rounds(prompt, max_new_tokens, ending, cancelled)  # the same session, once a round
+        if not self.method.finished(session):
+            session.cut(self.method.final_length(session))
         return session.result()
 
-    def stream(self, prompt: Sequence[int], max_new_tokens: int) -> Iterator[Emitted]:
-        """Decode one text and yield each token once it is final.
+    def stream(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        *,
+        stop_strings: str | Sequence[str] = (),
+        criteria: Sequence[StoppingCriteria] = (),
+        cancelled: Cancelled | None = None,
+    ) -> Iterator[Emitted]:
+        """Decode one text and yield each token once it is final; arguments and errors as for :meth:`generate`.
 
-        With audit ``off`` that is when it is emitted, otherwise once q has decided it.
+        With audit ``off`` that is when it is emitted, otherwise once q has decided it. The iterator may be
+        left or closed at any place; only one text at a time can be decoded.
         """
         told = 0
-        for session in self._rounds(prompt, max_new_tokens):
+        ending = self._ending(len(prompt), stop_strings, criteria)
+        for session in self._rounds(prompt, max_new_tokens, ending, cancelled):
             final = self.method.final_length(session)
             begin = session.prompt_length + told
             tokens = session.text[begin:final].tolist()
             yield from (Emitted(*pair) for pair in zip(tokens, session.tiers[told:], strict=False))
             told += len(tokens)
 
+    def _ending(
+        self, prompt_length: int, stop_strings: str | Sequence[str], criteria: Sequence[StoppingCriteria]
+    ) -> Ending:
+        chosen = StoppingCriteriaList(criteria)
+        if stop_strings:
+            chosen.append(InNewText(stop_string_criterion(self.tokenizer, stop_strings), prompt_length))
+        return Ending(self.eos_ids, chosen)
+
     @torch.inference_mode()
-    def _rounds(self, prompt: Sequence[int], max_new_tokens: int) -> Iterator[Session]:
-        session = open_session(self.verifier, self.drafter, prompt, max_new_tokens, self.eos_ids, self.chooser)
-        while not self.method.finished(session):
+    def _rounds(
+        self, prompt: Sequence[int], max_new_tokens: int, ending: Ending, cancelled: Cancelled | None
+    ) -> Iterator[Session]:
+        """The session as it is opened, and after each round."""
+        session = open_session(self.verifier, self.drafter, prompt, max_new_tokens, ending, self.chooser)
+        yield session
+        while not self.method.finished(session) and not is_cancelled(cancelled):
             self.method.round(session)
             yield session
 
@@ -146,7 +188,9 @@ class Engine:
             processors: a user's own logits processors.
         """
         method = self._method(name, audit)
-        return Decoder(self.routed, self.drafter, method, self.verifier.eos_ids, sampling, processors)
+        return Decoder(
+            self.routed, self.drafter, method, self.verifier.eos_ids, sampling, processors, self.verifier.tokenizer
+        )
 
     def _method(self, name: MethodName, audit: Audit | None) -> Method:
         gates, decoding = self.spec.gates, self.spec.decoding

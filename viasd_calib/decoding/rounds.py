@@ -157,7 +157,7 @@ def catch_up(session: Session, block: Block, verify: Verification = strictly) ->
 
 def _laws(session: Session, block: Block) -> Tensor | None:
     """What pending and drafted tokens were drawn from, [tokens, vocabulary]; None when greedy."""
-    if session.chooser.sampling.greedy:
+    if session.chooser.greedy:
         return None
     rows = list(session.laws) if block.laws is None else [*session.laws, *block.laws.unbind()]
     return torch.stack(rows) if rows else session.text.new_zeros((0, session.verifier.config.vocab_size)).float()

@@ -102,7 +102,8 @@ def process_rows(processors: LogitsProcessorList, logits: Tensor, text: Tensor) 
     if all(isinstance(processor, TEXT_BLIND) for processor in processors):
         return processors(ids, scores) if processors else scores
     rows, length = scores.shape[0], text.shape[0]
-    done = [processors(ids[:, : length - rows + 1 + row], scores[row : row + 1]) for row in range(rows)]
+    # Cloned, since many a processor writes into what it is given, and gates look at the same logits later.
+    done = [processors(ids[:, : length - rows + 1 + row], scores[row : row + 1].clone()) for row in range(rows)]
     return torch.cat(done)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from viasd_calib.decoding.choosing import Chooser
+from viasd_calib.decoding.ending import Ending
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.draft.base import Drafter
 from viasd_calib.errors import PromptError
@@ -38,7 +39,7 @@ class Generation:
     """A decoded text.
 
     Attributes:
-        tokens: the new tokens, up to and including the first end-of-text token.
+        tokens: the new tokens, up to and including the first that ends the text.
         tiers: which tier decided each.
         drafted: whether each was proposed by the draft model.
     """
@@ -66,7 +67,7 @@ class Session:
     text: Tensor  # [limit], long
     prompt_length: int
     limit: int
-    eos_ids: frozenset[int]
+    ending: Ending
     cache: SharedCache
     length: int
     tiers: list[Tier] = field(default_factory=list)
@@ -103,7 +104,7 @@ class Session:
     def emit(
         self, tokens: Tensor, values: Sequence[int], tier: Tier, *, drafted: bool, laws: Tensor | None = None
     ) -> None:
-        """Append tokens; stop at end of text and at the limit.
+        """Append tokens; stop behind the one that ends the text, and at the limit.
 
         Args:
             tokens: [n] or more, on the device.
@@ -113,17 +114,17 @@ class Session:
             laws: what they were drawn from, [n, vocabulary] or more; None when greedy, or where q decided.
         """
         count = min(len(values), self.room)
-        ends = [place + 1 for place in range(count) if values[place] in self.eos_ids]
-        count = min([count, *ends])
         if count == 0:
             return
         self.text[self.length : self.length + count] = tokens[:count]
+        end = self.ending.within(self.text[: self.length + count], values[:count])
+        count = count if end is None else end
         self.length += count
         self.tiers += [tier] * count
         self.drafted += [drafted] * count
         if laws is not None:
             self.laws += laws[:count].unbind()
-        self.ended = bool(ends)
+        self.ended = end is not None
 
     def cut(self, length: int) -> None:
         """Take back every token from position ``length`` on."""
@@ -151,7 +152,7 @@ def open_session(
     drafter: Drafter | None,
     prompt: Sequence[int],
     max_new_tokens: int,
-    eos_ids: frozenset[int],
+    ending: Ending,
     chooser: Chooser,
 ) -> Session:
     """Run q over a prompt, all but its last token, and stand ready to decode.
@@ -167,7 +168,7 @@ def open_session(
     cache = verifier.new_cache(limit)
     text = torch.zeros(limit, dtype=torch.long, device=verifier.device)
     text[: len(prompt)] = torch.tensor(list(prompt), device=verifier.device)
-    session = Session(verifier, drafter, chooser, text, len(prompt), limit, eos_ids, cache, len(prompt))
+    session = Session(verifier, drafter, chooser, text, len(prompt), limit, ending, cache, len(prompt))
     if drafter is not None:
         drafter.start(limit)
     seen = len(prompt) - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from dataclasses import dataclass
+from typing import cast
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from tests.tiny import (
 )
 from viasd_calib.decoding.choosing import make_chooser
 from viasd_calib.decoding.decoder import Decoder, three_tier
+from viasd_calib.decoding.ending import Ending
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
@@ -88,8 +90,8 @@ class Case:
             tolerance=tolerance,
         )
 
-    def decoder(self, method: Method) -> Decoder:
-        return Decoder(self.verifier, self.drafter, method, self.eos)
+    def decoder(self, method: Method, sampling: Sampling | None = None) -> Decoder:
+        return Decoder(self.verifier, self.drafter, method, self.eos, sampling)
 
     def generate(self, method: Method) -> Generation:
         return self.decoder(method).generate(self.prompt, self.count)
@@ -190,6 +192,24 @@ def test_a_text_ends_at_its_end(case: Case, audit: Audit) -> None:
     assert len(out.tiers) == len(out.drafted) == len(out.tokens)
 
 
+@given(
+    case=cases(),
+    name=st.sampled_from(["autoregressive", "speculative", "strict", "tolerant", "off"]),
+    temperature=st.sampled_from([0.7, 1.5]),
+    seed=st.integers(0, 99),
+)
+def test_a_sampled_text_ends_at_its_end(case: Case, name: str, temperature: float, seed: int) -> None:
+    assume(name != "strict" or case.gates.convention == "calibrated")  # the other looks at what was drawn
+    methods: dict[str, Method] = {"autoregressive": Autoregressive(), "speculative": Speculative(case.draft_length)}
+    method = methods[name] if name in methods else case.method(cast(Audit, name))
+    out = case.decoder(method, Sampling(temperature=temperature, seed=seed)).generate(case.prompt, case.count)
+    assert not case.eos.intersection(out.tokens[:-1])
+    assert len(out.tokens) == case.count or (len(out.tokens) < case.count and out.tokens[-1] in case.eos)
+    assert len(out.tiers) == len(out.drafted) == len(out.tokens)
+    streamed = case.decoder(method, Sampling(temperature=temperature, seed=seed)).stream(case.prompt, case.count)
+    assert [emitted.token for emitted in streamed] == out.tokens
+
+
 @given(case=cases(), tolerance=st.floats(0.05, 1))
 def test_a_tolerant_text_holds_what_q_finds_likely_enough(case: Case, tolerance: float) -> None:
     """Teacher-forced: at every token q(x) / max q reaches the tolerance."""
@@ -254,7 +274,7 @@ def test_a_perfect_drafter_is_never_refused() -> None:
 def test_no_more_tokens_wait_than_are_allowed(case: Case, audit: Audit) -> None:
     method = case.method(audit)
     with torch.inference_mode():
-        session = open_session(case.verifier, case.drafter, case.prompt, case.count, case.eos, GREEDY)
+        session = open_session(case.verifier, case.drafter, case.prompt, case.count, Ending(case.eos), GREEDY)
         while not method.finished(session):
             before = session.length, session.decided, session.closed
             method.round(session)
@@ -305,7 +325,7 @@ def test_every_path_is_taken() -> None:
         case = lively_case(seed)
         method = case.method()
         with torch.inference_mode():
-            session = open_session(case.verifier, case.drafter, case.prompt, case.count, case.eos, GREEDY)
+            session = open_session(case.verifier, case.drafter, case.prompt, case.count, Ending(case.eos), GREEDY)
             while not method.finished(session):
                 before, passes = session.text[: session.length].tolist(), session.counts.full_passes
                 pending = session.pending

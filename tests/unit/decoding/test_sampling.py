@@ -72,6 +72,19 @@ def test_a_processor_sees_the_text_before_each_row() -> None:
     assert recorder.seen == [[1, 2], [1, 2, 3], [1, 2, 3, 4]]
 
 
+class Writer(LogitsProcessor):
+    """Writes into what it is given."""
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        return scores.fill_(7)
+
+
+def test_a_processor_cannot_change_the_logits() -> None:
+    logits = torch.zeros(3, 5)
+    assert process_rows(LogitsProcessorList([Writer()]), logits, torch.tensor([1, 2, 3, 4])).tolist() == [[7] * 5] * 3
+    assert logits.tolist() == [[0] * 5] * 3
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("temperature", -1), ("top_k", -1), ("top_p", 0), ("top_p", 1.1), ("min_p", -0.1), ("repetition_penalty", 0)],

@@ -1,0 +1,288 @@
+"""Three-tier decoding as a ``custom_generate`` of transformers' own ``generate``."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.streamers import BaseStreamer
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from viasd_calib.decoding.choosing import chooser_of
+from viasd_calib.decoding.decoder import Decoder, Engine, three_tier
+from viasd_calib.draft.base import Drafter
+from viasd_calib.draft.build import build_drafter
+from viasd_calib.errors import ModelError, PromptError, SpecError
+from viasd_calib.models import fingerprint, identify
+from viasd_calib.slim.adapter import load_slim_layers
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import RoutingSpec, check_verifier, load_spec
+
+UNSUPPORTED_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+STATEFUL_PROCESSORS = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
+"""They remember earlier calls, and a block's tokens are processed more than once."""
+HANDED_ON = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+"""Arguments of the model that ``generate`` prepares in every call."""
+
+
+def generate(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    *,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    viasd_spec: str | Path | Engine | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    streamer: BaseStreamer | None = None,
+    assistant_model: PreTrainedModel | None = None,
+    synced_gpus: bool = False,
+    **model_kwargs: Any,
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """Decode one text with a routing spec; give it to ``model.generate`` as ``custom_generate``.
+
+    transformers prepares the arguments. With audit ``strict`` a greedy text is the one that ``model.generate``
+    gives without it, and a sampled one has the same distribution; :func:`torch.manual_seed` makes it repeat.
+    The audit is the spec's own. The drafter and the route are loaded at the first call, and kept with the model.
+
+    ``stop_strings`` does not reach a ``custom_generate``, transformers refuses it; give ``stopping_criteria=
+    [StopStringCriteria(tokenizer, strings)]``. Criteria and logits processors must be functions of what they
+    are given, since tokens can be taken back and asked about again.
+
+    Args:
+        model: the verifier, in evaluation mode; the spec's fingerprint is compared with it.
+        input_ids: the prompt, [1, length], long.
+        logits_processor: all processors, in transformers' order.
+        stopping_criteria: all criteria, the limit and the end-of-text tokens among them.
+        generation_config: greedy or sampling settings.
+        viasd_spec: path of the routing spec, or an engine that holds this very model.
+        tokenizer: compared with the fingerprint too; without it, the model alone is.
+        streamer: given each token once it is final; transformers gives it the prompt.
+        assistant_model: refused; the spec names the draft model.
+        synced_gpus: refused.
+        model_kwargs: what ``generate`` prepares for the model; padding and a filled cache are refused.
+
+    Returns:
+        Prompt and new tokens, [1, length], or with ``return_dict_in_generate`` an output that holds them.
+
+    Raises:
+        SpecError: no spec is given, or one that is damaged or made for another verifier or tokenizer.
+        ModelError: the model, or a setting, is not supported.
+        PromptError: more than one text, padding, or a prompt that does not fit the context.
+        SamplingError: the spec's rule cannot sample under audit ``strict``.
+        NumericsError: the verifier's logits are not finite.
+    """
+    withheld = _withheld(sys._getframe(1))
+    streamer = withheld.get("streamer") if streamer is None else streamer
+    tokenizer = withheld.get("tokenizer") if tokenizer is None else tokenizer
+    assistant_model = withheld.get("assistant_model") if assistant_model is None else assistant_model
+    synced_gpus = synced_gpus or bool(withheld.get("synced_gpus"))
+    _check_settings(generation_config, logits_processor, assistant_model, synced_gpus)
+    _check_prompt(input_ids, model_kwargs)
+    parts = _parts(model, viasd_spec, tokenizer)
+    generator = _seeded(model.device) if generation_config.do_sample else None
+    decoder = Decoder(
+        parts.routed,
+        copy.copy(parts.drafter),  # it follows one text; another thread's call has its own
+        three_tier(parts.spec.gates, parts.spec.decoding, model.device),
+        _eos_ids(stopping_criteria),
+        chooser=chooser_of(logits_processor, generator),
+    )
+    rest = [one for one in stopping_criteria if type(one) not in (EosTokenCriteria, MaxLengthCriteria)]
+    room = _room(input_ids.shape[1], stopping_criteria, generation_config)
+    tokens: list[int] = []
+    for emitted in decoder.stream(input_ids[0].tolist(), room, criteria=rest):
+        tokens.append(emitted.token)
+        if streamer is not None:
+            streamer.put(torch.tensor([emitted.token]))
+    if streamer is not None:
+        streamer.end()
+    sequences: Any = torch.cat([input_ids, input_ids.new_tensor([tokens])], dim=1)
+    return GenerateDecoderOnlyOutput(sequences=sequences) if generation_config.return_dict_in_generate else sequences
+
+
+_GENERATE_CODE = inspect.unwrap(GenerationMixin.generate).__code__
+
+
+def _withheld(caller: FrameType) -> dict[str, Any]:
+    """Arguments of ``model.generate`` that transformers (5.23) does not hand on to a callable.
+
+    It drops them without a word: a streamer would wait for its end for ever, an assistant model would be
+    ignored. So they are read off the call itself, where ``generate`` is the caller.
+    """
+    if caller.f_code is not _GENERATE_CODE:
+        return {}
+    found = {name: caller.f_locals.get(name) for name in ("streamer", "assistant_model", "synced_gpus")}
+    outer = caller.f_back.f_locals.get("kwargs") if caller.f_back else None  # torch's wrapper of no_grad
+    return {**found, "tokenizer": outer.get("tokenizer") if isinstance(outer, dict) else None}
+
+
+def _check_settings(
+    config: GenerationConfig,
+    processors: LogitsProcessorList,
+    assistant_model: PreTrainedModel | None,
+    synced_gpus: bool,
+) -> None:
+    """Refuse what three-tier decoding does not do.
+
+    Raises:
+        ModelError: naming the first such setting.
+    """
+    if assistant_model is not None:
+        raise ModelError("assistant_model is not supported: the routing spec names the draft model; leave it out")
+    if synced_gpus:
+        raise ModelError("synced_gpus is not supported; decode on one device")
+    for name in ("num_beams", "num_return_sequences"):
+        if (getattr(config, name) or 1) > 1:
+            raise ModelError(f"{name} is {getattr(config, name)}, only 1 is supported; set it to 1")
+    for name in UNSUPPORTED_OUTPUTS:
+        if getattr(config, name):
+            raise ModelError(f"{name} is not supported: a token may not have been through q alone; leave it out")
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise ModelError(f"generation mode {mode.value!r} is not supported; decode greedily or with do_sample")
+    for processor in processors:
+        if isinstance(processor, STATEFUL_PROCESSORS):
+            raise ModelError(
+                f"{type(processor).__name__} remembers earlier tokens, which is not supported; leave it out"
+            )
+
+
+def _check_prompt(input_ids: Tensor, model_kwargs: dict[str, Any]) -> None:
+    """Refuse all but one plain text.
+
+    Raises:
+        PromptError: more than one text, padding, positions of its own, or a cache that was filled before.
+        ModelError: an argument of the model that would be ignored.
+    """
+    if input_ids.shape[0] != 1:
+        raise PromptError(f"{input_ids.shape[0]} texts are given, one at a time is supported; call once for each")
+    mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
+    if mask is not None and not bool((mask == 1).all()):
+        raise PromptError("the attention mask hides a part of the prompt; give the prompt without padding")
+    plain = torch.arange(input_ids.shape[1])
+    if positions is not None and not torch.equal(positions.cpu().reshape(-1), plain):
+        raise PromptError("position_ids do not count from 0 on; leave them out")
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None and (getattr(cache, "_is_user_defined", False) or cache.get_seq_length()):
+        raise PromptError("past_key_values is not supported, the decoder has a cache of its own; leave it out")
+    for name, value in model_kwargs.items():
+        if value is not None and name not in HANDED_ON:
+            raise ModelError(f"the model's argument {name!r} is not supported; leave it out")
+
+
+def _eos_ids(criteria: StoppingCriteriaList) -> frozenset[int]:
+    """End-of-text tokens, from transformers' own criterion."""
+    found = [one.eos_token_id.reshape(-1).tolist() for one in criteria if type(one) is EosTokenCriteria]
+    return frozenset(token for tokens in found for token in tokens)
+
+
+def _room(prompt_length: int, criteria: StoppingCriteriaList, config: GenerationConfig) -> int:
+    """Most tokens to add; a user's own limit stands in place of the configuration's, as in transformers."""
+    limits = [one.max_length for one in criteria if type(one) is MaxLengthCriteria]
+    limit = min(limits) if limits else config.max_length
+    if limit is None:
+        raise PromptError("the text has no limit; give max_new_tokens")
+    return max(limit - prompt_length, 1)  # transformers looks at its limit behind the first token
+
+
+def _seeded(device: torch.device) -> torch.Generator:
+    """A generator that goes on from torch's own, as transformers' draws do."""
+    seed = int(torch.randint(2**62, ()))
+    return torch.Generator(device).manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a spec adds to a model.
+
+    Attributes:
+        tokenizers: those that were compared with the spec.
+    """
+
+    spec: RoutingSpec
+    routed: RoutedModel
+    drafter: Drafter
+    tokenizers: WeakSet[PreTrainedTokenizerBase] = field(default_factory=WeakSet)
+
+
+class _Loaded(dict[tuple[object, ...], _Parts]):
+    """A model's parts, by spec.
+
+    It is an attribute of the model itself: parts refer to their model, so that a table outside, though its
+    keys were weak, would keep every model for ever. A copy of the model begins with none.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Loaded:
+        return _Loaded()
+
+    def __reduce__(self) -> tuple[type[_Loaded], tuple[()]]:
+        return _Loaded, ()
+
+
+LOADED = "_viasd_loaded"
+"""Name of that attribute."""
+
+
+def _parts(
+    model: PreTrainedModel, spec: str | Path | Engine | None, tokenizer: PreTrainedTokenizerBase | None
+) -> _Parts:
+    if spec is None:
+        raise SpecError("no routing spec is given; add viasd_spec=, the path of one")
+    if model.training:
+        raise ModelError("the model is in training mode; call model.eval() first")
+    if isinstance(spec, Engine):
+        if spec.verifier.model is not model:
+            raise ModelError("the engine holds another model; generate with its own, or give the path of its spec")
+        return _Parts(spec.spec, spec.routed, spec.drafter)
+    path = Path(spec)
+    loaded: _Loaded = model.__dict__.setdefault(LOADED, _Loaded())
+    changed = path.stat().st_mtime_ns if path.exists() else None
+    key = (path.resolve(), changed, model.device, model.dtype, model.config._attn_implementation)
+    if key not in loaded:
+        with torch.random.fork_rng(devices=[]):  # the first text is drawn like any other
+            loaded[key] = _open(model, path)
+    parts = loaded[key]
+    if tokenizer is not None and tokenizer not in parts.tokenizers:
+        check_verifier(parts.spec, fingerprint(model, tokenizer, _name(model), None))
+        parts.tokenizers.add(tokenizer)
+    return parts
+
+
+def _open(model: PreTrainedModel, path: Path) -> _Parts:
+    """Load what a spec names; the model itself is left as it is."""
+    spec = load_spec(path)
+    check_verifier(spec, identify(model, spec.verifier.tokenizer_sha256, _name(model), None))
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    try:
+        routed = RoutedModel(model, spec.route, load_slim_layers(model, spec.route, path.parent))
+        return _Parts(spec, routed, build_drafter(spec.draft, path.parent, routed))
+    finally:
+        for weight in trained:  # a slim layer shares the verifier's weights, and is frozen
+            weight.requires_grad_(True)
+
+
+def _name(model: PreTrainedModel) -> str:
+    """What to call a model in a message."""
+    return model.name_or_path or type(model).__name__
