@@ -23,6 +23,7 @@ from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
 from viasd_calib.traces.capture import read_manifest
 from viasd_calib.traces.data import TraceDataModule
+from viasd_calib.training.lightning_output import quiet_lightning
 from viasd_calib.training.router import RouterModule
 
 
@@ -40,6 +41,7 @@ class RouterCLI(LightningCLI):
 
 def fit(words: Sequence[str]) -> None:
     """Run ``viasd fit`` with LightningCLI's options."""
+    quiet_lightning()
     RouterCLI(
         RouterModule,
         TraceDataModule,

@@ -111,7 +111,7 @@ class RouterModule(LightningModule):
             layers = adapted_layers(model.layers, self.adapter_rank, 2 * self.adapter_rank, self.adapter_targets)
             for name, parameter in layers.named_parameters():
                 parameter.requires_grad_("lora_" in name)
-            self.slim_layers = layers
+            self.slim_layers = layers.train()  # copied from a verifier that is in eval mode
 
     @property
     def model(self) -> RoutedModel:
