@@ -132,6 +132,11 @@ def test_a_small_bound_is_not_certified(place: Path, job: Path, capsys: pytest.C
     assert spec.decoding.audit == "strict"
     assert spec.certificate is not None
     assert spec.certificate.bound is None
+    lossy = ["export", "--calibrate", str(folder), "--out", str(folder / "lossy.json"), "--audit", "off"]
+    capsys.readouterr()
+    assert main(lossy) == 1
+    assert "nothing is certified, so no spec can be exported with audit off; leave out" in capsys.readouterr().err
+    assert not (folder / "lossy.json").exists()
 
 
 def test_print_config_shows_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:

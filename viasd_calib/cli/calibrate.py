@@ -72,13 +72,11 @@ def calibrate(
     chosen = draw_prompts(select_split(every, "calibrate", split), limit)
     candidates = propose(fitted.draft_gate, fitted.slim_gate, load_scores(folder), max_loss, fractions)
     decoding = Decoding(audit="off", draft_length=draft_length, max_pending=max_pending)
-    engine = _engine(fitted, folder, candidates[0], decoding, loaded)
+    engine = _engine(fitted, folder, candidates[0], loaded)
 
     def decoder_for(candidate: Candidate) -> Decoder:
-        spec = engine.spec.model_copy(update={"gates": candidate.gates})
-        return Decoder(
-            engine.routed, engine.drafter, three_tier(spec.gates, spec.decoding, engine.routed.device), loaded.eos_ids
-        )
+        method = three_tier(candidate.gates, decoding, engine.routed.device)
+        return Decoder(engine.routed, engine.drafter, method, loaded.eos_ids)
 
     verdict = certify(
         candidates, decoder_for, loaded, engine.routed, chosen,
@@ -95,11 +93,9 @@ def calibrate(
     return artifact
 
 
-def _engine(fitted: FitArtifact, folder: Path, careful: Candidate, decoding: Decoding, loaded: Verifier) -> Engine:
+def _engine(fitted: FitArtifact, folder: Path, careful: Candidate, loaded: Verifier) -> Engine:
     draft, draft_folder = name_draft(fitted.draft)
-    spec = RoutingSpec(
-        verifier=fitted.verifier, draft=draft, route=fitted.route, gates=careful.gates, decoding=decoding
-    )
+    spec = RoutingSpec(verifier=fitted.verifier, draft=draft, route=fitted.route, gates=careful.gates)
     return assemble(spec, folder, loaded, draft_folder=draft_folder)
 
 

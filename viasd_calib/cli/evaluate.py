@@ -15,6 +15,7 @@ from viasd_calib.calibration.artifacts import (
     load_artifact,
 )
 from viasd_calib.calibration.gate_fitting import Reliability
+from viasd_calib.cli.notices import notice_uncertified
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Engine, MethodName, load_engine
 from viasd_calib.decoding.session import Generation
@@ -67,6 +68,8 @@ def bench(
         audit=audit or engine.spec.decoding.audit,
         seed=seed,
     )
+    if "three_tier" in settings.methods:
+        notice_uncertified(engine.spec, audit)
     result = run_bench(engine, chosen, settings)
     write_text(Path(json), result.model_dump_json(indent=2) + "\n")
     console = Console()

@@ -17,6 +17,7 @@ from viasd_calib.calibration.artifacts import (
     load_artifact,
 )
 from viasd_calib.draft.build import name_draft
+from viasd_calib.errors import SpecError
 from viasd_calib.evaluation.bench import BenchResult, load_bench
 from viasd_calib.files import atomic_path
 from viasd_calib.models import DTYPE_NAMES, load_verifier
@@ -60,13 +61,21 @@ def export(
         verifier: where to find the verifier, in place of the name in the fit.
         dtype: number format the relative cost is measured in, and the decoder's default.
         device: where the relative cost is measured.
+
+    Raises:
+        SpecError: an ``audit`` that nothing certifies.
     """
     calibrated = load_artifact(CalibrateArtifact, Path(calibrate) / CALIBRATE_FILE, "viasd calibrate")
     fit_folder = Path(calibrated.fit)
     fitted = load_artifact(FitArtifact, fit_folder / FIT_FILE, "viasd fit")
     path = Path(out)
-    loaded = load_verifier(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
     certified = calibrated.certificate.bound is not None
+    if not certified and audit not in (None, "strict"):
+        raise SpecError(
+            f"nothing is certified, so no spec can be exported with audit {audit}; "
+            "leave out --audit, or calibrate with more prompts or a larger --max_loss"
+        )
+    loaded = load_verifier(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
     spec = RoutingSpec(
         verifier=fitted.verifier.model_copy(update={"dtype": dtype}),
         draft=_copy_draft(fitted.draft, path.parent),

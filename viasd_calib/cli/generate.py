@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 from rich.text import Text
 
+from viasd_calib.cli.notices import notice_uncertified
 from viasd_calib.decoding.decoder import Emitted, MethodName, load_engine
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.models import Verifier
@@ -41,6 +42,8 @@ def generate(
         device: where models run.
     """
     engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device)
+    if method == "three_tier":
+        notice_uncertified(engine.spec, audit)
     decoder = engine.decoder(method, audit)
     ids = engine.verifier.encode_chat([{"role": "user", "content": prompt}])
     console = Console(highlight=False, soft_wrap=True)
