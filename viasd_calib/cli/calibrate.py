@@ -20,6 +20,7 @@ from viasd_calib.calibration.artifacts import (
 )
 from viasd_calib.calibration.candidates import FRACTIONS, Candidate, propose
 from viasd_calib.calibration.certify import Verdict, certify
+from viasd_calib.cli.loading import LoadVerifier
 from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
 from viasd_calib.draft.build import name_draft
 from viasd_calib.errors import CalibrationError
@@ -43,6 +44,7 @@ def calibrate(
     verifier: str | None = None,
     dtype: DType = "float32",
     device: str = "cpu",
+    _load: LoadVerifier = load_verifier,
 ) -> CalibrateArtifact:
     """Propose bounds from traces, decode the calibrate split with each, and certify the fastest that holds.
 
@@ -66,7 +68,7 @@ def calibrate(
         raise CalibrationError("max_loss and confidence must lie between 0 and 1")
     folder = Path(fit)
     fitted = load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit")
-    loaded = load_verifier(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
+    loaded = _load(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
     every = read_prompts(prompts)
     split = shares or SplitShares()
     chosen = draw_prompts(select_split(every, "calibrate", split), limit)

@@ -15,14 +15,16 @@ from viasd_calib.calibration.artifacts import (
     load_artifact,
 )
 from viasd_calib.calibration.gate_fitting import Reliability
+from viasd_calib.cli.loading import LoadVerifier, open_engine
 from viasd_calib.cli.notices import notice_uncertified
 from viasd_calib.decoding.conversation import converse
-from viasd_calib.decoding.decoder import Engine, MethodName, load_engine
+from viasd_calib.decoding.decoder import Engine, MethodName
 from viasd_calib.decoding.session import Generation
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.bench import BenchResult, BenchSettings, bench_table, load_bench, run_bench
 from viasd_calib.evaluation.report import ReportInputs, SampleText, TestedCandidate, write_report
 from viasd_calib.files import write_text
+from viasd_calib.models import load_verifier
 from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, read_prompts, select_split
 from viasd_calib.spec import Audit, DType
 
@@ -41,6 +43,7 @@ def bench(
     seed: int = 0,
     verifier: str | None = None,
     device: str = "cpu",
+    _load: LoadVerifier = load_verifier,
 ) -> BenchResult:
     """Compare decoding methods on a prompt file: same weights, same drafter, interleaved prompt by prompt.
 
@@ -60,7 +63,7 @@ def bench(
         device: where models run.
     """
     chosen = choose_prompts(prompts, split, shares, limit)
-    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device)
+    engine = open_engine(spec, verifier, dtype, device, _load)
     settings = BenchSettings(
         methods=parse_methods(methods),
         max_new_tokens=max_new_tokens,
@@ -121,6 +124,7 @@ def report(
     verifier: str | None = None,
     dtype: DType | None = None,
     device: str = "cpu",
+    _load: LoadVerifier = load_verifier,
 ) -> None:
     """Write one self-contained HTML page: tables, route, gates, tiers, speed against loss, one coloured text.
 
@@ -139,7 +143,7 @@ def report(
         device: where models run.
     """
     measured = load_bench(bench)
-    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device)
+    engine = open_engine(spec, verifier, dtype, device, _load)
     chosen = choose_prompts(prompts, split, shares, limit)
     texts = [generation for prompt in chosen for generation in _decode(engine, prompt, max_new_tokens)]
     reliability, candidates = _calibration(calibrate)

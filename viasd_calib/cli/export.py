@@ -16,6 +16,7 @@ from viasd_calib.calibration.artifacts import (
     FitArtifact,
     load_artifact,
 )
+from viasd_calib.cli.loading import LoadVerifier
 from viasd_calib.draft.build import name_draft
 from viasd_calib.errors import SpecError
 from viasd_calib.evaluation.bench import BenchResult, load_bench
@@ -50,6 +51,7 @@ def export(
     verifier: str | None = None,
     dtype: DType = "float32",
     device: str = "cpu",
+    _load: LoadVerifier = load_verifier,
 ) -> RoutingSpec:
     """Write the routing spec, with its tensors beside it.
 
@@ -75,7 +77,7 @@ def export(
             f"nothing is certified, so no spec can be exported with audit {audit}; "
             "leave out --audit, or calibrate with more prompts or a larger --max_loss"
         )
-    loaded = load_verifier(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
+    loaded = _load(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
     spec = RoutingSpec(
         verifier=fitted.verifier.model_copy(update={"dtype": dtype}),
         draft=_copy_draft(fitted.draft, path.parent),
@@ -126,6 +128,19 @@ def _copy(source: Path, target: Path) -> None:
         return
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
+
+
+def record_evidence(spec: str, evidence: str) -> RoutingSpec:
+    """Write the evidence of a benchmark into a spec that is there already; nothing is measured again.
+
+    Args:
+        spec: path of the spec.
+        evidence: JSON of ``viasd bench``.
+    """
+    updated = load_spec(spec).model_copy(update={"evidence": evidence_of(load_bench(evidence))})
+    save_spec(updated, spec)
+    Console().print(f"wrote {spec}: with the evidence of {evidence}")
+    return updated
 
 
 def evidence_of(bench: BenchResult) -> Evidence:
