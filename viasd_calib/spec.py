@@ -279,11 +279,18 @@ class RoutingSpec(SpecModel):
     certificate: Certificate | None = None
     evidence: Evidence | None = None
 
+    @property
+    def certified_bound(self) -> float | None:
+        """The loss bound that was certified; None without one."""
+        return None if self.certificate is None else self.certificate.bound
+
     @model_validator(mode="after")
     def _lossy_needs_certificate(self) -> RoutingSpec:
-        uncertified = self.certificate is not None and self.certificate.bound is None
-        if uncertified and self.decoding.audit != "strict":
-            raise ValueError("nothing is certified, so decoding.audit must be strict")
+        if self.certified_bound is None and self.decoding.audit != "strict":
+            raise ValueError(
+                f"nothing certifies decoding.audit {self.decoding.audit!r}: "
+                "calibrate it, or set decoding.audit to strict"
+            )
         self.route.check_layers(self.verifier.num_layers)
         return self
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM
 
 from tests.tiny import save_tiny, tiny_prompts
+from viasd_calib.cli import export as exporting
 from viasd_calib.cli import main
 from viasd_calib.spec import load_spec
 
@@ -132,6 +135,41 @@ def test_a_small_bound_is_not_certified(place: Path, job: Path, capsys: pytest.C
     assert spec.decoding.audit == "strict"
     assert spec.certificate is not None
     assert spec.certificate.bound is None
+    lossy = ["export", "--calibrate", str(folder), "--out", str(folder / "lossy.json"), "--audit", "off"]
+    capsys.readouterr()
+    assert main(lossy) == 1
+    assert "nothing is certified, so no spec can be exported with audit off; leave out" in capsys.readouterr().err
+    assert not (folder / "lossy.json").exists()
+
+
+def test_the_whole_job_loads_its_verifier_and_measures_its_cost_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = {"load": 0, "cost": 0}
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return function(*args, **options)
+
+        return call
+
+    from_pretrained = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted("load", from_pretrained))
+    monkeypatch.setattr(exporting, "relative_cost", counted("cost", exporting.relative_cost))
+    out = place / "whole"
+    options = {"max_new_tokens": 12}
+    command = ["run", "--out", str(out), "--fit_config", str(place / "whole.yaml"), "--verifier",
+               str(place / "verifier"), "--prompts", str(place / "prompts.jsonl"), "--sample_prompt", "w1 w2",
+               "--capture_step", json.dumps(options), "--bench_step", json.dumps({"limit": 2, **options}),
+               "--calibrate_step", json.dumps({"limit": 4, "max_loss": 0.5, **options})]  # fmt: skip
+    (place / "whole.yaml").write_text(yaml.safe_dump({**FIT, "data": {"max_batch_tokens": 256}}))
+    assert main([*command, "--debug"]) == 0
+    assert calls == {"load": 1, "cost": 1}
+    spec = load_spec(out / "spec/routing.json")
+    assert spec.evidence is not None
+    assert spec.route.relative_cost is not None
+    assert (out / "report.html").is_file()
 
 
 def test_print_config_shows_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:

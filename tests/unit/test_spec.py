@@ -140,6 +140,8 @@ def drafts() -> st.SearchStrategy[DraftSpec]:
     ),
 )
 def test_what_is_saved_is_what_is_loaded(tmp_path_factory: pytest.TempPathFactory, **parts: Any) -> None:
+    if parts["certificate"] is None:
+        parts["decoding"] = parts["decoding"].model_copy(update={"audit": "strict"})
     path = tmp_path_factory.mktemp("spec") / "routing.json"
     spec = small_spec(**parts)
     save_spec(spec, path)
@@ -394,13 +396,18 @@ def test_a_gate_of_uneven_parts_is_refused(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("audit", ["tolerant", "off"])
 def test_a_lossy_audit_is_refused_where_nothing_is_certified(tmp_path: Path, audit: str) -> None:
-    document = small_spec(certificate=small_certificate(bound=None, observed=None)).model_dump(mode="json")
-    assert load_spec(write_document(tmp_path / "strict.json", document)).decoding.audit == "strict"
-    document["decoding"]["audit"] = audit
-    with pytest.raises(SpecError, match=r"decoding\.audit must be strict"):
-        load_spec(write_document(tmp_path / "lossy.json", document))
+    for nothing in (None, small_certificate(bound=None, observed=None)):
+        document = small_spec(certificate=nothing).model_dump(mode="json")
+        spec = load_spec(write_document(tmp_path / "strict.json", document))
+        assert spec.decoding.audit == "strict"
+        assert spec.certified_bound is None
+        document["decoding"]["audit"] = audit
+        with pytest.raises(SpecError, match=f"{audit}.*calibrate it, or set decoding.audit to strict"):
+            load_spec(write_document(tmp_path / "lossy.json", document))
     document["certificate"]["bound"] = 0.02
-    assert load_spec(write_document(tmp_path / "bound.json", document)).decoding.audit == audit
+    spec = load_spec(write_document(tmp_path / "bound.json", document))
+    assert spec.decoding.audit == audit
+    assert spec.certified_bound == 0.02
 
 
 def test_a_lookup_of_no_length_is_refused() -> None:

@@ -20,6 +20,7 @@ from viasd_calib.calibration.artifacts import (
 )
 from viasd_calib.calibration.candidates import FRACTIONS, Candidate, propose
 from viasd_calib.calibration.certify import Verdict, certify
+from viasd_calib.cli.loading import LoadVerifier
 from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
 from viasd_calib.draft.build import name_draft
 from viasd_calib.errors import CalibrationError
@@ -43,6 +44,7 @@ def calibrate(
     verifier: str | None = None,
     dtype: DType = "float32",
     device: str = "cpu",
+    _load: LoadVerifier = load_verifier,
 ) -> CalibrateArtifact:
     """Propose bounds from traces, decode the calibrate split with each, and certify the fastest that holds.
 
@@ -66,19 +68,17 @@ def calibrate(
         raise CalibrationError("max_loss and confidence must lie between 0 and 1")
     folder = Path(fit)
     fitted = load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit")
-    loaded = load_verifier(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
+    loaded = _load(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
     every = read_prompts(prompts)
     split = shares or SplitShares()
     chosen = draw_prompts(select_split(every, "calibrate", split), limit)
     candidates = propose(fitted.draft_gate, fitted.slim_gate, load_scores(folder), max_loss, fractions)
     decoding = Decoding(audit="off", draft_length=draft_length, max_pending=max_pending)
-    engine = _engine(fitted, folder, candidates[0], decoding, loaded)
+    engine = _engine(fitted, folder, candidates[0], loaded)
 
     def decoder_for(candidate: Candidate) -> Decoder:
-        spec = engine.spec.model_copy(update={"gates": candidate.gates})
-        return Decoder(
-            engine.routed, engine.drafter, three_tier(spec.gates, spec.decoding, engine.routed.device), loaded.eos_ids
-        )
+        method = three_tier(candidate.gates, decoding, engine.routed.device)
+        return Decoder(engine.routed, engine.drafter, method, loaded.eos_ids)
 
     verdict = certify(
         candidates, decoder_for, loaded, engine.routed, chosen,
@@ -95,11 +95,9 @@ def calibrate(
     return artifact
 
 
-def _engine(fitted: FitArtifact, folder: Path, careful: Candidate, decoding: Decoding, loaded: Verifier) -> Engine:
+def _engine(fitted: FitArtifact, folder: Path, careful: Candidate, loaded: Verifier) -> Engine:
     draft, draft_folder = name_draft(fitted.draft)
-    spec = RoutingSpec(
-        verifier=fitted.verifier, draft=draft, route=fitted.route, gates=careful.gates, decoding=decoding
-    )
+    spec = RoutingSpec(verifier=fitted.verifier, draft=draft, route=fitted.route, gates=careful.gates)
     return assemble(spec, folder, loaded, draft_folder=draft_folder)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from viasd_calib.cli.loading import LoadVerifier
 from viasd_calib.draft.build import build_drafter, name_draft
 from viasd_calib.models import SMOLLM2, load_verifier
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares, draw_prompts, read_prompts, select_split
@@ -30,6 +31,7 @@ def capture(
     seed: int = 0,
     dtype: DType = "float32",
     device: str = "cpu",
+    _load: LoadVerifier = load_verifier,
 ) -> CaptureReport:
     """Log what draft model and verifier say on prompts; a run that was stopped goes on where it was.
 
@@ -53,7 +55,7 @@ def capture(
     if split is not None:
         chosen = select_split(chosen, split, shares or SplitShares())
     chosen = draw_prompts(chosen, limit)
-    loaded = load_verifier(verifier, dtype=dtype, device=device)
+    loaded = _load(verifier, dtype=dtype, device=device)
     drafter = None if draft == "none" else build_drafter(*name_draft(draft), RoutedModel(loaded.model))
     settings = CaptureSettings(
         max_new_tokens=max_new_tokens, batch_size=batch_size, top_k=top_k, temperature=temperature, seed=seed

@@ -15,8 +15,10 @@ from viasd_calib.calibration.artifacts import (
     load_artifact,
 )
 from viasd_calib.calibration.gate_fitting import Reliability
+from viasd_calib.cli.loading import LoadVerifier, open_engine
+from viasd_calib.cli.notices import notice_uncertified
 from viasd_calib.decoding.conversation import converse
-from viasd_calib.decoding.decoder import Engine, load_engine
+from viasd_calib.decoding.decoder import Engine
 from viasd_calib.decoding.session import Generation
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.bench import (
@@ -31,6 +33,7 @@ from viasd_calib.evaluation.bench import (
 )
 from viasd_calib.evaluation.report import ReportInputs, SampleText, TestedCandidate, write_report
 from viasd_calib.files import write_text
+from viasd_calib.models import load_verifier
 from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, read_prompts, select_split
 from viasd_calib.spec import Audit, DType
 
@@ -49,6 +52,7 @@ def bench(
     seed: int = 0,
     verifier: str | None = None,
     device: str = "cpu",
+    _load: LoadVerifier = load_verifier,
 ) -> BenchResult:
     """Compare decoding methods on a prompt file: same weights, same drafter, interleaved prompt by prompt.
 
@@ -68,7 +72,7 @@ def bench(
         device: where models run.
     """
     chosen = choose_prompts(prompts, split, shares, limit)
-    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device)
+    engine = open_engine(spec, verifier, dtype, device, _load)
     settings = BenchSettings(
         methods=parse_methods(methods),
         max_new_tokens=max_new_tokens,
@@ -76,6 +80,8 @@ def bench(
         audit=audit or engine.spec.decoding.audit,
         seed=seed,
     )
+    if "three_tier" in settings.methods:
+        notice_uncertified(engine.spec, audit)
     result = run_bench(engine, chosen, settings)
     write_text(Path(json), result.model_dump_json(indent=2) + "\n")
     console = Console()
@@ -160,6 +166,7 @@ def report(
     verifier: str | None = None,
     dtype: DType | None = None,
     device: str = "cpu",
+    _load: LoadVerifier = load_verifier,
 ) -> None:
     """Write one self-contained HTML page: tables, route, gates, tiers, speed against loss, one coloured text.
 
@@ -178,7 +185,7 @@ def report(
         device: where models run.
     """
     measured = load_bench(bench)
-    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device)
+    engine = open_engine(spec, verifier, dtype, device, _load)
     chosen = choose_prompts(prompts, split, shares, limit)
     texts = [generation for prompt in chosen for generation in _decode(engine, prompt, max_new_tokens)]
     reliability, candidates = _calibration(calibrate)

@@ -16,7 +16,9 @@ from viasd_calib.calibration.artifacts import (
     FitArtifact,
     load_artifact,
 )
+from viasd_calib.cli.loading import LoadVerifier
 from viasd_calib.draft.build import name_draft
+from viasd_calib.errors import SpecError
 from viasd_calib.evaluation.bench import BenchResult, load_bench
 from viasd_calib.files import atomic_path
 from viasd_calib.models import DTYPE_NAMES, load_verifier
@@ -49,6 +51,7 @@ def export(
     verifier: str | None = None,
     dtype: DType = "float32",
     device: str = "cpu",
+    _load: LoadVerifier = load_verifier,
 ) -> RoutingSpec:
     """Write the routing spec, with its tensors beside it.
 
@@ -60,13 +63,21 @@ def export(
         verifier: where to find the verifier, in place of the name in the fit.
         dtype: number format the relative cost is measured in, and the decoder's default.
         device: where the relative cost is measured.
+
+    Raises:
+        SpecError: an ``audit`` that nothing certifies.
     """
     calibrated = load_artifact(CalibrateArtifact, Path(calibrate) / CALIBRATE_FILE, "viasd calibrate")
     fit_folder = Path(calibrated.fit)
     fitted = load_artifact(FitArtifact, fit_folder / FIT_FILE, "viasd fit")
     path = Path(out)
-    loaded = load_verifier(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
     certified = calibrated.certificate.bound is not None
+    if not certified and audit not in (None, "strict"):
+        raise SpecError(
+            f"nothing is certified, so no spec can be exported with audit {audit}; "
+            "leave out --audit, or calibrate with more prompts or a larger --max_loss"
+        )
+    loaded = _load(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
     spec = RoutingSpec(
         verifier=fitted.verifier.model_copy(update={"dtype": dtype}),
         draft=_copy_draft(fitted.draft, path.parent),
@@ -117,6 +128,19 @@ def _copy(source: Path, target: Path) -> None:
         return
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
+
+
+def record_evidence(spec: str, evidence: str) -> RoutingSpec:
+    """Write the evidence of a benchmark into a spec that is there already; nothing is measured again.
+
+    Args:
+        spec: path of the spec.
+        evidence: JSON of ``viasd bench``.
+    """
+    updated = load_spec(spec).model_copy(update={"evidence": evidence_of(load_bench(evidence))})
+    save_spec(updated, spec)
+    Console().print(f"wrote {spec}: with the evidence of {evidence}")
+    return updated
 
 
 def evidence_of(bench: BenchResult) -> Evidence:

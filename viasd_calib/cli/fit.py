@@ -18,31 +18,49 @@ from viasd_calib.calibration.artifacts import (
     save_scores,
 )
 from viasd_calib.calibration.first_gates import FirstGates, fit_first_gates
+from viasd_calib.cli.loading import LoadVerifier
+from viasd_calib.models import load_verifier
 from viasd_calib.slim.adapter import adapter_ref, save_adapter
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
 from viasd_calib.traces.capture import read_manifest
 from viasd_calib.traces.data import TraceDataModule
+from viasd_calib.training.lightning_output import quiet_lightning
 from viasd_calib.training.router import RouterModule
 
 
 class RouterCLI(LightningCLI):
-    """LightningCLI with the folder that route, adapter and gates are written to."""
+    """LightningCLI with the folder that route, adapter and gates are written to.
+
+    Args:
+        load: where the router's verifier comes from.
+        options: LightningCLI's own.
+    """
+
+    def __init__(self, *, load: LoadVerifier, **options: Any) -> None:
+        self._load = load
+        super().__init__(**options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--out``, and give the data module the router's verifier."""
         parser.add_argument("--out", type=str, default="runs/fit", help="folder for route, adapter and gates")
+
+    def before_fit(self) -> None:
+        """Let the router have its verifier from where this command has."""
+        self.model.load_verifier = self._load
 
     def after_fit(self) -> None:
         """Write what was learned, and fit the first gates on it."""
         write_fit(self.model, self.datamodule, Path(self.config["fit"]["out"]))
 
 
-def fit(words: Sequence[str]) -> None:
+def fit(words: Sequence[str], _load: LoadVerifier = load_verifier) -> None:
     """Run ``viasd fit`` with LightningCLI's options."""
+    quiet_lightning()
     RouterCLI(
-        RouterModule,
-        TraceDataModule,
+        load=_load,
+        model_class=RouterModule,
+        datamodule_class=TraceDataModule,
         args=["fit", *words],
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},

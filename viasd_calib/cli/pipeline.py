@@ -14,9 +14,10 @@ from viasd_calib.calibration.candidates import FRACTIONS
 from viasd_calib.cli.calibrate import calibrate
 from viasd_calib.cli.capture import capture
 from viasd_calib.cli.evaluate import bench, report
-from viasd_calib.cli.export import export, validate
+from viasd_calib.cli.export import export, record_evidence, validate
 from viasd_calib.cli.fit import fit
 from viasd_calib.cli.generate import generate
+from viasd_calib.cli.loading import SharedVerifiers
 from viasd_calib.models import SMOLLM2
 from viasd_calib.prompts import EMBEDDED
 
@@ -62,7 +63,7 @@ def run(
 ) -> None:
     """The main job: capture, fit, calibrate, export, validate, bench, report, generate.
 
-    A step whose result is there already is not done again.
+    A step whose result is there already is not done again, and the verifier is loaded once for all of them.
 
     Args:
         out: folder for everything.
@@ -78,7 +79,8 @@ def run(
     folder = Path(out)
     traces, fitted, calibrated = folder / "traces", folder / "fit", folder / "calibrate"
     spec, measured = folder / "spec" / "routing.json", folder / "bench.json"
-    common: dict[str, Any] = {"verifier": verifier, "prompts": prompts}
+    load = SharedVerifiers()
+    common: dict[str, Any] = {"verifier": verifier, "prompts": prompts, "_load": load}
 
     announce("1/7 capture: what the verifier and the draft model say on the fit prompts")
     capture(out=str(traces), draft=draft, **common, **(capture_step or CaptureStep()).model_dump())
@@ -87,17 +89,17 @@ def run(
         fit([
             "--config", fit_config, "--out", str(fitted), "--model.verifier", verifier,
             "--data.folders", f"[{traces}]", "--trainer.default_root_dir", str(fitted),
-        ])  # fmt: skip
+        ], _load=load)  # fmt: skip
     announce("3/7 calibrate: bounds for the gates, certified on the calibrate prompts")
     if not (calibrated / CALIBRATE_FILE).is_file():
         step = calibrate_step or CalibrateStep()
         calibrate(fit=str(fitted), out=str(calibrated), **common, **step.model_dump())
     announce("4/7 export and validate the routing spec")
-    export(calibrate=str(calibrated), out=str(spec), verifier=verifier)
+    export(calibrate=str(calibrated), out=str(spec), verifier=verifier, _load=load)
     validate(str(spec))
     announce("5/7 bench: autoregressive, speculative and three-tier on test prompts")
     bench(spec=str(spec), json=str(measured), split="test", **common, **(bench_step or BenchStep()).model_dump())
-    export(calibrate=str(calibrated), out=str(spec), verifier=verifier, evidence=str(measured))
+    record_evidence(str(spec), str(measured))
     announce("6/7 report")
     report(
         spec=str(spec),
@@ -107,7 +109,7 @@ def run(
         **common,
     )
     announce("7/7 generate")
-    generate(spec=str(spec), prompt=sample_prompt, max_new_tokens=64, show_tiers=True, verifier=verifier)
+    generate(spec=str(spec), prompt=sample_prompt, max_new_tokens=64, show_tiers=True, verifier=verifier, _load=load)
     Console().print(f"\nspec: {spec}\nreport: {folder / 'report.html'}\nbenchmark: {measured}")
 
 

@@ -20,7 +20,6 @@ from viasd_calib.evaluation.bench import BenchResult
 from viasd_calib.evaluation.metrics import Interval, MethodResult
 from viasd_calib.files import write_text
 from viasd_calib.spec import (
-    Audit,
     CausalLMDraft,
     Certificate,
     DraftSpec,
@@ -127,7 +126,7 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "name": name,
         "row": bench.methods[name],
         "comparisons": _comparisons(bench.methods[name]),
-        "certificate_sentence": certificate_sentence(spec.certificate, spec.decoding.audit),
+        "certificate_sentence": certificate_sentence(spec.certificate),
         "notes": _notes(spec, bench),
         "settings": _settings(spec, bench),
         "columns": COLUMNS,
@@ -254,17 +253,11 @@ def _says_something(speedup: Interval) -> bool:
     return not speedup.low == speedup.median == speedup.high == 1  # a method against itself
 
 
-def certificate_sentence(certificate: Certificate | None, audit: Audit) -> str:
-    """What is certified, in one sentence."""
-    lossless = "audit strict: every token is the full verifier's choice."
-    if certificate is None:
-        return (
-            f"No certificate, {lossless}"
-            if audit == "strict"
-            else f"No certificate, audit {audit}: nothing bounds the loss."
-        )
-    if certificate.bound is None:
-        return f"Nothing certified, {lossless}"
+def certificate_sentence(certificate: Certificate | None) -> str:
+    """What is certified, in one sentence; a spec without a bound has audit strict."""
+    if certificate is None or certificate.bound is None:
+        begin = "No certificate" if certificate is None else "Nothing certified"
+        return f"{begin}, audit strict: every token is the full verifier's choice."
     return (
         f"Certified with {percent(certificate.confidence, 0)} confidence: on prompts like the calibration prompts, "
         f"at most {percent(certificate.bound)} of a text's tokens, on average over prompts, are not what the "
@@ -422,7 +415,7 @@ def _candidate_rows(candidates: Sequence[TestedCandidate], certificate: Certific
 def _pictures(inputs: ReportInputs) -> dict[str, Markup]:
     """The pictures there is something to draw for, by name."""
     spec, bench, candidates = inputs.spec, inputs.bench, inputs.candidates
-    bound = spec.certificate.bound if spec.certificate else None
+    bound = spec.certified_bound
     layers = spec.verifier.num_layers
     figures = {"route": (plots.route_map(spec.route, layers), f"Map of the route: {_route_words(spec.route, layers)}.")}
     if inputs.reliability:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,16 @@ class TextDataset(Dataset[TraceText]):
 
 
 class LengthBatches(Sampler[list[int]]):
-    """Batches of texts of like length, at most ``max_tokens`` with padding; shuffled anew each epoch."""
+    """Batches of texts of like length, at most ``max_tokens`` with padding; shuffled anew each epoch.
+
+    It knows how far an epoch has come, so that a run that was stopped goes on with the batches that are left.
+
+    Args:
+        lengths: of each text, in tokens.
+        max_tokens: of a batch, padding included; a longer text is a batch of its own.
+        shuffle: give the batches in an order drawn from seed and epoch; otherwise by rising length.
+        seed: of the order.
+    """
 
     def __init__(self, lengths: Sequence[int], max_tokens: int, *, shuffle: bool, seed: int) -> None:
         self.lengths = lengths
@@ -161,20 +171,57 @@ class LengthBatches(Sampler[list[int]]):
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
+        self._given = 0  # batches of this epoch
+        self._begin = 0  # batches that the next iteration leaves out
+
+    @property
+    def sampler(self) -> LengthBatches:
+        """Itself: Lightning looks for ``set_epoch`` behind a batch sampler, not on it."""
+        return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this, so that a resumed run sees the order it would have seen."""
-        self.epoch = epoch
+        """Lightning calls this before the first batch of every epoch, and of what is left of one."""
+        if epoch != self.epoch:
+            self.epoch, self._given, self._begin = epoch, 0, 0
 
     def __len__(self) -> int:
+        """Batches of a whole epoch, also where an iteration begins in its middle."""
         return len(self._batches())
 
     def __iter__(self) -> Iterator[list[int]]:
+        # A generator begins with its first batch: Lightning makes the iterator before it sets the epoch.
+        begin, self._begin = self._begin, 0
+        for given, batch in enumerate(self._in_order()[begin:], start=begin + 1):
+            self._given = given
+            yield batch
+
+    def state_dict(self) -> dict[str, int | str]:
+        """How far the epoch has come, and in which order of which batches."""
+        return {"epoch": self.epoch, "given": self._given, "order_sha256": self._order_sha256()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration go on behind what was given.
+
+        Raises:
+            TraceError: the state is of other texts, of another limit, or of another seed.
+        """
+        self.epoch = state["epoch"]
+        if state["order_sha256"] != self._order_sha256():
+            raise TraceError(
+                "the checkpoint was made in another order of batches; resume with the traces, "
+                "max_batch_tokens, validation_share and seed it was made with"
+            )
+        self._given = self._begin = state["given"]
+
+    def _order_sha256(self) -> str:
+        return hashlib.sha256(str(self._in_order()).encode()).hexdigest()
+
+    def _in_order(self) -> list[list[int]]:
         batches = self._batches()
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed + self.epoch)
-            batches = [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
-        return iter(batches)
+        if not self.shuffle:
+            return batches
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
 
     def _batches(self) -> list[list[int]]:
         batches: list[list[int]] = []
@@ -187,8 +234,33 @@ class LengthBatches(Sampler[list[int]]):
         return batches
 
 
+class TraceLoader(DataLoader[TraceText]):
+    """Batches of texts, read in this process, with a state that says how far the epoch has come.
+
+    Without workers nothing is fetched ahead: what was given is what was trained on.
+    """
+
+    def __init__(self, texts: Sequence[TraceText], batches: LengthBatches) -> None:
+        super().__init__(TextDataset(texts), batch_sampler=batches, collate_fn=collate)
+        self._batches = batches
+
+    def state_dict(self) -> dict[str, int | str]:
+        """How far the epoch has come."""
+        return self._batches.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the state was taken.
+
+        Raises:
+            TraceError: the state is of other batches.
+        """
+        self._batches.load_state_dict(state)
+
+
 class TraceDataModule(LightningDataModule):
     """Texts of one split from trace folders, some held back for validation.
+
+    Its state is that of the batches to learn from, so that a resumed run goes on in the middle of an epoch.
 
     Args:
         folders: trace folders.
@@ -216,6 +288,8 @@ class TraceDataModule(LightningDataModule):
         self.max_batch_tokens = max_batch_tokens
         self.seed = seed
         self.texts: list[TraceText] = []
+        self._training: TraceLoader | None = None
+        self._resume_from: Mapping[str, Any] | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Read the shards; called by Lightning.
@@ -263,18 +337,37 @@ class TraceDataModule(LightningDataModule):
             counts.update(text.generated.tolist())
         return counts
 
-    def train_dataloader(self) -> DataLoader[TraceText]:
-        """Batches to learn from."""
-        return self._loader(self.training_texts(), shuffle=True)
+    def train_dataloader(self) -> TraceLoader:
+        """Batches to learn from; after a resume, first those that are left of the epoch.
 
-    def val_dataloader(self) -> DataLoader[TraceText]:
+        Raises:
+            TraceError: the checkpoint that was resumed from is of other batches.
+        """
+        self._training = self._loader(self.training_texts(), shuffle=True)
+        if self._resume_from is not None:
+            self._training.load_state_dict(self._resume_from)
+            self._resume_from = None
+        return self._training
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the training epoch has come; empty before training."""
+        return {} if self._training is None else self._training.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next training batches go on behind the state.
+
+        Lightning restores a loader's own state too, but only where no module has asked for the number of
+        steps: that makes the loader earlier than the checkpoint's loops are read.
+        """
+        self._resume_from = state_dict
+
+    def val_dataloader(self) -> TraceLoader:
         """Batches held back."""
         return self._loader(self.validation_texts(), shuffle=False)
 
-    def _loader(self, texts: Sequence[TraceText], *, shuffle: bool) -> DataLoader[TraceText]:
+    def _loader(self, texts: Sequence[TraceText], *, shuffle: bool) -> TraceLoader:
         lengths = [len(text.ids) for text in texts]
-        sampler = LengthBatches(lengths, self.max_batch_tokens, shuffle=shuffle, seed=self.seed)
-        return DataLoader(TextDataset(texts), batch_sampler=sampler, collate_fn=collate)
+        return TraceLoader(texts, LengthBatches(lengths, self.max_batch_tokens, shuffle=shuffle, seed=self.seed))
 
 
 def _renumbered(text: TraceText, index: int) -> TraceText:

@@ -78,6 +78,7 @@ class DrafterModule(LightningModule):
         self.drafter.use_vocabulary(self._frequent_tokens(verifier.config.vocab_size))
         if self.closed_form_texts and self.trainer.ckpt_path is None:  # a resumed run has left its start behind
             fit_stand_in(self.drafter, verifier, (text.ids for text in self._drawn_texts()))
+        self.drafter.train()  # its layers begin as copies from a verifier that is in eval mode
 
     def _drawn_texts(self) -> list[TraceText]:
         """Training texts for the closed-form start, drawn by hash of their prompts."""

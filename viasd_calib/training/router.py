@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from viasd_calib.errors import CalibrationError
-from viasd_calib.models import SMOLLM2, load_verifier
+from viasd_calib.models import SMOLLM2, Verifier, load_verifier
 from viasd_calib.slim.adapter import adapted_layers
 from viasd_calib.slim.cost import sublayer_costs
 from viasd_calib.slim.forward import RoutedModel, Sublayer, sublayers_of
@@ -89,6 +89,7 @@ class RouterModule(LightningModule):
         self.max_run = max_run
         self.keep_layers = tuple(keep_layers)
         self.agreement = MeanMetric()
+        self.load_verifier: Callable[..., Verifier] = load_verifier
         self._frozen: list[RoutedModel] = []  # in a list, so that the verifier is no submodule
         self.gates: HardConcrete | None = None
         self.slim_layers: nn.ModuleList | None = None
@@ -97,7 +98,7 @@ class RouterModule(LightningModule):
         """Load the verifier, measure its sublayers, make gates and adapter; called by Lightning."""
         if self._frozen:
             return
-        model = RoutedModel(load_verifier(self.verifier_name, device=str(self.device)).model)
+        model = RoutedModel(self.load_verifier(self.verifier_name, device=str(self.device)).model)
         self._frozen.append(model)
         count = len(model.full_sublayers)
         self.gates = HardConcrete(count)
@@ -111,7 +112,7 @@ class RouterModule(LightningModule):
             layers = adapted_layers(model.layers, self.adapter_rank, 2 * self.adapter_rank, self.adapter_targets)
             for name, parameter in layers.named_parameters():
                 parameter.requires_grad_("lora_" in name)
-            self.slim_layers = layers
+            self.slim_layers = layers.train()  # copied from a verifier that is in eval mode
 
     @property
     def model(self) -> RoutedModel:

@@ -111,7 +111,7 @@ def full(**changes: Any) -> ReportInputs:
 
 def minimal() -> ReportInputs:
     alone = bench({"autoregressive": method(20.0)}).model_copy(update={"by_task": {}})
-    return ReportInputs(spec(certificate=None), alone, {}, [], None, [])
+    return ReportInputs(spec(certificate=None, decoding=Decoding()), alone, {}, [], None, [])
 
 
 class Page(HTMLParser):
@@ -276,7 +276,7 @@ def test_minimal_inputs_make_a_report_that_says_what_is_missing() -> None:
     page = Page(render_report(minimal()))
     assert "The gates were not assessed" in page.text
     assert "No tiers by place" in page.text
-    assert "No certificate, audit off: nothing bounds the loss." in page.text
+    assert "No certificate, audit strict: every token is the full verifier's choice." in page.text
     assert len(page.all("svg")) == 2  # route, and speed against loss
 
 

@@ -1,0 +1,68 @@
+"""The one line that says nothing certifies a text: where a user's own flag asks for such a text, and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import TinyFolder, tiny_prompts
+from viasd_calib.cli import main
+from viasd_calib.models import load_verifier
+from viasd_calib.spec import Certificate, Gates, PromptLookupDraft, Route, RoutingSpec, save_spec
+
+HASH = "0123456789abcdef" * 4
+NOTICE = "notice: the spec certifies no loss bound, so nothing certifies a text with audit off"
+
+
+def certificate(bound: float | None) -> Certificate:
+    return Certificate(
+        bound=bound, confidence=0.95, procedure="learn-then-test", candidates_tested=1, n_prompts=9,
+        max_new_tokens=8, split_sha256={"fit": HASH, "calibrate": HASH, "test": HASH}, observed=None, p_value=None,
+    )  # fmt: skip
+
+
+@pytest.fixture(params=["none", "no bound", "bound"])
+def spec(request: pytest.FixtureRequest, tiny_folder: TinyFolder, tmp_path: Path) -> str:
+    """A spec for the tiny verifier: without a certificate, with one of no bound, or with one."""
+    held = {"none": None, "no bound": certificate(None), "bound": certificate(0.1)}[request.param]
+    path = tmp_path / request.param.replace(" ", "-") / "routing.json"
+    save_spec(
+        RoutingSpec(
+            verifier=load_verifier(str(tiny_folder)).ref,
+            draft=PromptLookupDraft(),
+            route=Route(attention_skip=[1]),
+            gates=Gates(convention="ratio", accept_at=0.9, escalate_below=0.5),
+            certificate=held,
+        ),
+        path,
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "lossy"),
+    [
+        ([], False),
+        (["--audit", "strict"], False),
+        (["--audit", "off"], True),
+        (["--audit", "off", "--method", "autoregressive"], False),
+    ],
+)
+def test_generate(spec: str, options: list[str], lossy: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--spec", spec, "--prompt", "w1 w2", "--max_new_tokens", "4", *options]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "notice" in line]
+    assert told == ([NOTICE] if lossy and not spec.endswith("/bound/routing.json") else [])
+
+
+@pytest.mark.parametrize(
+    ("options", "lossy"),
+    [([], False), (["--audit", "off"], True), (["--audit", "off", "--methods", "autoregressive,speculative"], False)],
+)
+def test_bench(spec: str, options: list[str], lossy: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(prompt.model_dump_json() for prompt in tiny_prompts(2)) + "\n")
+    command = ["bench", "--spec", spec, "--json", str(tmp_path / "bench.json"), "--prompts", str(prompts)]
+    assert main([*command, "--max_new_tokens", "4", "--debug", *options]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "notice" in line]
+    assert told == ([NOTICE] if lossy and not spec.endswith("/bound/routing.json") else [])

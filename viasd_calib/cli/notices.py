@@ -1,0 +1,21 @@
+"""What a user should know of a run before it begins."""
+
+from __future__ import annotations
+
+import sys
+
+from viasd_calib.spec import Audit, RoutingSpec
+
+
+def notice_uncertified(spec: RoutingSpec, audit: Audit | None) -> None:
+    """Say on stderr that nothing certifies the text, where a user's own ``audit`` asks for such a text.
+
+    Args:
+        spec: of the run.
+        audit: what the user asked for in place of the spec's own; None for nothing.
+    """
+    if spec.certified_bound is None and audit not in (None, "strict"):
+        print(
+            f"notice: the spec certifies no loss bound, so nothing certifies a text with audit {audit}",
+            file=sys.stderr,
+        )
