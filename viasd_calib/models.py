@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -75,6 +75,14 @@ def cache_folder() -> Path:
     if "HF_HOME" in os.environ:
         return Path(os.environ["HF_HOME"]) / "viasd_calib"
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "viasd_calib"
+
+
+class LoadVerifier(Protocol):
+    """What :func:`load_verifier` does, or something that remembers what it did."""
+
+    def __call__(self, name_or_path: str, *, dtype: DType = "float32", device: str = "cpu") -> Verifier:
+        """The verifier of that name."""
+        ...
 
 
 def load_verifier(

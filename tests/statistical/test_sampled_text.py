@@ -53,6 +53,8 @@ FAR = 0.05
 class TableModel(RoutedModel):
     """q and q' as bigram tables: logits hang on the last token alone."""
 
+    kind = torch.float32
+
     def __init__(self, full: Tensor, slim: Tensor) -> None:
         self.tables = torch.cat([full, slim])  # [2 * vocabulary, vocabulary]
         self.config: Any = SimpleNamespace(
@@ -82,7 +84,13 @@ class TableModel(RoutedModel):
         return self.full(ids + VOCAB, window, taps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return hidden @ self.tables
+        return (hidden @ self.tables).to(self.kind)
+
+
+class HalfModel(TableModel):
+    """The same in bfloat16, whose few digits would bend draws that were made in it."""
+
+    kind = torch.bfloat16
 
 
 def table(seed: int, like: Tensor | None = None) -> Tensor:
@@ -110,9 +118,9 @@ def three_tier(seed: int, **bounds: Any) -> ThreeTier:
     return make_three_tier(gates, Decoding(draft_length=3, max_pending=5))
 
 
-def exact(sampling: Sampling) -> np.ndarray:
+def exact(sampling: Sampling, logits: Tensor = FULL) -> np.ndarray:
     """Probability of every continuation under q's processed distribution, [vocabulary ** length]."""
-    probs = sampling.processors()(torch.empty(0), FULL.clone()).softmax(-1).double()  # type: ignore[arg-type]
+    probs = sampling.processors()(torch.empty(0), logits.clone()).softmax(-1).double()  # type: ignore[arg-type]
     chances = []
     for text in itertools.product(range(VOCAB), repeat=LENGTH):
         places = itertools.pairwise([PROMPT[-1], *text])
@@ -120,9 +128,11 @@ def exact(sampling: Sampling) -> np.ndarray:
     return np.array(chances)
 
 
-def sample(method: Method, kind: str, sampling: Sampling, texts: int) -> np.ndarray:
+def sample(
+    method: Method, kind: str, sampling: Sampling, texts: int, model: type[TableModel] = TableModel
+) -> np.ndarray:
     """How often each continuation is drawn, [vocabulary ** length]."""
-    decoder = Decoder(TableModel(FULL, SLIM), drafter(kind), method, sampling=sampling)
+    decoder = Decoder(model(FULL, SLIM), drafter(kind), method, sampling=sampling)
     counts = np.zeros(VOCAB**LENGTH)
     for _ in range(texts):
         one, two, three = decoder.generate(PROMPT, LENGTH).tokens
@@ -175,6 +185,12 @@ def test_a_strict_text_has_qs_distribution(case: Case) -> None:
     counts = sample(method(), kind, sampling, texts)
     assert p_value(counts, chances) > FALSE_ALARM
     assert variation(counts, chances) < FAR * (TEXTS / texts) ** 0.5
+
+
+def test_draws_are_made_in_float32() -> None:
+    """Also where the verifier's logits are of two bytes."""
+    counts = sample(three_tier(5), "near", PLAIN, FEWER, HalfModel)
+    assert p_value(counts, exact(PLAIN, FULL.to(torch.bfloat16).float())) > FALSE_ALARM
 
 
 class Liking(SlimRule):

@@ -20,11 +20,10 @@ from viasd_calib.calibration.artifacts import (
 )
 from viasd_calib.calibration.candidates import FRACTIONS, Candidate, propose
 from viasd_calib.calibration.certify import Verdict, certify
-from viasd_calib.cli.loading import LoadVerifier
 from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
 from viasd_calib.draft.build import name_draft
 from viasd_calib.errors import CalibrationError
-from viasd_calib.models import Verifier, load_verifier
+from viasd_calib.models import LoadVerifier, Verifier, load_verifier
 from viasd_calib.prompts import EMBEDDED, SplitShares, draw_prompts, read_prompts, select_split, split_sha256
 from viasd_calib.spec import Decoding, DType, RoutingSpec
 

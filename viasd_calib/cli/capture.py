@@ -6,9 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from viasd_calib.cli.loading import LoadVerifier
 from viasd_calib.draft.build import build_drafter, name_draft
-from viasd_calib.models import SMOLLM2, load_verifier
+from viasd_calib.models import SMOLLM2, LoadVerifier, load_verifier
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares, draw_prompts, read_prompts, select_split
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import DType

@@ -15,10 +15,9 @@ from viasd_calib.calibration.artifacts import (
     load_artifact,
 )
 from viasd_calib.calibration.gate_fitting import Reliability
-from viasd_calib.cli.loading import LoadVerifier, open_engine
 from viasd_calib.cli.notices import notice_uncertified
 from viasd_calib.decoding.conversation import converse
-from viasd_calib.decoding.decoder import Engine
+from viasd_calib.decoding.decoder import Engine, load_engine
 from viasd_calib.decoding.session import Generation
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.bench import (
@@ -33,7 +32,7 @@ from viasd_calib.evaluation.bench import (
 )
 from viasd_calib.evaluation.report import ReportInputs, SampleText, TestedCandidate, write_report
 from viasd_calib.files import write_text
-from viasd_calib.models import load_verifier
+from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, read_prompts, select_split
 from viasd_calib.spec import Audit, DType
 
@@ -72,7 +71,7 @@ def bench(
         device: where models run.
     """
     chosen = choose_prompts(prompts, split, shares, limit)
-    engine = open_engine(spec, verifier, dtype, device, _load)
+    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, load=_load)
     settings = BenchSettings(
         methods=parse_methods(methods),
         max_new_tokens=max_new_tokens,
@@ -185,7 +184,7 @@ def report(
         device: where models run.
     """
     measured = load_bench(bench)
-    engine = open_engine(spec, verifier, dtype, device, _load)
+    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, load=_load)
     chosen = choose_prompts(prompts, split, shares, limit)
     texts = [generation for prompt in chosen for generation in _decode(engine, prompt, max_new_tokens)]
     reliability, candidates = _calibration(calibrate)

@@ -16,12 +16,11 @@ from viasd_calib.calibration.artifacts import (
     FitArtifact,
     load_artifact,
 )
-from viasd_calib.cli.loading import LoadVerifier
 from viasd_calib.draft.build import name_draft
 from viasd_calib.errors import SpecError
 from viasd_calib.evaluation.bench import BenchResult, load_bench
 from viasd_calib.files import atomic_path
-from viasd_calib.models import DTYPE_NAMES, load_verifier
+from viasd_calib.models import DTYPE_NAMES, LoadVerifier, load_verifier
 from viasd_calib.slim.adapter import load_slim_layers
 from viasd_calib.slim.cost import relative_cost
 from viasd_calib.slim.forward import RoutedModel

@@ -18,8 +18,7 @@ from viasd_calib.calibration.artifacts import (
     save_scores,
 )
 from viasd_calib.calibration.first_gates import FirstGates, fit_first_gates
-from viasd_calib.cli.loading import LoadVerifier
-from viasd_calib.models import load_verifier
+from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.slim.adapter import adapter_ref, save_adapter
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 from rich.text import Text
 
-from viasd_calib.cli.loading import LoadVerifier, open_engine
 from viasd_calib.cli.notices import notice_uncertified
-from viasd_calib.decoding.decoder import Emitted, MethodName
+from viasd_calib.decoding.decoder import Emitted, MethodName, load_engine
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.sampling import Sampling
-from viasd_calib.models import Verifier, load_verifier
+from viasd_calib.models import LoadVerifier, Verifier, load_verifier
 from viasd_calib.spec import Audit, DType
 
 TIER_STYLES = {Tier.ACCEPT: "green", Tier.REGENERATE: "yellow", Tier.ESCALATE: "blue"}
@@ -56,7 +55,7 @@ def generate(
         dtype: in place of the spec's.
         device: where models run.
     """
-    engine = open_engine(spec, verifier, dtype, device, _load)
+    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, load=_load)
     if method == "three_tier":
         notice_uncertified(engine.spec, audit)
     sampling = Sampling(

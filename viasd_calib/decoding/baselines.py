@@ -16,12 +16,11 @@ from torch import Tensor
 
 from viasd_calib.decoding.choosing import Chooser, SamplingChooser, Verdict
 from viasd_calib.decoding.gates import Gate
-from viasd_calib.decoding.policies import Tier, accept_greedy, accept_sampled, leading_true, residual
+from viasd_calib.decoding.policies import Tier, accept_greedy, accept_sampled, audit, row
 from viasd_calib.decoding.rounds import Block, Judged, Method, Speculative, ThreeTier, catch_up, draft, draft_limit
 from viasd_calib.decoding.rules import MarginRule, RatioRule
-from viasd_calib.decoding.sampling import Sampling, draw
 from viasd_calib.decoding.session import Counts, Generation, Session
-from viasd_calib.draft.base import StopRule, draft_stepwise, never_stop
+from viasd_calib.draft.base import draft_stepwise, never_stop
 from viasd_calib.errors import PromptError
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
@@ -45,13 +44,11 @@ class SelfSpeculative(Method):
 
     Attributes:
         draft_length: most tokens drafted a round.
-        stop_below: drafting stops behind a token whose probability under q' is lower (their confidence bound).
     """
 
     name: ClassVar[str] = "self_speculative"
     needs_drafter: ClassVar[bool] = False
     draft_length: int = 6
-    stop_below: float = 0.0
 
     def round(self, session: Session) -> None:
         catch_up(session, self._draft(session))
@@ -70,21 +67,16 @@ class SelfSpeculative(Method):
         text = session.text[: session.length]
         pick = session.chooser.picker(text, None, session.verifier.config.vocab_size)
         limit = draft_limit(session, self.draft_length)
-        proposal = draft_stepwise(advance, text[place:], limit, self._stop(), pick)
+        proposal = draft_stepwise(advance, text[place:], limit, never_stop, pick)
         return Block(proposal.tokens, proposal.logits, pick.laws(proposal.tokens))
-
-    def _stop(self) -> StopRule:
-        if self.stop_below <= 0:
-            return never_stop
-        return lambda logits, _place: bool(logits.float().softmax(-1).amax() < self.stop_below)
 
 
 def via_sd_fixed(draft_length: int, max_pending: int) -> ThreeTier:
     """VIA-SD with fixed bands on r = q'(v) / max q', repaired (arXiv 2606.12243).
 
     Accept at r >= 0.7, regenerate at 0.5 <= r < 0.7, escalate below: the published cuts 1 - alpha_2 = 0.7 and
-    1 - alpha_1 = 0.5 the other way round, so that the middle band is not empty. No audit. Samples from no
-    stated distribution; lossy.
+    1 - alpha_1 = 0.5 the other way round, so that the middle band is not empty. No audit; lossy. When sampling, a
+    drafted token in the upper two bands goes through the speculative step from p to q'.
     """
     return _ratio_bands(0.7, 0.5, draft_length, max_pending)
 
@@ -93,7 +85,8 @@ def via_sd_published(draft_length: int, max_pending: int) -> ThreeTier:
     """VIA-SD with the published constants as they stand (arXiv 2606.12243): alpha_1 = 0.5, alpha_2 = 0.3.
 
     Accept at r >= 1 - alpha_1 = 0.5, escalate at r < 1 - alpha_2 = 0.7: the regenerate band is empty, and what
-    is accepted is accepted first. No audit. Samples from no stated distribution; lossy.
+    is accepted is accepted first. No audit; lossy. When sampling, a drafted token above the cut goes through the
+    speculative step from p to q'.
     """
     return _ratio_bands(0.5, nextafter(0.5, 0), draft_length, max_pending)
 
@@ -149,20 +142,8 @@ class Lenient(Speculative):
         if isinstance(chooser, SamplingChooser):
             assert judged.laws is not None, "a sampled token comes with its law"
             return _verify_sampled(chooser, tokens, self.leniency * judged.laws, judged.scores.softmax(-1))
-        accepted = accept_lenient(tokens, judged.scores[:-1], self.leniency)
-        return Verdict(kept, accepted, judged.scores.argmax(-1)[accepted])
-
-
-def accept_lenient(drafted: Tensor, scores: Tensor, leniency: float) -> Tensor:
-    """Leading drafted tokens ([k]) with q(x) >= leniency * max q, q being softmax of ``scores`` ([k, vocabulary]).
-
-    Example:
-        >>> scores = torch.tensor([[0.5, 0.4], [0.9, 0.1]]).log()
-        >>> accept_lenient(torch.tensor([1, 1]), scores, 0.3).item()
-        1
-    """
-    own = scores.float().gather(-1, drafted[:, None])[:, 0]  # [k]
-    return leading_true((own - scores.float().amax(-1)).exp() >= leniency)
+        accepted = audit(tokens, judged.scores[:-1], "tolerant", self.leniency)
+        return Verdict(kept, accepted, row(judged.scores.argmax(-1), accepted))
 
 
 @dataclass
@@ -188,7 +169,7 @@ class StaticEnsemble(Speculative):
         catch_up(session, draft(session, self.draft_length, self.gate, self.stop_below), verify)
 
     def _verify(self, chooser: Chooser, judged: Judged, vocabulary: Tensor | None) -> Verdict:
-        probs = judged.scores.softmax(-1).float()  # [k + 1, vocabulary]
+        probs = judged.scores.float().softmax(-1)  # [k + 1, vocabulary]
         laws = judged.laws
         if laws is None:
             laws = draft_probs(judged.block, vocabulary, probs.shape[-1])
@@ -197,7 +178,7 @@ class StaticEnsemble(Speculative):
             return _verify_sampled(chooser, judged.tokens, laws, mixed)
         choices = mixed.argmax(-1)
         accepted = accept_greedy(judged.tokens, choices[:-1])
-        return Verdict(judged.tokens.new_zeros(()), accepted, choices[accepted])
+        return Verdict(judged.tokens.new_zeros(()), accepted, row(choices, accepted))
 
 
 def draft_probs(block: Block, vocabulary: Tensor | None, vocab_size: int) -> Tensor:
@@ -212,9 +193,7 @@ def draft_probs(block: Block, vocabulary: Tensor | None, vocab_size: int) -> Ten
 def _verify_sampled(chooser: SamplingChooser, tokens: Tensor, laws: Tensor, target: Tensor) -> Verdict:
     """The speculative rule on drafted tokens alone, against any target ([k + 1, vocabulary])."""
     accepted = accept_sampled(tokens, laws, target[:-1], chooser.uniforms(len(tokens)))
-    against = torch.cat([laws, torch.zeros_like(target[:1])])  # [k + 1, vocabulary]
-    own = draw(residual(target[accepted], against[accepted]), chooser.generator)
-    return Verdict(tokens.new_zeros(()), accepted, own)
+    return Verdict(tokens.new_zeros(()), accepted, chooser.draw_behind(target, laws, accepted))
 
 
 class TransformersDecoder:
@@ -223,16 +202,14 @@ class TransformersDecoder:
     Args:
         verifier: the opened verifier.
         eos_ids: tokens that end a text.
-        sampling: how tokens are chosen.
     """
 
-    def __init__(self, verifier: RoutedModel, eos_ids: frozenset[int], sampling: Sampling | None = None) -> None:
+    def __init__(self, verifier: RoutedModel, eos_ids: frozenset[int]) -> None:
         self.verifier = verifier
         self.eos_ids = eos_ids
-        self.sampling = sampling or Sampling()
 
     def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
-        """Decode one text.
+        """Decode one text greedily.
 
         Raises:
             PromptError: the prompt is empty or does not fit the context.
@@ -248,20 +225,13 @@ class TransformersDecoder:
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(self.eos_ids) or None,
             pad_token_id=0,
-            **self._settings(),
+            do_sample=False,
+            temperature=None,
+            top_k=None,
+            top_p=None,
+            min_p=None,
+            repetition_penalty=1.0,
         )
         tokens: list[int] = out[0, len(prompt) :].tolist()
-        counts = Counts(full_passes=len(tokens))
+        counts = Counts(full_passes=len(tokens))  # one a token, as our own loop counts them
         return Generation(tokens, [Tier.ESCALATE] * len(tokens), [False] * len(tokens), counts)
-
-    def _settings(self) -> dict[str, Any]:
-        chosen = {"do_sample": not self.sampling.greedy, "repetition_penalty": self.sampling.repetition_penalty}
-        if self.sampling.greedy:
-            return {**chosen, "temperature": None, "top_k": None, "top_p": None, "min_p": None}
-        return {
-            **chosen,
-            "temperature": self.sampling.temperature,
-            "top_k": self.sampling.top_k,
-            "top_p": self.sampling.top_p,
-            "min_p": self.sampling.min_p or None,
-        }

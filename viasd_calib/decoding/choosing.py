@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from viasd_calib.decoding.policies import accept_greedy, accept_sampled, audit, residual
+from viasd_calib.decoding.policies import accept_greedy, accept_sampled, audit, residual, row
 from viasd_calib.decoding.sampling import Sampling, draw, process_rows
 from viasd_calib.draft.base import GreedyPick, Pick
 from viasd_calib.spec import Audit
@@ -47,7 +47,9 @@ class Chooser(ABC):
 
     def scores(self, logits: Tensor, text: Tensor) -> Tensor:
         """Processed logits [rows, vocabulary]; the last row follows all of ``text`` ([length])."""
-        return process_rows(self.processors, logits, text) if self.processors else logits
+        if self.greedy and not self.processors:
+            return logits
+        return process_rows(self.processors, logits, text)  # in float32: bfloat16 would bend the draws
 
     @abstractmethod
     def picker(self, text: Tensor, vocabulary: Tensor | None, vocab_size: int) -> Pick:
@@ -86,7 +88,7 @@ class GreedyChooser(Chooser):
         choices = scores.argmax(-1)  # [tokens + 1]
         kept = audit(tokens[:pending], scores[:pending], kind, tolerance)
         accepted = accept_greedy(tokens[pending:], choices[pending:-1])
-        return Verdict(kept, accepted, choices[_place(kept, accepted, pending)])
+        return Verdict(kept, accepted, row(choices, _place(kept, accepted, pending)))
 
 
 class SamplingChooser(Chooser):
@@ -123,9 +125,18 @@ class SamplingChooser(Chooser):
             kept = audit(tokens[:pending], scores[:pending], kind, tolerance)
             laws = torch.cat([torch.zeros_like(laws[:pending]), laws[pending:]])  # q's token is drawn afresh
         accepted = accept_sampled(tokens[pending:], laws[pending:], probs[pending:-1], coins[pending:])
-        place = _place(kept, accepted, pending)
-        against = torch.cat([laws, torch.zeros_like(probs[:1])])  # [tokens + 1, vocabulary]
-        return Verdict(kept, accepted, draw(residual(probs[place], against[place]), self.generator))
+        return Verdict(kept, accepted, self.draw_behind(probs, laws, _place(kept, accepted, pending)))
+
+    def draw_behind(self, probs: Tensor, laws: Tensor, place: Tensor) -> Tensor:
+        """Draw the token at ``place``: from what is left of the target where a token has fallen, else from all of it.
+
+        Args:
+            probs: the target, [n + 1, vocabulary].
+            laws: what the n tokens before it were drawn from, [n, vocabulary].
+            place: a scalar, 0 to n; n stands behind them all.
+        """
+        against = torch.cat([laws, torch.zeros_like(probs[:1])])  # [n + 1, vocabulary]
+        return draw(residual(row(probs, place), row(against, place)), self.generator)
 
 
 def _place(kept: Tensor, accepted: Tensor, pending: int) -> Tensor:

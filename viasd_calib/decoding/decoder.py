@@ -30,8 +30,8 @@ from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Generation, Session, open_session
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter
-from viasd_calib.errors import SpecError
-from viasd_calib.models import Verifier, load_verifier
+from viasd_calib.errors import SamplingError, SpecError
+from viasd_calib.models import LoadVerifier, Verifier, load_verifier
 from viasd_calib.slim.adapter import load_slim_layers
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit, Decoding, DType, Gates, RoutingSpec, check_verifier, load_spec
@@ -183,10 +183,15 @@ class Engine:
 
         Args:
             name: the method.
-            audit: in place of the spec's own; ``three_tier`` alone looks at it.
+            audit: in place of the spec's own, on the caller's responsibility; ``three_tier`` alone looks at it.
             sampling: how tokens are chosen; greedily where it is left out.
             processors: a user's own logits processors.
+
+        Raises:
+            SamplingError: the spec's audit is lossy, and its certificate does not hold for these settings.
         """
+        if name == "three_tier" and audit is None:
+            check_certified(self.spec, sampling or Sampling(), processors)
         method = self._method(name, audit)
         return Decoder(
             self.routed, self.drafter, method, self.verifier.eos_ids, sampling, processors, self.verifier.tokenizer
@@ -238,6 +243,22 @@ def three_tier(gates: Gates, decoding: Decoding, device: torch.device | str = "c
     )
 
 
+def check_certified(spec: RoutingSpec, sampling: Sampling, processors: Sequence[LogitsProcessor]) -> None:
+    """Refuse settings that a lossy spec's certificate was not made for; it was made without processors.
+
+    Raises:
+        SamplingError: naming the temperatures it was made for.
+    """
+    if spec.decoding.audit == "strict":
+        return
+    plain = Sampling(temperature=sampling.temperature, seed=sampling.seed)
+    if sampling.temperature not in spec.decoding.temperature_scope or sampling != plain or processors:
+        raise SamplingError(
+            f"the spec's certificate holds at temperature {spec.decoding.temperature_scope} without other settings; "
+            "decode with audit strict, or calibrate for these settings"
+        )
+
+
 def slim_rule(gates: Gates, device: torch.device | str = "cpu") -> SlimRule:
     """The rule that a spec's gates stand for."""
     if gates.convention == "ratio":
@@ -259,12 +280,14 @@ def load_engine(
     verifier: str | None = None,
     dtype: DType | None = None,
     device: str = "cpu",
+    load: LoadVerifier = load_verifier,
 ) -> Engine:
     """Load a routing spec and every model it names.
 
     Args:
         verifier: where to find the verifier, in place of the name in the spec.
         dtype: in place of the spec's.
+        load: what loads the verifier.
 
     Raises:
         SpecError: the spec is damaged, or was made for another verifier or tokenizer.
@@ -274,7 +297,7 @@ def load_engine(
     return assemble(
         spec,
         Path(spec_path).parent,
-        load_verifier(verifier or spec.verifier.name_or_path, dtype=dtype or spec.verifier.dtype, device=device),
+        load(verifier or spec.verifier.name_or_path, dtype=dtype or spec.verifier.dtype, device=device),
     )
 
 

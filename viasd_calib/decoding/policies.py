@@ -83,6 +83,16 @@ def residual(probs: Tensor, law: Tensor) -> Tensor:
     return torch.where(left.sum(-1, keepdim=True) > 0, left, probs)
 
 
+def row(rows: Tensor, place: Tensor) -> Tensor:
+    """``rows[place]`` for a scalar ``place`` on the device, without waiting for it; indexing would.
+
+    Example:
+        >>> row(torch.tensor([4, 5, 6]), torch.tensor(2)).item()
+        6
+    """
+    return rows.index_select(0, place[None])[0]
+
+
 @dataclass(frozen=True)
 class Trust:
     """What a rule lets the slim tier decide of a block of k drafted tokens.
@@ -102,8 +112,7 @@ class SlimVerdict:
 
     Attributes:
         accepted: leading drafted tokens kept.
-        regenerate: whether q' puts its own token behind them; otherwise q is asked, unless the block is
-            used up and nothing is left to decide.
+        regenerate: whether q' puts its own token behind them; otherwise q is asked.
     """
 
     accepted: Tensor
@@ -119,7 +128,7 @@ def judge(trust: Trust) -> SlimVerdict:
         (1, True)
     """
     accepted = leading_true(trust.accept)
-    return SlimVerdict(accepted, trust.own[accepted])
+    return SlimVerdict(accepted, row(trust.own, accepted))
 
 
 def trust_scores(accept: Tensor, own: Tensor, accept_at: float, regenerate_at: float) -> Trust:

@@ -24,10 +24,9 @@ from viasd_calib.decoding.policies import (
     accept_sampled,
     judge,
     leading_true,
-    residual,
+    row,
 )
 from viasd_calib.decoding.rules import SlimRule
-from viasd_calib.decoding.sampling import draw
 from viasd_calib.decoding.session import Session
 from viasd_calib.decoding.summary import summarize
 from viasd_calib.draft.base import StopRule, never_stop
@@ -132,7 +131,7 @@ def catch_up(session: Session, block: Block, verify: Verification = strictly) ->
     scores = session.chooser.scores(logits, text)
     verdict = verify(session.chooser, Judged(scores, text[start + 1 :], _laws(session, block), pending, block))
     finite = torch.isfinite(logits.amax(-1)).all().long()
-    # The one place where the host waits for the device.
+    # Beside the end of a text, the one place where the host waits for the device.
     kept, accepted, own, is_finite, *values = torch.cat(
         [torch.stack([verdict.kept, verdict.accepted, verdict.own, finite]), block.tokens]
     ).tolist()
@@ -271,6 +270,7 @@ class ThreeTier(Method):
 
     Attributes:
         rule: where q' may decide; None leaves the slim tier out, and q decides what the draft gate does not.
+            It is asked only while ``max_pending`` leaves room for a whole block and a token behind it.
         draft_gate: predicts P(q's choice = drafted token) from the draft model alone.
         draft_accept_at: leading drafted tokens that score as high are accepted unverified; above 1, none.
         draft_stop_below: drafting stops behind a token that scores below.
@@ -399,7 +399,7 @@ def rule_greedily(trust: Trust, scores: Tensor, trusted: int) -> SlimRuling:
     accept = trust.accept.clone()
     accept[:trusted] = True
     verdict = judge(Trust(accept, trust.own))
-    return SlimRuling(verdict.accepted, verdict.regenerate, scores.argmax(-1)[verdict.accepted])
+    return SlimRuling(verdict.accepted, verdict.regenerate, row(scores.argmax(-1), verdict.accepted))
 
 
 def rule_sampled(chooser: SamplingChooser, trust: Trust, scores: Tensor, block: Block, trusted: int) -> SlimRuling:
@@ -411,9 +411,8 @@ def rule_sampled(chooser: SamplingChooser, trust: Trust, scores: Tensor, block: 
     """
     assert block.laws is not None, "a sampled token comes with its law"
     probs = scores.softmax(-1)  # [k + 1, vocabulary]
-    laws = torch.cat([block.laws, torch.zeros_like(probs[:1])])  # [k + 1, vocabulary]
     coins = chooser.uniforms(len(block) - trusted)
-    stands = accept_sampled(block.tokens[trusted:], laws[trusted:-1], probs[trusted:-1], coins)
+    stands = accept_sampled(block.tokens[trusted:], block.laws[trusted:], probs[trusted:-1], coins)
     accepted = trusted + torch.minimum(leading_true(trust.own[trusted:-1]), stands)
-    drawn = draw(residual(probs[accepted], laws[accepted]), chooser.generator)
-    return SlimRuling(accepted, trust.own[accepted], drawn, torch.cat([laws[:trusted], probs[trusted:]]))
+    drawn = chooser.draw_behind(probs, block.laws, accepted)
+    return SlimRuling(accepted, row(trust.own, accepted), drawn, torch.cat([block.laws[:trusted], probs[trusted:]]))

@@ -30,6 +30,9 @@ class SlimRule(ABC):
     def trust(self, logits: Tensor, said: DraftSaid, pending: int) -> Trust:
         """What q' may decide of a block of k drafted tokens.
 
+        ``own`` at a place must follow from the rows up to that place alone: later rows have seen the token that
+        is drawn there, and a sampled text would no longer be q's.
+
         Args:
             logits: q' at the k places of the block and behind it, [k + 1, vocabulary].
             said: what the draft model said.

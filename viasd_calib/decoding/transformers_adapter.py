@@ -30,7 +30,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from viasd_calib.decoding.choosing import chooser_of
-from viasd_calib.decoding.decoder import Decoder, Engine, three_tier
+from viasd_calib.decoding.decoder import Decoder, Engine, check_certified, three_tier
+from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter
 from viasd_calib.errors import ModelError, PromptError, SpecError
@@ -63,8 +64,9 @@ def generate(
     """Decode one text with a routing spec; give it to ``model.generate`` as ``custom_generate``.
 
     transformers prepares the arguments. With audit ``strict`` a greedy text is the one that ``model.generate``
-    gives without it, and a sampled one has the same distribution; :func:`torch.manual_seed` makes it repeat.
-    The audit is the spec's own. The drafter and the route are loaded at the first call, and kept with the model.
+    gives without it (in float32; in bfloat16 up to near ties), and a sampled one has the same distribution;
+    :func:`torch.manual_seed` makes it repeat. The audit is the spec's own. The drafter and the route are loaded at
+    the first call, and kept with the model.
 
     ``stop_strings`` does not reach a ``custom_generate``, transformers refuses it; give ``stopping_criteria=
     [StopStringCriteria(tokenizer, strings)]``. Criteria and logits processors must be functions of what they
@@ -90,7 +92,8 @@ def generate(
         SpecError: no spec is given, or one that is damaged or made for another verifier or tokenizer.
         ModelError: the model, or a setting, is not supported.
         PromptError: more than one text, padding, or a prompt that does not fit the context.
-        SamplingError: the spec's rule cannot sample under audit ``strict``.
+        SamplingError: the spec's rule cannot sample under audit ``strict``, or its certificate does not hold for
+            these settings.
         NumericsError: the verifier's logits are not finite.
     """
     withheld = _withheld(sys._getframe(1))
@@ -101,6 +104,8 @@ def generate(
     _check_settings(generation_config, logits_processor, assistant_model, synced_gpus)
     _check_prompt(input_ids, model_kwargs)
     parts = _parts(model, viasd_spec, tokenizer)
+    sampling = Sampling(temperature=1.0 if generation_config.do_sample else 0.0)  # the rest is among the processors
+    check_certified(parts.spec, sampling, logits_processor)
     generator = _seeded(model.device) if generation_config.do_sample else None
     decoder = Decoder(
         parts.routed,

@@ -171,7 +171,7 @@ def load_shallow(verifier: RoutedModel, shape: ShallowShape, path: Path) -> Shal
 
 
 class ShallowDrafter(Drafter):
-    """Drafts with a :class:`ShallowModel`, following the verifiers' hidden states."""
+    """Drafts with a :class:`ShallowModel`, following the verifiers' residual stream."""
 
     def __init__(self, model: ShallowModel) -> None:
         self.model = model

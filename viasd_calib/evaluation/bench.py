@@ -126,10 +126,10 @@ def _judge(
     engine: Engine, prompt: Prompt, turns: list[Turn], seconds: float, reference: list[list[int]]
 ) -> PromptResult:
     strayed = sum(int(diverging(engine.routed, turn.prompt_ids, turn.generation.tokens).sum()) for turn in turns)
-    found = [
+    found = (
         find_difference(engine.routed, prompt.id, place, turn.prompt_ids, turn.generation.tokens, expected)
         for place, (turn, expected) in enumerate(zip(turns, reference, strict=True))
-    ]
+    )
     # A later turn answers another text once an earlier one has left the reference.
     first = next((difference for difference in found if difference is not None), None)
     generations = [turn.generation for turn in turns]

@@ -23,7 +23,7 @@ class PromptResult:
 
     Attributes:
         diverged: emitted tokens that q would not have chosen.
-        differences: where a turn leaves the autoregressive text, for each turn that does.
+        differences: where the first turn that does so leaves the autoregressive text; at most one.
     """
 
     prompt_id: str

@@ -14,7 +14,7 @@ from viasd_calib.decoding.decoder import Engine
 from viasd_calib.draft.base import Drafter, GreedyPick, never_stop
 from viasd_calib.errors import PlanningError, PromptError
 from viasd_calib.hardware import hardware
-from viasd_calib.models import DTYPE_NAMES
+from viasd_calib.models import DTYPE_NAMES, context_length
 from viasd_calib.planning.profile import LatencyProfile, Measured, PassShape, ProfileSettings, uncosted
 from viasd_calib.progress import progress_bar
 from viasd_calib.slim.cache import CacheWindow, SharedCache
@@ -71,7 +71,7 @@ def eager_passes(engine: Engine, settings: ProfileSettings) -> dict[PassShape, P
 
 
 def _refuse_long_contexts(model: RoutedModel, settings: ProfileSettings) -> None:
-    room = model.config.max_position_embeddings
+    room = context_length(model.config)
     context, width = settings.contexts[-1], settings.widths[-1]
     if context + width > room:
         mend = f"give --contexts up to {room - width}" if width < room else f"give --widths below {room}"

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import TopKLogitsWarper
 
 from tests.tiny import (
     TinyFolder,
@@ -19,9 +21,10 @@ from viasd_calib.decoding.decoder import Engine, assemble, load_engine
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
 from viasd_calib.decoding.rounds import Autoregressive, Speculative, ThreeTier
 from viasd_calib.decoding.rules import CalibratedRule
+from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.shallow import save_shallow
-from viasd_calib.errors import SpecError
+from viasd_calib.errors import SamplingError, SpecError
 from viasd_calib.models import Verifier
 from viasd_calib.slim.adapter import adapted_layers, adapter_ref, save_adapter
 from viasd_calib.slim.forward import RoutedModel
@@ -161,3 +164,19 @@ def test_a_causal_drafter_from_a_folder(tiny_folder: TinyFolder, tiny_verifier: 
     out = engine.decoder().generate(PROMPT, 24)
     assert out.tokens == transformers_text(tiny_model(), PROMPT, 24, tiny_verifier.eos_ids)
     assert out.counts.rejected == 0
+
+
+def test_a_certificate_is_not_stretched_to_other_settings(engine: Engine) -> None:
+    lossy = dataclasses.replace(
+        engine, spec=engine.spec.model_copy(update={"decoding": Decoding(audit="off", temperature_scope=[0.0, 0.7])})
+    )
+    for sampling in (None, Sampling(), Sampling(temperature=0.7, seed=3)):
+        lossy.decoder(sampling=sampling)
+    for sampling in (Sampling(temperature=1.0), Sampling(top_p=0.9), Sampling(temperature=0.7, top_k=4)):
+        with pytest.raises(SamplingError, match=r"holds at temperature \[0.0, 0.7\]"):
+            lossy.decoder(sampling=sampling)
+        lossy.decoder(audit="strict", sampling=sampling)  # exact, whatever the settings
+        lossy.decoder("speculative", sampling=sampling)
+        engine.decoder(sampling=sampling)
+    with pytest.raises(SamplingError, match="without other settings"):
+        lossy.decoder(processors=[TopKLogitsWarper(3)])
