@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from viasd_calib.errors import PromptError
 
@@ -39,7 +39,8 @@ class Prompt(BaseModel):
     id: str = Field(min_length=1)
     task: str = Field(min_length=1)
     turns: list[str] = Field(min_length=1)
-    reference: str | list[str] | None = None
+    reference: JsonValue = None
+    """What a task's metric compares answers with; benchmarks differ in its form, so any JSON is let through."""
 
     @property
     def sha256(self) -> str:
