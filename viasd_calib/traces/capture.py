@@ -34,8 +34,8 @@ from viasd_calib.traces.generation import Answer, generate_batch
 from viasd_calib.traces.schema import summary_columns, trace_features
 
 MANIFEST = "capture.json"
-MAX_DEPTH = 8
-"""Drafts are logged as they stand after 0 to 7 drafted, unverified tokens."""
+MAX_DEPTH = 6
+"""Drafts are logged as they stand after 0 to 5 drafted, unverified tokens: the depths of a block of default length."""
 
 
 class CaptureSettings(BaseModel):
