@@ -94,7 +94,7 @@ def test_bench_json_keeps_the_contract(job: Path) -> None:
     wanted = {
         "tokens", "seconds", "tokens_per_second", "speedup_vs_autoregressive", "speedup_vs_speculative",
         "identical_to_autoregressive", "divergence", "rejection_rate", "full_passes_per_token",
-        "slim_passes_per_token", "draft_steps_per_token", "acceptance_length", "tier_shares",
+        "slim_passes_per_token", "draft_steps_per_token", "acceptance_length", "tier_shares", "differences",
     }  # fmt: skip
     for methods in (result["methods"], *(task["methods"] for task in result["by_task"].values())):
         assert set(methods) == {"autoregressive", "speculative", "three_tier"}
