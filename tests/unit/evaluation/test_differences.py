@@ -56,7 +56,7 @@ def test_a_text_that_merely_ends_is_never_explained() -> None:
 def test_the_bound_grows_with_rounding() -> None:
     logits = torch.tensor([1.0, -30.0])
     assert near_tie_bound(logits, torch.bfloat16) == pytest.approx(4 * 30 / 128)
-    assert near_tie_bound(logits, torch.float32) < 1e-4
+    assert near_tie_bound(logits, torch.float32) < 2e-4
 
 
 def result(gap: float | None, audit: str = "strict", name: str = "three_tier") -> BenchResult:
