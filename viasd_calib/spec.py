@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from viasd_calib import __version__
-from viasd_calib.errors import SpecError
+from viasd_calib.errors import SpecError, ViasdError
 from viasd_calib.files import write_text
 
 SCHEMA_VERSION = "1.0"
@@ -347,7 +347,7 @@ def load_spec(path: str | Path) -> RoutingSpec:
         raise SpecError(f"{path} is not valid JSON ({error}); it may be truncated: export it again") from error
     if not isinstance(document, dict):
         raise SpecError(f"{path} is not a routing spec: its top level must be a JSON object")
-    _refuse_unknown_version(path, document.get("schema_version"))
+    refuse_unknown_version(path, document.get("schema_version"), SCHEMA_VERSION, "export it again", SpecError)
     try:
         spec = RoutingSpec.model_validate(document)
     except ValidationError as error:
@@ -357,12 +357,20 @@ def load_spec(path: str | Path) -> RoutingSpec:
     return spec
 
 
-def _refuse_unknown_version(path: Path, version: object) -> None:
-    major = str(version).split(".", 1)[0]
-    if major != SCHEMA_VERSION.split(".", 1)[0]:
-        raise SpecError(
-            f"{path}: schema_version {version!r} is not one this release reads ({SCHEMA_VERSION}); "
-            "use the release that wrote it, or export it again"
+def refuse_unknown_version(path: Path, version: object, known: str, again: str, error: type[ViasdError]) -> None:
+    """Refuse a file of another major version than ``known``.
+
+    Args:
+        again: how the file is made anew.
+        error: what is raised.
+
+    Raises:
+        ViasdError: of the type ``error``.
+    """
+    if str(version).split(".", 1)[0] != known.split(".", 1)[0]:
+        raise error(
+            f"{path}: schema_version {version!r} is not one this release reads ({known}); "
+            f"use the release that wrote it, or {again}"
         )
 
 

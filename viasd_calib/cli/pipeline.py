@@ -63,7 +63,7 @@ def run(
 ) -> None:
     """The main job: capture, fit, calibrate, export, validate, bench, report, generate.
 
-    A step whose result is there already is not done again, and the verifier is loaded once for all of them.
+    Capture, fit and calibrate are not done again where their results are there, and the verifier is loaded once.
 
     Args:
         out: folder for everything.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import nextafter
 from typing import Any, ClassVar
 
@@ -17,10 +18,19 @@ from torch import Tensor
 from viasd_calib.decoding.choosing import Chooser, SamplingChooser, Verdict
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.policies import Tier, accept_greedy, accept_sampled, audit, row
-from viasd_calib.decoding.rounds import Block, Judged, Method, Speculative, ThreeTier, catch_up, draft, draft_limit
+from viasd_calib.decoding.rounds import (
+    Block,
+    Judged,
+    Method,
+    Speculative,
+    ThreeTier,
+    Verification,
+    catch_up,
+    draft_limit,
+)
 from viasd_calib.decoding.rules import MarginRule, RatioRule
 from viasd_calib.decoding.session import Counts, Generation, Session
-from viasd_calib.draft.base import draft_stepwise, never_stop
+from viasd_calib.draft.base import draft_stepwise, never_stop, over_vocabulary
 from viasd_calib.errors import PromptError
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
@@ -134,8 +144,8 @@ class Lenient(Speculative):
     name: ClassVar[str] = "lenient"
     leniency: float = 0.3
 
-    def round(self, session: Session) -> None:
-        catch_up(session, draft(session, self.draft_length, self.gate, self.stop_below), self._verify)
+    def verification(self, _session: Session) -> Verification:
+        return self._verify
 
     def _verify(self, chooser: Chooser, judged: Judged) -> Verdict:
         tokens, kept = judged.tokens, judged.tokens.new_zeros(())
@@ -159,16 +169,11 @@ class StaticEnsemble(Speculative):
     name: ClassVar[str] = "static_ensemble"
     weight: float = 0.5
 
-    def round(self, session: Session) -> None:
+    def verification(self, session: Session) -> Verification:
         assert session.drafter is not None, "this method needs a drafter"
-        vocabulary = session.drafter.vocabulary
+        return partial(self._verify, vocabulary=session.drafter.vocabulary)
 
-        def verify(chooser: Chooser, judged: Judged) -> Verdict:
-            return self._verify(chooser, judged, vocabulary)
-
-        catch_up(session, draft(session, self.draft_length, self.gate, self.stop_below), verify)
-
-    def _verify(self, chooser: Chooser, judged: Judged, vocabulary: Tensor | None) -> Verdict:
+    def _verify(self, chooser: Chooser, judged: Judged, *, vocabulary: Tensor | None) -> Verdict:
         probs = judged.scores.float().softmax(-1)  # [k + 1, vocabulary]
         laws = judged.laws
         if laws is None:
@@ -185,9 +190,7 @@ def draft_probs(block: Block, vocabulary: Tensor | None, vocab_size: int) -> Ten
     """p at the places of a block over the verifier's vocabulary: [k, vocab_size]; sure where p gives no logits."""
     if block.logits is None:
         return torch.nn.functional.one_hot(block.tokens, vocab_size).float()
-    own = block.logits.float().softmax(-1)  # [k, draft vocabulary]
-    places = torch.arange(own.shape[-1], device=own.device) if vocabulary is None else vocabulary
-    return own.new_zeros(len(block), vocab_size).index_copy(1, places, own)
+    return over_vocabulary(block.logits.float(), vocabulary, vocab_size).softmax(-1)
 
 
 def _verify_sampled(chooser: SamplingChooser, tokens: Tensor, laws: Tensor, target: Tensor) -> Verdict:

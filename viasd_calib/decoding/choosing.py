@@ -13,7 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from viasd_calib.decoding.policies import accept_greedy, accept_sampled, audit, residual, row
 from viasd_calib.decoding.sampling import Sampling, draw, process_rows
-from viasd_calib.draft.base import GreedyPick, Pick
+from viasd_calib.draft.base import GreedyPick, Pick, over_vocabulary
 from viasd_calib.spec import Audit
 
 
@@ -182,12 +182,8 @@ class ProcessedPick(Pick):
     _laws: list[Tensor] = field(default_factory=list)
 
     def __call__(self, logits: Tensor, drafted: Sequence[Tensor]) -> Tensor:
-        whole = logits.new_full((self.vocab_size,), -torch.inf)
-        if self.vocabulary is None:
-            whole[: logits.shape[0]] = logits
-        else:
-            whole[self.vocabulary] = logits
-        scores = self.chooser.scores(whole[None], torch.cat([self.text, *drafted]))  # [1, vocabulary]
+        whole = over_vocabulary(logits[None], self.vocabulary, self.vocab_size)  # [1, vocabulary]
+        scores = self.chooser.scores(whole, torch.cat([self.text, *drafted]))  # [1, vocabulary]
         if self.generator is None:
             return scores.argmax(-1)
         self._laws.append(scores.softmax(-1))

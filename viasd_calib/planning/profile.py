@@ -24,6 +24,7 @@ from viasd_calib.spec import (
     VerifierRef,
     check_verifier,
     first_problem,
+    refuse_unknown_version,
 )
 
 SCHEMA_VERSION = "1.0"
@@ -224,20 +225,13 @@ def load_profile(path: str | Path) -> LatencyProfile:
         ) from error
     if not isinstance(document, dict) or document.get("kind") != "latency_profile":
         raise PlanningError(f"{path} is not a latency profile; give a file that viasd profile wrote")
-    _refuse_unknown_version(path, document.get("schema_version"))
+    version = document.get("schema_version")
+    refuse_unknown_version(path, version, SCHEMA_VERSION, "run viasd profile again", PlanningError)
     try:
         return LatencyProfile.model_validate(document)
     except ValidationError as error:
         problem = first_problem(error, "profile")
         raise PlanningError(f"{path} is damaged: {problem}; run viasd profile again") from error
-
-
-def _refuse_unknown_version(path: Path, version: object) -> None:
-    if str(version).split(".", 1)[0] != SCHEMA_VERSION.split(".", 1)[0]:
-        raise PlanningError(
-            f"{path}: schema_version {version!r} is not one this release reads ({SCHEMA_VERSION}); "
-            "use the release that wrote it, or run viasd profile again"
-        )
 
 
 def check_profile(profile: LatencyProfile, spec: RoutingSpec) -> None:

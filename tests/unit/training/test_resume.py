@@ -11,13 +11,11 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from tests.tiny import LAYERS, TinyFolder, tiny_prompts
+from tests.tiny import LAYERS, TinyFolder
 from viasd_calib.errors import TraceError
-from viasd_calib.models import load_verifier
 from viasd_calib.prompts import SplitShares
 from viasd_calib.slim.cost import SublayerCosts
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.traces.capture import CaptureSettings, capture
 from viasd_calib.traces.data import TraceBatch, TraceDataModule
 from viasd_calib.training import router as routing
 from viasd_calib.training.drafter import DrafterModule
@@ -75,14 +73,6 @@ def even_costs(model: RoutedModel) -> SublayerCosts:
 @pytest.fixture(autouse=True)
 def _costs_that_do_not_vary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routing, "sublayer_costs", even_costs)
-
-
-@pytest.fixture(scope="module")
-def traces(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("traces")
-    settings = CaptureSettings(max_new_tokens=16, batch_size=8)
-    capture(load_verifier(str(tiny_folder)), None, "none", tiny_prompts(24), folder, settings)
-    return folder
 
 
 def data_of(traces: Path, **changes: Any) -> TraceDataModule:

@@ -9,24 +9,15 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from tests.tiny import TINY_FAMILIES, TinyFolder, tiny_model, tiny_prompts
+from tests.tiny import TINY_FAMILIES, TinyFolder, tiny_model
 from viasd_calib.errors import CalibrationError, TraceError
 from viasd_calib.models import load_verifier
 from viasd_calib.prompts import SplitShares
 from viasd_calib.slim.adapter import adapted_layers, adapter_tensors
-from viasd_calib.traces.capture import CaptureSettings, capture
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training.router import ADAPTER_TARGETS, RouterModule
 
 SHARES = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
-
-
-@pytest.fixture(scope="module")
-def traces(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("traces")
-    settings = CaptureSettings(max_new_tokens=16, batch_size=8)
-    capture(load_verifier(str(tiny_folder)), None, "none", tiny_prompts(24), folder, settings)
-    return folder
 
 
 def router(tiny_folder: TinyFolder, rank: int = 2) -> RouterModule:
