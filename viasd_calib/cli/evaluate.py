@@ -32,8 +32,10 @@ from viasd_calib.evaluation.bench import (
 )
 from viasd_calib.evaluation.report import ReportInputs, SampleText, TestedCandidate, write_report
 from viasd_calib.files import write_text
-from viasd_calib.models import LoadVerifier, load_verifier
+from viasd_calib.models import DTYPE_NAMES, LoadVerifier, load_verifier
 from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, read_prompts, select_split
+from viasd_calib.slim.backends import Backend
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit, DType
 
 
@@ -51,6 +53,7 @@ def bench(
     seed: int = 0,
     verifier: str | None = None,
     device: str = "cpu",
+    backend: Backend | None = None,
     _load: LoadVerifier = load_verifier,
 ) -> BenchResult:
     """Compare decoding methods on a prompt file: same weights, same drafter, interleaved prompt by prompt.
@@ -69,19 +72,22 @@ def bench(
         seed: of the order of methods and of the bootstrap.
         verifier: where to find the verifier, in place of the name in the spec.
         device: where models run.
+        backend: what runs them: eager, or packed (CPU); the faster one where it is left out. transformers' own
+            generate always runs eager.
     """
     chosen = choose_prompts(prompts, split, shares, limit)
-    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, load=_load)
+    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=_load)
     settings = BenchSettings(
         methods=parse_methods(methods),
         max_new_tokens=max_new_tokens,
         dtype=dtype or engine.spec.verifier.dtype,
         audit=audit or engine.spec.decoding.audit,
         seed=seed,
+        backend=engine.backend,
     )
     if "three_tier" in settings.methods:
         notice_uncertified(engine.spec, audit)
-    result = run_bench(engine, chosen, settings)
+    result = run_bench(engine, chosen, settings, _plain_verifier(engine, settings, verifier))
     write_text(Path(json), result.model_dump_json(indent=2) + "\n")
     console = Console()
     console.print(bench_table(result))
@@ -91,6 +97,15 @@ def bench(
         console.print(line)
     refuse_unexplained(result)
     return result
+
+
+def _plain_verifier(engine: Engine, settings: BenchSettings, verifier: str | None) -> RoutedModel | None:
+    """A second copy of the verifier for transformers' own generate, where the backend has changed the engine's."""
+    if "transformers" not in settings.methods or engine.backend == "eager":
+        return None
+    name = verifier or engine.spec.verifier.name_or_path
+    dtype = DTYPE_NAMES[engine.routed.dtype]
+    return RoutedModel(load_verifier(name, dtype=dtype, device=str(engine.routed.device)).model)
 
 
 def describe_differences(result: BenchResult) -> list[str]:

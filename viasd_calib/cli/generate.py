@@ -13,6 +13,7 @@ from viasd_calib.decoding.decoder import Emitted, MethodName, load_engine
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.models import LoadVerifier, Verifier, load_verifier
+from viasd_calib.slim.backends import Backend
 from viasd_calib.spec import Audit, DType
 
 TIER_STYLES = {Tier.ACCEPT: "green", Tier.REGENERATE: "yellow", Tier.ESCALATE: "blue"}
@@ -34,6 +35,7 @@ def generate(
     verifier: str | None = None,
     dtype: DType | None = None,
     device: str = "cpu",
+    backend: Backend | None = None,
     _load: LoadVerifier = load_verifier,
 ) -> None:
     """Answer a prompt with a routing spec, streaming each token once it is final.
@@ -54,8 +56,9 @@ def generate(
         verifier: where to find the verifier, in place of the name in the spec.
         dtype: in place of the spec's.
         device: where models run.
+        backend: what runs them: eager, or packed (CPU); the faster one where it is left out.
     """
-    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, load=_load)
+    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=_load)
     if method == "three_tier":
         notice_uncertified(engine.spec, audit)
     sampling = Sampling(

@@ -15,6 +15,7 @@ from viasd_calib.errors import PlanningError
 from viasd_calib.evaluation.plots import latency_profile, picture_format, write_figure
 from viasd_calib.planning.measure import measure_profile
 from viasd_calib.planning.profile import LatencyProfile, Measured, ProfileSettings, save_profile
+from viasd_calib.slim.backends import Backend
 from viasd_calib.spec import DType, first_problem
 
 
@@ -29,6 +30,7 @@ def profile(
     verifier: str | None = None,
     dtype: DType | None = None,
     device: str = "cpu",
+    backend: Backend | None = None,
 ) -> LatencyProfile:
     """Measure what draft steps, slim and full passes and the output head take on this machine, in seconds.
 
@@ -43,11 +45,12 @@ def profile(
         verifier: where to find the verifier, in place of the name in the spec.
         dtype: number format, in place of the spec's.
         device: where models run.
+        backend: what runs them: eager, or packed (CPU); the faster one where it is left out.
     """
     settings = profile_settings(widths, contexts, batches, repeats)
     if plot is not None:
         picture_format(Path(plot))  # refused now, not after minutes of measuring
-    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device)
+    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend)
     result = measure_profile(engine, settings)
     save_profile(result, json)
     Console().print(profile_table(result))

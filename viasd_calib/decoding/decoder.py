@@ -33,6 +33,7 @@ from viasd_calib.draft.build import build_drafter
 from viasd_calib.errors import SamplingError, SpecError
 from viasd_calib.models import LoadVerifier, Verifier, load_verifier
 from viasd_calib.slim.adapter import load_slim_layers
+from viasd_calib.slim.backends import Backend, default_backend, prepare
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit, Decoding, DType, Gates, RoutingSpec, check_verifier, load_spec
 
@@ -171,6 +172,7 @@ class Engine:
     verifier: Verifier
     routed: RoutedModel
     drafter: Drafter
+    backend: Backend = "eager"
 
     def decoder(
         self,
@@ -280,6 +282,7 @@ def load_engine(
     verifier: str | None = None,
     dtype: DType | None = None,
     device: str = "cpu",
+    backend: Backend | None = None,
     load: LoadVerifier = load_verifier,
 ) -> Engine:
     """Load a routing spec and every model it names.
@@ -287,6 +290,8 @@ def load_engine(
     Args:
         verifier: where to find the verifier, in place of the name in the spec.
         dtype: in place of the spec's.
+        backend: what runs the models; the fastest for the device where it is left out. The verifier that ``load``
+            gives then serves this engine alone, unless it is ``eager``.
         load: what loads the verifier.
 
     Raises:
@@ -294,18 +299,23 @@ def load_engine(
         ModelError: a model is missing or damaged.
     """
     spec = load_spec(spec_path)
-    return assemble(
-        spec,
-        Path(spec_path).parent,
-        load(verifier or spec.verifier.name_or_path, dtype=dtype or spec.verifier.dtype, device=device),
-    )
+    loaded = load(verifier or spec.verifier.name_or_path, dtype=dtype or spec.verifier.dtype, device=device)
+    chosen = backend or default_backend(loaded.model.device, loaded.model.dtype)
+    return assemble(spec, Path(spec_path).parent, loaded, backend=chosen)
 
 
-def assemble(spec: RoutingSpec, folder: Path, verifier: Verifier, draft_folder: Path | None = None) -> Engine:
+def assemble(
+    spec: RoutingSpec,
+    folder: Path,
+    verifier: Verifier,
+    draft_folder: Path | None = None,
+    backend: Backend = "eager",
+) -> Engine:
     """Put a spec that lies in ``folder`` together with a loaded verifier.
 
     Args:
         draft_folder: where the drafter's tensors are, if not beside the spec.
+        backend: what runs the models; all but ``eager`` change the loaded verifier in place.
 
     Raises:
         SpecError: the spec was made for another verifier or tokenizer.
@@ -313,4 +323,7 @@ def assemble(spec: RoutingSpec, folder: Path, verifier: Verifier, draft_folder: 
     check_verifier(spec, verifier.ref)
     slim_layers = load_slim_layers(verifier.model, spec.route, folder)
     routed = RoutedModel(verifier.model, spec.route, slim_layers)
-    return Engine(spec, verifier, routed, build_drafter(spec.draft, draft_folder or folder, routed))
+    drafter = build_drafter(spec.draft, draft_folder or folder, routed)
+    slim = () if slim_layers is None else (slim_layers,)
+    prepare((verifier.model, *slim, *drafter.networks), backend, routed.device)
+    return Engine(spec, verifier, routed, drafter, backend)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 StopRule = Callable[[Tensor, int], bool]
 """Told the logits of the token just drafted ([draft vocabulary]) and its place in the block, from 0;
@@ -86,6 +86,9 @@ class Drafter(ABC):
 
     steps: int = 0
     """Forward passes of the draft model since ``start``."""
+
+    networks: tuple[nn.Module, ...] = ()
+    """What it runs beside the verifier's own modules, for a backend to prepare."""
 
     @abstractmethod
     def start(self, capacity: int) -> None:

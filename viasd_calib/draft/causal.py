@@ -28,6 +28,7 @@ class CausalDrafter(Drafter):
                 "choose a draft model with the verifier's tokenizer"
             )
         self.model = model
+        self.networks = (model.model,)
         self.cache: SharedCache | None = None
 
     def start(self, capacity: int) -> None:

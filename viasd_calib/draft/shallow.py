@@ -177,6 +177,7 @@ class ShallowDrafter(Drafter):
         self.model = model
         self.vocabulary = model.vocabulary
         self.taps = model.shape.taps
+        self.networks = (model,)
         self._cache: SharedCache | None = None
         self._conditions = torch.empty(0)
         self._observed = 0  # leading positions whose condition a verifier gave

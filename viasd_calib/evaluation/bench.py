@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,6 +21,8 @@ from viasd_calib.evaluation.metrics import Interval, MethodResult, PromptResult,
 from viasd_calib.hardware import hardware
 from viasd_calib.progress import progress_bar
 from viasd_calib.prompts import Prompt
+from viasd_calib.slim.backends import Backend
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit
 
 WARM_UP_TOKENS = 16
@@ -41,6 +43,7 @@ class BenchSettings(BaseModel):
     dtype: str
     audit: Audit
     seed: int
+    backend: Backend = "eager"
 
 
 class TaskResult(BaseModel):
@@ -63,19 +66,25 @@ class BenchResult(BaseModel):
     by_task: dict[str, TaskResult]
 
 
-def run_bench(engine: Engine, prompts: Sequence[Prompt], settings: BenchSettings) -> BenchResult:
+def run_bench(
+    engine: Engine, prompts: Sequence[Prompt], settings: BenchSettings, plain: RoutedModel | None = None
+) -> BenchResult:
     """Warm up, then decode every prompt with every method, in an order drawn anew for each prompt.
 
     The reference texts for ``identical_to_autoregressive`` come from the run itself, or, where
     ``autoregressive`` is not asked for, from an untimed one.
+
+    Args:
+        plain: the verifier for ``transformers``, where the engine's backend has changed its own.
     """
     order = random.Random(settings.seed)
     results: dict[BenchMethod, list[PromptResult]] = {name: [] for name in settings.methods}
-    _warm_up(engine, prompts[0], settings)
+    answerers = {name: answering(engine, name, settings.audit, plain) for name in settings.methods}
+    _warm_up(engine, answerers, prompts[0])
     with progress_bar("prompts") as progress:
         task = progress.add_task("bench", total=len(prompts))
         for prompt in prompts:
-            timed = _run_prompt(engine, prompt, settings, order)
+            timed = _run_prompt(engine, answerers, prompt, settings.max_new_tokens, order)
             reference = _reference(engine, prompt, settings, timed)
             for name, (turns, seconds) in timed.items():
                 results[name].append(_judge(engine, prompt, turns, seconds, reference))
@@ -83,28 +92,31 @@ def run_bench(engine: Engine, prompts: Sequence[Prompt], settings: BenchSettings
     return _summarise(results, prompts, settings, hardware(engine.routed.device))
 
 
-def _warm_up(engine: Engine, prompt: Prompt, settings: BenchSettings) -> None:
-    for name in settings.methods:
-        list(converse(answering(engine, name, settings.audit), engine.verifier, prompt, WARM_UP_TOKENS))
+def _warm_up(engine: Engine, answerers: Mapping[BenchMethod, Answering], prompt: Prompt) -> None:
+    for decoder in answerers.values():
+        list(converse(decoder, engine.verifier, prompt, WARM_UP_TOKENS))
 
 
-def answering(engine: Engine, name: BenchMethod, audit: Audit) -> Answering:
-    """What answers prompts by a method's name."""
+def answering(engine: Engine, name: BenchMethod, audit: Audit, plain: RoutedModel | None = None) -> Answering:
+    """What answers prompts by a method's name; ``plain`` is the verifier for ``transformers``, if not the engine's."""
     if name == "transformers":
-        return TransformersDecoder(engine.routed, engine.verifier.eos_ids)
+        return TransformersDecoder(plain or engine.routed, engine.verifier.eos_ids)
     return engine.decoder(name, audit)
 
 
 def _run_prompt(
-    engine: Engine, prompt: Prompt, settings: BenchSettings, order: random.Random
+    engine: Engine,
+    answerers: Mapping[BenchMethod, Answering],
+    prompt: Prompt,
+    max_new_tokens: int,
+    order: random.Random,
 ) -> dict[BenchMethod, tuple[list[Turn], float]]:
-    names = list(settings.methods)
+    names = list(answerers)
     order.shuffle(names)
     timed: dict[BenchMethod, tuple[list[Turn], float]] = {}
     for name in names:
-        decoder = answering(engine, name, settings.audit)
         begin = time.perf_counter()
-        turns = list(converse(decoder, engine.verifier, prompt, settings.max_new_tokens))
+        turns = list(converse(answerers[name], engine.verifier, prompt, max_new_tokens))
         timed[name] = (turns, time.perf_counter() - begin)
     return timed
 

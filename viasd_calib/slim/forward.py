@@ -118,7 +118,6 @@ class RoutedModel:
         self._embed: nn.Module = decoder.embed_tokens
         self._norm: nn.Module = decoder.norm
         self._rotary: nn.Module = decoder.rotary_emb
-        self._head: nn.Module = model.get_output_embeddings()
         self.full_sublayers = sublayers_of(self.layers, self.layer_types)
         own = self.layers if slim_layers is None else slim_layers
         self.slim_sublayers = sublayers_of(own, self.layer_types, route)
@@ -132,6 +131,11 @@ class RoutedModel:
     def dtype(self) -> torch.dtype:
         """The verifier's number format."""
         return self.model.dtype
+
+    @property
+    def _head(self) -> nn.Module:
+        # Asked each time: a backend may have exchanged it.
+        return self.model.get_output_embeddings()  # type: ignore[no-any-return]
 
     def new_cache(self, capacity: int, batch: int = 1) -> SharedCache:
         """An empty cache with room for ``capacity`` positions."""

@@ -11,11 +11,12 @@ from lightning import LightningModule
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from viasd_calib.draft.build import SHALLOW_TENSORS, describe_shallow
-from viasd_calib.draft.shallow import ShallowModel, save_shallow, unrolled_states
+from viasd_calib.draft.build import SHALLOW_FILE, SHALLOW_TENSORS, describe_shallow, name_draft
+from viasd_calib.draft.shallow import ShallowModel, load_shallow, save_shallow, unrolled_states
+from viasd_calib.errors import ModelError
 from viasd_calib.models import SMOLLM2, load_verifier
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import ShallowShape
+from viasd_calib.spec import ShallowDraft, ShallowShape
 from viasd_calib.traces.data import TraceBatch, TraceDataModule, TraceText
 from viasd_calib.training.closed_form import fit_stand_in
 from viasd_calib.training.objectives import restricted_cross_entropy
@@ -25,8 +26,9 @@ from viasd_calib.training.teacher import TappedStates
 class DrafterModule(LightningModule):
     """Distils a shallow drafter from traces that hold q's top k.
 
-    It begins in closed form (:mod:`viasd_calib.training.closed_form`) and is trained as it will run: after
-    0, 1, ... of its own unverified tokens (EAGLE-3's training-time test, arXiv 2503.01840).
+    It begins in closed form (:mod:`viasd_calib.training.closed_form`), or where an earlier drafter ended, and is
+    trained as it will run: after 0, 1, ... of its own unverified tokens (EAGLE-3's training-time test, arXiv
+    2503.01840).
 
     Args:
         verifier: name or path of the verifier.
@@ -34,6 +36,8 @@ class DrafterModule(LightningModule):
         head_vocab: output tokens, the most frequent ones of the traces.
         taps: after how many of the verifier's layers its residual stream is read.
         closed_form_texts: texts the closed-form start is fitted on; 0 for none.
+        start: folder of a drafter of the same shape to go on from, in place of the closed form; so a drafter is
+            brought to another domain.
         depths: how many depths to train, by epoch; the last entry holds from there on.
         hard_share: weight of q's choice against its distribution.
         learning_rate: peak of a cosine with warm-up.
@@ -48,6 +52,7 @@ class DrafterModule(LightningModule):
         head_vocab: int = 8192,
         taps: Sequence[int] = (10, 20, 30),
         closed_form_texts: int = 400,
+        start: str | None = None,
         depths: Sequence[int] = (1, 2, 3),
         hard_share: float = 0.5,
         learning_rate: float = 6e-4,
@@ -64,6 +69,7 @@ class DrafterModule(LightningModule):
         self._verifier_name = verifier
         self.shape = ShallowShape(num_layers=num_layers, head_vocab=head_vocab, taps=tuple(taps))
         self.closed_form_texts = closed_form_texts
+        self.start = start
         self._teacher: TappedStates | None = None
         self.drafter: ShallowModel | None = None
         self.agreement = torch.nn.ModuleList(MeanMetric() for _ in range(max(depths)))
@@ -74,11 +80,35 @@ class DrafterModule(LightningModule):
             return
         verifier = RoutedModel(load_verifier(self._verifier_name, device=str(self.device)).model)
         self._teacher = TappedStates(verifier, self.shape.taps)
-        self.drafter = ShallowModel(verifier, self.shape)
-        self.drafter.use_vocabulary(self._frequent_tokens(verifier.config.vocab_size))
-        if self.closed_form_texts and self.trainer.ckpt_path is None:  # a resumed run has left its start behind
-            fit_stand_in(self.drafter, verifier, (text.ids for text in self._drawn_texts()))
+        self.drafter = self._begun(verifier)
+        self.drafter.requires_grad_(True)
         self.drafter.train()  # its layers begin as copies from a verifier that is in eval mode
+
+    def _begun(self, verifier: RoutedModel) -> ShallowModel:
+        """The drafter as training finds it: an earlier one, or the closed form."""
+        if self.start is not None:
+            return load_shallow(verifier, self._shape_at(Path(self.start)), Path(self.start) / SHALLOW_TENSORS)
+        drafter = ShallowModel(verifier, self.shape)
+        drafter.use_vocabulary(self._frequent_tokens(verifier.config.vocab_size))
+        if self.closed_form_texts and self.trainer.ckpt_path is None:  # a resumed run has left its start behind
+            fit_stand_in(drafter, verifier, (text.ids for text in self._drawn_texts()))
+        return drafter
+
+    def _shape_at(self, folder: Path) -> ShallowShape:
+        """The shape of the drafter in ``folder``.
+
+        Raises:
+            ModelError: no shallow drafter lies there, or one of another shape.
+        """
+        spec, _ = name_draft(str(folder))
+        if not isinstance(spec, ShallowDraft):
+            raise ModelError(f"start: {folder} holds no shallow drafter ({SHALLOW_FILE}); name a folder that does")
+        found = ShallowShape(num_layers=spec.num_layers, head_vocab=spec.head_vocab, taps=spec.taps)
+        if found != self.shape:
+            raise ModelError(
+                f"start: the drafter in {folder} is of shape {found!r}; set num_layers, head_vocab and taps so"
+            )
+        return found
 
     def _drawn_texts(self) -> list[TraceText]:
         """Training texts for the closed-form start, drawn by hash of their prompts."""

@@ -1,0 +1,40 @@
+"""Backends: what runs the modules of verifier and drafter on the machine at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from viasd_calib.errors import ModelError
+from viasd_calib.slim.packed import can_pack, pack_linears
+
+Backend = Literal["eager", "packed"]
+"""``eager`` runs the modules as they are; ``packed`` has their weights in the order of the CPU's kernels."""
+
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+
+
+def default_backend(device: torch.device, dtype: torch.dtype) -> Backend:
+    """The backend that measured best: in float32 PyTorch's own kernels read plain weights as fast as packed ones.
+
+    Example:
+        >>> default_backend(torch.device("cpu"), torch.float32)
+        'eager'
+    """
+    return "packed" if dtype == torch.bfloat16 and can_pack(device) else "eager"
+
+
+def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device) -> None:
+    """Make ``modules`` ready for a backend, in place; they can then no longer be trained or saved.
+
+    Raises:
+        ModelError: the backend does not run on ``device``.
+    """
+    if backend == "eager":
+        return
+    if not can_pack(device):
+        raise ModelError(f"backend packed needs a CPU and a PyTorch with oneDNN, not {device}; choose backend eager")
+    pack_linears(modules)

@@ -1,0 +1,80 @@
+"""Linear layers whose weights lie in the order that oneDNN's kernels read on a CPU.
+
+PyTorch keeps a linear layer's weight row by row, and in bfloat16 puts it into the order of its kernel anew in
+each call, which takes longer than the product itself where a pass has few tokens. Here that is done once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+TYPICAL_WIDTH = 8
+"""Rows of a product that the order is chosen for: the tokens of a verifying pass."""
+
+
+class PackedLinear(nn.Module):
+    """A linear layer in oneDNN's own order; gives what the layer it was made from gives, up to rounding.
+
+    Args:
+        weight: in oneDNN's order, as :func:`pack_weight` gives it.
+        bias: [out], or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self._weight = weight
+        self.bias = bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in plain order, [out, in]; put together anew at each call."""
+        return self._weight.to_dense()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self.bias, "none", [], "")
+        return product
+
+
+def can_pack(device: torch.device) -> bool:
+    """Whether weights on ``device`` can be packed: on a CPU, by a PyTorch that was built with oneDNN."""
+    return device.type == "cpu" and bool(torch.backends.mkldnn.is_available())
+
+
+def pack_weight(weight: Tensor) -> Tensor:
+    """A weight [out, in] in oneDNN's order: an opaque tensor that its linear kernels take."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), TYPICAL_WIDTH)  # type: ignore[no-any-return]
+
+
+def pack_linears(modules: Iterable[nn.Module]) -> None:
+    """Exchange, in place, every linear layer inside ``modules`` for a packed one.
+
+    Layers that share a weight share its packed form, so that q and q' still hold one copy between them, and a
+    plain weight is freed once nobody else holds it. The modules can no longer be trained or saved.
+
+    Example:
+        >>> layer = nn.Sequential(nn.Linear(3, 2))
+        >>> inputs = torch.ones(1, 3)
+        >>> before = layer(inputs)
+        >>> pack_linears([layer])
+        >>> type(layer[0]).__name__, torch.allclose(layer(inputs), before)
+        ('PackedLinear', True)
+    """
+    holders: dict[int, list[tuple[nn.Module, str]]] = {}
+    plain: dict[int, nn.Linear] = {}
+    for module in modules:
+        for holder in module.modules():
+            for name, child in holder.named_children():
+                if type(child) is nn.Linear:  # what derives from it may compute something else
+                    holders.setdefault(id(child.weight), []).append((holder, name))
+                    plain[id(child.weight)] = child
+    while plain:
+        key, linear = plain.popitem()
+        packed = pack_weight(linear.weight)
+        for holder, name in holders[key]:
+            old = getattr(holder, name)
+            if isinstance(old, nn.Linear):
+                setattr(holder, name, PackedLinear(packed, old.bias))
