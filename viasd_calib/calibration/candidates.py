@@ -15,6 +15,8 @@ from viasd_calib.spec import Gates, LogisticGate
 
 FRACTIONS = (0.05, 0.15, 0.3, 0.5)
 """Candidates are proposed at these fractions of the stated loss, in the replay."""
+DEFAULT_STOP = 0.4
+"""Drafting stops where the whole block stands with less than this chance, as long as nothing better is known."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,13 @@ class TierScores:
     """Gate scores of held-back places, and whether the candidates were q's choice; each [places].
 
     Attributes:
+        depth: drafted, unverified tokens before the place.
         draft: draft-gate score of the drafted token.
         accept: slim-gate score of the drafted token.
         own: slim-gate score of q's slim choice.
     """
 
+    depth: Tensor
     draft: Tensor
     draft_agrees: Tensor
     accept: Tensor
@@ -42,6 +46,7 @@ def tier_scores(draft: LogisticGate, slim: LogisticGate, texts: Sequence[ScoredT
     """Score every place of held-back texts with fitted gates."""
     drafts, accepts, owns = (join([getattr(text, name) for text in texts]) for name in ("draft", "accept", "own"))
     return TierScores(
+        drafts.features["draft_depth"].long(),
         Gate(draft)(drafts.features), drafts.agrees,
         Gate(slim)(accepts.features),
         Gate(slim)(owns.features), owns.agrees,
@@ -72,7 +77,7 @@ def propose(
     scores: TierScores,
     max_loss: float,
     fractions: Sequence[float] = FRACTIONS,
-    stop_below: float = 0.3,
+    stop_below: float = DEFAULT_STOP,
 ) -> list[Candidate]:
     """Candidates whose replayed loss is a fraction of ``max_loss``, most careful first.
 
@@ -81,7 +86,7 @@ def propose(
     Args:
         scores: of texts the gates were not fitted on.
         fractions: rising; of ``max_loss``.
-        stop_below: score of a drafted token behind which drafting stops.
+        stop_below: chance of the whole block below which drafting stops.
     """
     candidates: list[Candidate] = []
     for fraction in fractions:
@@ -107,7 +112,7 @@ def replay(scores: TierScores, bound: float) -> tuple[float, float]:
     Example:
         >>> yes, no = torch.tensor([True]), torch.tensor([False])
         >>> sure, unsure = torch.tensor([0.9]), torch.tensor([0.1])
-        >>> replay(TierScores(unsure, no, sure, sure, yes), bound=0.5)
+        >>> replay(TierScores(torch.tensor([0]), unsure, no, sure, sure, yes), bound=0.5)
         (1.0, 1.0)
     """
     by_draft = scores.draft >= bound

@@ -18,7 +18,7 @@ def honest_scores(seed: int, places: int = 4000) -> TierScores:
     draft, own = torch.rand(2, places, generator=generator).unbind()
     draft_agrees = torch.rand(places, generator=generator) < draft
     own_agrees = torch.rand(places, generator=generator) < own
-    return TierScores(draft, draft_agrees, draft, own, own_agrees)
+    return TierScores(torch.zeros(len(draft), dtype=torch.long), draft, draft_agrees, draft, own, own_agrees)
 
 
 @given(seed=st.integers(0, 1000), max_loss=st.floats(0.001, 0.3))
@@ -54,4 +54,4 @@ def test_replay_against_a_loop() -> None:
 def test_scores_of_other_places_are_refused() -> None:
     one, two = torch.ones(1), torch.ones(2)
     with pytest.raises(CalibrationError, match="same places"):
-        TierScores(one, one.bool(), two, one, one.bool())
+        TierScores(one.long(), one, one.bool(), two, one, one.bool())
