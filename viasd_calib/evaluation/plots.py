@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from viasd_calib.calibration.gate_fitting import Reliability
     from viasd_calib.evaluation.metrics import MethodResult
     from viasd_calib.planning.profile import LatencyProfile, Measured
+    from viasd_calib.planning.recording import RecordedRound
     from viasd_calib.spec import Route
 
 INK, MUTED, LINE, PAPER = "#1f2328", "#59636e", "#d0d7de", "#fdfdfc"
@@ -51,6 +52,7 @@ THEME = {
 TIER_NAMES = {tier: f"tier {tier.value} {tier.name.lower()}" for tier in Tier}
 PLACES_PER_BIN = 8
 LATENCY_COLOURS = {"draft": TIER_COLOURS[Tier.ACCEPT], "slim": TIER_COLOURS[Tier.REGENERATE], "full": INK}
+ROUND_COLOURS = {**LATENCY_COLOURS, "head": GATE_COLOURS["slim"], "rest": TIER_COLOURS[Tier.ESCALATE]}
 PICTURE_FORMATS = ("png", "svg", "pdf")
 
 _STYLE: dict[Any, Any] = {
@@ -313,6 +315,51 @@ def _straight_on(axes: Axes, entries: Sequence[Measured]) -> None:
 def _has_room(points: Sequence[int], place: int) -> bool:
     """Whether a tick's label at ``points[place]`` stands clear of the next one's."""
     return place == len(points) - 1 or points[place + 1] - points[place] >= 0.04 * points[-1]
+
+
+ROUND_ROWS = ("draft", "slim", "full", "head", "rest")
+ROUND_NAMES = {
+    "draft": "draft model",
+    "slim": "slim pass",
+    "full": "full pass",
+    "head": "output head",
+    "rest": "gates, policy, host",
+}
+
+
+def round_timelines(rounds: Mapping[str, RecordedRound]) -> Figure:
+    """What ran when in one round of each method, one below the other on one axis of time.
+
+    Args:
+        rounds: by method, at least one; an output head's bar stands in a row of its own, behind its pass.
+    """
+    figure = _canvas(9.4, 0.45 + 1.6 * len(rounds))
+    panels = figure.subplots(len(rounds), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, one) in zip(panels, rounds.items(), strict=True):
+        _dress(axes)
+        axes.grid(visible=False, axis="y")
+        bars = {row: [(span.begin, span.end) for span in one.spans if span.tier == row] for row in ROUND_ROWS}
+        bars["rest"] = one.gaps()
+        for height, row in enumerate(reversed(ROUND_ROWS)):
+            _timeline_row(axes, height, row, bars[row], one.seconds)
+        axes.axvline(1000 * one.seconds, color=INK, linewidth=1, linestyle=_DASHES)
+        axes.set_yticks(range(len(ROUND_ROWS)), [ROUND_NAMES[row] for row in reversed(ROUND_ROWS)])
+        axes.set(ylim=(-0.6, len(ROUND_ROWS) - 0.4))
+        title = f"{_plain(method_label(name))}: {1000 * one.seconds:.1f} ms"
+        axes.set_title(title, loc="left", color=INK, fontsize=_NORMAL)
+    longest = max(one.seconds for one in rounds.values())
+    panels[-1].set(xlabel="milliseconds since the round began", xlim=(0, 1080 * longest))
+    return figure
+
+
+def _timeline_row(axes: Axes, height: int, row: str, bars: Sequence[tuple[float, float]], end: float) -> None:
+    """The bars of one row, with what they add up to behind the round's end."""
+    if not bars:
+        return
+    spans = [(1000 * begin, 1000 * (end - begin)) for begin, end in bars]
+    axes.broken_barh(spans, (height - 0.36, 0.72), facecolor=ROUND_COLOURS[row], edgecolor=PAPER, linewidth=0.4)
+    axes.annotate(f"{sum(length for _, length in spans):.1f} ms", (1000 * end, height), xytext=(5, 0),
+                  textcoords="offset points", va="center", color=MUTED, fontsize=_SMALL)  # fmt: skip
 
 
 def picture_format(path: Path) -> str:

@@ -75,13 +75,21 @@ class RecordedRound:
 
     @property
     def shape(self) -> tuple[TierName, ...]:
-        """What ran, in order; calls of one tier that follow each other stand for themselves."""
+        """The tiers in the order of their calls."""
         return tuple(span.tier for span in self.spans)
 
     @property
     def rest(self) -> float:
         """Seconds that were no draft step, slim pass, full pass or head product: gates, policy and host."""
         return self.seconds - sum(span.seconds for span in self.spans)
+
+    def spent(self) -> dict[str, float]:
+        """Seconds by tier, of those that ran, and of the ``rest``."""
+        found: dict[str, float] = dict.fromkeys(self.shape, 0.0)
+        for span in self.spans:
+            found[span.tier] += span.seconds
+        found["rest"] = self.rest
+        return found
 
     def gaps(self) -> list[tuple[float, float]]:
         """The times between the spans, begin and end each."""
