@@ -34,7 +34,7 @@ from viasd_calib.evaluation.bench import (
 from viasd_calib.evaluation.report import ReportInputs, SampleText, TestedCandidate, write_report
 from viasd_calib.files import write_text
 from viasd_calib.models import LoadVerifier, encode_prompt, load_verifier
-from viasd_calib.planning.recording import TypicalRound, record_text, typical_round
+from viasd_calib.planning.recording import RecordedText, TypicalRound, typical_round
 from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, read_prompts, select_split
 from viasd_calib.spec import Audit, DType
 
@@ -218,7 +218,7 @@ def _rounds(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int) -> d
     texts = [encode_prompt(engine.verifier, prompt, [], max_new_tokens) for prompt in prompts]
     found: dict[str, TypicalRound] = {}
     for name in ROUND_METHODS:
-        recorded = [one for text in texts for one in record_text(engine, name, text, max_new_tokens).rounds]
+        recorded = [one for text in texts for one in RecordedText(engine, name, text, max_new_tokens).finish().rounds]
         found[name] = typical_round(recorded)
     return found
 

@@ -14,7 +14,7 @@ from viasd_calib.decoding.decoder import load_engine
 from viasd_calib.errors import PlanningError
 from viasd_calib.evaluation.plots import latency_profile, picture_format, write_figure
 from viasd_calib.planning.measure import measure_profile
-from viasd_calib.planning.profile import LatencyProfile, Measured, ProfileSettings, save_profile
+from viasd_calib.planning.profile import LatencyProfile, Measured, ProfileSettings, RoundPart, save_profile
 from viasd_calib.spec import DType, first_problem
 
 
@@ -30,13 +30,13 @@ def profile(
     dtype: DType | None = None,
     device: str = "cpu",
 ) -> LatencyProfile:
-    """Measure what draft steps, slim and full passes and the output head take on this machine, in seconds.
+    """Measure what draft steps, slim and full passes, the output head and decoded tokens take on this machine.
 
     Args:
         spec: path of the routing spec.
         json: where the profile is written.
         widths: new tokens of a pass.
-        contexts: cached tokens before them.
+        contexts: cached tokens before them; also the lengths of the random texts that decoding is timed behind.
         batches: texts at once; draft steps are of one text.
         repeats: timed rounds over everything, from which median and quartiles are taken.
         plot: draw a picture of the profile here (.png, .svg or .pdf).
@@ -50,9 +50,13 @@ def profile(
     engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device)
     result = measure_profile(engine, settings)
     save_profile(result, json)
-    Console().print(profile_table(result))
+    console = Console()
+    console.print(profile_table(result))
+    console.print(rounds_table(result))
+    console.print(f"wrote {json}")
     if plot is not None:
         write_figure(latency_profile(result), Path(plot))
+        console.print(f"wrote {plot}")
     return result
 
 
@@ -87,6 +91,27 @@ def profile_table(profile: LatencyProfile) -> Table:
     for (tier, batch, context), by_width in rows.items():
         cells = [_cell(by_width.get(width)) for width in profile.settings.widths]
         table.add_row(tier, str(batch), "-" if context is None else str(context), *cells)
+    return table
+
+
+def rounds_table(profile: LatencyProfile) -> Table:
+    """What decoded tokens took: one row a method and context, one column for what their time went to."""
+    table = Table(
+        title="milliseconds per decoded token, by context of random tokens",
+        caption="rest: gates, policy and host; attention: what scaled dot-product attention alone takes",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    parts: tuple[RoundPart, ...] = ("draft", "slim", "full", "head", "rest")
+    table.add_column("")
+    for heading in ("context", "all", *parts, "rest, %", "attention"):
+        table.add_column(heading, justify="right")
+    for entry in profile.rounds:
+        own = [milliseconds(entry.seconds[part]) if part in entry.seconds else "-" for part in parts]
+        attention = milliseconds(entry.attention)
+        rest = f"{100 * entry.rest_share:.1f}"
+        table.add_row(entry.method, str(entry.context), milliseconds(entry.total), *own, rest, attention)
     return table
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
@@ -29,7 +29,7 @@ from viasd_calib.files import atomic_path
 if TYPE_CHECKING:
     from viasd_calib.calibration.gate_fitting import Reliability
     from viasd_calib.evaluation.metrics import MethodResult
-    from viasd_calib.planning.profile import LatencyProfile, Measured
+    from viasd_calib.planning.profile import LatencyProfile, Measured, RoundTimes
     from viasd_calib.planning.recording import RecordedRound
     from viasd_calib.spec import Route
 
@@ -252,11 +252,19 @@ def latency_profile(profile: LatencyProfile) -> Figure:
     The dashed lines on the left are as many passes, or draft steps, as tokens: the further a full pass stays
     below its own, the freer width is. The one on the right goes straight on from the two shortest contexts:
     attention reads each cached token once, so its own growth keeps to a straight line.
+
+    Below, one panel a method: what a decoded token takes by context, what it would take if nothing but
+    scaled dot-product attention grew, and gates, policy and host.
     """
     settings = profile.settings
     context, width, batch = settings.contexts[0], settings.widths[0], settings.batches[0]
-    figure = _canvas(9.4, 4.1)
-    by_width, by_context = figure.subplots(1, 2, sharey=True)
+    figure = _canvas(9.4, 8.0 if profile.rounds else 4.1)
+    above: Figure | SubFigure = figure
+    if profile.rounds:
+        halves: Any = figure.subfigures(2, 1)
+        above, below = halves
+        _by_method(below, profile.rounds)
+    by_width, by_context = above.subplots(1, 2, sharey=True)
     for axes in (by_width, by_context):
         _dress(axes)
     wider: dict[str, list[Measured]] = {}
@@ -286,6 +294,35 @@ def latency_profile(profile: LatencyProfile) -> Figure:
     return figure
 
 
+def _by_method(figure: SubFigure, rounds: Sequence[RoundTimes]) -> None:
+    """Time of a decoded token by context, a panel for each method."""
+    methods: dict[str, list[RoundTimes]] = {}
+    for entry in rounds:
+        methods.setdefault(entry.method, []).append(entry)
+    highest = max(1000 * max(entry.total, _with_attention_alone(own)[-1]) for own in methods.values() for entry in own)
+    panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    for axes, (name, own) in zip(panels, methods.items(), strict=True):
+        _dress(axes)
+        contexts = [entry.context for entry in own]
+        colour = _METHOD_COLOURS.get(name, INK)
+        axes.plot(contexts, [1000 * entry.total for entry in own], color=colour, linewidth=1.8,
+                  marker=_METHOD_MARKERS.get(name, "D"), markersize=5, label="measured")  # fmt: skip
+        axes.plot(contexts, [1000 * seconds for seconds in _with_attention_alone(own)], color=colour, linewidth=1,
+                  linestyle=_DASHES, label="if attention alone grew")  # fmt: skip
+        axes.plot(contexts, [1000 * entry.seconds["rest"] for entry in own], color=INK, linewidth=1, marker=".",
+                  label="gates, policy, host")  # fmt: skip
+        axes.set(xlabel="context: tokens of a random text", xlim=(0, 1.04 * contexts[-1]), ylim=(0, 1.15 * highest))
+        axes.set_xticks([point for place, point in enumerate(contexts) if _has_room(contexts, place, 0.09)])
+        axes.set_title(_plain(method_label(name)), loc="left", color=INK, fontsize=_NORMAL)
+        axes.legend(loc="upper left", frameon=False, fontsize=_SMALL, labelcolor=INK)
+    panels[0].set_ylabel("milliseconds per decoded token")
+
+
+def _with_attention_alone(own: Sequence[RoundTimes]) -> list[float]:
+    """Seconds a token, had nothing but attention grown since the shortest context."""
+    return [own[0].total + entry.attention - own[0].attention for entry in own]
+
+
 def _latency_line(axes: Axes, along: Literal["width", "context"], entries: Sequence[Measured]) -> None:
     """Medians of one tier, in a band between the quartiles."""
     tier = entries[0].tier
@@ -312,9 +349,9 @@ def _straight_on(axes: Axes, entries: Sequence[Measured]) -> None:
               linewidth=1, linestyle=_DASHES, label=f"{first.tier}, in a straight line", zorder=1)  # fmt: skip
 
 
-def _has_room(points: Sequence[int], place: int) -> bool:
-    """Whether a tick's label at ``points[place]`` stands clear of the next one's."""
-    return place == len(points) - 1 or points[place + 1] - points[place] >= 0.04 * points[-1]
+def _has_room(points: Sequence[int], place: int, least: float = 0.04) -> bool:
+    """Whether a tick's label at ``points[place]`` stands clear of the next one's by that share of the axis."""
+    return place == len(points) - 1 or points[place + 1] - points[place] >= least * points[-1]
 
 
 ROUND_ROWS = ("draft", "slim", "full", "head", "rest")

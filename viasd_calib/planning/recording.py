@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from viasd_calib.decoding.decoder import Decoder, Engine, MethodName
+from viasd_calib.decoding.decoder import Engine, MethodName
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.shallow import ShallowDrafter
@@ -190,46 +190,58 @@ class Recorder:
         return run
 
 
-@dataclass(frozen=True)
 class RecordedText:
-    """The rounds of one text, at least one, and how many tokens they added."""
+    """A text that is decoded token by token while its rounds are recorded; the prompt's own pass is in none.
 
-    rounds: list[RecordedRound]
-    tokens: int
-
-
-def record_text(
-    engine: Engine,
-    name: MethodName,
-    prompt: Sequence[int],
-    max_new_tokens: int,
-    *,
-    audit: Audit | None = None,
-    may_end: bool = True,
-) -> RecordedText:
-    """Decode one text and record its rounds; the prompt's own pass is not part of any.
+    Several can be decoded in turns: what happens between two calls of :meth:`advance` is in no round.
 
     Args:
+        engine: what decodes; it stays as it is.
         name: the method.
         prompt: token ids, at least one.
         max_new_tokens: most tokens to add.
         audit: in place of the spec's own.
         may_end: whether the verifier's end-of-text tokens end the text.
-
-    Raises:
-        PromptError: the prompt is empty or does not fit the context.
     """
-    recorder = Recorder(engine.routed.device)
-    decoder = recorder.engine(engine).decoder(name, audit)
-    if not may_end:
-        decoder = _endless(decoder)
-    generation = decoder.generate(prompt, max_new_tokens, cancelled=recorder.next_round)
-    recorder.end_round()
-    return RecordedText(recorder.rounds, len(generation.tokens))
 
+    def __init__(
+        self,
+        engine: Engine,
+        name: MethodName,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        *,
+        audit: Audit | None = None,
+        may_end: bool = True,
+    ) -> None:
+        self.tokens = 0
+        self._recorder = Recorder(engine.routed.device)
+        decoder = self._recorder.engine(engine).decoder(name, audit)
+        if not may_end:
+            decoder.eos_ids = frozenset()
+        self._stream = decoder.stream(prompt, max_new_tokens, cancelled=self._recorder.next_round)
 
-def _endless(decoder: Decoder) -> Decoder:
-    """The decoder without tokens that end a text."""
-    own = copy.copy(decoder)
-    own.eos_ids = frozenset()
-    return own
+    @property
+    def rounds(self) -> list[RecordedRound]:
+        """Those that have ended."""
+        return self._recorder.rounds
+
+    def advance(self) -> bool:
+        """Decode up to the next token that is final, for a round or for none where it is there already.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            PromptError: the prompt is empty or does not fit the context.
+        """
+        more = next(self._stream, None) is not None
+        self._recorder.end_round()
+        self.tokens += more
+        return more
+
+    def finish(self) -> RecordedText:
+        """Decode all that is left; errors as for :meth:`advance`."""
+        while self.advance():
+            pass
+        return self

@@ -12,7 +12,7 @@ from viasd_calib.decoding.choosing import GreedyChooser
 from viasd_calib.decoding.decoder import Engine, MethodName
 from viasd_calib.models import Verifier
 from viasd_calib.planning import recording
-from viasd_calib.planning.recording import RecordedRound, Recorder, Span, record_text, typical_round
+from viasd_calib.planning.recording import RecordedRound, RecordedText, Recorder, Span, typical_round
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Gates, PromptLookupDraft, Route, RoutingSpec
 
@@ -58,7 +58,7 @@ def counted(rounds: list[RecordedRound], call: str) -> int:
 def test_every_pass_is_recorded_and_the_text_is_the_same(tiny_verifier: Verifier, name: MethodName, kind: str) -> None:
     engine = engine_of(tiny_verifier, kind)
     plain = engine.decoder(name).generate(PROMPT, 20)
-    recorded = record_text(engine, name, PROMPT, 20)
+    recorded = RecordedText(engine, name, PROMPT, 20).finish()
     assert recorded.tokens == len(plain.tokens)
     assert counted(recorded.rounds, "full") == plain.counts.full_passes
     assert counted(recorded.rounds, "slim") == plain.counts.slim_passes
@@ -72,7 +72,7 @@ def test_every_pass_is_recorded_and_the_text_is_the_same(tiny_verifier: Verifier
 
 @pytest.mark.parametrize("name", ["autoregressive", "speculative", "three_tier"])
 def test_spans_and_gaps_fill_a_round(tiny_verifier: Verifier, name: MethodName) -> None:
-    for one in record_text(engine_of(tiny_verifier, "shallow"), name, PROMPT, 20).rounds:
+    for one in RecordedText(engine_of(tiny_verifier, "shallow"), name, PROMPT, 20).finish().rounds:
         edges = [0.0, *(edge for span in one.spans for edge in (span.begin, span.end)), one.seconds]
         assert edges == sorted(edges)
         assert one.spans
@@ -81,7 +81,7 @@ def test_spans_and_gaps_fill_a_round(tiny_verifier: Verifier, name: MethodName) 
 
 
 def test_the_prompts_own_pass_is_in_no_round(tiny_verifier: Verifier) -> None:
-    rounds = record_text(engine_of(tiny_verifier), "autoregressive", PROMPT, 4, may_end=False).rounds
+    rounds = RecordedText(engine_of(tiny_verifier), "autoregressive", PROMPT, 4, may_end=False).finish().rounds
     assert [span.width for one in rounds for span in one.spans if span.call == "full"] == [1, 1, 1, 1]
 
 
@@ -103,7 +103,7 @@ def test_what_is_no_pass_is_the_rest(tiny_verifier: Verifier, monkeypatch: pytes
     monkeypatch.setattr(recording, "time", clock)
     monkeypatch.setattr(engine.routed, "_forward", clock.taking(30.0, engine.routed._forward))
     monkeypatch.setattr(GreedyChooser, "scores", clock.taking(5.0, GreedyChooser.scores))
-    rounds = record_text(engine, "autoregressive", PROMPT, 3, may_end=False).rounds
+    rounds = RecordedText(engine, "autoregressive", PROMPT, 3, may_end=False).finish().rounds
     assert [(one.seconds, one.rest) for one in rounds] == [(35.0, 5.0)] * 3
     assert rounds[1].spans[0] == Span("full", "full", 0.0, 30.0, 1)
     assert rounds[1].gaps() == [(30.0, 35.0)]
@@ -114,9 +114,9 @@ def test_a_text_may_go_on_behind_its_end(tiny_verifier: Verifier) -> None:
     ends = next(
         prompt
         for prompt in ([first, second] for first in range(24) for second in range(24))
-        if record_text(engine, "autoregressive", prompt, 12).tokens < 12
+        if RecordedText(engine, "autoregressive", prompt, 12).finish().tokens < 12
     )
-    assert record_text(engine, "autoregressive", ends, 12, may_end=False).tokens == 12
+    assert RecordedText(engine, "autoregressive", ends, 12, may_end=False).finish().tokens == 12
 
 
 def a_round(seconds: float, tiers: tuple[str, ...]) -> RecordedRound:
