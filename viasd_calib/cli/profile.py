@@ -98,14 +98,14 @@ def rounds_table(profile: LatencyProfile) -> Table:
     """What decoded tokens took: one row a method and context, one column for what their time went to."""
     table = Table(
         title="milliseconds per decoded token, by context of random tokens",
-        caption="rest: gates, policy and host; attention: what scaled dot-product attention alone takes",
+        caption="rest: gates, policy and host, behind it in % of all; attention: takes that much alone",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
     parts: tuple[RoundPart, ...] = ("draft", "slim", "full", "head", "rest")
-    table.add_column("")
-    for heading in ("context", "all", *parts, "rest, %", "attention"):
+    table.add_column("", no_wrap=True)
+    for heading in ("context", "all", *parts, "%", "attention"):
         table.add_column(heading, justify="right")
     for entry in profile.rounds:
         own = [milliseconds(entry.seconds[part]) if part in entry.seconds else "-" for part in parts]

@@ -259,11 +259,9 @@ def latency_profile(profile: LatencyProfile) -> Figure:
     settings = profile.settings
     context, width, batch = settings.contexts[0], settings.widths[0], settings.batches[0]
     figure = _canvas(9.4, 8.0 if profile.rounds else 4.1)
-    above: Figure | SubFigure = figure
+    above: Any = figure
     if profile.rounds:
-        halves: Any = figure.subfigures(2, 1)
-        above, below = halves
-        _by_method(below, profile.rounds)
+        above, below = figure.subfigures(2, 1)  # type: ignore[misc]
     by_width, by_context = above.subplots(1, 2, sharey=True)
     for axes in (by_width, by_context):
         _dress(axes)
@@ -291,6 +289,8 @@ def latency_profile(profile: LatencyProfile) -> Figure:
         axes.set_xticks([point for place, point in enumerate(points) if _has_room(points, place)])
         _legend(axes, ncols=2)
     by_width.set_ylabel("milliseconds")
+    if profile.rounds:
+        _by_method(below, profile.rounds)
     return figure
 
 
