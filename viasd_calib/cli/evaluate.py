@@ -16,7 +16,7 @@ from viasd_calib.calibration.artifacts import (
     load_artifact,
 )
 from viasd_calib.calibration.gate_fitting import Reliability
-from viasd_calib.cli.notices import notice_uncertified
+from viasd_calib.cli.notices import notice_uncertified, say_written
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Engine, MethodName, load_engine
 from viasd_calib.decoding.session import Generation
@@ -97,6 +97,7 @@ def bench(
         console.print(bench_table(result, task))
     for line in describe_differences(result):
         console.print(line)
+    say_written(json)
     refuse_unexplained(result)
     return result
 
@@ -206,7 +207,7 @@ def report(
         rounds=_rounds(engine, chosen[:ROUND_PROMPTS], max_new_tokens),
     )
     write_report(inputs, Path(out))
-    Console().print(f"wrote {out}")
+    say_written(out)
 
 
 def _decode(engine: Engine, prompt: Prompt, max_new_tokens: int) -> list[Generation]:

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from viasd_calib.cli.notices import say_written
 from viasd_calib.decoding.decoder import load_engine
 from viasd_calib.errors import PlanningError
 from viasd_calib.evaluation.plots import latency_profile, picture_format, write_figure
 from viasd_calib.planning.measure import measure_profile
 from viasd_calib.planning.profile import LatencyProfile, Measured, ProfileSettings, RoundPart, save_profile
 from viasd_calib.spec import DType, first_problem
+from viasd_calib.tables import new_table
 
 
 def profile(
@@ -53,10 +54,10 @@ def profile(
     console = Console()
     console.print(profile_table(result))
     console.print(rounds_table(result))
-    console.print(f"wrote {json}")
+    say_written(json)
     if plot is not None:
         write_figure(latency_profile(result), Path(plot))
-        console.print(f"wrote {plot}")
+        say_written(plot)
     return result
 
 
@@ -76,15 +77,11 @@ def profile_settings(
 
 def profile_table(profile: LatencyProfile) -> Table:
     """A profile as a table: one row a tier, batch and context, one column a width."""
-    table = Table(
-        title="milliseconds by width: median, below it the quartiles' distance in %",
+    table = new_table(
+        "milliseconds by width: median, below it the quartiles' distance in %",
+        ["", "batch", "context", *map(str, profile.settings.widths)],
         caption=f"{profile.dtype}, {profile.hardware['device']}",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
     )
-    table.add_column("")
-    for heading in ("batch", "context", *map(str, profile.settings.widths)):
-        table.add_column(heading, justify="right")
     rows: dict[tuple[str, int, int | None], dict[int, Measured]] = {}
     for entry in profile.measured:
         rows.setdefault((entry.tier, entry.batch, entry.context), {})[entry.width] = entry
@@ -96,17 +93,12 @@ def profile_table(profile: LatencyProfile) -> Table:
 
 def rounds_table(profile: LatencyProfile) -> Table:
     """What decoded tokens took: one row a method and context, one column for what their time went to."""
-    table = Table(
-        title="milliseconds per decoded token, by context of random tokens",
-        caption="rest: gates, policy and host, behind it in % of all; attention: takes that much alone",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
     parts: tuple[RoundPart, ...] = ("draft", "slim", "full", "head", "rest")
-    table.add_column("", no_wrap=True)
-    for heading in ("context", "all", *parts, "%", "attention"):
-        table.add_column(heading, justify="right")
+    table = new_table(
+        "milliseconds per decoded token, by context of random tokens",
+        ["", "context", "all", *parts, "%", "attention"],
+        caption="rest: gates, policy and host, behind it in % of all; attention: takes that much alone",
+    )
     for entry in profile.rounds:
         own = [milliseconds(entry.seconds[part]) if part in entry.seconds else "-" for part in parts]
         attention = milliseconds(entry.attention)
