@@ -84,7 +84,7 @@ def write_fit(router: RouterModule, data: TraceDataModule, out: Path) -> FitArti
     artifact = _artifact(route, data, gates)
     save_scores(gates.scores, out)
     save_artifact(artifact, out / FIT_FILE)
-    _say(artifact)
+    say_fit(artifact)
     say_written(out / FIT_FILE)
     return artifact
 
@@ -105,7 +105,8 @@ def _artifact(route: Route, data: TraceDataModule, gates: FirstGates) -> FitArti
     )
 
 
-def _say(artifact: FitArtifact) -> None:
+def say_fit(artifact: FitArtifact) -> None:
+    """Say what was learned: the route, how good the gates are, and how often q' and q agree."""
     route, layers = artifact.route, artifact.verifier.num_layers
     table = new_table("what was learned", ["", "kept", "layers skipped"])
     for name, skipped in (("attention", route.attention_skip), ("MLP", route.mlp_skip)):
