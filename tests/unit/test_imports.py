@@ -18,6 +18,7 @@ ROOMS = [
     "hardware",
     "host_memory",
     "progress",
+    "tables",
     "prompts",
     "spec",
     "models",

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from viasd_calib.calibration.artifacts import (
     CALIBRATE_FILE,
@@ -20,12 +19,14 @@ from viasd_calib.calibration.artifacts import (
 )
 from viasd_calib.calibration.candidates import FRACTIONS, Candidate, propose
 from viasd_calib.calibration.certify import Verdict, certify
+from viasd_calib.cli.notices import say_written
 from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
 from viasd_calib.draft.build import name_draft
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import LoadVerifier, Verifier, load_verifier
 from viasd_calib.prompts import EMBEDDED, SplitShares, draw_prompts, read_prompts, select_split, split_sha256
 from viasd_calib.spec import Decoding, DType, RoutingSpec
+from viasd_calib.tables import new_table
 
 
 def calibrate(
@@ -91,6 +92,7 @@ def calibrate(
     artifact = _artifact(fit, verdict, candidates[0], decoding)
     save_artifact(artifact, Path(out) / CALIBRATE_FILE)
     _say(artifact)
+    say_written(Path(out) / CALIBRATE_FILE)
     return artifact
 
 
@@ -112,19 +114,13 @@ def _artifact(fit: str, verdict: Verdict, careful: Candidate, decoding: Decoding
 
 
 def _say(artifact: CalibrateArtifact) -> None:
-    table = Table(title="candidates, most careful first")
-    for heading in (
-        "bound",
-        "loss (replayed, simulated)",
-        "loss (observed)",
-        "prompts",
-        "p-value",
-        "full/token",
-    ):
-        table.add_column(heading, justify="right")
-    for row in artifact.tested:
+    table = new_table(
+        "candidates, most careful first",
+        ["", "bound", "loss (replayed, simulated)", "loss (observed)", "prompts", "p-value", "full/token"],
+    )
+    for number, row in enumerate(artifact.tested, start=1):
         table.add_row(
-            f"{row.bound:.4f}", f"{row.replayed_loss:.4f}", f"{row.observed_loss:.4f}",
+            str(number), f"{row.bound:.4f}", f"{row.replayed_loss:.4f}", f"{row.observed_loss:.4f}",
             str(row.n_prompts), f"{row.p_value:.3g}", f"{row.full_passes_per_token:.2f}",
         )  # fmt: skip
     console = Console()

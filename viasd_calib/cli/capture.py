@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
+from viasd_calib.cli.notices import say_written
 from viasd_calib.draft.build import build_drafter, name_draft
 from viasd_calib.models import SMOLLM2, LoadVerifier, load_verifier
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares, draw_prompts, read_prompts, select_split
@@ -60,7 +59,6 @@ def capture(
         max_new_tokens=max_new_tokens, batch_size=batch_size, top_k=top_k, temperature=temperature, seed=seed
     )
     report = capturing.capture(loaded, drafter, draft, chosen, Path(out), settings)
-    Console().print(
-        f"{report.folder}: {report.texts} texts, {report.tokens} tokens, {report.bytes_per_token:.0f} bytes per token"
-    )
+    held = f"{report.texts} texts, {report.tokens} tokens, {report.bytes_per_token:.0f} bytes per token"
+    say_written(report.folder, held)
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -15,9 +16,9 @@ from viasd_calib.calibration.artifacts import (
     load_artifact,
 )
 from viasd_calib.calibration.gate_fitting import Reliability
-from viasd_calib.cli.notices import notice_uncertified
+from viasd_calib.cli.notices import notice_uncertified, say_written
 from viasd_calib.decoding.conversation import converse
-from viasd_calib.decoding.decoder import Engine, load_engine
+from viasd_calib.decoding.decoder import Engine, MethodName, load_engine
 from viasd_calib.decoding.session import Generation
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.bench import (
@@ -32,11 +33,18 @@ from viasd_calib.evaluation.bench import (
 )
 from viasd_calib.evaluation.report import ReportInputs, SampleText, TestedCandidate, write_report
 from viasd_calib.files import write_text
-from viasd_calib.models import DTYPE_NAMES, LoadVerifier, load_verifier
+from viasd_calib.models import DTYPE_NAMES, LoadVerifier, encode_prompt, load_verifier
+from viasd_calib.planning.recording import RecordedText, TypicalRound, typical_round
 from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, read_prompts, select_split
 from viasd_calib.slim.backends import Backend
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit, DType
+
+ROUND_METHODS: tuple[MethodName, ...] = ("speculative", "three_tier")
+"""Methods of which the report shows a round."""
+
+ROUND_PROMPTS = 2
+"""Prompts that these rounds are recorded on: some dozens of rounds, of which one is shown."""
 
 
 def bench(
@@ -95,6 +103,7 @@ def bench(
         console.print(bench_table(result, task))
     for line in describe_differences(result):
         console.print(line)
+    say_written(json)
     refuse_unexplained(result)
     return result
 
@@ -182,7 +191,7 @@ def report(
     device: str = "cpu",
     _load: LoadVerifier = load_verifier,
 ) -> None:
-    """Write one self-contained HTML page: tables, route, gates, tiers, speed against loss, one coloured text.
+    """Write one self-contained HTML page: tables, route, gates, tiers, speed against loss, a text and a round.
 
     Args:
         spec: path of the routing spec.
@@ -210,13 +219,24 @@ def report(
         tiers=[generation.tiers for generation in texts],
         sample=_sample(engine, chosen[0], texts[0]),
         candidates=candidates,
+        rounds=_rounds(engine, chosen[:ROUND_PROMPTS], max_new_tokens),
     )
     write_report(inputs, Path(out))
-    Console().print(f"wrote {out}")
+    say_written(out)
 
 
 def _decode(engine: Engine, prompt: Prompt, max_new_tokens: int) -> list[Generation]:
     return [turn.generation for turn in converse(engine.decoder(), engine.verifier, prompt, max_new_tokens)]
+
+
+def _rounds(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int) -> dict[str, TypicalRound]:
+    """A typical round of each of ``ROUND_METHODS``, from the answers to the first turns of some prompts."""
+    texts = [encode_prompt(engine.verifier, prompt, [], max_new_tokens) for prompt in prompts]
+    found: dict[str, TypicalRound] = {}
+    for name in ROUND_METHODS:
+        recorded = [one for text in texts for one in RecordedText(engine, name, text, max_new_tokens).finish().rounds]
+        found[name] = typical_round(recorded)
+    return found
 
 
 def _calibration(folder: str | None) -> tuple[dict[str, Reliability], list[TestedCandidate]]:

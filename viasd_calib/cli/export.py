@@ -16,6 +16,7 @@ from viasd_calib.calibration.artifacts import (
     FitArtifact,
     load_artifact,
 )
+from viasd_calib.cli.notices import say_written
 from viasd_calib.draft.build import name_draft
 from viasd_calib.errors import SpecError
 from viasd_calib.evaluation.bench import BenchResult, load_bench
@@ -99,7 +100,8 @@ def export(
     )
     spec = spec.model_copy(update={"route": spec.route.model_copy(update={"relative_cost": cost})})
     save_spec(spec, path)
-    Console().print(f"wrote {path}: audit {spec.decoding.audit}, relative cost by width {cost.measured}")
+    shares = ", ".join(f"{share:.2f} at width {width}" for width, share in cost.measured.items())
+    say_written(path, f"audit {spec.decoding.audit}, relative cost {shares}")
     return spec
 
 
@@ -138,7 +140,7 @@ def record_evidence(spec: str, evidence: str) -> RoutingSpec:
     """
     updated = load_spec(spec).model_copy(update={"evidence": evidence_of(load_bench(evidence))})
     save_spec(updated, spec)
-    Console().print(f"wrote {spec}: with the evidence of {evidence}")
+    say_written(spec, f"with the evidence of {evidence}")
     return updated
 
 

@@ -18,10 +18,12 @@ from viasd_calib.calibration.artifacts import (
     save_scores,
 )
 from viasd_calib.calibration.first_gates import FirstGates, fit_first_gates
+from viasd_calib.cli.notices import say_written
 from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.slim.adapter import adapter_ref, save_adapter
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
+from viasd_calib.tables import new_table
 from viasd_calib.traces.capture import read_manifest
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training.lightning_output import quiet_lightning
@@ -82,7 +84,8 @@ def write_fit(router: RouterModule, data: TraceDataModule, out: Path) -> FitArti
     artifact = _artifact(route, data, gates)
     save_scores(gates.scores, out)
     save_artifact(artifact, out / FIT_FILE)
-    _say(artifact, route)
+    say_fit(artifact)
+    say_written(out / FIT_FILE)
     return artifact
 
 
@@ -102,12 +105,31 @@ def _artifact(route: Route, data: TraceDataModule, gates: FirstGates) -> FitArti
     )
 
 
-def _say(artifact: FitArtifact, route: Route) -> None:
-    summary: dict[str, Any] = {
-        "attention_skip": route.attention_skip,
-        "mlp_skip": route.mlp_skip,
-        "agreement": round(artifact.agreement, 4),
-        "draft_gate_ece": artifact.draft_gate.expected_calibration_error,
-        "slim_gate_ece": artifact.slim_gate.expected_calibration_error,
-    }
-    Console().print(summary)
+def say_fit(artifact: FitArtifact) -> None:
+    """Say what was learned: the route, how good the gates are, and how often q' and q agree."""
+    route, layers = artifact.route, artifact.verifier.num_layers
+    table = new_table("what was learned", ["", "kept", "layers skipped"])
+    for name, skipped in (("attention", route.attention_skip), ("MLP", route.mlp_skip)):
+        table.add_row(name, f"{layers - len(skipped)} of {layers}", runs(skipped))
+    gates = new_table("gates, on texts they were not fitted on", ["", "calibration error", "AUROC", "candidates"])
+    for name, record in artifact.reliability.items():
+        found = record.reliability()
+        error = f"{found.expected_calibration_error:.4f}"
+        gates.add_row(name, error, f"{found.auroc:.2f}", f"{sum(found.count):,}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(gates)
+    console.print(f"agreement of slim and full verifier: {artifact.agreement:.4f}")
+
+
+def runs(places: Sequence[int]) -> str:
+    """Rising numbers, with runs of them written as one.
+
+    Example:
+        >>> runs([3, 4, 5, 7]), runs([])
+        ('3-5, 7', 'none')
+    """
+    begins = [place for place in places if place - 1 not in places]
+    ends = [place for place in places if place + 1 not in places]
+    words = (str(begin) if begin == end else f"{begin}-{end}" for begin, end in zip(begins, ends, strict=True))
+    return ", ".join(words) or "none"

@@ -1,8 +1,11 @@
-"""What a user should know of a run before it begins."""
+"""What a user should know of a run before it begins, and where its result is."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+from rich.console import Console
 
 from viasd_calib.spec import Audit, RoutingSpec
 
@@ -19,3 +22,8 @@ def notice_uncertified(spec: RoutingSpec, audit: Audit | None) -> None:
             f"notice: the spec certifies no loss bound, so nothing certifies a text with audit {audit}",
             file=sys.stderr,
         )
+
+
+def say_written(path: str | Path, what: str = "") -> None:
+    """Say where a result is, in one line that is not broken, and in a few words what it holds."""
+    Console(highlight=False, soft_wrap=True).print(f"wrote {path}{': ' if what else ''}{what}", markup=False)

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from viasd_calib.cli.notices import say_written
 from viasd_calib.decoding.decoder import load_engine
 from viasd_calib.errors import PlanningError
 from viasd_calib.evaluation.plots import latency_profile, picture_format, write_figure
 from viasd_calib.planning.measure import measure_profile
-from viasd_calib.planning.profile import LatencyProfile, Measured, ProfileSettings, save_profile
+from viasd_calib.planning.profile import LatencyProfile, Measured, ProfileSettings, RoundPart, save_profile
 from viasd_calib.slim.backends import Backend
 from viasd_calib.spec import DType, first_problem
+from viasd_calib.tables import new_table
 
 
 def profile(
@@ -32,13 +33,13 @@ def profile(
     device: str = "cpu",
     backend: Backend | None = None,
 ) -> LatencyProfile:
-    """Measure what draft steps, slim and full passes and the output head take on this machine, in seconds.
+    """Measure what draft steps, slim and full passes, the output head and decoded tokens take on this machine.
 
     Args:
         spec: path of the routing spec.
         json: where the profile is written.
         widths: new tokens of a pass.
-        contexts: cached tokens before them.
+        contexts: cached tokens before them; also the lengths of the random texts that decoding is timed behind.
         batches: texts at once; draft steps are of one text.
         repeats: timed rounds over everything, from which median and quartiles are taken.
         plot: draw a picture of the profile here (.png, .svg or .pdf).
@@ -53,9 +54,13 @@ def profile(
     engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend)
     result = measure_profile(engine, settings)
     save_profile(result, json)
-    Console().print(profile_table(result))
+    console = Console()
+    console.print(profile_table(result))
+    console.print(rounds_table(result))
+    say_written(json)
     if plot is not None:
         write_figure(latency_profile(result), Path(plot))
+        say_written(plot)
     return result
 
 
@@ -75,21 +80,33 @@ def profile_settings(
 
 def profile_table(profile: LatencyProfile) -> Table:
     """A profile as a table: one row a tier, batch and context, one column a width."""
-    table = Table(
-        title="milliseconds by width: median, below it the quartiles' distance in %",
+    table = new_table(
+        "milliseconds by width: median, below it the quartiles' distance in %",
+        ["", "batch", "context", *map(str, profile.settings.widths)],
         caption=f"{profile.dtype}, {profile.hardware['device']}",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
     )
-    table.add_column("")
-    for heading in ("batch", "context", *map(str, profile.settings.widths)):
-        table.add_column(heading, justify="right")
     rows: dict[tuple[str, int, int | None], dict[int, Measured]] = {}
     for entry in profile.measured:
         rows.setdefault((entry.tier, entry.batch, entry.context), {})[entry.width] = entry
     for (tier, batch, context), by_width in rows.items():
         cells = [_cell(by_width.get(width)) for width in profile.settings.widths]
         table.add_row(tier, str(batch), "-" if context is None else str(context), *cells)
+    return table
+
+
+def rounds_table(profile: LatencyProfile) -> Table:
+    """What decoded tokens took: one row a method and context, one column for what their time went to."""
+    parts: tuple[RoundPart, ...] = ("draft", "slim", "full", "head", "rest")
+    table = new_table(
+        "milliseconds per decoded token, by context of random tokens",
+        ["", "context", "all", *parts, "%", "attention"],
+        caption="rest: gates, policy and host, behind it in % of all; attention: takes that much alone",
+    )
+    for entry in profile.rounds:
+        own = [milliseconds(entry.seconds[part]) if part in entry.seconds else "-" for part in parts]
+        attention = milliseconds(entry.attention)
+        rest = f"{100 * entry.rest_share:.1f}"
+        table.add_row(entry.method, str(entry.context), milliseconds(entry.total), *own, rest, attention)
     return table
 
 

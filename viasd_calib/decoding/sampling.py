@@ -45,16 +45,16 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        wrong = {
-            "temperature": self.temperature < 0,
-            "top_k": self.top_k < 0,
-            "top_p": not 0 < self.top_p <= 1,
-            "min_p": not 0 <= self.min_p <= 1,
-            "repetition_penalty": self.repetition_penalty <= 0,
+        settings = {
+            "temperature": (self.temperature >= 0, "0 or more; 0 takes the likeliest token"),
+            "top_k": (self.top_k >= 0, "0 or more; 0 draws from all tokens"),
+            "top_p": (0 < self.top_p <= 1, "more than 0 and at most 1; 1 draws from all tokens"),
+            "min_p": (0 <= self.min_p <= 1, "0 to 1; 0 draws from all tokens"),
+            "repetition_penalty": (self.repetition_penalty > 0, "more than 0; 1 leaves the scores as they are"),
         }
-        for name, is_wrong in wrong.items():
-            if is_wrong:
-                raise SamplingError(f"{name} is {getattr(self, name)}, which is out of its range; see viasd generate")
+        for name, (is_right, mend) in settings.items():
+            if not is_right:
+                raise SamplingError(f"{name} is {getattr(self, name)}; give --{name} {mend}")
 
     @property
     def greedy(self) -> bool:

@@ -24,6 +24,7 @@ from viasd_calib.prompts import Prompt
 from viasd_calib.slim.backends import Backend
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit
+from viasd_calib.tables import new_table
 
 WARM_UP_TOKENS = 16
 
@@ -195,10 +196,7 @@ def bench_table(result: BenchResult, task: str | None = None) -> Table:
     """The benchmark as a table, of all prompts or of one task's: one column a method."""
     methods = result.methods if task is None else result.by_task[task].methods
     title = f"{result.n_prompts} prompts, {result.settings.max_new_tokens} new tokens, {result.settings.dtype}"
-    table = Table(title=title if task is None else task)
-    table.add_column("")
-    for name in methods:
-        table.add_column(name, justify="right")
+    table = new_table(title if task is None else task, ["", *methods])
     rows = [_cells(method) for method in methods.values()]
     for place, heading in enumerate(ROWS):
         table.add_row(heading, *(cells[place] for cells in rows))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
@@ -29,7 +29,8 @@ from viasd_calib.files import atomic_path
 if TYPE_CHECKING:
     from viasd_calib.calibration.gate_fitting import Reliability
     from viasd_calib.evaluation.metrics import MethodResult
-    from viasd_calib.planning.profile import LatencyProfile, Measured
+    from viasd_calib.planning.profile import LatencyProfile, Measured, RoundTimes
+    from viasd_calib.planning.recording import RecordedRound
     from viasd_calib.spec import Route
 
 INK, MUTED, LINE, PAPER = "#1f2328", "#59636e", "#d0d7de", "#fdfdfc"
@@ -51,6 +52,7 @@ THEME = {
 TIER_NAMES = {tier: f"tier {tier.value} {tier.name.lower()}" for tier in Tier}
 PLACES_PER_BIN = 8
 LATENCY_COLOURS = {"draft": TIER_COLOURS[Tier.ACCEPT], "slim": TIER_COLOURS[Tier.REGENERATE], "full": INK}
+ROUND_COLOURS = {**LATENCY_COLOURS, "head": GATE_COLOURS["slim"], "rest": TIER_COLOURS[Tier.ESCALATE]}
 PICTURE_FORMATS = ("png", "svg", "pdf")
 
 _STYLE: dict[Any, Any] = {
@@ -250,11 +252,17 @@ def latency_profile(profile: LatencyProfile) -> Figure:
     The dashed lines on the left are as many passes, or draft steps, as tokens: the further a full pass stays
     below its own, the freer width is. The one on the right goes straight on from the two shortest contexts:
     attention reads each cached token once, so its own growth keeps to a straight line.
+
+    Below, one panel a method: what a decoded token takes by context, what it would take if nothing but
+    scaled dot-product attention grew, and gates, policy and host.
     """
     settings = profile.settings
     context, width, batch = settings.contexts[0], settings.widths[0], settings.batches[0]
-    figure = _canvas(9.4, 4.1)
-    by_width, by_context = figure.subplots(1, 2, sharey=True)
+    figure = _canvas(9.4, 8.0 if profile.rounds else 4.1)
+    above: Any = figure
+    if profile.rounds:
+        above, below = figure.subfigures(2, 1)  # type: ignore[misc]
+    by_width, by_context = above.subplots(1, 2, sharey=True)
     for axes in (by_width, by_context):
         _dress(axes)
     wider: dict[str, list[Measured]] = {}
@@ -281,7 +289,38 @@ def latency_profile(profile: LatencyProfile) -> Figure:
         axes.set_xticks([point for place, point in enumerate(points) if _has_room(points, place)])
         _legend(axes, ncols=2)
     by_width.set_ylabel("milliseconds")
+    if profile.rounds:
+        _by_method(below, profile.rounds)
     return figure
+
+
+def _by_method(figure: SubFigure, rounds: Sequence[RoundTimes]) -> None:
+    """Time of a decoded token by context, a panel for each method."""
+    methods: dict[str, list[RoundTimes]] = {}
+    for entry in rounds:
+        methods.setdefault(entry.method, []).append(entry)
+    highest = max(1000 * max(entry.total, _with_attention_alone(own)[-1]) for own in methods.values() for entry in own)
+    panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    for axes, (name, own) in zip(panels, methods.items(), strict=True):
+        _dress(axes)
+        contexts = [entry.context for entry in own]
+        colour = _METHOD_COLOURS.get(name, INK)
+        axes.plot(contexts, [1000 * entry.total for entry in own], color=colour, linewidth=1.8,
+                  marker=_METHOD_MARKERS.get(name, "D"), markersize=5, label="measured")  # fmt: skip
+        axes.plot(contexts, [1000 * seconds for seconds in _with_attention_alone(own)], color=colour, linewidth=1,
+                  linestyle=_DASHES, label="if attention alone grew")  # fmt: skip
+        axes.plot(contexts, [1000 * entry.seconds["rest"] for entry in own], color=INK, linewidth=1, marker=".",
+                  label="gates, policy, host")  # fmt: skip
+        axes.set(xlabel="context: tokens of a random text", xlim=(0, 1.04 * contexts[-1]), ylim=(0, 1.15 * highest))
+        axes.set_xticks([point for place, point in enumerate(contexts) if _has_room(contexts, place, 0.09)])
+        axes.set_title(_plain(method_label(name)), loc="left", color=INK, fontsize=_NORMAL)
+        axes.legend(loc="upper left", frameon=False, fontsize=_SMALL, labelcolor=INK)
+    panels[0].set_ylabel("milliseconds per decoded token")
+
+
+def _with_attention_alone(own: Sequence[RoundTimes]) -> list[float]:
+    """Seconds a token, had nothing but attention grown since the shortest context."""
+    return [own[0].total + entry.attention - own[0].attention for entry in own]
 
 
 def _latency_line(axes: Axes, along: Literal["width", "context"], entries: Sequence[Measured]) -> None:
@@ -310,9 +349,54 @@ def _straight_on(axes: Axes, entries: Sequence[Measured]) -> None:
               linewidth=1, linestyle=_DASHES, label=f"{first.tier}, in a straight line", zorder=1)  # fmt: skip
 
 
-def _has_room(points: Sequence[int], place: int) -> bool:
-    """Whether a tick's label at ``points[place]`` stands clear of the next one's."""
-    return place == len(points) - 1 or points[place + 1] - points[place] >= 0.04 * points[-1]
+def _has_room(points: Sequence[int], place: int, least: float = 0.04) -> bool:
+    """Whether a tick's label at ``points[place]`` stands clear of the next one's by that share of the axis."""
+    return place == len(points) - 1 or points[place + 1] - points[place] >= least * points[-1]
+
+
+ROUND_ROWS = ("draft", "slim", "full", "head", "rest")
+ROUND_NAMES = {
+    "draft": "draft model",
+    "slim": "slim pass",
+    "full": "full pass",
+    "head": "output head",
+    "rest": "gates, policy, host",
+}
+
+
+def round_timelines(rounds: Mapping[str, RecordedRound]) -> Figure:
+    """What ran when in one round of each method, one below the other on one axis of time.
+
+    Args:
+        rounds: by method, at least one; an output head's bar stands in a row of its own, behind its pass.
+    """
+    figure = _canvas(9.4, 0.45 + 1.6 * len(rounds))
+    panels = figure.subplots(len(rounds), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, one) in zip(panels, rounds.items(), strict=True):
+        _dress(axes)
+        axes.grid(visible=False, axis="y")
+        bars = {row: [(span.begin, span.end) for span in one.spans if span.tier == row] for row in ROUND_ROWS}
+        bars["rest"] = one.gaps()
+        for height, row in enumerate(reversed(ROUND_ROWS)):
+            _timeline_row(axes, height, row, bars[row], one.seconds)
+        axes.axvline(1000 * one.seconds, color=INK, linewidth=1, linestyle=_DASHES)
+        axes.set_yticks(range(len(ROUND_ROWS)), [ROUND_NAMES[row] for row in reversed(ROUND_ROWS)])
+        axes.set(ylim=(-0.6, len(ROUND_ROWS) - 0.4))
+        title = f"{_plain(method_label(name))}: {1000 * one.seconds:.1f} ms"
+        axes.set_title(title, loc="left", color=INK, fontsize=_NORMAL)
+    longest = max(one.seconds for one in rounds.values())
+    panels[-1].set(xlabel="milliseconds since the round began", xlim=(0, 1080 * longest))
+    return figure
+
+
+def _timeline_row(axes: Axes, height: int, row: str, bars: Sequence[tuple[float, float]], end: float) -> None:
+    """The bars of one row, with what they add up to behind the round's end."""
+    if not bars:
+        return
+    spans = [(1000 * begin, 1000 * (end - begin)) for begin, end in bars]
+    axes.broken_barh(spans, (height - 0.36, 0.72), facecolor=ROUND_COLOURS[row], edgecolor=PAPER, linewidth=0.4)
+    axes.annotate(f"{sum(length for _, length in spans):.1f} ms", (1000 * end, height), xytext=(5, 0),
+                  textcoords="offset points", va="center", color=MUTED, fontsize=_SMALL)  # fmt: skip
 
 
 def picture_format(path: Path) -> str:

@@ -32,6 +32,7 @@ from viasd_calib.spec import (
 
 if TYPE_CHECKING:
     from viasd_calib.calibration.gate_fitting import Reliability
+    from viasd_calib.planning.recording import TypicalRound
 
 HEADLINE_METHODS = ("three_tier", "speculative", "autoregressive")
 """The headline is about the first of these that was run."""
@@ -85,6 +86,7 @@ class ReportInputs:
         tiers: the tier of every token, per decoded text; may be empty.
         sample: one text to colour by tier.
         candidates: in the order they were tested, most careful first; may be empty.
+        rounds: a recorded round of each of some methods; may be empty.
     """
 
     spec: RoutingSpec
@@ -93,6 +95,7 @@ class ReportInputs:
     tiers: list[list[Tier]]
     sample: SampleText | None
     candidates: list[TestedCandidate]
+    rounds: dict[str, TypicalRound]
 
 
 def write_report(inputs: ReportInputs, path: Path) -> None:
@@ -133,6 +136,7 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "certificate": _certificate_rows(spec.certificate),
         "candidates": _candidate_rows(inputs.candidates, spec.certificate),
         "pictures": _pictures(inputs),
+        "rounds": inputs.rounds,
         "route_words": _route_words(spec.route, spec.verifier.num_layers),
         "places_per_bin": plots.PLACES_PER_BIN,
         "sample": _sample(inputs.sample),
@@ -424,6 +428,9 @@ def _pictures(inputs: ReportInputs) -> dict[str, Markup]:
         figures["tiers"] = (plots.tier_shares(inputs.tiers), _tiers_alt(inputs.tiers))
     tasks = [task.methods for task in bench.by_task.values()]
     figures["speed"] = (plots.speed_against_loss(bench.methods, tasks, bound), _speed_alt(bench.methods))
+    if inputs.rounds:
+        recorded = {name: typical.recorded for name, typical in inputs.rounds.items()}
+        figures["rounds"] = (plots.round_timelines(recorded), _rounds_alt(inputs.rounds))
     if candidates:
         held = _held(candidates, spec.certificate)
         losses = [one.observed_loss for one in candidates]
@@ -448,6 +455,15 @@ def _tiers_alt(tiers: Sequence[Sequence[Tier]]) -> str:
     flat = [tier for text in tiers for tier in text]
     shares = ", ".join(f"{plots.TIER_NAMES[tier]} {percent(flat.count(tier) / len(flat), 0)}" for tier in Tier)
     return f"Tier shares by place in {len(tiers)} texts; over all places {shares}."
+
+
+def _rounds_alt(rounds: Mapping[str, TypicalRound]) -> str:
+    parts = []
+    for name, typical in rounds.items():
+        one = typical.recorded
+        spent = ", ".join(f"{plots.ROUND_NAMES[row]} {1000 * seconds:.1f}" for row, seconds in one.spent().items())
+        parts.append(f"{plots.method_label(name)} {1000 * one.seconds:.1f} milliseconds: {spent}")
+    return f"Timeline of one round; {'; '.join(parts)}."
 
 
 def _speed_alt(methods: Mapping[str, MethodResult]) -> str:

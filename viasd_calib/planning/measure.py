@@ -15,6 +15,7 @@ from viasd_calib.draft.base import Drafter, GreedyPick, never_stop
 from viasd_calib.errors import PlanningError, PromptError
 from viasd_calib.hardware import hardware
 from viasd_calib.models import DTYPE_NAMES, context_length
+from viasd_calib.planning.growth import measure_rounds
 from viasd_calib.planning.profile import LatencyProfile, Measured, PassShape, ProfileSettings, uncosted
 from viasd_calib.progress import progress_bar
 from viasd_calib.slim.cache import CacheWindow, SharedCache
@@ -129,7 +130,7 @@ def measure_profile(
     make_passes: PassMaker = eager_passes,
     backend: str = "eager",
 ) -> LatencyProfile:
-    """Time everything that ``settings`` name.
+    """Time everything that ``settings`` name, and rounds of the decoder at the same contexts.
 
     Args:
         engine: a loaded spec.
@@ -151,4 +152,5 @@ def measure_profile(
         hardware=hardware(device),
         settings=settings,
         measured=tuple(time_passes(passes, settings.repeats, device)),
+        rounds=measure_rounds(engine, settings.contexts, settings.repeats),
     )

@@ -27,10 +27,13 @@ from viasd_calib.spec import (
     refuse_unknown_version,
 )
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 TierName = Literal["draft", "slim", "full", "head"]
 """What is timed: one step of the drafter, one pass of q' or of q with output head, or the head alone."""
+
+RoundPart = TierName | Literal["rest"]
+"""What a round's time goes to: the tiers, and gates, policy and host."""
 
 PLURALS = {"width": "widths", "context": "contexts", "batch": "batches"}
 
@@ -112,6 +115,44 @@ class Measured(SpecModel):
         return PassShape(self.tier, self.width, self.context, self.batch)
 
 
+class RoundTimes(SpecModel):
+    """What a token took that one method decoded behind a text of random tokens, in seconds.
+
+    Attributes:
+        method: by its name.
+        context: tokens of the text.
+        tokens: decoded behind it.
+        rounds: that they took.
+        seconds: a token, by tier, and the ``rest``: gates, policy and host.
+        attention: a token, of scaled dot-product attention alone, over as many passes of the same widths.
+
+    Example:
+        >>> seconds = {"full": 0.03, "head": 0.006, "rest": 0.004}
+        >>> times = RoundTimes(
+        ...     method="autoregressive", context=256, tokens=32, rounds=32, seconds=seconds, attention=0.001
+        ... )
+        >>> round(times.total, 6), round(times.rest_share, 6)
+        (0.04, 0.1)
+    """
+
+    method: str
+    context: int
+    tokens: int
+    rounds: int
+    seconds: dict[RoundPart, float]
+    attention: float = Field(ge=0)
+
+    @property
+    def total(self) -> float:
+        """Seconds a token."""
+        return sum(self.seconds.values())
+
+    @property
+    def rest_share(self) -> float:
+        """Gates, policy and host, as a share of a token's time."""
+        return self.seconds["rest"] / self.total
+
+
 class LatencyProfile(SpecModel):
     """What the passes of one spec cost on one machine.
 
@@ -121,6 +162,7 @@ class LatencyProfile(SpecModel):
         route: the spec's, without its relative cost, which was measured elsewhere.
         backend: what ran the passes.
         hardware: what they ran on, with the version of torch.
+        rounds: what decoded tokens took, by method and context; profiles of before 1.1 have none.
     """
 
     kind: Literal["latency_profile"] = "latency_profile"
@@ -135,6 +177,7 @@ class LatencyProfile(SpecModel):
     hardware: dict[str, Any]
     settings: ProfileSettings
     measured: tuple[Measured, ...]
+    rounds: tuple[RoundTimes, ...] = ()
 
     @model_validator(mode="after")
     def _complete(self) -> LatencyProfile:

@@ -40,6 +40,12 @@ def test_a_profile_is_measured_written_printed_and_drawn(
     assert plot.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "milliseconds by width" in printed
+    assert [(one.method, one.context) for one in profile.rounds if one.context == 16] == [
+        ("autoregressive", 16), ("speculative", 16), ("three_tier", 16),
+    ]  # fmt: skip
+    rows = [line.split() for line in printed.splitlines()]
+    assert sum(row[:2] == ["three_tier", "16"] for row in rows) == 1
+    assert f"wrote {out}" in printed.replace("\n", "")
     for tier in ("draft", "slim", "full", "head"):
         assert any(line.split()[:1] == [tier] for line in printed.splitlines())
 

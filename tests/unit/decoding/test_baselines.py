@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 
+from tests.cases import Case, cases, lively_case
 from tests.tiny import constant_gate
-from tests.unit.decoding.test_rounds import Case, cases, lively_case
 from viasd_calib.decoding.baselines import (
     Lenient,
     SelfSpeculative,

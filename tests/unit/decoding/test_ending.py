@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
@@ -13,74 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from tests.strategies import gate_sets, routes, token_lists
-from tests.tiny import DRAFTERS, VOCAB, constant_gate, letter_tokenizer, make_drafter, tiny_model, tiny_tokenizer
+from tests.cases import METHODS, TOKENIZER, Case, cases, lively_case
+from tests.tiny import tiny_model, tiny_tokenizer
 from viasd_calib.decoding.choosing import make_chooser
-from viasd_calib.decoding.decoder import Decoder, three_tier
+from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.ending import Ending
-from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative
+from viasd_calib.decoding.rounds import Autoregressive
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import open_session
 from viasd_calib.errors import PromptError
-from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import Audit, Decoding, Gates, Route
 
-TOKENIZER = letter_tokenizer()
-METHODS = ("autoregressive", "speculative", "strict", "tolerant", "off")
-LIVELY = Gates(
-    draft=constant_gate("draft_margin", 0.0).model_copy(update={"weight": [1.0]}),
-    slim=constant_gate("slim_margin", 0.0).model_copy(update={"weight": [1.0]}),
-    draft_accept_at=0.65,
-    accept_at=0.55,
-    regenerate_at=0.55,
-)
+UNENDING = cases(eos=st.just(frozenset()), family=st.just("llama"))
+"""Texts that nothing but what a test asks for brings to an end."""
 
-
-@dataclass
-class Case:
-    """All that decoding one text depends on, its end apart."""
-
-    seed: int
-    route: Route
-    drafter_kind: str
-    gates: Gates
-    draft_length: int
-    max_pending: int
-    prompt: list[int]
-    count: int
-
-    def method(self, name: str) -> Method:
-        if name == "autoregressive":
-            return Autoregressive()
-        if name == "speculative":
-            return Speculative(self.draft_length)
-        audit: Audit = "strict" if name == "strict" else "off" if name == "off" else "tolerant"
-        settings = Decoding(draft_length=self.draft_length, max_pending=self.max_pending, audit=audit)
-        return three_tier(self.gates, settings)
-
-    def decoder(self, name: str, sampling: Sampling | None = None) -> Decoder:
-        verifier = RoutedModel(tiny_model(self.seed), self.route)
-        drafter = make_drafter(self.drafter_kind, verifier, self.seed)
-        return Decoder(verifier, drafter, self.method(name), sampling=sampling, tokenizer=TOKENIZER)
-
-
-CASES = st.builds(
-    Case,
-    seed=st.integers(0, 3),
-    route=routes(),
-    drafter_kind=st.sampled_from(DRAFTERS),
-    gates=gate_sets(),
-    draft_length=st.integers(0, 7),
-    max_pending=st.integers(0, 14),
-    prompt=token_lists(1, 8),
-    count=st.integers(1, 24),
-)
 STOPS = st.lists(st.text("abcd é", min_size=1, max_size=4), min_size=1, max_size=3)
-
-
-def lively(seed: int, drafter_kind: str = "near") -> Case:
-    """A case in which every tier has something to do."""
-    return Case(seed % 4, Route(attention_skip=[2]), drafter_kind, LIVELY, 4, 12, [seed % VOCAB, 3], 32)
 
 
 def cut_at(tokens: list[int], holds: Callable[[str], bool]) -> list[int]:
@@ -91,7 +37,7 @@ def cut_at(tokens: list[int], holds: Callable[[str], bool]) -> list[int]:
     return tokens
 
 
-@given(case=CASES, stops=STOPS)
+@given(case=UNENDING, stops=STOPS)
 def test_a_strict_text_ends_where_the_verifiers_own_does(case: Case, stops: list[str]) -> None:
     whole = case.decoder("autoregressive").generate(case.prompt, case.count).tokens
     expected = cut_at(whole, lambda text: any(stop in text for stop in stops))
@@ -101,7 +47,7 @@ def test_a_strict_text_ends_where_the_verifiers_own_does(case: Case, stops: list
         assert len(out.tiers) == len(out.drafted) == len(expected)
 
 
-@given(case=CASES, stops=STOPS, name=st.sampled_from(METHODS), temperature=st.sampled_from([0.0, 1.0]))
+@given(case=UNENDING, stops=STOPS, name=st.sampled_from(METHODS), temperature=st.sampled_from([0.0, 1.0]))
 def test_nothing_follows_a_stop_string(case: Case, stops: list[str], name: str, temperature: float) -> None:
     if name == "strict" and case.gates.convention == "ratio":  # it cannot sample
         temperature = 0.0
@@ -118,7 +64,7 @@ def test_nothing_follows_a_stop_string(case: Case, stops: list[str], name: str, 
 @pytest.mark.parametrize("name", ["speculative", "strict", "off"])
 def test_a_stop_string_ends_a_drafted_block_anywhere(name: str) -> None:
     for seed in range(2):
-        case = lively(seed, "itself")
+        case = dataclasses.replace(lively_case(seed), drafter_kind="itself")
         whole = case.decoder(name).generate(case.prompt, case.count).tokens
         for token in set(whole):
             stop = str(TOKENIZER.decode([token]))
@@ -129,7 +75,7 @@ def test_a_stop_string_ends_a_drafted_block_anywhere(name: str) -> None:
 
 
 def test_the_prompt_is_no_part_of_a_stop_string() -> None:
-    case = lively(0)
+    case = lively_case(0)
     whole = case.decoder("strict").generate(case.prompt, case.count).tokens
     prompt = [*case.prompt, *whole[:3]]
     overlapping = str(TOKENIZER.decode(whole[2:4]))
@@ -148,7 +94,7 @@ class SumDivides(StoppingCriteria):
         return input_ids.sum(-1) % self.number == 0
 
 
-@given(case=CASES, number=st.integers(2, 30))
+@given(case=UNENDING, number=st.integers(2, 30))
 def test_criteria_end_a_text_as_in_transformers(case: Case, number: int) -> None:
     ids = torch.tensor([case.prompt])
     model: Any = tiny_model(case.seed)
@@ -169,8 +115,8 @@ def test_an_end_that_is_taken_back_is_none() -> None:
     """A pending token ended the text, the audit refused it, and the text went on to q's own end."""
     taken_back = 0
     for seed in range(12):
-        case = lively(seed)
-        decoder, method = case.decoder("strict"), case.method("strict")
+        case = lively_case(seed)
+        decoder, method = case.decoder("strict"), case.named("strict")
         ending = Ending(frozenset({1}), StoppingCriteriaList([SumDivides(7)]))
         with torch.inference_mode():
             session = open_session(
@@ -201,7 +147,7 @@ def test_end_of_text_tokens_need_no_criteria() -> None:
 
 
 def test_stop_strings_that_cannot_be_looked_for_are_refused() -> None:
-    case = lively(0)
+    case = lively_case(0)
     decoder = case.decoder("strict")
     with pytest.raises(PromptError, match="a stop string is empty"):
         decoder.generate(case.prompt, 4, stop_strings=["a", ""])
@@ -215,7 +161,7 @@ def test_stop_strings_that_cannot_be_looked_for_are_refused() -> None:
         list(decoder.stream(case.prompt, 4, stop_strings="a"))
 
 
-@given(case=CASES, name=st.sampled_from(METHODS), told=st.integers(0, 8))
+@given(case=UNENDING, name=st.sampled_from(METHODS), told=st.integers(0, 8))
 def test_a_closed_stream_leaves_the_decoder_as_new(case: Case, name: str, told: int) -> None:
     fresh = case.decoder(name).generate(case.prompt, case.count)
     decoder = case.decoder(name)
@@ -226,7 +172,7 @@ def test_a_closed_stream_leaves_the_decoder_as_new(case: Case, name: str, told: 
     assert decoder.generate(case.prompt, case.count) == fresh
 
 
-@given(case=CASES, name=st.sampled_from(METHODS), rounds=st.integers(0, 6))
+@given(case=UNENDING, name=st.sampled_from(METHODS), rounds=st.integers(0, 6))
 def test_a_cancelled_text_is_what_is_final(case: Case, name: str, rounds: int) -> None:
     fresh = case.decoder(name).generate(case.prompt, case.count)
     decoder = case.decoder(name)
@@ -240,7 +186,7 @@ def test_a_cancelled_text_is_what_is_final(case: Case, name: str, rounds: int) -
 
 @pytest.mark.parametrize("name", METHODS)
 def test_an_event_cancels_a_stream(name: str) -> None:
-    case = lively(1)
+    case = lively_case(1)
     fresh = case.decoder(name).generate(case.prompt, case.count)
     decoder, event = case.decoder(name), Event()
     tokens: list[int] = []

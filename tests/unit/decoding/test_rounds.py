@@ -4,134 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from dataclasses import dataclass
 from typing import cast
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedModel
 
-from tests.strategies import NEVER, families, gate_sets, routes, token_lists
+from tests.cases import Case, cases, lively_case
+from tests.strategies import NEVER
 from tests.tiny import (
-    DRAFTERS,
     TINY_FAMILIES,
-    VOCAB,
     constant_gate,
     make_drafter,
     spoil,
     tiny_config,
     tiny_model,
     transformers_logits,
-    transformers_text,
 )
 from viasd_calib.decoding.choosing import make_chooser
-from viasd_calib.decoding.decoder import Decoder, three_tier
+from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.ending import Ending
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.policies import Tier
-from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
+from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative
 from viasd_calib.decoding.sampling import Sampling
-from viasd_calib.decoding.session import Generation, open_session
-from viasd_calib.draft.base import Drafter
+from viasd_calib.decoding.session import open_session
 from viasd_calib.errors import NumericsError, PromptError
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import Audit, Decoding, Gates, Route
+from viasd_calib.spec import Audit, Gates, Route
 
 GREEDY = make_chooser(Sampling())
-
-
-def make_method(
-    gates: Gates, *, draft_length: int, max_pending: int, audit: Audit = "strict", tolerance: float = 0.5
-) -> ThreeTier:
-    settings = Decoding(draft_length=draft_length, max_pending=max_pending, audit=audit, tolerance=tolerance)
-    return three_tier(gates, settings)
-
-
-@dataclass
-class Case:
-    """All that decoding one text depends on."""
-
-    seed: int
-    route: Route
-    drafter_kind: str
-    gates: Gates
-    draft_length: int
-    max_pending: int
-    prompt: list[int]
-    count: int
-    eos: frozenset[int]
-    family: str = "llama"
-
-    @property
-    def model(self) -> PreTrainedModel:
-        return tiny_model(self.seed, self.family)
-
-    @property
-    def verifier(self) -> RoutedModel:
-        return RoutedModel(self.model, self.route)
-
-    @property
-    def drafter(self) -> Drafter:
-        return make_drafter(self.drafter_kind, self.verifier, self.seed, self.family)
-
-    @property
-    def expected(self) -> list[int]:
-        """The verifier's own text, by transformers."""
-        return transformers_text(self.model, self.prompt, self.count, self.eos)
-
-    def method(self, audit: Audit = "strict", tolerance: float = 0.5) -> ThreeTier:
-        return make_method(
-            self.gates,
-            draft_length=self.draft_length,
-            max_pending=self.max_pending,
-            audit=audit,
-            tolerance=tolerance,
-        )
-
-    def decoder(self, method: Method, sampling: Sampling | None = None) -> Decoder:
-        return Decoder(self.verifier, self.drafter, method, self.eos, sampling)
-
-    def generate(self, method: Method) -> Generation:
-        return self.decoder(method).generate(self.prompt, self.count)
-
-
-def cases() -> st.SearchStrategy[Case]:
-    return st.builds(
-        Case,
-        family=families(),
-        seed=st.integers(0, 3),
-        route=routes(),
-        drafter_kind=st.sampled_from(DRAFTERS),
-        gates=gate_sets(),
-        draft_length=st.integers(0, 7),
-        max_pending=st.integers(0, 14),
-        prompt=token_lists(1, 8),
-        count=st.integers(1, 24),
-        eos=st.frozensets(st.integers(0, VOCAB - 1), max_size=2),
-    )
-
-
-def lively_case(seed: int, eos: frozenset[int] = frozenset()) -> Case:
-    """A case in which every tier has something to do: a good drafter, a light route, trusting gates."""
-    return Case(
-        seed=seed % 4,
-        route=Route(attention_skip=[2]),
-        drafter_kind="near",
-        gates=Gates(
-            draft=constant_gate("draft_margin", 0.0).model_copy(update={"weight": [1.0]}),
-            slim=constant_gate("slim_margin", 0.0).model_copy(update={"weight": [1.0]}),
-            draft_accept_at=0.65,
-            accept_at=0.55,
-            regenerate_at=0.55,
-        ),
-        draft_length=4,
-        max_pending=12,
-        prompt=[seed % VOCAB, 3, 5 * seed % VOCAB],
-        count=32,
-        eos=eos,
-    )
 
 
 @settings(max_examples=120)

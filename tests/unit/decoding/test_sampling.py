@@ -87,10 +87,11 @@ def test_a_processor_cannot_change_the_logits() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", -1), ("top_k", -1), ("top_p", 0), ("top_p", 1.1), ("min_p", -0.1), ("repetition_penalty", 0)],
-)
+    [("temperature", -1), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0), ("top_p", 1.1), ("min_p", -0.1),
+     ("repetition_penalty", 0)],
+)  # fmt: skip
 def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
-    with pytest.raises(SamplingError, match=f"{name} is {value}"):
+    with pytest.raises(SamplingError, match=rf"^{name} is {value}; give --{name} (0|more than 0)"):
         Sampling(**{name: value})
 
 

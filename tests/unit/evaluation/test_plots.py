@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from tests.tiny import small_disk, tiny_profile
 from viasd_calib.errors import StorageError
 from viasd_calib.evaluation.plots import inline_svg, latency_profile, picture_format, write_figure
-from viasd_calib.planning.profile import LatencyProfile, PassShape, ProfileSettings
+from viasd_calib.planning.profile import LatencyProfile, PassShape, ProfileSettings, RoundTimes
 
 
 def cost(shape: PassShape) -> float:
@@ -52,6 +52,25 @@ def test_a_small_profile_is_drawn_too(points: tuple[int, ...]) -> None:
     by_width, by_context = latency_profile(profile(points, points, (4,))).axes
     assert "4 texts (drafted: one)" in by_width.get_title(loc="left")
     assert "full, in a straight line" not in lines(by_context)
+
+
+def test_growth_is_drawn_beside_that_of_attention_alone() -> None:
+    times = [
+        RoundTimes(method=method, context=context, tokens=8, rounds=4, attention=context * 1e-6,
+                   seconds={"full": 0.03 + context * 2e-6, "rest": 0.002})
+        for method in ("autoregressive", "three_tier") for context in (100, 600)
+    ]  # fmt: skip
+    figure = latency_profile(profile().model_copy(update={"rounds": tuple(times)}))
+    *_, autoregressive, three_tier = figure.axes
+    assert len(figure.axes) == 4
+    for axes, name in ((autoregressive, "autoregressive"), (three_tier, "three-tier")):
+        assert axes.get_title(loc="left") == name
+        drawn = lines(axes)
+        assert drawn["measured"] == [pytest.approx((100, 32.2)), pytest.approx((600, 33.2))]
+        assert drawn["if attention alone grew"] == [pytest.approx((100, 32.2)), pytest.approx((600, 32.7))]
+        assert drawn["gates, policy, host"] == [pytest.approx((100, 2)), pytest.approx((600, 2))]
+        assert axes.get_ylim()[0] == 0
+        assert axes.get_ylim()[1] > 33.2
 
 
 def test_its_colours_follow_a_page() -> None:

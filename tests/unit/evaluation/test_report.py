@@ -15,6 +15,7 @@ from viasd_calib.evaluation import plots, report
 from viasd_calib.evaluation.bench import BenchResult, BenchSettings, TaskResult
 from viasd_calib.evaluation.metrics import Interval, MethodResult
 from viasd_calib.evaluation.report import ReportInputs, SampleText, render_report, write_report
+from viasd_calib.planning.recording import RecordedRound, Span, TypicalRound
 from viasd_calib.spec import Certificate, Decoding, Gates, PromptLookupDraft, RelativeCost, Route, RoutingSpec
 
 TIERS = [[Tier.ACCEPT, Tier.REGENERATE, Tier.ESCALATE] * 4, [Tier.ESCALATE]]
@@ -29,7 +30,14 @@ SAMPLE = SampleText(
     tiers=[*Tier, Tier.ESCALATE],
     drafted=[True, False, False, True],
 )
-PICTURES = ("route", "reliability", "tiers", "speed", "candidates")
+DRAFTED = tuple(Span("draft", "forward", 0.01 * place, 0.01 * place + 0.008, 1) for place in range(2))
+VERIFIED = (Span("full", "full", 0.021, 0.061, 3), Span("head", "logits", 0.061, 0.067, 0))
+SLIM = (Span("slim", "slim", 0.021, 0.041, 3), Span("head", "logits", 0.041, 0.047, 0))
+ROUNDS = {
+    "speculative": TypicalRound(RecordedRound((*DRAFTED, *VERIFIED), 0.07), 21, 30, 0.0876),
+    "three_tier": TypicalRound(RecordedRound((*DRAFTED, *SLIM), 0.05), 7, 11, 0.1234),
+}
+PICTURES = ("route", "reliability", "tiers", "speed", "candidates", "rounds")
 
 
 def certificate(**changes: Any) -> Certificate:
@@ -105,13 +113,14 @@ def full(**changes: Any) -> ReportInputs:
         "tiers": TIERS,
         "sample": SAMPLE,
         "candidates": CANDIDATES,
+        "rounds": ROUNDS,
     }
     return ReportInputs(**{**entries, **changes})
 
 
 def minimal() -> ReportInputs:
     alone = bench({"autoregressive": method(20.0)}).model_copy(update={"by_task": {}})
-    return ReportInputs(spec(certificate=None, decoding=Decoding()), alone, {}, [], None, [])
+    return ReportInputs(spec(certificate=None, decoding=Decoding()), alone, {}, [], None, [], {})
 
 
 class Page(HTMLParser):
@@ -164,10 +173,11 @@ def test_every_picture_is_there_and_has_an_alt_text(page: Page) -> None:
     assert "Tier shares by place in 2 texts" in alts
     assert "three-tier 31.2 tokens per second" in alts
     assert "candidates 2, certified 1" in alts
+    assert "three-tier 50.0 milliseconds: draft model 16.0, slim pass 20.0, output head 6.0, gates" in alts
 
 
 def test_every_figure_has_a_caption(page: Page) -> None:
-    assert len(page.all("figure")) == len(page.all("figcaption")) == 4
+    assert len(page.all("figure")) == len(page.all("figcaption")) == 5
 
 
 def test_ids_are_unique(page: Page) -> None:
@@ -287,6 +297,13 @@ def test_one_gate_texts_without_tokens_and_an_unassessed_gate_are_drawn() -> Non
     assert "No tiers by place" in page.text
 
 
+def test_a_rounds_caption_says_which_round_it_is(page: Page) -> None:
+    text = " ".join(page.text.replace("\xa0", " ").split())
+    assert "speculative, 21 of 30 rounds; three-tier, 7 of 11 rounds." in text
+    assert "8.8 % of the time of all speculative rounds and 12.3 % of the time of all three-tier rounds." in text
+    assert "One round" not in render_report(minimal())
+
+
 def test_tokens_are_coloured_and_titled(page: Page) -> None:
     spans = [one for one in page.all("span") if "title" in one]
     assert [one["title"] for one in spans] == [
@@ -354,3 +371,22 @@ def test_plots_make_figures_of_their_own() -> None:
     before = pyplot.get_fignums()
     assert isinstance(plots.tier_shares(TIERS), Figure)
     assert pyplot.get_fignums() == before
+
+
+def test_a_round_is_drawn_on_one_axis_of_milliseconds() -> None:
+    figure = plots.round_timelines({name: typical.recorded for name, typical in ROUNDS.items()})
+    above, below = figure.axes
+    assert above.get_xlim() == below.get_xlim() == (0, pytest.approx(75.6))
+    names = [label.get_text() for label in above.get_yticklabels()]
+    bars = {
+        names[round((box.y0 + box.y1) / 2)]: [(path.vertices[:, 0].min(), path.vertices[:, 0].max()) for path in paths]
+        for row in above.collections
+        for paths in [row.get_paths()]
+        for box in [paths[0].get_extents()]
+    }
+    assert bars["draft model"] == [pytest.approx((0, 8)), pytest.approx((10, 18))]
+    assert bars["full pass"] == [pytest.approx((21, 61))]
+    assert bars["output head"] == [pytest.approx((61, 67))]
+    assert bars["gates, policy, host"] == [pytest.approx(gap) for gap in [(8, 10), (18, 21), (67, 70)]]
+    assert "slim pass" not in bars
+    assert "three-tier: 50.0 ms" in below.get_title(loc="left")

@@ -17,6 +17,7 @@ from viasd_calib.planning.profile import (
     LatencyProfile,
     PassShape,
     ProfileSettings,
+    RoundTimes,
     TierName,
     check_profile,
     load_profile,
@@ -49,6 +50,20 @@ def seconds(profile: LatencyProfile, shape: PassShape) -> float:
 def test_measured_points_are_given_back_exactly(profile: LatencyProfile) -> None:
     for entry in profile.measured:
         assert seconds(profile, entry.shape) == entry.seconds
+
+
+def test_rounds_are_kept_and_a_profile_of_before_has_none(tmp_path: Path) -> None:
+    settings = ProfileSettings(widths=(1,), contexts=(8,), batches=(1,), repeats=2)
+    times = RoundTimes(
+        method="three_tier", context=8, tokens=4, rounds=3, seconds={"full": 0.5, "rest": 0.5}, attention=0.1
+    )
+    profile = tiny_profile(settings, lambda _: 0.1).model_copy(update={"rounds": (times,)})
+    save_profile(profile, tmp_path / "new.json")
+    assert load_profile(tmp_path / "new.json") == profile
+    document = json.loads((tmp_path / "new.json").read_text())
+    del document["rounds"]
+    (tmp_path / "old.json").write_text(json.dumps({**document, "schema_version": "1.0"}))
+    assert load_profile(tmp_path / "old.json").rounds == ()
 
 
 @given(profile=profiles(), tier=st.sampled_from(TIERS), data=st.data())

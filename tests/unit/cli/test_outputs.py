@@ -1,0 +1,38 @@
+"""What commands print at their end."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.tiny import constant_gate, verifier_ref
+from viasd_calib.calibration.artifacts import FitArtifact, ReliabilityRecord
+from viasd_calib.cli.fit import say_fit
+from viasd_calib.cli.notices import say_written
+from viasd_calib.spec import Route
+
+RECORD = ReliabilityRecord(
+    expected_calibration_error=0.0123, auroc=0.81, confidence=[0.1, 0.9], accuracy=[0.2, 0.8], count=[1000, 234]
+)
+
+
+def test_fit_says_what_was_learned(capsys: pytest.CaptureFixture[str]) -> None:
+    gate = constant_gate("draft_margin", 0.0)
+    say_fit(
+        FitArtifact(
+            verifier=verifier_ref(num_layers=8), draft="prompt_lookup", route=Route(attention_skip=[1, 2, 3, 6]),
+            draft_gate=gate, slim_gate=gate, reliability={"draft": RECORD, "slim": RECORD}, agreement=0.43214,
+            fit_sha256="0" * 64,
+        )
+    )  # fmt: skip
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["attention", "4", "of", "8", "1-3,", "6"] in rows
+    assert ["MLP", "8", "of", "8", "none"] in rows
+    assert ["draft", "0.0123", "0.81", "1,234"] in rows
+    assert ["agreement", "of", "slim", "and", "full", "verifier:", "0.4321"] in rows
+
+
+def test_where_a_result_is_stands_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    path = "runs/" + "long/" * 40 + "[out].json"
+    say_written(path, "3 texts")
+    say_written(path)
+    assert capsys.readouterr().out == f"wrote {path}: 3 texts\nwrote {path}\n"
