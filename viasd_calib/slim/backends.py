@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from viasd_calib.errors import ModelError
+from viasd_calib.slim.grouped import group_heads
 from viasd_calib.slim.packed import can_pack, pack_linears
 
 Backend = Literal["eager", "packed"]
-"""``eager`` runs the modules as they are; ``packed`` has their weights in the order of the CPU's kernels."""
+"""``eager`` runs the modules as they are; ``packed`` has their weights in the order of the CPU's kernels, and query
+heads that share keys as rows of one product."""
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
@@ -37,4 +39,6 @@ def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device
         return
     if not can_pack(device):
         raise ModelError(f"backend packed needs a CPU and a PyTorch with oneDNN, not {device}; choose backend eager")
+    modules = tuple(modules)
     pack_linears(modules)
+    group_heads(modules)

@@ -22,6 +22,7 @@ from viasd_calib.slim.families import (
     layer_types_of,
     window_of,
 )
+from viasd_calib.slim.grouped import GROUPED
 from viasd_calib.spec import Route
 
 SublayerKind = Literal["attention", "mlp"]
@@ -226,7 +227,7 @@ def _attention_implementation(config: PreTrainedConfig) -> str:
         ModelError: it takes its masks in another form than four dimensions, and would misread ours.
     """
     name = str(config._attn_implementation)
-    if name not in ATTENTION_IMPLEMENTATIONS:
+    if name not in (*ATTENTION_IMPLEMENTATIONS, GROUPED):
         usable = " or ".join(repr(one) for one in ATTENTION_IMPLEMENTATIONS)
         raise ModelError(f"attention implementation {name!r} is not supported; load the model with {usable}")
     return name

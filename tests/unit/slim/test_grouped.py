@@ -1,0 +1,89 @@
+"""Grouped attention is transformers' attention, without the repeated keys."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from tests.tiny import tiny_model
+from viasd_calib.slim.adapter import adapted_layers
+from viasd_calib.slim.backends import prepare
+from viasd_calib.slim.cache import CacheWindow
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.grouped import GROUPED, group_heads, grouped_attention
+from viasd_calib.slim.packed import can_pack
+
+
+class Attention(nn.Module):
+    """What transformers' function asks of an attention module."""
+
+    is_causal = True
+
+    def __init__(self, group: int) -> None:
+        super().__init__()
+        self.num_key_value_groups = group
+
+
+@given(
+    batch=st.integers(1, 3),
+    shared=st.integers(1, 3),
+    group=st.integers(1, 4),
+    width=st.integers(1, 5),
+    mask_rows=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_it_says_what_transformers_says(
+    batch: int, shared: int, group: int, width: int, mask_rows: bool, seed: int
+) -> None:
+    """Any mask that lets every token read something, one for all rows or one for each."""
+    draw = torch.Generator().manual_seed(seed)
+    slots = width + 4
+    query = torch.randn(batch, shared * group, width, 8, generator=draw)
+    key, value = torch.randn(2, batch, shared, slots, 8, generator=draw).unbind()
+    mask = torch.rand(batch if mask_rows else 1, 1, width, slots, generator=draw) < 0.5
+    mask[..., 0] = True
+    said, expected = (
+        attend(Attention(group), query, key, value, mask, scaling=0.3)[0]
+        for attend in (grouped_attention, sdpa_attention_forward)
+    )
+    torch.testing.assert_close(said, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_whole_text_is_read_without_a_mask() -> None:
+    query, key, value = torch.randn(1, 4, 1, 8), torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8)
+    said, expected = (
+        attend(Attention(2), query, key, value, None)[0] for attend in (grouped_attention, sdpa_attention_forward)
+    )
+    torch.testing.assert_close(said, expected)
+
+
+@pytest.mark.skipif(not can_pack(torch.device("cpu")), reason="this PyTorch has no oneDNN")
+def test_the_packed_backend_groups_heads_of_q_and_of_slim_layers() -> None:
+    """Every attention module, those of copied layers too; q says the same as before."""
+    plain = tiny_model()
+    model = copy.deepcopy(plain)
+    slim = adapted_layers(model.get_decoder().layers, 2, 4, ["q_proj"])
+    prepare([model, slim], "packed", torch.device("cpu"))
+    used = {layer.self_attn.config._attn_implementation for layer in [*model.get_decoder().layers, *slim]}
+    assert used == {GROUPED}
+    assert plain.config._attn_implementation == "sdpa"
+    ids = torch.randint(3, 20, (1, 6))
+    said = []
+    for one in (RoutedModel(plain), RoutedModel(model)):
+        with torch.inference_mode():
+            said.append(one.logits(one.full(ids, CacheWindow(one.new_cache(6), 0, 6, 6)).last))
+    torch.testing.assert_close(*said, rtol=1e-4, atol=1e-4)
+
+
+def test_eager_attention_stays() -> None:
+    """A model that was loaded with another implementation keeps it."""
+    model = copy.deepcopy(tiny_model())
+    model.config._attn_implementation = "eager"
+    group_heads([model])
+    assert model.config._attn_implementation == "eager"
