@@ -17,16 +17,24 @@ from viasd_calib.calibration.artifacts import (
     save_artifact,
     tested_record,
 )
-from viasd_calib.calibration.candidates import FRACTIONS, Candidate, propose
+from viasd_calib.calibration.candidates import DEFAULT_STOP, FRACTIONS, Candidate, propose
 from viasd_calib.calibration.certify import Verdict, certify
+from viasd_calib.calibration.stopping import PassCosts, best_stop
 from viasd_calib.cli.notices import say_written
 from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
+from viasd_calib.decoding.rounds import NEVER
 from viasd_calib.draft.build import name_draft
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import LoadVerifier, Verifier, load_verifier
+from viasd_calib.planning.measure import eager_passes, time_passes
+from viasd_calib.planning.profile import PassShape, ProfileSettings
 from viasd_calib.prompts import EMBEDDED, SplitShares, draw_prompts, read_prompts, select_split, split_sha256
-from viasd_calib.spec import Decoding, DType, RoutingSpec
+from viasd_calib.slim.cost import CONTEXT
+from viasd_calib.spec import Decoding, DType, Gates, RoutingSpec
 from viasd_calib.tables import new_table
+
+COST_REPEATS = 9
+"""Timed rounds over the passes whose costs decide where drafting stops."""
 
 
 def calibrate(
@@ -47,6 +55,8 @@ def calibrate(
     _load: LoadVerifier = load_verifier,
 ) -> CalibrateArtifact:
     """Propose bounds from traces, decode the calibrate split with each, and certify the fastest that holds.
+
+    Where drafting stops is chosen by a replay of the fit's held-back texts at the costs of passes on this machine.
 
     Args:
         fit: folder that ``viasd fit`` wrote.
@@ -72,9 +82,11 @@ def calibrate(
     every = read_prompts(prompts)
     split = shares or SplitShares()
     chosen = draw_prompts(select_split(every, "calibrate", split), limit)
-    candidates = propose(fitted.draft_gate, fitted.slim_gate, load_scores(folder), max_loss, fractions)
     decoding = Decoding(audit="off", draft_length=draft_length, max_pending=max_pending)
-    engine = _engine(fitted, folder, candidates[0], loaded)
+    engine = _engine(fitted, folder, loaded)
+    scores = load_scores(folder)
+    stop = best_stop(scores, draft_length, measure_costs(engine, draft_length), DEFAULT_STOP)
+    candidates = propose(fitted.draft_gate, fitted.slim_gate, scores, max_loss, fractions, stop)
 
     def decoder_for(candidate: Candidate) -> Decoder:
         method = three_tier(candidate.gates, decoding, engine.routed.device)
@@ -96,10 +108,22 @@ def calibrate(
     return artifact
 
 
-def _engine(fitted: FitArtifact, folder: Path, careful: Candidate, loaded: Verifier) -> Engine:
+def _engine(fitted: FitArtifact, folder: Path, loaded: Verifier) -> Engine:
+    """What the fit names, with gates that trust nothing."""
     draft, draft_folder = name_draft(fitted.draft)
-    spec = RoutingSpec(verifier=fitted.verifier, draft=draft, route=fitted.route, gates=careful.gates)
+    gates = Gates(draft=fitted.draft_gate, slim=fitted.slim_gate, accept_at=NEVER, regenerate_at=NEVER)
+    spec = RoutingSpec(verifier=fitted.verifier, draft=draft, route=fitted.route, gates=gates)
     return assemble(spec, folder, loaded, draft_folder=draft_folder)
+
+
+def measure_costs(engine: Engine, draft_length: int) -> PassCosts:
+    """What a draft step and full passes over 1 to ``draft_length`` + 1 tokens take here."""
+    widths = tuple(range(1, draft_length + 2))
+    settings = ProfileSettings(widths=widths, contexts=(CONTEXT,), batches=(1,), repeats=COST_REPEATS)
+    wanted = {shape: run for shape, run in eager_passes(engine, settings).items() if shape.tier in ("draft", "full")}
+    seconds = {one.shape: one.seconds for one in time_passes(wanted, COST_REPEATS, engine.routed.device)}
+    full = [seconds[PassShape("full", width, CONTEXT, 1)] for width in widths]
+    return PassCosts(seconds[PassShape("draft", 1, CONTEXT, 1)], full)
 
 
 def _artifact(fit: str, verdict: Verdict, careful: Candidate, decoding: Decoding) -> CalibrateArtifact:
