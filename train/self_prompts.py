@@ -40,7 +40,7 @@ OPENINGS: dict[str, tuple[str, ...]] = {
     "translation": (
         "Translate the following German text to English: ",
         "Translate into French: ",
-        "What does this mean in English? \"El",
+        'What does this mean in English? "El',
         "Translate this Italian sentence into English:\n\n",
         "How do I say this in Spanish: ",
     ),

@@ -35,6 +35,7 @@ from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, Thr
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Generation, open_session
 from viasd_calib.draft.base import Drafter
+from viasd_calib.draft.passes import finish
 from viasd_calib.errors import NumericsError, PromptError
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit, Decoding, Gates, Route
@@ -277,9 +278,9 @@ def test_no_more_tokens_wait_than_are_allowed(case: Case, audit: Audit) -> None:
         session = open_session(case.verifier, case.drafter, case.prompt, case.count, Ending(case.eos), GREEDY)
         while not method.finished(session):
             before = session.length, session.decided, session.closed
-            method.round(session)
+            finish(method.round(session))
             assert session.pending <= case.max_pending
-            assert session.cache.exact <= session.cache.provisional < session.length
+            assert session.row.exact <= session.row.provisional < session.length
             assert session.decided >= before[1]
             assert before[2] or session.length > before[0] or session.decided > before[1]
     assert session.decided == session.length or audit == "off"
@@ -329,7 +330,7 @@ def test_every_path_is_taken() -> None:
             while not method.finished(session):
                 before, passes = session.text[: session.length].tolist(), session.counts.full_passes
                 pending = session.pending
-                method.round(session)
+                finish(method.round(session))
                 if session.counts.full_passes > passes and pending:
                     stands = session.text[: session.length].tolist()[: len(before)] == before
                     kept += stands
