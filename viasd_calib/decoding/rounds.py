@@ -124,7 +124,9 @@ def catch_up(session: Session, block: Block, verify: Verification = strictly) ->
     start, pending = session.row.exact, session.pending
     text = torch.cat([session.text[: session.length], block.tokens])  # [start + width]
     width = text.shape[0] - start
-    result: PassResult = yield FullPass(session.verifier, session.row, start, text[start:], wanted=width, taps=session.taps)
+    result: PassResult = yield FullPass(
+        session.verifier, session.row, start, text[start:], wanted=width, taps=session.taps
+    )
     logits = result.logits  # [width, vocabulary]
     session.counts.full_passes += 1
 
@@ -350,7 +352,9 @@ class ThreeTier(Method):
         """Run q' over what it has not seen and the block; keep, regenerate or escalate."""
         start, k = session.row.provisional, len(block)
         text = torch.cat([session.text[: session.length], block.tokens])  # [start + width]
-        result: PassResult = yield SlimPass(session.verifier, session.row, start, text[start:], wanted=k + 1, taps=session.taps)
+        result: PassResult = yield SlimPass(
+            session.verifier, session.row, start, text[start:], wanted=k + 1, taps=session.taps
+        )
         logits = result.logits  # [k + 1, vocabulary]
         session.counts.slim_passes += 1
         scores = session.chooser.scores(logits, text)  # [k + 1, vocabulary]

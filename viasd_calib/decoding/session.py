@@ -210,7 +210,9 @@ def read_prompt(session: Session) -> Passes[None]:
     seen = session.length - 1
     if seen == 0:
         return
-    result: PassResult = yield FullPass(session.verifier, session.row, 0, session.text[:seen], wanted=0, taps=session.taps)
+    result: PassResult = yield FullPass(
+        session.verifier, session.row, 0, session.text[:seen], wanted=0, taps=session.taps
+    )
     session.row.mark_exact(seen)
     if session.drafter is not None:
         session.drafter.observe(0, result.tapped)

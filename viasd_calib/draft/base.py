@@ -103,8 +103,8 @@ class Drafter(ABC):
             drafter.start(capacity)
         return drafters
 
-    @classmethod
-    def keep_rows(cls, drafters: Sequence[Self]) -> None:  # noqa: B027 - most drafters share nothing but weights
+    @classmethod  # noqa: B027 - most drafters share nothing but weights
+    def keep_rows(cls, drafters: Sequence[Self]) -> None:
         """Of the drafters that ``start_rows`` has made these alone go on: one at least, in their order."""
 
     @abstractmethod
