@@ -30,7 +30,7 @@ def run_together(texts: Sequence[Passes[Any]]) -> Iterator[list[int]]:
         >>> from viasd_calib.draft.passes import Read
         >>> def countdown(number: int) -> Passes[None]:
         ...     while number:
-        ...         (number,) = yield Read(torch.tensor(number - 1))
+        ...         (number,) = yield Read(torch.tensor([number - 1]))
         >>> list(run_together([countdown(3), countdown(1), countdown(3)]))
         [[1], [0, 2]]
     """

@@ -161,7 +161,7 @@ class Decoder:
 
         Raises:
             PromptError: ``batch_size`` is below 1, a prompt is empty or does not fit the context, or a stop string
-                cannot be written; nothing has been decoded then.
+                cannot be written.
             NumericsError: the verifier's logits are not finite; no text is returned.
         """
         if batch_size < 1:

@@ -16,7 +16,7 @@ from viasd_calib.slim.cache import CacheRow, SharedCache, keep_rows
 
 StopRule = Callable[[Tensor, int], Tensor | bool]
 """Told the logits of the token just drafted ([draft vocabulary]) and its place in the block, from 0;
-true where drafting should stop behind it, as a bool or as a flag on the device."""
+true where drafting should stop behind it, as a bool or as a flag on the device ([1], bool)."""
 
 
 def never_stop(_logits: Tensor, _place: int) -> bool:

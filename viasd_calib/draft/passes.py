@@ -86,19 +86,19 @@ class Read(Request[list[int]]):
     """Bring integers or flags from the device to the host; a batch waits for the device once for all its texts.
 
     Attributes:
-        values: of any shape, long or bool; they are returned in one list.
+        values: [n], long or bool.
     """
 
     cost = Cost.READ
     values: Tensor
 
     def run(self) -> list[int]:
-        return self.values.reshape(-1).tolist()
+        return self.values.tolist()
 
     @classmethod
     def run_together(cls, requests: Sequence[Self]) -> list[list[int]]:
-        together = torch.cat([request.values.reshape(-1).long() for request in requests]).tolist()
-        return [together[begin:end] for begin, end in bounds([request.values.numel() for request in requests])]
+        together = torch.cat([request.values.long() for request in requests]).tolist()
+        return [together[begin:end] for begin, end in bounds([request.values.shape[0] for request in requests])]
 
 
 def bounds(sizes: Sequence[int]) -> list[tuple[int, int]]:
