@@ -35,6 +35,7 @@ from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative
 from viasd_calib.decoding.sampling import Sampling, seed_of_text
 from viasd_calib.decoding.session import Generation
+from viasd_calib.draft.causal import DraftPass
 from viasd_calib.draft.passes import Cost, ModelPass, Passes, Read, Request
 from viasd_calib.draft.shallow import ShallowStep
 from viasd_calib.errors import NumericsError, PromptError
@@ -219,6 +220,25 @@ def test_no_row_runs_for_nothing(name: str) -> None:
     last = full[-1].window
     rows = last.cache.batch
     assert rows < len(LIVELY_PROMPTS)
+
+
+@pytest.mark.parametrize(("drafter", "kind"), [("near", DraftPass), ("shallow", ShallowStep)])
+def test_a_finished_row_leaves_the_drafters_cache(
+    drafter: str, kind: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    several = kind.run_together.__func__
+
+    def together(cls: type[Any], requests: Sequence[Any]) -> list[Any]:
+        rows.append(requests[0].row.shared.batch)
+        return several(cls, requests)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(kind, "run_together", classmethod(together))
+    case, _ = uneven_case()
+    case = replace(case, drafter_kind=drafter)
+    case.decoder(Speculative(3)).generate_batch(LIVELY_PROMPTS, case.count)
+    assert rows == sorted(rows, reverse=True)
+    assert rows[0] == 5 > rows[-1]
 
 
 def test_rows_gather_at_the_dear_passes() -> None:
