@@ -144,9 +144,10 @@ def test_the_batch_size_changes_no_text(case: Case, prompts: list[list[int]], se
 
 
 def test_equal_prompts_are_drawn_apart() -> None:
-    case = lively_case(0)
-    texts = case.decoder(case.method(), Sampling(temperature=1.0)).generate_batch([[3, 4]] * 4, 16)
+    case, sampling = replace(lively_case(0), count=16), Sampling(temperature=1.0)
+    texts = case.decoder(case.method(), sampling).generate_batch([[3, 4]] * 4, case.count)
     assert len({tuple(text.tokens) for text in texts}) == 4
+    assert texts == alone(case, case.method(), sampling, [[3, 4]] * 4)
 
 
 def test_seeds_of_texts_lie_apart() -> None:
