@@ -35,6 +35,7 @@ from transformers import (
 from viasd_calib.draft.base import Drafter, GreedyPick, Pick, Proposal, StopRule, never_stop
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.lookup import PromptLookup
+from viasd_calib.draft.passes import Passes, at_once, finish
 from viasd_calib.draft.shallow import ShallowDrafter, ShallowModel
 from viasd_calib.planning.profile import LatencyProfile, Measured, PassShape, ProfileSettings
 from viasd_calib.prompts import Prompt
@@ -158,7 +159,7 @@ def tiny_shallow(verifier: RoutedModel, seed: int = 0, head_vocab: int = 12) -> 
 
 def propose(drafter: Drafter, text: Tensor, limit: int, stop: StopRule = never_stop) -> Proposal:
     """A drafter's greedy proposal."""
-    return drafter.propose(text, limit, stop, GreedyPick(drafter.vocabulary))
+    return finish(drafter.propose(text, limit, stop, GreedyPick(drafter.vocabulary)))
 
 
 class RandomDrafter(Drafter):
@@ -172,10 +173,10 @@ class RandomDrafter(Drafter):
         self.steps = 0
         self.generator = torch.Generator().manual_seed(self.seed)
 
-    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Proposal:
+    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
         self.steps += limit
         tokens = torch.randint(self.vocab, (limit,), generator=self.generator)
-        return Proposal(tokens, 3 * torch.randn(limit, self.vocab, generator=self.generator))
+        return at_once(Proposal(tokens, 3 * torch.randn(limit, self.vocab, generator=self.generator)))
 
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         logits = torch.randn(text.shape[0], self.vocab, generator=torch.Generator().manual_seed(self.seed))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from viasd_calib.decoding.choosing import Chooser, SamplingChooser, Verdict
 from viasd_calib.decoding.gates import Gate
+from viasd_calib.decoding.passes import SlimPass
 from viasd_calib.decoding.policies import Tier, accept_greedy, accept_sampled, audit, row
 from viasd_calib.decoding.rounds import (
     Block,
@@ -31,8 +32,8 @@ from viasd_calib.decoding.rounds import (
 from viasd_calib.decoding.rules import MarginRule, RatioRule
 from viasd_calib.decoding.session import Counts, Generation, Session
 from viasd_calib.draft.base import draft_stepwise, never_stop, over_vocabulary
+from viasd_calib.draft.passes import Passes, PassResult
 from viasd_calib.errors import PromptError
-from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
 
 
@@ -60,24 +61,24 @@ class SelfSpeculative(Method):
     needs_drafter: ClassVar[bool] = False
     draft_length: int = 6
 
-    def round(self, session: Session) -> None:
-        catch_up(session, self._draft(session))
+    def round(self, session: Session) -> Passes[None]:
+        block = yield from self._draft(session)
+        yield from catch_up(session, block)
 
-    def _draft(self, session: Session) -> Block:
-        place = session.cache.exact
+    def _draft(self, session: Session) -> Passes[Block]:
+        place = session.row.exact
 
-        def advance(ids: Tensor) -> Tensor:
+        def advance(ids: Tensor) -> Passes[Tensor]:
             nonlocal place
-            window = CacheWindow(session.cache, place, ids.shape[0], place + ids.shape[0])
-            last = session.verifier.slim(ids[None], window).last[0, -1]  # [hidden]
+            result: PassResult = yield SlimPass(session.verifier, session.row, place, ids, wanted=1)
             place += ids.shape[0]
             session.counts.slim_passes += 1
-            return session.verifier.logits(last)
+            return result.logits[0]
 
         text = session.text[: session.length]
         pick = session.chooser.picker(text, None, session.verifier.config.vocab_size)
         limit = draft_limit(session, self.draft_length)
-        proposal = draft_stepwise(advance, text[place:], limit, never_stop, pick)
+        proposal = yield from draft_stepwise(advance, text[place:], limit, never_stop, pick)
         return Block(proposal.tokens, proposal.logits, pick.laws(proposal.tokens))
 
 

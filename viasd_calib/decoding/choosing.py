@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from viasd_calib.decoding.policies import accept_greedy, accept_sampled, audit, residual, row
-from viasd_calib.decoding.sampling import Sampling, draw, process_rows
+from viasd_calib.decoding.sampling import Sampling, draw, process_rows, seed_of_text
 from viasd_calib.draft.base import GreedyPick, Pick, over_vocabulary
 from viasd_calib.spec import Audit
 
@@ -52,6 +52,10 @@ class Chooser(ABC):
         return process_rows(self.processors, logits, text)  # in float32: bfloat16 would bend the draws
 
     @abstractmethod
+    def for_text(self, number: int) -> Chooser:
+        """The chooser for the text of this number in a batch: what one text draws hangs on no other text."""
+
+    @abstractmethod
     def picker(self, text: Tensor, vocabulary: Tensor | None, vocab_size: int) -> Pick:
         """How a drafter picks tokens that go on from ``text``.
 
@@ -76,6 +80,9 @@ class GreedyChooser(Chooser):
     """The likeliest token; drafted tokens stand where they are q's choice."""
 
     greedy = True
+
+    def for_text(self, number: int) -> GreedyChooser:
+        return self
 
     def picker(self, text: Tensor, vocabulary: Tensor | None, vocab_size: int) -> Pick:
         if not self.processors:
@@ -105,6 +112,10 @@ class SamplingChooser(Chooser):
     def __init__(self, processors: LogitsProcessorList, generator: torch.Generator) -> None:
         super().__init__(processors)
         self.generator = generator
+
+    def for_text(self, number: int) -> SamplingChooser:
+        seed = seed_of_text(self.generator.initial_seed(), number)
+        return SamplingChooser(self.processors, torch.Generator(self.generator.device).manual_seed(seed))
 
     def picker(self, text: Tensor, vocabulary: Tensor | None, vocab_size: int) -> Pick:
         return ProcessedPick(self, text, vocabulary, vocab_size, self.generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from viasd_calib.decoding.baselines import (
     via_sd_fixed,
     via_sd_published,
 )
+from viasd_calib.decoding.batch import keep_sessions, run_together
 from viasd_calib.decoding.choosing import Chooser, make_chooser
 from viasd_calib.decoding.ending import Cancelled, Ending, InNewText, is_cancelled, stop_string_criterion
 from viasd_calib.decoding.gates import Gate
@@ -27,13 +29,22 @@ from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
 from viasd_calib.decoding.rules import CalibratedRule, RatioRule, SlimRule
 from viasd_calib.decoding.sampling import Sampling
-from viasd_calib.decoding.session import Generation, Session, open_session
+from viasd_calib.decoding.session import (
+    Generation,
+    Session,
+    check_prompt,
+    new_session,
+    open_session,
+    read_prompt,
+)
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter
-from viasd_calib.errors import SamplingError, SpecError
+from viasd_calib.draft.passes import Passes, finish
+from viasd_calib.errors import PromptError, SamplingError, SpecError
 from viasd_calib.models import LoadVerifier, Verifier, load_verifier
 from viasd_calib.slim.adapter import load_slim_layers
 from viasd_calib.slim.backends import Backend, default_backend, prepare
+from viasd_calib.slim.cache import check_context
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit, Decoding, DType, Gates, RoutingSpec, check_verifier, load_spec
 
@@ -117,6 +128,95 @@ class Decoder:
         """
         ending = self._ending(len(prompt), stop_strings, criteria)
         *_, session = self._rounds(prompt, max_new_tokens, ending, cancelled)  # the same session, once a round
+        return self._result(session)
+
+    @torch.inference_mode()
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        *,
+        batch_size: int = 8,
+        stop_strings: str | Sequence[str] = (),
+        criteria: Sequence[StoppingCriteria] = (),
+        cancelled: Cancelled | None = None,
+    ) -> list[Generation]:
+        """Decode texts together, each as :meth:`generate` decodes it alone.
+
+        The texts share passes and a cache, and one that is finished leaves both. Greedily, in float32, each is the
+        text that it is alone, with the same tiers and counts; in bfloat16 up to near ties, as rounding differs between
+        shapes. Sampled, the text of ``prompts[n]`` is the one that a decoder with the seed ``seed_of_text(seed, n)``
+        draws for it first (:func:`~viasd_calib.decoding.sampling.seed_of_text`), whatever the batch size.
+
+        Args:
+            prompts: token ids of each prompt, one at least; of any lengths.
+            max_new_tokens: most tokens to add to each.
+            batch_size: most texts at a time. The next batch begins when the last text of one is finished; prompts are
+                taken in their order, so those of like answers had best stand together.
+            stop_strings: as for :meth:`generate`.
+            criteria: the same; each text is shown to them alone.
+            cancelled: asked once a round of each text; all texts end where they are final.
+
+        Returns:
+            A generation for each prompt, in their order.
+
+        Raises:
+            PromptError: ``batch_size`` is below 1, a prompt is empty or does not fit the context, or a stop string
+                cannot be written.
+            NumericsError: the verifier's logits are not finite; no text is returned.
+        """
+        if batch_size < 1:
+            raise PromptError(f"batch_size is {batch_size}; decode at least one text at a time")
+        for prompt in prompts:
+            check_prompt(prompt, max_new_tokens)
+            check_context(self.verifier.config, len(prompt) + max_new_tokens)
+        endings = [self._ending(len(prompt), stop_strings, criteria) for prompt in prompts]
+        done: list[Generation] = []
+        for begin in range(0, len(prompts), batch_size):
+            numbers = range(begin, min(begin + batch_size, len(prompts)))
+            sessions = self._open_batch([prompts[number] for number in numbers], max_new_tokens, endings, begin)
+            self._decode_together(sessions, cancelled)
+            done += [self._result(session) for session in sessions]
+        return done
+
+    def _open_batch(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, endings: Sequence[Ending], begin: int
+    ) -> list[Session]:
+        """Sessions for the prompts from number ``begin`` on, over one cache; their prompts are read."""
+        capacity = max(len(prompt) for prompt in prompts) + max_new_tokens
+        rows = self.verifier.new_cache(capacity, len(prompts)).rows()
+        drafters: Sequence[Drafter | None] = [None] * len(prompts)
+        if self.drafter is not None:
+            drafters = self.drafter.start_rows(capacity, len(prompts))
+        sessions = [
+            new_session(
+                self.verifier,
+                drafter,
+                prompt,
+                len(prompt) + max_new_tokens,
+                endings[number],
+                self.chooser.for_text(number),
+                row,
+            )
+            for number, (prompt, drafter, row) in enumerate(zip(prompts, drafters, rows, strict=True), begin)
+        ]
+        deque(run_together([read_prompt(session) for session in sessions]), maxlen=0)
+        return sessions
+
+    def _decode_together(self, sessions: Sequence[Session], cancelled: Cancelled | None) -> None:
+        live = dict(enumerate(sessions))
+        for ended in run_together([self._text(session, cancelled) for session in sessions]):
+            for place in ended:
+                del live[place]
+            keep_sessions(list(live.values()))
+
+    def _text(self, session: Session, cancelled: Cancelled | None) -> Passes[None]:
+        """All rounds of an open session."""
+        while not self.method.finished(session) and not is_cancelled(cancelled):
+            yield from self.method.round(session)
+
+    def _result(self, session: Session) -> Generation:
+        """What is final of a text."""
         if not self.method.finished(session):
             session.cut(self.method.final_length(session))
         return session.result()
@@ -160,7 +260,7 @@ class Decoder:
         session = open_session(self.verifier, self.drafter, prompt, max_new_tokens, ending, self.chooser)
         yield session
         while not self.method.finished(session) and not is_cancelled(cancelled):
-            self.method.round(session)
+            finish(self.method.round(session))
             yield session
 
 

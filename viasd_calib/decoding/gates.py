@@ -38,6 +38,11 @@ class Gate:
         self._weight = weight.to(device)  # [features]
         self._bias = (spec.bias - (weight * torch.tensor(spec.mean)).sum()).to(device)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are, and where features must be."""
+        return self._weight.device
+
     def __call__(self, features: Mapping[str, Tensor]) -> Tensor:
         """Scores in [0, 1] for features of shape [k] each: [k], float32."""
         stacked = torch.stack([features[name] for name in self.names], -1)  # [k, features]

@@ -17,6 +17,7 @@ from torch import Tensor
 from viasd_calib.decoding.choosing import Chooser, SamplingChooser, Verdict
 from viasd_calib.decoding.features import DraftSaid, draft_features
 from viasd_calib.decoding.gates import Gate
+from viasd_calib.decoding.passes import FullPass, SlimPass
 from viasd_calib.decoding.policies import (
     Tier,
     Trust,
@@ -30,8 +31,8 @@ from viasd_calib.decoding.rules import SlimRule
 from viasd_calib.decoding.session import Session
 from viasd_calib.decoding.summary import summarize
 from viasd_calib.draft.base import StopRule, never_stop
+from viasd_calib.draft.passes import Passes, PassResult, Read
 from viasd_calib.errors import NumericsError, SamplingError
-from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.spec import Audit
 
 NEVER = 1.01
@@ -107,7 +108,7 @@ def no_block(session: Session) -> Block:
     return Block(session.text[:0])
 
 
-def catch_up(session: Session, block: Block, verify: Verification = strictly) -> None:
+def catch_up(session: Session, block: Block, verify: Verification = strictly) -> Passes[None]:
     """One q pass over the pending tokens and a drafted block: audit, verify, and one token of q's own.
 
     The pending tokens are audited first. Where all stand, q decides the block by the ordinary speculative
@@ -120,21 +121,22 @@ def catch_up(session: Session, block: Block, verify: Verification = strictly) ->
     Raises:
         NumericsError: q's logits are not finite.
     """
-    start, pending = session.cache.exact, session.pending
+    start, pending = session.row.exact, session.pending
     text = torch.cat([session.text[: session.length], block.tokens])  # [start + width]
     width = text.shape[0] - start
-    window = CacheWindow(session.cache, start, width, start + width)
-    states = session.verifier.full(text[None, start:], window, session.taps)
-    logits = session.verifier.logits(states.last[0])  # [width, vocabulary]
+    result: PassResult = yield FullPass(
+        session.verifier, session.row, start, text[start:], wanted=width, taps=session.taps
+    )
+    logits = result.logits  # [width, vocabulary]
     session.counts.full_passes += 1
 
     scores = session.chooser.scores(logits, text)
     verdict = verify(session.chooser, Judged(scores, text[start + 1 :], _laws(session, block), pending, block))
     finite = torch.isfinite(logits.amax(-1)).all().long()
     # Beside the end of a text, the one place where the host waits for the device.
-    kept, accepted, own, is_finite, *values = torch.cat(
-        [torch.stack([verdict.kept, verdict.accepted, verdict.own, finite]), block.tokens]
-    ).tolist()
+    kept, accepted, own, is_finite, *values = yield Read(
+        torch.cat([torch.stack([verdict.kept, verdict.accepted, verdict.own, finite]), block.tokens])
+    )
     if not is_finite:
         raise NumericsError("the verifier's logits are not finite; load it in float32 or check its weights")
 
@@ -149,8 +151,8 @@ def catch_up(session: Session, block: Block, verify: Verification = strictly) ->
         session.emit(verdict.own[None], [own], Tier.ESCALATE, drafted=False)
     session.settle()  # q's own token has not been through q
     if session.drafter is not None:
-        seen = session.cache.exact
-        session.drafter.observe(start, states.tapped[0, : seen - start])
+        seen = session.row.exact
+        session.drafter.observe(start, result.tapped[: seen - start])
         session.drafter.rollback(seen)
 
 
@@ -163,14 +165,18 @@ def _laws(session: Session, block: Block) -> Tensor | None:
 
 
 class Method(ABC):
-    """A way to decode: what one round does to a session."""
+    """A way to decode: what one round does to a session.
+
+    A round is written for one text, as a generator that yields the passes it needs; the texts of a batch run theirs
+    together.
+    """
 
     name: ClassVar[str]
     needs_drafter: ClassVar[bool] = True
     audit: Audit = "strict"
 
     @abstractmethod
-    def round(self, session: Session) -> None:
+    def round(self, session: Session) -> Passes[None]:
         """Add at least one token to an open session, or settle a closed one."""
 
     def finished(self, session: Session) -> bool:
@@ -188,8 +194,8 @@ class Autoregressive(Method):
     name = "autoregressive"
     needs_drafter = False
 
-    def round(self, session: Session) -> None:
-        catch_up(session, no_block(session))
+    def round(self, session: Session) -> Passes[None]:
+        return catch_up(session, no_block(session))
 
 
 @dataclass
@@ -198,7 +204,7 @@ class Speculative(Method):
 
     Attributes:
         draft_length: most tokens drafted a round.
-        gate: predicts agreement; drafting stops behind a token that scores below ``stop_below``.
+        gate: predicts agreement; drafting stops where the whole block's chance falls below ``stop_below``.
     """
 
     name: ClassVar[str] = "speculative"
@@ -206,16 +212,16 @@ class Speculative(Method):
     gate: Gate | None = None
     stop_below: float = 0.0
 
-    def round(self, session: Session) -> None:
-        block = draft(session, self.draft_length, self.gate, self.stop_below)
-        catch_up(session, block, self.verification(session))
+    def round(self, session: Session) -> Passes[None]:
+        block = yield from draft(session, self.draft_length, self.gate, self.stop_below)
+        yield from catch_up(session, block, self.verification(session))
 
     def verification(self, _session: Session) -> Verification:
         """How q judges the block; what makes a lossy rule of it overrides this."""
         return strictly
 
 
-def draft(session: Session, length: int, gate: Gate | None, stop_below: float) -> Block:
+def draft(session: Session, length: int, gate: Gate | None, stop_below: float) -> Passes[Block]:
     """Let the drafter propose up to ``length`` tokens, leaving room for q's own behind them."""
     assert session.drafter is not None, "this method needs a drafter"
     stop: StopRule = never_stop
@@ -223,7 +229,7 @@ def draft(session: Session, length: int, gate: Gate | None, stop_below: float) -
         stop = confidence_stop(gate, stop_below, unverified(session), session.drafter.vocabulary)
     text = session.text[: session.length]
     pick = session.chooser.picker(text, session.drafter.vocabulary, session.verifier.config.vocab_size)
-    proposal = session.drafter.propose(text, draft_limit(session, length), stop, pick)
+    proposal = yield from session.drafter.propose(text, draft_limit(session, length), stop, pick)
     return Block(proposal.tokens, proposal.logits, pick.laws(proposal.tokens))
 
 
@@ -234,17 +240,22 @@ def draft_limit(session: Session, length: int) -> int:
 
 def unverified(session: Session) -> int:
     """Tokens of the text that neither q nor q' has seen, the last one not counted."""
-    return session.length - 1 - session.cache.provisional
+    return session.length - 1 - session.row.provisional
 
 
 def confidence_stop(gate: Gate, stop_below: float, depth: int, vocabulary: Tensor | None) -> StopRule:
-    """Stop drafting behind a token whose gate score is below ``stop_below``."""
+    """Stop drafting behind the token at which the chance that the whole block stands falls below ``stop_below``.
 
-    def stop(logits: Tensor, place: int) -> bool:
+    That chance is the product of the gate's scores: each is of a token given that all before it stand.
+    """
+    chance = torch.ones(1, device=gate.device)
+
+    def stop(logits: Tensor, place: int) -> Tensor:
+        nonlocal chance
         said = summarize(logits[None], SUMMARY_TOP, vocabulary)
         depths = torch.tensor([depth + place], device=logits.device)
-        score = gate(draft_features(DraftSaid(said.ids[:, 0], said, depths)))
-        return bool(score[0] < stop_below)
+        chance = chance * gate(draft_features(DraftSaid(said.ids[:, 0], said, depths)))  # [1]
+        return chance < stop_below
 
     return stop
 
@@ -278,7 +289,7 @@ class ThreeTier(Method):
             It is asked only while ``max_pending`` leaves room for a whole block and a token behind it.
         draft_gate: predicts P(q's choice = drafted token) from the draft model alone.
         draft_accept_at: leading drafted tokens that score as high are accepted unverified; above 1, none.
-        draft_stop_below: drafting stops behind a token that scores below.
+        draft_stop_below: drafting stops behind the token up to which the block's chance falls below.
         draft_length: most tokens drafted a round.
         max_pending: most tokens that may wait for q.
     """
@@ -293,36 +304,36 @@ class ThreeTier(Method):
     audit: Audit = "strict"
     tolerance: float = 0.5
 
-    def round(self, session: Session) -> None:
+    def round(self, session: Session) -> Passes[None]:
         if session.closed:
-            self._catch_up(session, no_block(session))
+            yield from self._catch_up(session, no_block(session))
             return
         # Decided before anything is drawn: a choice that looked at the block would bend a sampled text.
         full = session.pending + draft_limit(session, self.draft_length) + 1 > self.max_pending
-        block = self._draft(session)
+        block = yield from self._draft(session)
         if full:
-            self._catch_up(session, block)
+            yield from self._catch_up(session, block)
             return
         said = self._draft_said(session, block)
-        trusted = self._trusted(said)
-        if len(block) and trusted == len(block):
+        trusted = yield from self._trusted(said)
+        if trusted and len(trusted) == len(block):
             self._accept(session, block, trusted)
         elif self.rule is None:
             self._accept(session, block, trusted)
             if not session.closed:
-                self._catch_up(session, block.behind(trusted))
+                yield from self._catch_up(session, block.behind(len(trusted)))
         else:
-            self._slim_round(session, self.rule, block, said, trusted)
+            yield from self._slim_round(session, self.rule, block, said, len(trusted))
 
-    def _draft(self, session: Session) -> Block:
+    def _draft(self, session: Session) -> Passes[Block]:
         return draft(session, self.draft_length, self.draft_gate, self.draft_stop_below)
 
-    def _accept(self, session: Session, block: Block, count: int) -> None:
+    def _accept(self, session: Session, block: Block, trusted: list[int]) -> None:
         """Emit leading drafted tokens that nobody verifies."""
-        session.emit(block.tokens, block.tokens[:count].tolist(), Tier.ACCEPT, drafted=True, laws=block.laws)
+        session.emit(block.tokens, trusted, Tier.ACCEPT, drafted=True, laws=block.laws)
 
-    def _catch_up(self, session: Session, block: Block) -> None:
-        catch_up(session, block, audited(self.audit, self.tolerance))
+    def _catch_up(self, session: Session, block: Block) -> Passes[None]:
+        return catch_up(session, block, audited(self.audit, self.tolerance))
 
     def _draft_said(self, session: Session, block: Block) -> DraftSaid:
         assert session.drafter is not None, "this method needs a drafter"
@@ -332,20 +343,24 @@ class ThreeTier(Method):
             said = summarize(block.logits, SUMMARY_TOP, session.drafter.vocabulary)
         return DraftSaid(block.tokens, said, depth)
 
-    def _trusted(self, said: DraftSaid) -> int:
+    def _trusted(self, said: DraftSaid) -> Passes[list[int]]:
         """Leading drafted tokens that the draft gate accepts unverified."""
         if self.draft_gate is None or self.draft_accept_at > 1 or len(said.tokens) == 0:
-            return 0
-        return int(accept_by_draft(self.draft_gate(draft_features(said)), self.draft_accept_at))
+            return []
+        count = accept_by_draft(self.draft_gate(draft_features(said)), self.draft_accept_at)
+        read: list[int] = yield Read(torch.cat([count[None], said.tokens]))
+        return read[1:][: read[0]]
 
-    def _slim_round(self, session: Session, rule: SlimRule, block: Block, said: DraftSaid, trusted: int) -> None:
+    def _slim_round(
+        self, session: Session, rule: SlimRule, block: Block, said: DraftSaid, trusted: int
+    ) -> Passes[None]:
         """Run q' over what it has not seen and the block; keep, regenerate or escalate."""
-        start, k = session.cache.provisional, len(block)
+        start, k = session.row.provisional, len(block)
         text = torch.cat([session.text[: session.length], block.tokens])  # [start + width]
-        width = text.shape[0] - start
-        window = CacheWindow(session.cache, start, width, start + width)
-        states = session.verifier.slim(text[None, start:], window, session.taps)
-        logits = session.verifier.logits(states.last[0, session.length - 1 - start :])  # [k + 1, vocabulary]
+        result: PassResult = yield SlimPass(
+            session.verifier, session.row, start, text[start:], wanted=k + 1, taps=session.taps
+        )
+        logits = result.logits  # [k + 1, vocabulary]
         session.counts.slim_passes += 1
         scores = session.chooser.scores(logits, text)  # [k + 1, vocabulary]
         if isinstance(session.chooser, SamplingChooser):
@@ -353,9 +368,9 @@ class ThreeTier(Method):
             ruling = rule_sampled(session.chooser, trust, scores, block, trusted)
         else:
             ruling = rule_greedily(rule.trust(logits, said, session.pending), scores, trusted)
-        accepted, regenerate, own, *values = torch.cat(
-            [torch.stack([ruling.accepted, ruling.regenerate.long(), ruling.own]), block.tokens]
-        ).tolist()
+        accepted, regenerate, own, *values = yield Read(
+            torch.cat([torch.stack([ruling.accepted, ruling.regenerate.long(), ruling.own]), block.tokens])
+        )
 
         session.emit(block.tokens, values[:accepted], Tier.ACCEPT, drafted=True, laws=ruling.laws)
         if regenerate and not session.closed:
@@ -363,15 +378,16 @@ class ThreeTier(Method):
             session.counts.rejected += accepted < k and not agrees
             law = None if ruling.laws is None else ruling.laws[accepted:]
             session.emit(ruling.own[None], [own], Tier.REGENERATE, drafted=agrees, laws=law)
-        self._note_seen(session, start, states.tapped[0])
+        self._note_seen(session, start, result.tapped)
         if not regenerate and not session.closed:
             # Where the block is used up q' is unsure of the next token: q judges a fresh block with it.
-            self._catch_up(session, block.behind(accepted) if accepted < k else self._draft(session))
+            rest = block.behind(accepted) if accepted < k else (yield from self._draft(session))
+            yield from self._catch_up(session, rest)
 
     def _note_seen(self, session: Session, start: int, tapped: Tensor) -> None:
         """Record how far q' has seen the text: all but its last token, which opens the next pass."""
         seen = session.length - 1
-        session.cache.mark_provisional(seen)
+        session.row.mark_provisional(seen)
         assert session.drafter is not None, "this method needs a drafter"
         session.drafter.observe(start, tapped[: seen - start])
         session.drafter.rollback(seen)

@@ -83,6 +83,21 @@ class Sampling:
         return LogitsProcessorList(chain)
 
 
+def seed_of_text(seed: int, number: int) -> int:
+    """The seed with which the text of this number in a batch is drawn; the first keeps the batch's own.
+
+    Neighbouring seeds share no text's draws, as ``seed + number`` would.
+
+    Example:
+        >>> seed_of_text(7, 0)
+        7
+    """
+    return seed if number == 0 else (seed + number * GOLDEN) % 2**63
+
+
+GOLDEN = 0x9E3779B97F4A7C15
+"""2 ** 64 over the golden ratio: multiples of it lie far apart (Steele et al. 2014, SplitMix)."""
+
 TEXT_BLIND = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 """Processors that look at the scores alone, so that the rows of a block can go through them at once."""
 

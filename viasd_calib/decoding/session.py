@@ -10,10 +10,12 @@ from torch import Tensor
 
 from viasd_calib.decoding.choosing import Chooser
 from viasd_calib.decoding.ending import Ending
+from viasd_calib.decoding.passes import FullPass
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.draft.base import Drafter
+from viasd_calib.draft.passes import Passes, PassResult, finish
 from viasd_calib.errors import PromptError
-from viasd_calib.slim.cache import CacheWindow, SharedCache
+from viasd_calib.slim.cache import CacheRow
 from viasd_calib.slim.forward import RoutedModel
 
 
@@ -54,7 +56,7 @@ class Generation:
 class Session:
     """State of one text.
 
-    ``cache.exact + 1`` leading tokens are decided: the prompt, and what q has chosen or the audit has
+    ``row.exact + 1`` leading tokens are decided: the prompt, and what q has chosen or the audit has
     kept. Tokens behind them are pending.
 
     Attributes:
@@ -68,7 +70,7 @@ class Session:
     prompt_length: int
     limit: int
     ending: Ending
-    cache: SharedCache
+    row: CacheRow  # its row of the cache that q and q' share
     length: int
     tiers: list[Tier] = field(default_factory=list)
     drafted: list[bool] = field(default_factory=list)
@@ -84,7 +86,7 @@ class Session:
     @property
     def decided(self) -> int:
         """Leading tokens that are settled as far as q is concerned."""
-        return min(self.cache.exact + 1, self.length)
+        return min(self.row.exact + 1, self.length)
 
     @property
     def pending(self) -> int:
@@ -136,7 +138,7 @@ class Session:
 
     def settle(self) -> None:
         """Note that q has seen every token but the last, and decided that one."""
-        self.cache.mark_exact(self.length - 1)
+        self.row.mark_exact(self.length - 1)
         self.laws.clear()
 
     def result(self) -> Generation:
@@ -145,6 +147,18 @@ class Session:
             self.counts.draft_steps = self.drafter.steps
         tokens = self.text[self.prompt_length : self.length].tolist()
         return Generation(tokens, list(self.tiers), list(self.drafted), self.counts)
+
+
+def check_prompt(prompt: Sequence[int], max_new_tokens: int) -> None:
+    """Refuse what cannot be answered.
+
+    Raises:
+        PromptError: the prompt is empty, or no new token is asked for.
+    """
+    if not prompt:
+        raise PromptError("the prompt is empty; give at least one token")
+    if max_new_tokens < 1:
+        raise PromptError(f"max_new_tokens is {max_new_tokens}; ask for at least one token")
 
 
 def open_session(
@@ -160,21 +174,45 @@ def open_session(
     Raises:
         PromptError: the prompt is empty, or does not fit the context with the new tokens.
     """
-    if not prompt:
-        raise PromptError("the prompt is empty; give at least one token")
-    if max_new_tokens < 1:
-        raise PromptError(f"max_new_tokens is {max_new_tokens}; ask for at least one token")
+    check_prompt(prompt, max_new_tokens)
     limit = len(prompt) + max_new_tokens
-    cache = verifier.new_cache(limit)
-    text = torch.zeros(limit, dtype=torch.long, device=verifier.device)
-    text[: len(prompt)] = torch.tensor(list(prompt), device=verifier.device)
-    session = Session(verifier, drafter, chooser, text, len(prompt), limit, ending, cache, len(prompt))
+    row = CacheRow(verifier.new_cache(limit))
     if drafter is not None:
         drafter.start(limit)
-    seen = len(prompt) - 1
-    if seen:
-        states = verifier.full(text[None, :seen], CacheWindow(cache, 0, seen, seen), session.taps)
-        cache.mark_exact(seen)
-        if drafter is not None:
-            drafter.observe(0, states.tapped[0])
+    session = new_session(verifier, drafter, prompt, limit, ending, chooser, row)
+    finish(read_prompt(session))
     return session
+
+
+def new_session(
+    verifier: RoutedModel,
+    drafter: Drafter | None,
+    prompt: Sequence[int],
+    limit: int,
+    ending: Ending,
+    chooser: Chooser,
+    row: CacheRow,
+) -> Session:
+    """A text that nobody has read yet.
+
+    Args:
+        drafter: started.
+        limit: most tokens of the text, its prompt included.
+        row: empty, with room for so many.
+    """
+    text = torch.zeros(limit, dtype=torch.long, device=verifier.device)
+    text[: len(prompt)] = torch.tensor(list(prompt), device=verifier.device)
+    return Session(verifier, drafter, chooser, text, len(prompt), limit, ending, row, len(prompt))
+
+
+def read_prompt(session: Session) -> Passes[None]:
+    """Run q over the prompt, all but its last token."""
+    seen = session.length - 1
+    if seen == 0:
+        return
+    result: PassResult = yield FullPass(
+        session.verifier, session.row, 0, session.text[:seen], wanted=0, taps=session.taps
+    )
+    session.row.mark_exact(seen)
+    if session.drafter is not None:
+        session.drafter.observe(0, result.tapped)

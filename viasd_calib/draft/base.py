@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-StopRule = Callable[[Tensor, int], bool]
+from viasd_calib.draft.passes import Passes, Read
+from viasd_calib.slim.cache import CacheRow, SharedCache, keep_rows
+
+StopRule = Callable[[Tensor, int], Tensor | bool]
 """Told the logits of the token just drafted ([draft vocabulary]) and its place in the block, from 0;
-true where drafting should stop behind it."""
+true where drafting should stop behind it, as a bool or as a flag on the device ([1], bool)."""
 
 
 def never_stop(_logits: Tensor, _place: int) -> bool:
@@ -75,7 +80,7 @@ class Drafter(ABC):
 
     A drafter follows the text through ``start``, ``observe`` and ``rollback``; a text is the whole id
     sequence, prompt included. Everything that belongs to a text is made anew by ``start``: a shallow copy that is
-    started follows a text of its own with the same weights.
+    started follows a text of its own with the same weights. ``start_rows`` makes such copies for a batch.
     """
 
     vocabulary: Tensor | None = None
@@ -94,9 +99,24 @@ class Drafter(ABC):
     def start(self, capacity: int) -> None:
         """Begin a new text of at most ``capacity`` tokens."""
 
+    def start_rows(self, capacity: int, rows: int) -> list[Self]:
+        """Begin ``rows`` texts that are decoded together: a drafter for each, with the same weights."""
+        drafters = [copy.copy(self) for _ in range(rows)]
+        for drafter in drafters:
+            drafter.start(capacity)
+        return drafters
+
+    @classmethod  # noqa: B027 - most drafters share nothing but weights
+    def keep_rows(cls, drafters: Sequence[Self]) -> None:
+        """Of the drafters that ``start_rows`` has made these alone go on: one at least, in their order."""
+
     @abstractmethod
-    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Proposal:
-        """Draft at most ``limit`` tokens that go on from ``text`` ([length], long)."""
+    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
+        """Draft at most ``limit`` tokens that go on from ``text`` ([length], long).
+
+        A drafter that runs no model returns :func:`~viasd_calib.draft.passes.at_once` of its proposal; one that does
+        is a generator that yields its forwards.
+        """
 
     @abstractmethod
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -118,6 +138,43 @@ class Drafter(ABC):
 
     def rollback(self, length: int) -> None:  # noqa: B027 - stateless drafters need nothing
         """Forget the text from position ``length`` on."""
+
+
+class CachedDrafter(Drafter):
+    """A drafter whose model has keys and values of its own; the texts of a batch share one cache."""
+
+    _row: CacheRow | None = None
+
+    @abstractmethod
+    def new_cache(self, capacity: int, batch: int = 1) -> SharedCache:
+        """An empty cache of the draft model."""
+
+    def follow(self, row: CacheRow) -> None:
+        """Begin a new text on an empty row of a cache."""
+        self.steps = 0
+        self._row = row
+
+    @property
+    def row(self) -> CacheRow:
+        """The text's row of the draft model's cache."""
+        assert self._row is not None, "start comes first"
+        return self._row
+
+    def start(self, capacity: int) -> None:
+        self.follow(CacheRow(self.new_cache(capacity)))
+
+    def start_rows(self, capacity: int, rows: int) -> list[Self]:
+        drafters = [copy.copy(self) for _ in range(rows)]
+        for drafter, row in zip(drafters, self.new_cache(capacity, rows).rows(), strict=True):
+            drafter.follow(row)
+        return drafters
+
+    @classmethod
+    def keep_rows(cls, drafters: Sequence[Self]) -> None:
+        keep_rows([drafter.row for drafter in drafters])
+
+    def rollback(self, length: int) -> None:
+        self.row.rollback(length)
 
 
 def to_verifier_ids(places: Tensor, vocabulary: Tensor | None) -> Tensor:
@@ -143,8 +200,8 @@ def over_vocabulary(logits: Tensor, vocabulary: Tensor | None, vocab_size: int) 
 
 
 def draft_stepwise(
-    advance: Callable[[Tensor], Tensor], unseen: Tensor, limit: int, stop: StopRule, pick: Pick
-) -> Proposal:
+    advance: Callable[[Tensor], Passes[Tensor]], unseen: Tensor, limit: int, stop: StopRule, pick: Pick
+) -> Passes[Proposal]:
     """Draft one token after the other.
 
     Args:
@@ -154,11 +211,14 @@ def draft_stepwise(
     tokens: list[Tensor] = []
     rows: list[Tensor] = []
     while len(tokens) < limit:
-        logits = advance(unseen)
+        logits = yield from advance(unseen)
         unseen = pick(logits, tokens)  # [1]
         tokens.append(unseen)
         rows.append(logits)
-        if stop(logits, len(tokens) - 1):
+        flag = stop(logits, len(tokens) - 1)
+        if isinstance(flag, Tensor):
+            (flag,) = yield Read(flag)
+        if flag:
             break
     if not tokens:
         return Proposal(unseen[:0], None)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from viasd_calib.draft.base import Drafter, Pick, Proposal, StopRule, draft_stepwise
+from viasd_calib.draft.base import CachedDrafter, Pick, Proposal, StopRule, draft_stepwise
+from viasd_calib.draft.passes import Cost, ModelPass, Passes, PassResult
 from viasd_calib.errors import ModelError
 from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.forward import RoutedModel
 
 
-class CausalDrafter(Drafter):
+class DraftPass(ModelPass):
+    """A forward of a whole model that drafts."""
+
+    cost = Cost.DRAFT
+
+
+class CausalDrafter(CachedDrafter):
     """A whole model drafts, with a cache of its own.
 
     Args:
@@ -29,34 +36,20 @@ class CausalDrafter(Drafter):
             )
         self.model = model
         self.networks = (model.model,)
-        self.cache: SharedCache | None = None
 
-    def start(self, capacity: int) -> None:
-        self.steps = 0
-        self.cache = self.model.new_cache(capacity)
+    def new_cache(self, capacity: int, batch: int = 1) -> SharedCache:
+        return self.model.new_cache(capacity, batch)
 
-    def rollback(self, length: int) -> None:
-        assert self.cache is not None, "start comes first"
-        self.cache.rollback(length)
+    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
+        self.row.rollback(text.shape[0] - 1)  # the last one is run again where nothing is new
+        return draft_stepwise(self._advance, text[self.row.exact :], limit, stop, pick)
 
-    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Proposal:
-        return draft_stepwise(self._advance, text[self._seen(text) :], limit, stop, pick)
-
-    def _seen(self, text: Tensor) -> int:
-        """Positions already in the cache; the last one is run again where nothing is new."""
-        assert self.cache is not None, "start comes first"
-        seen = min(self.cache.exact, text.shape[0] - 1)
-        self.cache.rollback(seen)
-        return seen
-
-    def _advance(self, ids: Tensor) -> Tensor:
-        assert self.cache is not None, "start comes first"
-        start, width = self.cache.exact, ids.shape[0]
-        window = CacheWindow(self.cache, start, width, start + width)
-        hidden = self.model.full(ids[None], window).last[0, -1]  # [hidden]
-        self.cache.mark_exact(start + width)
+    def _advance(self, ids: Tensor) -> Passes[Tensor]:
+        start = self.row.exact
+        result: PassResult = yield DraftPass(self.model, self.row, start, ids, wanted=1)
+        self.row.mark_exact(start + ids.shape[0])
         self.steps += 1
-        return self.model.logits(hidden)
+        return result.logits[0]
 
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         length = text.shape[0]

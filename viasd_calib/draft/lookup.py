@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from viasd_calib.draft.base import Drafter, Pick, Proposal, StopRule
+from viasd_calib.draft.passes import Passes, at_once
 
 
 def find_continuation(text: Tensor, limit: int, max_ngram: int, min_ngram: int) -> Tensor:
@@ -48,9 +49,9 @@ class PromptLookup(Drafter):
     def start(self, capacity: int) -> None:
         self.steps = 0
 
-    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Proposal:
+    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
         self.steps += 1
-        return Proposal(find_continuation(text, limit, self.max_ngram, self.min_ngram), None)
+        return at_once(Proposal(find_continuation(text, limit, self.max_ngram, self.min_ngram), None))
 
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, None]:
         tokens = torch.full_like(text, -1)

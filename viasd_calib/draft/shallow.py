@@ -9,9 +9,11 @@ restricted to the verifier's most frequent tokens.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError
@@ -19,10 +21,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from viasd_calib.draft.base import Drafter, Pick, Proposal, StopRule, draft_stepwise, to_verifier_ids
+from viasd_calib.draft.base import CachedDrafter, Pick, Proposal, StopRule, draft_stepwise, to_verifier_ids
+from viasd_calib.draft.passes import Cost, Passes, Request, bounds
 from viasd_calib.errors import ModelError
 from viasd_calib.files import write_bytes
-from viasd_calib.slim.cache import CacheWindow, SharedCache, readable
+from viasd_calib.slim.cache import CacheRow, SharedCache, readable, repeat_last, window_of_rows
 from viasd_calib.slim.families import KeyValueStore
 from viasd_calib.slim.forward import MaskOf, RoutedModel, sublayers_of
 from viasd_calib.spec import ShallowShape
@@ -170,56 +173,106 @@ def load_shallow(verifier: RoutedModel, shape: ShallowShape, path: Path) -> Shal
     return model.eval().requires_grad_(False)
 
 
-class ShallowDrafter(Drafter):
-    """Drafts with a :class:`ShallowModel`, following the verifiers' residual stream."""
+class Step(NamedTuple):
+    """What a step of the drafter gives.
+
+    Attributes:
+        logits: behind the last token, [draft vocabulary].
+        said: what the places for which no verifier has spoken say to the next ones, [width - known, hidden].
+    """
+
+    logits: Tensor
+    said: Tensor
+
+
+@dataclass(frozen=True)
+class ShallowStep(Request[Step]):
+    """One forward of a shallow drafter over tokens of a text.
+
+    Attributes:
+        row: the drafter's keys and values.
+        start: position of the first token.
+        ids: [width], long.
+        conditions: what the place before each token says, [width, hidden].
+        known: leading places that a verifier has spoken for.
+    """
+
+    cost = Cost.DRAFT
+    model: ShallowModel
+    row: CacheRow
+    start: int
+    ids: Tensor
+    conditions: Tensor
+    known: int
+
+    def run(self) -> Step:
+        window = self.row.window(self.start, self.ids.shape[0])
+        states = self.model(self.ids[None], self.conditions[None], window.positions(), window.mask, window)[0]
+        return Step(self.model.logits(states[-1]), self.model.own_condition(states[self.known :]))
+
+    @classmethod
+    def run_together(cls, requests: Sequence[Self]) -> list[Step]:
+        model = requests[0].model
+        widths = [request.ids.shape[0] for request in requests]
+        window = window_of_rows([r.row for r in requests], [r.start for r in requests], widths)
+        ids, conditions = repeat_last([r.ids for r in requests]), repeat_last([r.conditions for r in requests])
+        states = model(ids, conditions, window.positions(), window.mask, window)  # [batch, widest, hidden]
+        own = [rows[request.known : width] for rows, request, width in zip(states, requests, widths, strict=True)]
+        said = model.own_condition(torch.cat(own))  # [places without a verifier, hidden]
+        logits = model.logits(torch.stack([rows[width - 1] for rows, width in zip(states, widths, strict=True)]))
+        ends = bounds([rows.shape[0] for rows in own])
+        return [Step(one, said[begin:end]) for one, (begin, end) in zip(logits, ends, strict=True)]
+
+
+class ShallowDrafter(CachedDrafter):
+    """Drafts with a :class:`ShallowModel`, following the verifiers' residual stream.
+
+    Attributes:
+        conditions: row i + 1 is what place i says to the next; row 0 stands before the text, [capacity + 1, hidden].
+        observed: leading positions whose condition a verifier gave.
+    """
 
     def __init__(self, model: ShallowModel) -> None:
         self.model = model
         self.vocabulary = model.vocabulary
         self.taps = model.shape.taps
         self.networks = (model,)
-        self._cache: SharedCache | None = None
-        self._conditions = torch.empty(0)
-        self._observed = 0  # leading positions whose condition a verifier gave
+        self.conditions = torch.empty(0)
+        self.observed = 0
 
-    def start(self, capacity: int) -> None:
+    def new_cache(self, capacity: int, batch: int = 1) -> SharedCache:
         verifier = self.model.verifier
-        self.steps = 0
-        self._observed = 0
-        self._cache = SharedCache(self.model.config, capacity, dtype=verifier.dtype, device=verifier.device)
-        width = verifier.config.hidden_size
-        # Row i + 1 is what place i says to the next; row 0 stands before the text.
-        self._conditions = torch.zeros(capacity + 1, width, dtype=verifier.dtype, device=verifier.device)
+        return SharedCache(self.model.config, capacity, batch=batch, dtype=verifier.dtype, device=verifier.device)
 
-    @property
-    def cache(self) -> SharedCache:
-        """The drafter's own cache."""
-        assert self._cache is not None, "start comes first"
-        return self._cache
+    def follow(self, row: CacheRow) -> None:
+        super().follow(row)
+        verifier = self.model.verifier
+        shape = (row.shared.capacity + 1, verifier.config.hidden_size)
+        self.conditions = torch.zeros(shape, dtype=verifier.dtype, device=verifier.device)
+        self.observed = 0
 
     def observe(self, start: int, tapped: Tensor) -> None:
-        self._observed = start + tapped.shape[0]
-        self._conditions[start + 1 : self._observed + 1] = self.model.condition(tapped)
-        self.cache.rollback(start + 1)  # the slots behind read other conditions
+        self.observed = start + tapped.shape[0]
+        self.conditions[start + 1 : self.observed + 1] = self.model.condition(tapped)
+        self.row.rollback(start + 1)  # the slots behind read other conditions
 
     def rollback(self, length: int) -> None:
-        self._observed = min(self._observed, length)
-        self.cache.rollback(length)
+        super().rollback(length)
+        self.observed = min(self.observed, length)
 
-    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Proposal:
-        self.cache.rollback(text.shape[0] - 1)
-        return draft_stepwise(self._advance, text[self.cache.exact :], limit, stop, pick)
+    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
+        self.row.rollback(text.shape[0] - 1)
+        return draft_stepwise(self._advance, text[self.row.exact :], limit, stop, pick)
 
-    def _advance(self, ids: Tensor) -> Tensor:
-        start, width = self.cache.exact, ids.shape[0]
-        window = CacheWindow(self.cache, start, width, start + width)
-        conditions = self._conditions[start : start + width]  # [width, hidden]
-        states = self.model(ids[None], conditions[None], window.positions(), window.mask, window)[0]
-        known = max(self._observed, start) - start  # leading places that a verifier has spoken for already
-        self._conditions[start + known + 1 : start + width + 1] = self.model.own_condition(states[known:])
-        self.cache.mark_exact(start + width)
+    def _advance(self, ids: Tensor) -> Passes[Tensor]:
+        start, width = self.row.exact, ids.shape[0]
+        conditions = self.conditions[start : start + width]  # [width, hidden]
+        known = max(self.observed - start, 0)  # leading places that a verifier has spoken for already
+        step: Step = yield ShallowStep(self.model, self.row, start, ids, conditions, known)
+        self.conditions[start + known + 1 : start + width + 1] = step.said
+        self.row.mark_exact(start + width)
         self.steps += 1
-        return self.model.logits(states[-1])
+        return step.logits
 
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         states = unrolled_states(self.model, text[None], tapped[None], int(depth.max()) + 1)

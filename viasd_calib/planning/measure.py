@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from viasd_calib.decoding.decoder import Engine
-from viasd_calib.draft.base import Drafter, GreedyPick, never_stop
+from viasd_calib.draft.base import Drafter, GreedyPick, Proposal, never_stop
+from viasd_calib.draft.passes import finish
 from viasd_calib.errors import PlanningError, PromptError
 from viasd_calib.hardware import hardware
 from viasd_calib.models import DTYPE_NAMES, context_length
@@ -110,8 +111,12 @@ def _draft_step(engine: Engine, shape: PassShape) -> Pass:
         raise PlanningError(
             f"context {shape.context} is longer than the draft model's; give --contexts that it can hold"
         ) from error
-    drafter.propose(text, 1, never_stop, GreedyPick(drafter.vocabulary))  # the first proposal reads the whole text
-    return lambda: drafter.propose(text, 1, never_stop, GreedyPick(drafter.vocabulary))
+
+    def step() -> Proposal:
+        return finish(drafter.propose(text, 1, never_stop, GreedyPick(drafter.vocabulary)))
+
+    step()  # the first proposal reads the whole text
+    return step
 
 
 def _some_ids(shape: tuple[int, ...], model: RoutedModel) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,48 +15,16 @@ from viasd_calib.errors import PromptError
 from viasd_calib.models import context_length
 
 
-class SharedCache:
-    """Keys and values of every attention sublayer, in slots that are positions of the text.
+class Lengths:
+    """How far a text is in a cache.
 
     ``exact`` counts the leading positions that q has seen: their slots hold q's keys and values in
     every layer. ``provisional`` counts the positions that q or q' has seen: slots from ``exact`` up to
     it hold what q' wrote into the layers of its route, until q passes over them. Rollback sets the two
     lengths and touches no tensor.
-
-    Args:
-        config: the verifier's configuration (layers, key/value heads, head width).
-        capacity: positions there is room for.
-        batch: rows; each row has its own text and the lengths are then kept by the caller.
-
-    Example:
-        >>> from transformers import LlamaConfig
-        >>> config = LlamaConfig(num_hidden_layers=2, num_key_value_heads=1, num_attention_heads=2, hidden_size=8)
-        >>> cache = SharedCache(config, capacity=16)
-        >>> cache.mark_exact(5)
-        >>> cache.mark_provisional(9)
-        >>> cache.rollback(7)
-        >>> cache.exact, cache.provisional
-        (5, 7)
     """
 
-    def __init__(
-        self,
-        config: PreTrainedConfig,
-        capacity: int,
-        *,
-        batch: int = 1,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        context = context_length(config)
-        if capacity > context:
-            raise PromptError(f"{capacity} positions are asked for, the verifier's context holds {context}; shorten it")
-        heads = config.num_key_value_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, batch, heads, capacity, width)
-        self.capacity = capacity
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # [layers, batch, heads, capacity, width]
-        self.values = torch.zeros(shape, dtype=dtype, device=device)  # the same
+    def __init__(self) -> None:
         self.exact = 0
         self.provisional = 0
 
@@ -76,10 +47,145 @@ class SharedCache:
         self.exact = min(self.exact, length)
         self.provisional = min(self.provisional, length)
 
+
+class SharedCache(Lengths):
+    """Keys and values of every attention sublayer, in slots that are positions of the text.
+
+    The lengths are those of a single text; the rows of a batch have their own, see :meth:`rows`.
+
+    Args:
+        config: the verifier's configuration (layers, key/value heads, head width).
+        capacity: positions there is room for.
+        batch: texts, one a row.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> config = LlamaConfig(num_hidden_layers=2, num_key_value_heads=1, num_attention_heads=2, hidden_size=8)
+        >>> cache = SharedCache(config, capacity=16)
+        >>> cache.mark_exact(5)
+        >>> cache.mark_provisional(9)
+        >>> cache.rollback(7)
+        >>> cache.exact, cache.provisional
+        (5, 7)
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        capacity: int,
+        *,
+        batch: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        check_context(config, capacity)
+        heads = config.num_key_value_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, batch, heads, capacity, width)
+        self.capacity = capacity
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # [layers, batch, heads, capacity, width]
+        self.values = torch.zeros(shape, dtype=dtype, device=device)  # the same
+
+    @property
+    def batch(self) -> int:
+        """How many rows there are."""
+        return self.keys.shape[1]
+
+    def rows(self) -> list[CacheRow]:
+        """A text's view of each row."""
+        return [CacheRow(self, number) for number in range(self.batch)]
+
+    def only(self, row: int) -> SharedCache:
+        """A cache of one row, which holds the very slots of ``row``."""
+        if self.batch == 1:
+            return self
+        alone = copy.copy(self)
+        alone.keys, alone.values = self.keys[:, row : row + 1], self.values[:, row : row + 1]
+        return alone
+
     def keep_rows(self, rows: Tensor) -> None:
         """Drop every row of the batch but ``rows`` ([kept], long)."""
         self.keys = self.keys.index_select(1, rows)
         self.values = self.values.index_select(1, rows)
+
+
+def check_context(config: PreTrainedConfig, capacity: int) -> None:
+    """Refuse more positions than a model's context holds.
+
+    Raises:
+        PromptError: naming both.
+    """
+    context = context_length(config)
+    if capacity > context:
+        raise PromptError(f"{capacity} positions are asked for, the verifier's context holds {context}; shorten it")
+
+
+class CacheRow(Lengths):
+    """One text's row of a cache, with lengths of its own.
+
+    Attributes:
+        shared: the cache it is a row of.
+        number: which row of it; it changes when others leave.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> config = LlamaConfig(num_hidden_layers=1, num_key_value_heads=1, num_attention_heads=1, hidden_size=4)
+        >>> first, second, third = SharedCache(config, capacity=8, batch=3).rows()
+        >>> third.mark_exact(5)
+        >>> keep_rows([first, third])
+        >>> third.number, third.exact, third.shared.batch
+        (1, 5, 2)
+    """
+
+    def __init__(self, shared: SharedCache, number: int = 0) -> None:
+        super().__init__()
+        self.shared = shared
+        self.number = number
+
+    def window(self, start: int, width: int) -> CacheWindow:
+        """Where a forward over this row alone writes ``width`` tokens from ``start`` on."""
+        return CacheWindow(self.shared.only(self.number), start, width, start + width)
+
+
+def keep_rows(rows: Sequence[CacheRow]) -> None:
+    """Drop every other row of the cache that ``rows``, one at least and in their order, share."""
+    cache = rows[0].shared
+    cache.keep_rows(torch.tensor([row.number for row in rows], device=cache.keys.device))
+    for number, row in enumerate(rows):
+        row.number = number
+
+
+def window_of_rows(rows: Sequence[CacheRow], starts: Sequence[int], widths: Sequence[int]) -> CacheWindow:
+    """Where one forward over several rows of a cache writes: ``widths[i]`` tokens of ``rows[i]`` from ``starts[i]`` on.
+
+    The forward is as wide as the widest row; shorter ones repeat their last token (:func:`repeat_last`).
+    """
+    cache = rows[0].shared
+    numbers = [row.number for row in rows]
+    known = torch.tensor([starts, widths, numbers], device=cache.keys.device)  # [3, batch]
+    extent = max(start + width for start, width in zip(starts, widths, strict=True))
+    alike = len(set(widths)) == 1
+    every = numbers == list(range(cache.batch))
+    return CacheWindow(
+        cache,
+        known[0],
+        max(widths),
+        extent,
+        widths=None if alike else known[1],
+        rows=None if every else known[2],
+    )
+
+
+def repeat_last(rows: Sequence[Tensor]) -> Tensor:
+    """Rows ([width, ...] each, none empty) as one tensor, [batch, widest, ...]: shorter ones repeat their last entry.
+
+    Example:
+        >>> repeat_last([torch.tensor([4, 5, 6]), torch.tensor([7])]).tolist()
+        [[4, 5, 6], [7, 7, 7]]
+    """
+    widest = max(row.shape[0] for row in rows)
+    return torch.stack([torch.cat([row, row[-1:].expand(widest - row.shape[0], *row.shape[1:])]) for row in rows])
 
 
 @dataclass(frozen=True)
@@ -88,12 +194,19 @@ class CacheWindow:
 
     ``start`` is one position for all rows, or a position for each ([batch], long). ``extent`` is the number
     of leading slots that are read; it is known on the host, so that no forward waits for the device.
+
+    Attributes:
+        widths: how many of the tokens are a row's own, [batch], long; None for all. Those behind repeat the last one,
+            position and all, so that nothing is written beyond a row's text and no position lies outside the context.
+        rows: which rows of the cache take part, [batch], long; None for all of them.
     """
 
     cache: SharedCache
     start: int | Tensor
     width: int
     extent: int
+    widths: Tensor | None = None
+    rows: Tensor | None = None
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Write [batch, heads, width, head width] and return everything up to ``extent``."""
@@ -102,17 +215,28 @@ class CacheWindow:
             all_keys[:, :, self.start : self.start + self.width] = keys
             all_values[:, :, self.start : self.start + self.width] = values
         else:
-            rows = torch.arange(keys.shape[0], device=keys.device)[:, None]  # [batch, 1]
-            slots = self.positions()  # [batch, width]
+            rows, slots = self._places  # [batch, 1], [batch, width]
             all_keys[rows, :, slots] = keys.transpose(1, 2)
             all_values[rows, :, slots] = values.transpose(1, 2)
-        return all_keys[:, :, : self.extent], all_values[:, :, : self.extent]
+        read = all_keys[:, :, : self.extent], all_values[:, :, : self.extent]
+        if self.rows is None:
+            return read
+        return read[0].index_select(0, self.rows), read[1].index_select(0, self.rows)
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """Rows and slots that are written, where each row has a start of its own: [batch, 1] and [batch, width]."""
+        slots = self.positions()
+        rows = torch.arange(slots.shape[0], device=slots.device) if self.rows is None else self.rows
+        return rows[:, None], slots
 
     def positions(self) -> Tensor:
         """Positions of the tokens that are written: [1 or batch, width]."""
         steps = torch.arange(self.width, device=self.cache.keys.device)
         if isinstance(self.start, int):
             return (steps + self.start)[None]
+        if self.widths is not None:
+            steps = torch.minimum(steps, self.widths[:, None] - 1)  # [batch, width]
         return self.start[:, None] + steps
 
     def mask(self, sliding: int | None = None) -> Tensor | None:

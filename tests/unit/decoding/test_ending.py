@@ -21,6 +21,7 @@ from viasd_calib.decoding.ending import Ending
 from viasd_calib.decoding.rounds import Autoregressive
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import open_session
+from viasd_calib.draft.passes import finish
 from viasd_calib.errors import PromptError
 
 UNENDING = cases(eos=st.just(frozenset()), family=st.just("llama"))
@@ -124,7 +125,7 @@ def test_an_end_that_is_taken_back_is_none() -> None:
             )
             while not method.finished(session):
                 ended = session.ended
-                method.round(session)
+                finish(method.round(session))
                 taken_back += ended and not session.ended
         own = Decoder(decoder.verifier, None, Autoregressive(), frozenset({1}))
         expected = own.generate(case.prompt, case.count, criteria=[SumDivides(7)])

@@ -14,6 +14,7 @@ from viasd_calib.decoding.policies import Trust
 from viasd_calib.decoding.rounds import Speculative, ThreeTier
 from viasd_calib.decoding.rules import SlimRule
 from viasd_calib.draft.base import Drafter, Pick, Proposal, StopRule
+from viasd_calib.draft.passes import Passes, at_once
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
 
@@ -26,9 +27,9 @@ class RepeatLast(Drafter):
     def start(self, capacity: int) -> None:
         self.steps = 0
 
-    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Proposal:
+    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
         self.steps += 1
-        return Proposal(text[-1:].repeat(limit), None)  # no logits: the proposal is sure of itself
+        return at_once(Proposal(text[-1:].repeat(limit), None))  # no logits: the proposal is sure of itself
 
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, None]:
         return text, None

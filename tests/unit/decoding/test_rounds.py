@@ -27,9 +27,10 @@ from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.ending import Ending
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.policies import Tier
-from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative
+from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, confidence_stop
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import open_session
+from viasd_calib.draft.passes import finish
 from viasd_calib.errors import NumericsError, PromptError
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit, Gates, Route
@@ -180,9 +181,9 @@ def test_no_more_tokens_wait_than_are_allowed(case: Case, audit: Audit) -> None:
         session = open_session(case.verifier, case.drafter, case.prompt, case.count, Ending(case.eos), GREEDY)
         while not method.finished(session):
             before = session.length, session.decided, session.closed
-            method.round(session)
+            finish(method.round(session))
             assert session.pending <= case.max_pending
-            assert session.cache.exact <= session.cache.provisional < session.length
+            assert session.row.exact <= session.row.provisional < session.length
             assert session.decided >= before[1]
             assert before[2] or session.length > before[0] or session.decided > before[1]
     assert session.decided == session.length or audit == "off"
@@ -232,7 +233,7 @@ def test_every_path_is_taken() -> None:
             while not method.finished(session):
                 before, passes = session.text[: session.length].tolist(), session.counts.full_passes
                 pending = session.pending
-                method.round(session)
+                finish(method.round(session))
                 if session.counts.full_passes > passes and pending:
                     stands = session.text[: session.length].tolist()[: len(before)] == before
                     kept += stands
@@ -324,3 +325,14 @@ def test_a_drafter_of_its_own_opinion_costs_no_token(case: Case) -> None:
     assume(case.max_pending > case.draft_length)
     case = dataclasses.replace(case, gates=gates, route=Route())
     assert case.generate(case.method("off")).tokens == case.expected
+
+
+def test_drafting_stops_by_the_chance_of_the_whole_block() -> None:
+    """Each token alone is likelier than the bound; three of them together are not, and a new block begins anew."""
+    gate = Gate(constant_gate("draft_depth", 1.0))
+    score = torch.sigmoid(torch.tensor(1.0)).item()
+    assert score**3 < 0.5 < score**2
+    logits = torch.tensor([0.0, 1.0])
+    for _ in range(2):
+        stop = confidence_stop(gate, 0.5, 0, None)
+        assert [bool(stop(logits, place)) for place in range(4)] == [False, False, True, True]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.tiny import LAYERS, tiny_config
 from viasd_calib.errors import PromptError
-from viasd_calib.slim.cache import CacheWindow, SharedCache
+from viasd_calib.slim.cache import CacheRow, CacheWindow, SharedCache, repeat_last, window_of_rows
 
 CAPACITY = 32
 HEADS, WIDTH = 2, 4
@@ -88,6 +88,53 @@ def test_rows_of_one_window_are_windows_of_one_row(
         assert torch.equal(window.positions()[row : row + 1], alone.positions())
         own = alone.mask(sliding)
         assert torch.equal(mask[row], torch.ones_like(mask[row]) if own is None else own[0])
+
+
+@given(data=st.data(), layer=st.integers(0, LAYERS - 1), sliding=WINDOWS)
+def test_rows_of_unlike_widths_write_and_read_what_they_do_alone(
+    data: st.DataObject, layer: int, sliding: int | None
+) -> None:
+    """Some rows of a cache, at starts and widths of their own; the others stay as they are."""
+    cache = random_cache(batch=4)
+    before = cache.keys.clone(), cache.values.clone()
+    taking_part = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=4, unique=True).map(sorted))
+    rows = [cache.rows()[number] for number in taking_part]
+    widths = [data.draw(st.integers(1, 5)) for _ in rows]
+    starts = [data.draw(st.integers(0, CAPACITY - width)) for width in widths]
+    new = [torch.randn(2, HEADS, width, WIDTH) for width in widths]
+    window = window_of_rows(rows, starts, widths)
+    padded = repeat_last([each.permute(2, 0, 1, 3) for each in new])  # [rows, widest, 2, heads, head width]
+    keys, values = padded.permute(2, 0, 3, 1, 4)
+    read, mask = window.update(keys, values, layer), window.mask(sliding)
+    assert mask is not None
+    for place, (number, start, width) in enumerate(zip(taking_part, starts, widths, strict=True)):
+        single = SharedCache(tiny_config(), CAPACITY)
+        single.keys.copy_(before[0][:, number : number + 1])
+        single.values.copy_(before[1][:, number : number + 1])
+        alone = CacheRow(single).window(start, width)
+        expected = alone.update(new[place][0][None], new[place][1][None], layer)
+        own = alone.mask(sliding)
+        extent = start + width
+        for got, want in zip(read, expected, strict=True):
+            assert torch.equal(got[place, :, :extent], want[0])
+        assert torch.equal(cache.keys[:, number], single.keys[:, 0])
+        assert torch.equal(cache.values[:, number], single.values[:, 0])
+        assert torch.equal(window.positions()[place, :width], alone.positions()[0])
+        assert window.positions()[place, -1] == extent - 1
+        seen = mask[place if mask.shape[0] > 1 else 0, 0, :width]
+        assert torch.equal(seen[:, :extent], torch.ones_like(seen[:, :extent]) if own is None else own[0, 0])
+        assert not seen[:, extent:].any()
+    for number in set(range(4)).difference(taking_part):
+        assert torch.equal(cache.keys[:, number], before[0][:, number])
+
+
+def test_one_row_of_a_batch_is_a_cache_over_the_same_slots() -> None:
+    cache = random_cache(batch=3)
+    new = torch.zeros(1, HEADS, 2, WIDTH)
+    cache.rows()[1].window(4, 2).update(new, new, 0)
+    assert not cache.keys[0, 1, :, 4:6].any()
+    assert cache.keys[0, [0, 2], :, 4:6].all()
+    assert random_cache().only(0).batch == 1
 
 
 @given(start=st.integers(0, CAPACITY - 6), width=st.integers(1, 6))
