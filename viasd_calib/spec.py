@@ -200,7 +200,7 @@ class Gates(SpecModel):
 
     Under ``calibrated`` a score is the gate's probability. Under ``ratio`` it is the published
     r = q'(v) / max q' (arXiv 2606.12243): accept at r >= ``accept_at``, escalate at r < ``escalate_below``,
-    regenerate between. A bound above 1 is never met: it switches its tier off.
+    regenerate between. A bound above 1 is never met; where both bounds of the slim tier are, q' is not run.
     """
 
     convention: Literal["calibrated", "ratio"] = "calibrated"
@@ -224,6 +224,17 @@ class Gates(SpecModel):
         if self.draft is None and (self.draft_stop_below > 0 or self.draft_accept_at <= 1):
             raise ValueError("draft_stop_below and draft_accept_at need a draft gate")
         return self
+
+    @property
+    def slim_tier(self) -> bool:
+        """Whether q' may decide anything.
+
+        Example:
+            >>> Gates(convention="ratio", accept_at=1.01, escalate_below=0.5).slim_tier  # it may regenerate
+            True
+        """
+        own = self.escalate_below if self.regenerate_at is None else self.regenerate_at
+        return self.accept_at <= 1 or (own is not None and own <= 1)
 
 
 class Decoding(SpecModel):

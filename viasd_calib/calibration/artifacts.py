@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from viasd_calib.calibration.candidates import TierScores
 from viasd_calib.calibration.certify import Tested
 from viasd_calib.calibration.gate_fitting import Reliability
+from viasd_calib.calibration.worth import SlimWorth
 from viasd_calib.errors import CalibrationError
 from viasd_calib.files import write_bytes, write_text
 from viasd_calib.spec import Certificate, Gates, LogisticGate, Route, VerifierRef
@@ -76,7 +77,12 @@ class TestedRecord(BaseModel):
 
 
 class CalibrateArtifact(BaseModel):
-    """What ``viasd calibrate`` came to; ``gates`` are the certified ones, or the most careful candidate's."""
+    """What ``viasd calibrate`` came to.
+
+    Attributes:
+        gates: the certified ones, or the most careful candidate's, without a slim tier that does not pay.
+        slim_worth: whether it pays; None where a certificate, which holds for whole policies, settles the gates.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -85,6 +91,7 @@ class CalibrateArtifact(BaseModel):
     draft_length: int
     max_pending: int
     certificate: Certificate
+    slim_worth: SlimWorth | None = None
     tested: list[TestedRecord]
 
 

@@ -20,6 +20,7 @@ from viasd_calib.calibration.artifacts import (
 from viasd_calib.calibration.candidates import DEFAULT_STOP, FRACTIONS, Candidate, propose
 from viasd_calib.calibration.certify import Verdict, certify
 from viasd_calib.calibration.stopping import PassCosts, best_stop
+from viasd_calib.calibration.worth import measure_slim_worth, without_slim
 from viasd_calib.cli.notices import say_written
 from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
 from viasd_calib.decoding.rounds import NEVER
@@ -28,11 +29,13 @@ from viasd_calib.errors import CalibrationError
 from viasd_calib.models import LoadVerifier, Verifier, load_verifier
 from viasd_calib.planning.measure import eager_passes, time_passes
 from viasd_calib.planning.profile import PassShape, ProfileSettings
-from viasd_calib.prompts import EMBEDDED, SplitShares, draw_prompts, read_prompts, select_split, split_sha256
+from viasd_calib.prompts import EMBEDDED, Prompt, SplitShares, draw_prompts, read_prompts, select_split, split_sha256
 from viasd_calib.slim.cost import CONTEXT
 from viasd_calib.spec import Decoding, DType, Gates, RoutingSpec
 from viasd_calib.tables import new_table
 
+WORTH_PROMPTS = 8
+"""Fit prompts on which strict decoding is timed with the slim tier and without it."""
 COST_REPEATS = 9
 """Timed rounds over the passes whose costs decide where drafting stops."""
 
@@ -102,6 +105,9 @@ def calibrate(
         },
     )  # fmt: skip
     artifact = _artifact(fit, verdict, candidates[0], decoding)
+    if artifact.certificate.bound is None:
+        tried = draw_prompts(select_split(every, "fit", split) or chosen, WORTH_PROMPTS)
+        artifact = _leave_out_slim_tier(artifact, engine, decoding, tried, max_new_tokens)
     save_artifact(artifact, Path(out) / CALIBRATE_FILE)
     _say(artifact)
     say_written(Path(out) / CALIBRATE_FILE)
@@ -114,6 +120,21 @@ def _engine(fitted: FitArtifact, folder: Path, loaded: Verifier) -> Engine:
     gates = Gates(draft=fitted.draft_gate, slim=fitted.slim_gate, accept_at=NEVER, regenerate_at=NEVER)
     spec = RoutingSpec(verifier=fitted.verifier, draft=draft, route=fitted.route, gates=gates)
     return assemble(spec, folder, loaded, draft_folder=draft_folder)
+
+
+def _leave_out_slim_tier(
+    artifact: CalibrateArtifact, engine: Engine, decoding: Decoding, prompts: Sequence[Prompt], max_new_tokens: int
+) -> CalibrateArtifact:
+    """The result, without the slim tier where that makes strict decoding faster: the text is q's either way."""
+    strict = decoding.model_copy(update={"audit": "strict"})
+
+    def decoder_for(gates: Gates) -> Decoder:
+        method = three_tier(gates, strict, engine.routed.device)
+        return Decoder(engine.routed, engine.drafter, method, engine.verifier.eos_ids)
+
+    worth = measure_slim_worth(decoder_for, artifact.gates, engine.verifier, prompts, max_new_tokens)
+    gates = artifact.gates if worth.pays else without_slim(artifact.gates)
+    return artifact.model_copy(update={"slim_worth": worth, "gates": gates})
 
 
 def measure_costs(engine: Engine, draft_length: int) -> PassCosts:
@@ -149,6 +170,13 @@ def _say(artifact: CalibrateArtifact) -> None:
         )  # fmt: skip
     console = Console()
     console.print(table)
+    worth = artifact.slim_worth
+    if worth is not None:
+        console.print(
+            f"strict decoding takes {1000 * worth.seconds_per_token:.1f} ms a token with the slim tier, "
+            f"{1000 * worth.seconds_per_token_without:.1f} without ({worth.n_prompts} fit prompts): "
+            f"it is {'kept' if worth.pays else 'left out'}"
+        )
     certificate = artifact.certificate
     if certificate.bound is None:
         console.print(f"{certificate.note}. The spec will be exported with audit strict.")

@@ -361,8 +361,10 @@ def check_certified(spec: RoutingSpec, sampling: Sampling, processors: Sequence[
         )
 
 
-def slim_rule(gates: Gates, device: torch.device | str = "cpu") -> SlimRule:
-    """The rule that a spec's gates stand for."""
+def slim_rule(gates: Gates, device: torch.device | str = "cpu") -> SlimRule | None:
+    """The rule that a spec's gates stand for; None where they leave q' nothing to decide."""
+    if not gates.slim_tier:
+        return None
     if gates.convention == "ratio":
         assert gates.escalate_below is not None, "the spec demands it"
         return RatioRule(gates.accept_at, gates.escalate_below)

@@ -1,0 +1,78 @@
+"""The slim tier is left out where it makes exact decoding slower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from torch import Tensor
+
+from tests.tiny import constant_gate, make_drafter, tiny_prompts
+from viasd_calib.calibration import worth
+from viasd_calib.calibration.worth import without_slim
+from viasd_calib.decoding.conversation import converse
+from viasd_calib.decoding.decoder import Decoder, three_tier
+from viasd_calib.models import Verifier
+from viasd_calib.slim.cache import CacheWindow
+from viasd_calib.slim.forward import RoutedModel, States
+from viasd_calib.spec import Decoding, Gates, Route
+
+GATES = Gates(
+    draft=constant_gate("draft_margin", 0.0),
+    slim=constant_gate("slim_margin", 0.0),
+    draft_accept_at=0.9,
+    accept_at=0.4,
+    regenerate_at=0.4,
+)
+"""Every score is 0.5: q' decides all, the draft gate nothing."""
+
+
+class Clock(RoutedModel):
+    """A verifier whose passes, and nothing else, take time."""
+
+    full_seconds = 1.0
+    slim_seconds = 1.0
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        """The time, in seconds."""
+        return self.now
+
+    def full(self, ids: Tensor, window: CacheWindow, taps: Sequence[int] = ()) -> States:
+        self.now += self.full_seconds
+        return super().full(ids, window, taps)
+
+    def slim(self, ids: Tensor, window: CacheWindow, taps: Sequence[int] = ()) -> States:
+        self.now += self.slim_seconds
+        return super().slim(ids, window, taps)
+
+
+@pytest.mark.parametrize(("slim_seconds", "pays"), [(1.0, False), (0.01, True)])
+def test_the_clock_decides(
+    tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch, slim_seconds: float, pays: bool
+) -> None:
+    """A q' that is q itself is always right: its passes pay where they are cheap, and not where they cost as much."""
+    routed = Clock(tiny_verifier.model, Route())
+    routed.slim_seconds = slim_seconds
+    monkeypatch.setattr(worth, "time", routed)
+    drafter = make_drafter("near", routed)
+
+    def decoder_for(gates: Gates) -> Decoder:
+        return Decoder(routed, drafter, three_tier(gates, Decoding(audit="strict", draft_length=2)))
+
+    measured = worth.measure_slim_worth(decoder_for, GATES, tiny_verifier, tiny_prompts(3), 24)
+    assert measured.pays is pays
+    assert measured.n_prompts == 3
+
+
+def test_without_slim_no_slim_pass_is_made(tiny_verifier: Verifier) -> None:
+    """The text stays; draft gate and stopping stay; q' is not run."""
+    routed = RoutedModel(tiny_verifier.model, Route(attention_skip=[1]))
+    texts = []
+    for gates in (GATES, without_slim(GATES)):
+        decoder = Decoder(routed, make_drafter("near", routed), three_tier(gates, Decoding(audit="strict")))
+        (turn,) = converse(decoder, tiny_verifier, tiny_prompts(1)[0], 16)
+        texts.append(turn.generation.tokens)
+        assert (turn.generation.counts.slim_passes > 0) == gates.slim_tier
+    assert texts[0] == texts[1]
+    assert (without_slim(GATES).draft_accept_at, without_slim(GATES).slim) == (0.9, GATES.slim)
