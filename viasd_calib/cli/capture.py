@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
 from viasd_calib.cli.notices import say_written
 from viasd_calib.draft.build import build_drafter, name_draft
 from viasd_calib.models import SMOLLM2, LoadVerifier, load_verifier
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares, draw_prompts, read_prompts, select_split
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import DType
+from viasd_calib.tables import new_table
 from viasd_calib.traces import capture as capturing
+from viasd_calib.traces.agreement import DraftAgreement, draft_agreement
 from viasd_calib.traces.capture import CaptureReport, CaptureSettings
 
 
@@ -32,6 +37,8 @@ def capture(
     _load: LoadVerifier = load_verifier,
 ) -> CaptureReport:
     """Log what draft model and verifier say on prompts; a run that was stopped goes on where it was.
+
+    Says at the end how often the draft model's proposals are the verifier's choice.
 
     Args:
         out: folder for the trace shards.
@@ -60,5 +67,18 @@ def capture(
     )
     report = capturing.capture(loaded, drafter, draft, chosen, Path(out), settings)
     held = f"{report.texts} texts, {report.tokens} tokens, {report.bytes_per_token:.0f} bytes per token"
+    if drafter is not None:
+        Console().print(agreement_table(draft_agreement(report.folder)))
     say_written(report.folder, held)
     return report
+
+
+def agreement_table(found: DraftAgreement) -> Table:
+    """Share of proposals that are the verifier's choice: one row a task, one column a number of unverified tokens."""
+    headings = ["unverified tokens before", *map(str, found.depths)]
+    table = new_table("proposals that are the verifier's choice", headings)
+    rows: list[tuple[str, str | None]] = [(task, task) for task in found.tasks]
+    for name, task in [*rows, ("all", None)]:
+        shares = [found.share(task, depth) for depth in found.depths]
+        table.add_row(name, *("-" if share is None else f"{share:.3f}" for share in shares))
+    return table
