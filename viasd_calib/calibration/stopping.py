@@ -46,8 +46,8 @@ class Blocks:
 def whole_blocks(scores: TierScores, length: int) -> Blocks:
     """Places that were drafted as one block of ``length`` tokens, as the first ones of a longer block too.
 
-    A capture cuts texts into blocks of random length, the same for every text: those that are long enough
-    stand for all.
+    A capture cuts texts, prompts included, into blocks of random length: those that are long enough and lie
+    behind the prompt stand for all.
 
     Example:
         >>> yes = torch.ones(5)
@@ -57,6 +57,9 @@ def whole_blocks(scores: TierScores, length: int) -> Blocks:
     """
     ends = torch.nonzero(scores.depth == length - 1)  # [blocks, 1]
     places = ends - torch.arange(length - 1, -1, -1)  # [blocks, length]
+    # The first block of a text may have begun inside its prompt; what stands before it is another text.
+    whole = (places[:, 0] >= 0) & (scores.depth[places.clamp(min=0)] == torch.arange(length)).all(-1)
+    places = places[whole]
     return Blocks(scores.draft[places], scores.draft_agrees[places])
 
 

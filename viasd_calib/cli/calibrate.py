@@ -26,7 +26,7 @@ from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
 from viasd_calib.decoding.rounds import NEVER
 from viasd_calib.draft.build import name_draft
 from viasd_calib.errors import CalibrationError
-from viasd_calib.models import LoadVerifier, Verifier, load_verifier
+from viasd_calib.models import LoadVerifier, Verifier, context_length, load_verifier
 from viasd_calib.planning.measure import eager_passes, time_passes
 from viasd_calib.planning.profile import PassShape, ProfileSettings
 from viasd_calib.prompts import EMBEDDED, Prompt, SplitShares, draw_prompts, read_prompts, select_split, split_sha256
@@ -140,11 +140,12 @@ def _leave_out_slim_tier(
 def measure_costs(engine: Engine, draft_length: int) -> PassCosts:
     """What a draft step and full passes over 1 to ``draft_length`` + 1 tokens take here."""
     widths = tuple(range(1, draft_length + 2))
-    settings = ProfileSettings(widths=widths, contexts=(CONTEXT,), batches=(1,), repeats=COST_REPEATS)
+    context = min(CONTEXT, context_length(engine.routed.config) - widths[-1])
+    settings = ProfileSettings(widths=widths, contexts=(context,), batches=(1,), repeats=COST_REPEATS)
     wanted = {shape: run for shape, run in eager_passes(engine, settings).items() if shape.tier in ("draft", "full")}
     seconds = {one.shape: one.seconds for one in time_passes(wanted, COST_REPEATS, engine.routed.device)}
-    full = [seconds[PassShape("full", width, CONTEXT, 1)] for width in widths]
-    return PassCosts(seconds[PassShape("draft", 1, CONTEXT, 1)], full)
+    full = [seconds[PassShape("full", width, context, 1)] for width in widths]
+    return PassCosts(seconds[PassShape("draft", 1, context, 1)], full)
 
 
 def _artifact(fit: str, verdict: Verdict, careful: Candidate, decoding: Decoding) -> CalibrateArtifact:
@@ -174,7 +175,7 @@ def _say(artifact: CalibrateArtifact) -> None:
     if worth is not None:
         console.print(
             f"strict decoding takes {1000 * worth.seconds_per_token:.1f} ms a token with the slim tier, "
-            f"{1000 * worth.seconds_per_token_without:.1f} without ({worth.n_prompts} fit prompts): "
+            f"{1000 * worth.seconds_per_token_without:.1f} without ({worth.n_prompts} prompts): "
             f"it is {'kept' if worth.pays else 'left out'}"
         )
     certificate = artifact.certificate

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from viasd_calib.decoding.baselines import (
     Lenient,
@@ -23,13 +29,21 @@ from viasd_calib.decoding.baselines import (
 )
 from viasd_calib.decoding.batch import keep_sessions, run_together
 from viasd_calib.decoding.choosing import Chooser, make_chooser
-from viasd_calib.decoding.ending import Cancelled, Ending, InNewText, is_cancelled, stop_string_criterion
+from viasd_calib.decoding.ending import (
+    Cancelled,
+    Ending,
+    InNewText,
+    is_cancelled,
+    latched,
+    stop_string_criterion,
+)
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
 from viasd_calib.decoding.rules import CalibratedRule, RatioRule, SlimRule
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import (
+    Counts,
     Generation,
     Session,
     check_prompt,
@@ -126,7 +140,7 @@ class Decoder:
             PromptError: the prompt is empty or does not fit the context, or a stop string cannot be written.
             NumericsError: the verifier's logits are not finite.
         """
-        ending = self._ending(len(prompt), stop_strings, criteria)
+        ending = self._ending(len(prompt), self._stop_criterion(stop_strings), criteria)
         *_, session = self._rounds(prompt, max_new_tokens, ending, cancelled)  # the same session, once a round
         return self._result(session)
 
@@ -155,7 +169,8 @@ class Decoder:
                 taken in their order, so those of like answers had best stand together.
             stop_strings: as for :meth:`generate`.
             criteria: the same; each text is shown to them alone.
-            cancelled: asked once a round of each text; all texts end where they are final.
+            cancelled: asked once a round of each text; once it has said yes, all texts end where they are final, those
+                whose turn has not come with no token.
 
         Returns:
             A generation for each prompt, in their order.
@@ -170,12 +185,17 @@ class Decoder:
         for prompt in prompts:
             check_prompt(prompt, max_new_tokens)
             check_context(self.verifier.config, len(prompt) + max_new_tokens)
-        endings = [self._ending(len(prompt), stop_strings, criteria) for prompt in prompts]
+        stop = self._stop_criterion(stop_strings)
+        endings = [self._ending(len(prompt), stop, criteria) for prompt in prompts]
+        asked = latched(cancelled)
         done: list[Generation] = []
         for begin in range(0, len(prompts), batch_size):
             numbers = range(begin, min(begin + batch_size, len(prompts)))
+            if asked():
+                done += [Generation([], [], [], Counts()) for _ in numbers]
+                continue
             sessions = self._open_batch([prompts[number] for number in numbers], max_new_tokens, endings, begin)
-            self._decode_together(sessions, cancelled)
+            self._decode_together(sessions, asked)
             done += [self._result(session) for session in sessions]
         return done
 
@@ -236,7 +256,7 @@ class Decoder:
         left or closed at any place; only one text at a time can be decoded.
         """
         told = 0
-        ending = self._ending(len(prompt), stop_strings, criteria)
+        ending = self._ending(len(prompt), self._stop_criterion(stop_strings), criteria)
         for session in self._rounds(prompt, max_new_tokens, ending, cancelled):
             final = self.method.final_length(session)
             begin = session.prompt_length + told
@@ -244,13 +264,15 @@ class Decoder:
             yield from (Emitted(*pair) for pair in zip(tokens, session.tiers[told:], strict=False))
             told += len(tokens)
 
+    def _stop_criterion(self, stop_strings: str | Sequence[str]) -> StopStringCriteria | None:
+        """Made once for all texts: it looks through the whole vocabulary."""
+        return stop_string_criterion(self.tokenizer, stop_strings) if stop_strings else None
+
     def _ending(
-        self, prompt_length: int, stop_strings: str | Sequence[str], criteria: Sequence[StoppingCriteria]
+        self, prompt_length: int, stop: StopStringCriteria | None, criteria: Sequence[StoppingCriteria]
     ) -> Ending:
-        chosen = StoppingCriteriaList(criteria)
-        if stop_strings:
-            chosen.append(InNewText(stop_string_criterion(self.tokenizer, stop_strings), prompt_length))
-        return Ending(self.eos_ids, chosen)
+        own = [] if stop is None else [InNewText(stop, prompt_length)]
+        return Ending(self.eos_ids, StoppingCriteriaList([*criteria, *own]))
 
     @torch.inference_mode()
     def _rounds(
@@ -427,5 +449,5 @@ def assemble(
     routed = RoutedModel(verifier.model, spec.route, slim_layers)
     drafter = build_drafter(spec.draft, draft_folder or folder, routed)
     slim = () if slim_layers is None else (slim_layers,)
-    prepare((verifier.model, *slim, *drafter.networks), backend, routed.device)
+    prepare((verifier.model, *slim, *drafter.networks), backend, routed.device, routed.dtype)
     return Engine(spec, verifier, routed, drafter, backend)

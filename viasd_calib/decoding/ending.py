@@ -97,3 +97,22 @@ def is_cancelled(cancelled: Cancelled | None) -> bool:
     if cancelled is None:
         return False
     return cancelled.is_set() if isinstance(cancelled, Event) else cancelled()
+
+
+def latched(cancelled: Cancelled | None) -> Callable[[], bool]:
+    """The same question, to which yes stays yes.
+
+    Example:
+        >>> answers = iter([False, True, False])
+        >>> ask = latched(lambda: next(answers))
+        >>> [ask(), ask(), ask()]
+        [False, True, True]
+    """
+    said = False
+
+    def ask() -> bool:
+        nonlocal said
+        said = said or is_cancelled(cancelled)
+        return said
+
+    return ask

@@ -194,7 +194,7 @@ def audit(pending: Tensor, logits: Tensor, kind: Audit, tolerance: float) -> Ten
         [0, 1, 2]
     """
     if kind == "off":
-        return torch.tensor(pending.shape[0], device=pending.device)
+        return torch.full((), pending.shape[0], device=pending.device)
     if kind == "strict":
         return leading_true(pending == logits.argmax(-1))
     own = logits.float().gather(-1, pending[:, None])[:, 0]

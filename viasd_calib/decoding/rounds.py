@@ -253,7 +253,7 @@ def confidence_stop(gate: Gate, stop_below: float, depth: int, vocabulary: Tenso
     def stop(logits: Tensor, place: int) -> Tensor:
         nonlocal chance
         said = summarize(logits[None], SUMMARY_TOP, vocabulary)
-        depths = torch.tensor([depth + place], device=logits.device)
+        depths = torch.full((1,), depth + place, device=logits.device)
         chance = chance * gate(draft_features(DraftSaid(said.ids[:, 0], said, depths)))  # [1]
         return chance < stop_below
 

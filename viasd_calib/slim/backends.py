@@ -13,8 +13,8 @@ from viasd_calib.slim.grouped import group_heads
 from viasd_calib.slim.packed import can_pack, pack_linears
 
 Backend = Literal["eager", "packed"]
-"""``eager`` runs the modules as they are; ``packed`` has their weights in the order of the CPU's kernels, and query
-heads that share keys as rows of one product."""
+"""``eager`` runs the modules as they are; ``packed`` has their weights in the order of the CPU's kernels and, where
+attention is ``sdpa``, query heads that share keys as rows of one product."""
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
@@ -26,19 +26,22 @@ def default_backend(device: torch.device, dtype: torch.dtype) -> Backend:
         >>> default_backend(torch.device("cpu"), torch.float32)
         'eager'
     """
-    return "packed" if dtype == torch.bfloat16 and can_pack(device) else "eager"
+    return "packed" if dtype == torch.bfloat16 and can_pack(device, dtype) else "eager"
 
 
-def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device) -> None:
+def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device, dtype: torch.dtype) -> None:
     """Make ``modules`` ready for a backend, in place; they can then no longer be trained or saved.
 
     Raises:
-        ModelError: the backend does not run on ``device``.
+        ModelError: the backend does not run on ``device`` in ``dtype``.
     """
     if backend == "eager":
         return
-    if not can_pack(device):
-        raise ModelError(f"backend packed needs a CPU and a PyTorch with oneDNN, not {device}; choose backend eager")
+    if not can_pack(device, dtype):
+        raise ModelError(
+            f"backend packed needs a CPU that calculates in {dtype} and a PyTorch with oneDNN; "
+            f"device {device} is none, choose backend eager"
+        )
     modules = tuple(modules)
     pack_linears(modules)
     group_heads(modules)

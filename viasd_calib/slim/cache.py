@@ -118,7 +118,10 @@ def check_context(config: PreTrainedConfig, capacity: int) -> None:
     """
     context = context_length(config)
     if capacity > context:
-        raise PromptError(f"{capacity} positions are asked for, the verifier's context holds {context}; shorten it")
+        raise PromptError(
+            f"{capacity} positions are asked for, the {config.model_type} model's context holds {context}; "
+            "shorten the prompt, or ask for fewer tokens"
+        )
 
 
 class CacheRow(Lengths):
@@ -151,9 +154,20 @@ class CacheRow(Lengths):
 def keep_rows(rows: Sequence[CacheRow]) -> None:
     """Drop every other row of the cache that ``rows``, one at least and in their order, share."""
     cache = rows[0].shared
-    cache.keep_rows(torch.tensor([row.number for row in rows], device=cache.keys.device))
+    cache.keep_rows(to_device([row.number for row in rows], cache.keys.device))
     for number, row in enumerate(rows):
         row.number = number
+
+
+def to_device(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Integers of the host on a device, without waiting for it: from pinned memory, where that matters.
+
+    Example:
+        >>> to_device([[1, 2], [3, 4]], torch.device("cpu")).tolist()
+        [[1, 2], [3, 4]]
+    """
+    tensor = torch.tensor(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def window_of_rows(rows: Sequence[CacheRow], starts: Sequence[int], widths: Sequence[int]) -> CacheWindow:
@@ -163,7 +177,7 @@ def window_of_rows(rows: Sequence[CacheRow], starts: Sequence[int], widths: Sequ
     """
     cache = rows[0].shared
     numbers = [row.number for row in rows]
-    known = torch.tensor([starts, widths, numbers], device=cache.keys.device)  # [3, batch]
+    known = to_device([starts, widths, numbers], cache.keys.device)  # [3, batch]
     extent = max(start + width for start, width in zip(starts, widths, strict=True))
     alike = len(set(widths)) == 1
     every = numbers == list(range(cache.batch))

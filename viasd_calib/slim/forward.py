@@ -23,6 +23,7 @@ from viasd_calib.slim.families import (
     window_of,
 )
 from viasd_calib.slim.grouped import GROUPED
+from viasd_calib.slim.packed import PackedLinear
 from viasd_calib.spec import Route
 
 SublayerKind = Literal["attention", "mlp"]
@@ -184,7 +185,8 @@ class RoutedModel:
 
     def head_rows(self, ids: Tensor) -> Tensor:
         """Rows of the output head for ``ids`` ([n]), which give logits before :meth:`soft_cap`: [n, hidden]."""
-        return self._head.weight[ids]  # type: ignore[index]
+        weight = self._head.plain() if isinstance(self._head, PackedLinear) else self._head.weight
+        return weight[ids]  # type: ignore[index]
 
     def attention_inputs(
         self, hidden: Tensor, positions: Tensor, mask_of: MaskOf, store: KeyValueStore

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 GROUPED = "viasd_grouped_sdpa"
 """Name of this implementation among transformers' own."""
@@ -27,13 +28,14 @@ def grouped_attention(
         query: [batch, heads, width, head width].
         key: [batch, key/value heads, slots, head width]; value the same.
         attention_mask: bool [1 or batch, 1, width, slots]; None is left to transformers' own ``sdpa``.
-        settings: of these ``scaling`` matters here.
+        settings: ``scaling``; with others that change the result, all is left to transformers' own ``sdpa``.
 
     Returns:
         [batch, width, heads, head width], and None where others return weights.
     """
     heads, shared = query.shape[1], key.shape[1]
-    if attention_mask is None or heads == shared:
+    unusual = any(settings.get(name) is not None for name in ("softcap", "position_bias"))
+    if attention_mask is None or heads == shared or unusual:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     batch, _, width, size = query.shape
     group = heads // shared
@@ -44,6 +46,7 @@ def grouped_attention(
 
 
 AttentionInterface.register(GROUPED, grouped_attention)
+AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
 def group_heads(modules: Iterable[nn.Module]) -> None:

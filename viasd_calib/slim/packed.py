@@ -30,7 +30,11 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight in plain order, [out, in]; put together anew at each call."""
+        """The weight in oneDNN's order: its type, shape and device can be asked, its values cannot (:meth:`plain`)."""
+        return self._weight
+
+    def plain(self) -> Tensor:
+        """The weight in plain order, [out, in], put together anew."""
         return self._weight.to_dense()
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -39,9 +43,15 @@ class PackedLinear(nn.Module):
         return product
 
 
-def can_pack(device: torch.device) -> bool:
-    """Whether weights on ``device`` can be packed: on a CPU, by a PyTorch that was built with oneDNN."""
-    return device.type == "cpu" and bool(torch.backends.mkldnn.is_available())
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether weights can be packed: on a CPU that calculates in ``dtype``, by a PyTorch that was built with oneDNN."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32
 
 
 def pack_weight(weight: Tensor) -> Tensor:

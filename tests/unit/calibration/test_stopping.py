@@ -44,6 +44,13 @@ def test_whole_blocks_leave_out_the_shorter_ones() -> None:
     assert blocks.agrees.tolist() == [[False, True, False]] * 2
 
 
+def test_a_block_that_began_inside_the_prompt_is_left_out() -> None:
+    """The texts begin at depths 2 and 1: what stands before them is no part of their first block."""
+    depth = torch.tensor([2, 0, 1, 2, 1, 2, 0, 1, 2])
+    blocks = whole_blocks(tier_scores(depth, torch.arange(9.0), depth == 1), 3)
+    assert blocks.scores.tolist() == [[1, 2, 3], [6, 7, 8]]
+
+
 def decoded(scores: list[float], agrees: list[bool], stop_below: float, spent: PassCosts) -> tuple[float, int]:
     """Seconds and tokens of one round, written as the decoder runs it."""
     chance, drafted = 1.0, 0

@@ -63,13 +63,13 @@ def test_the_whole_text_is_read_without_a_mask() -> None:
     torch.testing.assert_close(said, expected)
 
 
-@pytest.mark.skipif(not can_pack(torch.device("cpu")), reason="this PyTorch has no oneDNN")
+@pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="this PyTorch has no oneDNN")
 def test_the_packed_backend_groups_heads_of_q_and_of_slim_layers() -> None:
     """Every attention module, those of copied layers too; q says the same as before."""
     plain = tiny_model()
     model = copy.deepcopy(plain)
     slim = adapted_layers(model.get_decoder().layers, 2, 4, ["q_proj"])
-    prepare([model, slim], "packed", torch.device("cpu"))
+    prepare([model, slim], "packed", torch.device("cpu"), torch.float32)
     used = {layer.self_attn.config._attn_implementation for layer in [*model.get_decoder().layers, *slim]}
     assert used == {GROUPED}
     assert plain.config._attn_implementation == "sdpa"
@@ -87,3 +87,23 @@ def test_eager_attention_stays() -> None:
     model.config._attn_implementation = "eager"
     group_heads([model])
     assert model.config._attn_implementation == "eager"
+
+
+def test_capped_scores_are_left_to_transformers() -> None:
+    """sdpa cannot cap scores, and says so; grouping must not hide it."""
+    query, key = torch.randn(1, 4, 2, 8), torch.randn(1, 2, 5, 8)
+    mask = torch.ones(1, 1, 2, 5, dtype=torch.bool)
+    with pytest.raises(ValueError, match="softcap"):
+        grouped_attention(Attention(2), query, key, key, mask, softcap=1.5)
+
+
+def test_transformers_own_forward_keeps_its_padding_mask() -> None:
+    """A grouped model that is called by transformers itself still leaves padding unread."""
+    plain = tiny_model()
+    grouped = copy.deepcopy(plain)
+    group_heads([grouped])
+    ids = torch.tensor([[3, 4, 5, 6], [0, 0, 5, 6]])
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    with torch.inference_mode():
+        said, expected = (model(ids, attention_mask=mask).logits[:, -1] for model in (grouped, plain))
+    torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-4)

@@ -19,7 +19,7 @@ from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.packed import PackedLinear, can_pack, pack_linears
 from viasd_calib.spec import Route
 
-pytestmark = pytest.mark.skipif(not can_pack(torch.device("cpu")), reason="this PyTorch has no oneDNN")
+pytestmark = pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="this PyTorch has no oneDNN")
 
 
 def linears(module: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
@@ -74,7 +74,8 @@ def test_weight_can_be_read_back() -> None:
     rows = linear.weight.detach().clone()
     holder = nn.ModuleList([linear])
     pack_linears([holder])
-    assert torch.equal(holder[0].weight, rows)
+    assert torch.equal(holder[0].plain(), rows)
+    assert (holder[0].weight.dtype, holder[0].weight.device) == (rows.dtype, rows.device)
 
 
 def test_subclasses_are_left_alone() -> None:
@@ -91,13 +92,15 @@ def test_subclasses_are_left_alone() -> None:
 
 def test_backends() -> None:
     """bfloat16 on a CPU is packed by default; packing elsewhere is refused by name."""
-    assert default_backend(torch.device("cpu"), torch.bfloat16) == "packed"
+    able = can_pack(torch.device("cpu"), torch.bfloat16)
+    assert default_backend(torch.device("cpu"), torch.bfloat16) == ("packed" if able else "eager")
+    assert default_backend(torch.device("cpu"), torch.float32) == "eager"
     assert default_backend(torch.device("cuda"), torch.bfloat16) == "eager"
     layer = nn.ModuleList([nn.Linear(2, 2)])
-    prepare([layer], "eager", torch.device("cpu"))
+    prepare([layer], "eager", torch.device("cpu"), torch.float32)
     assert type(layer[0]) is nn.Linear
     with pytest.raises(ModelError, match="backend packed needs a CPU"):
-        prepare([layer], "packed", torch.device("cuda"))
+        prepare([layer], "packed", torch.device("cuda"), torch.float32)
 
 
 def test_slim_pass_of_packed_model_is_that_of_the_plain_one() -> None:
@@ -113,3 +116,39 @@ def test_slim_pass_of_packed_model_is_that_of_the_plain_one() -> None:
             window = CacheWindow(model.new_cache(5), 0, 5, 5)
             said.append(model.logits(model.slim(ids, window).last))
     torch.testing.assert_close(*said, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cpu_without_the_number_format_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN's bfloat16 kernels ask for instructions that not every CPU has; the default is then eager."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    cpu = torch.device("cpu")
+    assert default_backend(cpu, torch.bfloat16) == "eager"
+    with pytest.raises(ModelError, match=r"calculates in torch\.bfloat16.*choose backend eager"):
+        prepare([], "packed", cpu, torch.bfloat16)
+
+
+def test_a_packed_adapter_says_what_it_said_and_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """q' through packed LoRA layers; peft asks for the type of their weights at each call, which must cost nothing."""
+    model = copy.deepcopy(tiny_model())
+    slim = adapted_layers(model.get_decoder().layers, 2, 4, ["q_proj", "up_proj"])
+    for name, tensor in slim.state_dict().items():
+        if "lora_B" in name:
+            nn.init.normal_(tensor)
+    ids = torch.randint(3, 20, (1, 5))
+    said = []
+    for pack in (False, True):
+        if pack:
+            pack_linears([model, slim])
+            monkeypatch.setattr(PackedLinear, "plain", lambda _: pytest.fail("a weight was unpacked"))
+        routed = RoutedModel(model, Route(), slim)
+        with torch.inference_mode():
+            window = CacheWindow(routed.new_cache(5), 0, 5, 5)
+            said.append(routed.logits(routed.slim(ids, window).last))
+    torch.testing.assert_close(*said, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_a_packed_head_can_be_read() -> None:
+    model = RoutedModel(copy.deepcopy(tiny_model()))
+    rows = model.head_rows(torch.tensor([4, 2])).clone()
+    pack_linears([model.model])
+    assert torch.equal(model.head_rows(torch.tensor([4, 2])), rows)
