@@ -139,7 +139,7 @@ class CombinedDraft(SpecModel):
     """
 
     kind: Literal["combined"] = "combined"
-    lookup: PromptLookupDraft = PromptLookupDraft(max_ngram=8, min_ngram=3)
+    lookup: PromptLookupDraft = PromptLookupDraft(max_ngram=5, min_ngram=3)
     model: ModelDraft
 
 
