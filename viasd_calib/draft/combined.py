@@ -82,6 +82,7 @@ class CombinedDrafter(Drafter):
     def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
         found = self.look_up(text, limit)
         if len(found):
+            self.model.rollback(text.shape[0] - 1)  # as when it drafts itself: it may have drafted beyond the text
             return Proposal(found, certain_logits(found, self.vocab_size))
 
         def stop_model(logits: Tensor, place: int) -> Tensor | bool:
