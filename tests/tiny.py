@@ -34,6 +34,7 @@ from transformers import (
 
 from viasd_calib.draft.base import Drafter, GreedyPick, Pick, Proposal, StopRule, never_stop
 from viasd_calib.draft.causal import CausalDrafter
+from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.draft.passes import Passes, at_once, finish
 from viasd_calib.draft.shallow import ShallowDrafter, ShallowModel
@@ -183,12 +184,15 @@ class RandomDrafter(Drafter):
         return logits.argmax(-1), logits
 
 
-DRAFTERS = ("lookup", "causal", "near", "itself", "shallow", "random")
+DRAFTERS = ("lookup", "causal", "near", "itself", "shallow", "random", "lookup+shallow", "lookup+near")
 
 
 def make_drafter(kind: str, verifier: RoutedModel, seed: int = 0, family: str = "llama") -> Drafter:
     """A drafter for ``tiny_model(seed, family)``, from one that is never right to the verifier itself."""
     vocab = verifier.config.vocab_size
+    if kind.startswith("lookup+"):
+        model = make_drafter(kind.removeprefix("lookup+"), verifier, seed, family)
+        return CombinedDrafter(model, vocab, max_ngram=3, min_ngram=2)
     if kind == "lookup":
         return PromptLookup()
     if kind == "causal":

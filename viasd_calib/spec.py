@@ -129,7 +129,21 @@ class ShallowDraft(ShallowShape):
     tensors: TensorFile
 
 
-DraftSpec = Annotated[CausalLMDraft | PromptLookupDraft | ShallowDraft, Field(discriminator="kind")]
+ModelDraft = Annotated[CausalLMDraft | ShallowDraft, Field(discriminator="kind")]
+
+
+class CombinedDraft(SpecModel):
+    """Prompt lookup where a match is confident, a draft model elsewhere.
+
+    ``lookup.min_ngram`` is the shortest match that is confident.
+    """
+
+    kind: Literal["combined"] = "combined"
+    lookup: PromptLookupDraft = PromptLookupDraft(max_ngram=5, min_ngram=3)
+    model: ModelDraft
+
+
+DraftSpec = Annotated[CausalLMDraft | PromptLookupDraft | ShallowDraft | CombinedDraft, Field(discriminator="kind")]
 
 
 class RelativeCost(SpecModel):
@@ -339,7 +353,10 @@ def tensor_file(path: Path, folder: Path) -> TensorFile:
 
 def tensor_files(spec: RoutingSpec) -> list[TensorFile]:
     """Every tensor file that a spec refers to."""
-    files = [spec.draft.tensors] if isinstance(spec.draft, ShallowDraft) else []
+    files: list[TensorFile] = []
+    match spec.draft:
+        case ShallowDraft(tensors=tensors) | CombinedDraft(model=ShallowDraft(tensors=tensors)):
+            files.append(tensors)
     if spec.route.adapter is not None:
         files.append(spec.route.adapter.tensors)
     return files

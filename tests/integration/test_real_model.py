@@ -17,6 +17,7 @@ from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
 from viasd_calib.decoding.rounds import Autoregressive, Speculative
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
+from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.models import encode_prompt
 from viasd_calib.prompts import EMBEDDED
@@ -56,7 +57,7 @@ def test_autoregressive_is_what_transformers_generates(engine: Engine, texts: Te
         assert engine.decoder("autoregressive").generate(prompt, TOKENS).tokens == expected
 
 
-@pytest.mark.parametrize("kind", ["shallow", "prompt_lookup", "causal_lm"])
+@pytest.mark.parametrize("kind", ["shallow", "prompt_lookup", "causal_lm", "combined"])
 def test_strict_is_exact_for_every_drafter(engine: Engine, texts: Texts, kind: str) -> None:
     """Random route, random gates, every drafter: q's text, in fp32, token by token."""
     rng = random.Random(kind)
@@ -70,6 +71,7 @@ def test_strict_is_exact_for_every_drafter(engine: Engine, texts: Texts, kind: s
         "shallow": lambda: engine.drafter,
         "prompt_lookup": PromptLookup,
         "causal_lm": lambda: CausalDrafter(RoutedModel(engine.verifier.model), engine.spec.verifier.vocab_size),
+        "combined": lambda: CombinedDrafter(engine.drafter, engine.spec.verifier.vocab_size, max_ngram=5, min_ngram=3),
     }[kind]()
     gates = Gates(
         draft=random_gate(DRAFT_FEATURES, seed=1),

@@ -30,6 +30,7 @@ from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Session
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
+from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.errors import SamplingError
 from viasd_calib.slim.cache import SharedCache
@@ -107,6 +108,8 @@ DRAFT = table(2, like=FULL)
 def drafter(kind: str) -> Drafter:
     if kind == "prompt_lookup":
         return PromptLookup()
+    if kind == "combined":  # which of the two drafts hangs on what was drawn before
+        return CombinedDrafter(drafter("near"), VOCAB, max_ngram=3, min_ngram=2)
     tables = {"near": DRAFT, "far": table(3), "itself": FULL}
     return CausalDrafter(TableModel(tables[kind], tables[kind]), VOCAB)
 
@@ -171,6 +174,8 @@ CASES: list[Case] = [
     ("three tiers, far", lambda: three_tier(5), "far", PLAIN, TEXTS),
     ("three tiers, itself", lambda: three_tier(5), "itself", PLAIN, FEWER),
     ("three tiers, lookup", lambda: three_tier(5), "prompt_lookup", PLAIN, TEXTS),
+    ("speculative, lookup and model", lambda: Speculative(2), "combined", PLAIN, FEWER),
+    ("three tiers, lookup and model", lambda: three_tier(5), "combined", PLAIN, FEWER),
     ("three tiers, cut", lambda: three_tier(8), "near", CUT, FEWER),
     ("three tiers, other gates", lambda: three_tier(11), "near", PLAIN, FEWER),
     ("three tiers, q' always trusted", lambda: three_tier(5, **TRUSTING), "near", PLAIN, FEWER),

@@ -17,6 +17,7 @@ from viasd_calib.spec import (
     AdapterRef,
     CausalLMDraft,
     Certificate,
+    CombinedDraft,
     Decoding,
     DraftSpec,
     Evidence,
@@ -113,6 +114,12 @@ def drafts() -> st.SearchStrategy[DraftSpec]:
     return (
         st.builds(CausalLMDraft, name_or_path=st.text(), revision=st.none() | st.text())
         | ngrams.map(lambda pair: PromptLookupDraft(min_ngram=pair[0], max_ngram=pair[1]))
+        | ngrams.map(
+            lambda pair: CombinedDraft(
+                lookup=PromptLookupDraft(min_ngram=pair[0], max_ngram=pair[1]),
+                model=CausalLMDraft(name_or_path="draft"),
+            )
+        )
     )  # fmt: skip
 
 
@@ -408,6 +415,27 @@ def test_a_lossy_audit_is_refused_where_nothing_is_certified(tmp_path: Path, aud
     spec = load_spec(write_document(tmp_path / "bound.json", document))
     assert spec.decoding.audit == audit
     assert spec.certified_bound == 0.02
+
+
+def test_lookup_and_a_model_are_one_drafter(tmp_path: Path) -> None:
+    shallow = full_spec(tmp_path).draft
+    assert isinstance(shallow, ShallowDraft)
+    draft = CombinedDraft(model=shallow)
+    assert (draft.lookup.max_ngram, draft.lookup.min_ngram) == (5, 3)
+    spec = small_spec(draft=draft)
+    save_spec(spec, tmp_path / "routing.json")
+    assert load_spec(tmp_path / "routing.json") == spec
+    assert tensor_files(spec) == [shallow.tensors]
+    (tmp_path / "draft.safetensors").unlink()
+    with pytest.raises(SpecError, match=r"draft\.safetensors is missing"):
+        load_spec(tmp_path / "routing.json")
+
+
+@pytest.mark.parametrize("model", [PromptLookupDraft(), CombinedDraft(model=CausalLMDraft(name_or_path="draft"))])
+def test_lookup_is_combined_with_a_model_alone(model: DraftSpec) -> None:
+    document = {"kind": "combined", "model": model.model_dump()}
+    with pytest.raises(ValidationError, match=r"does not match any of the expected tags: 'causal_lm', 'shallow'"):
+        CombinedDraft.model_validate(document)
 
 
 def test_a_lookup_of_no_length_is_refused() -> None:

@@ -43,7 +43,8 @@ def capture(
     Args:
         out: folder for the trace shards.
         verifier: hub id, folder, .gguf file or "smollm2-135m".
-        draft: "prompt_lookup", a folder with a shallow drafter, a model with the verifier's vocabulary, or "none".
+        draft: "prompt_lookup", a folder with a shallow drafter, a model with the verifier's vocabulary,
+            "prompt_lookup+" and one of the latter two for both together, or "none".
         prompts: prompt file (JSONL), or "embedded" for the package's own.
         split: take this split's prompts alone, by hash; null takes all.
         shares: shares of the splits.

@@ -27,6 +27,7 @@ from viasd_calib.slim.cost import relative_cost
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import (
     Audit,
+    CombinedDraft,
     Decoding,
     DraftSpec,
     DType,
@@ -107,11 +108,18 @@ def export(
 
 def _copy_draft(name: str, folder: Path) -> DraftSpec:
     spec, source = name_draft(name)
-    if not isinstance(spec, ShallowDraft):
-        return spec
-    target = folder / "draft" / Path(spec.tensors.path).name
-    _copy(source / spec.tensors.path, target)
-    return spec.model_copy(update={"tensors": tensor_file(target, folder)})
+    match spec:
+        case ShallowDraft():
+            return _copy_shallow(spec, source, folder)
+        case CombinedDraft(model=ShallowDraft() as model):
+            return spec.model_copy(update={"model": _copy_shallow(model, source, folder)})
+    return spec
+
+
+def _copy_shallow(draft: ShallowDraft, source: Path, folder: Path) -> ShallowDraft:
+    target = folder / "draft" / Path(draft.tensors.path).name
+    _copy(source / draft.tensors.path, target)
+    return draft.model_copy(update={"tensors": tensor_file(target, folder)})
 
 
 def _copy_route(route: Route, source: Path, folder: Path) -> Route:

@@ -106,7 +106,7 @@ def top_k_kl(draft: Summary, slim_logits: Tensor, slim_log_sum_exp: Tensor) -> T
     """KL(p || q') over p's top k tokens and one bucket for all others, in nats: [k]."""
     slim_top = slim_logits.float().gather(-1, draft.ids) - slim_log_sum_exp[..., None]  # [k, top]
     probs = draft.log_probs.exp()
-    inside = (probs * (draft.log_probs - slim_top)).sum(-1)
+    inside = torch.where(probs > 0, probs * (draft.log_probs - slim_top), 0.0).sum(-1)  # 0 log 0 is 0
     rest = (1 - probs.sum(-1)).clamp(min=1e-6)
     slim_rest = (1 - slim_top.exp().sum(-1)).clamp(min=1e-6)
     return (inside + rest * (rest / slim_rest).log()).clamp(0, MARGIN_CAP)

@@ -6,14 +6,24 @@ from pathlib import Path
 
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
+from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.draft.shallow import ShallowDrafter, load_shallow
 from viasd_calib.errors import ModelError
 from viasd_calib.files import write_text
 from viasd_calib.models import DTYPE_NAMES, load_verifier
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import CausalLMDraft, DraftSpec, PromptLookupDraft, ShallowDraft, ShallowShape, tensor_file
+from viasd_calib.spec import (
+    CausalLMDraft,
+    CombinedDraft,
+    DraftSpec,
+    PromptLookupDraft,
+    ShallowDraft,
+    ShallowShape,
+    tensor_file,
+)
 
+LOOKUP = "prompt_lookup"
 SHALLOW_FILE = "draft.json"
 SHALLOW_TENSORS = "drafter.safetensors"
 
@@ -26,6 +36,9 @@ def build_drafter(spec: DraftSpec, folder: Path, verifier: RoutedModel) -> Draft
     """
     if isinstance(spec, PromptLookupDraft):
         return PromptLookup(spec.max_ngram, spec.min_ngram)
+    if isinstance(spec, CombinedDraft):
+        model = build_drafter(spec.model, folder, verifier)
+        return CombinedDrafter(model, verifier.config.vocab_size, spec.lookup.max_ngram, spec.lookup.min_ngram)
     if isinstance(spec, ShallowDraft):
         return ShallowDrafter(load_shallow(verifier, spec, folder / spec.tensors.path))
     loaded = load_verifier(
@@ -40,13 +53,20 @@ def build_drafter(spec: DraftSpec, folder: Path, verifier: RoutedModel) -> Draft
 def name_draft(name: str) -> tuple[DraftSpec, Path]:
     """What a user means by a drafter's name, and the folder its tensors are relative to.
 
-    ``prompt_lookup``, a folder with a shallow drafter, or else a causal language model.
+    ``prompt_lookup``, a folder with a shallow drafter, or else a causal language model; ``prompt_lookup+`` before
+    one of the latter two takes lookup where it is confident, and the model elsewhere.
 
     Raises:
-        ModelError: the folder's description of a shallow drafter is damaged.
+        ModelError: the folder's description of a shallow drafter is damaged, or lookup is combined with no model.
     """
-    if name == "prompt_lookup":
+    if name == LOOKUP:
         return PromptLookupDraft(), Path()
+    if name.startswith(f"{LOOKUP}+"):
+        behind = name.removeprefix(f"{LOOKUP}+")
+        model, folder = name_draft(behind)
+        if not behind or isinstance(model, PromptLookupDraft | CombinedDraft):
+            raise ModelError(f"{name}: name one draft model behind {LOOKUP}+, a shallow drafter's folder or a model")
+        return CombinedDraft(model=model), folder
     folder = Path(name)
     if (folder / SHALLOW_FILE).is_file():
         try:

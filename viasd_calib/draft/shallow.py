@@ -265,6 +265,17 @@ class ShallowDrafter(CachedDrafter):
         return draft_stepwise(self._advance, text[self.row.exact :], limit, stop, pick)
 
     def _advance(self, ids: Tensor) -> Passes[Tensor]:
+        """Read tokens: at once as far as the place before has spoken, one by one behind that.
+
+        Only tokens that another has drafted, and nobody verified, lie so far behind.
+        """
+        ready = max(self.observed - self.row.exact, 0) + 1
+        logits = yield from self._step(ids[:ready])
+        for place in range(ready, len(ids)):
+            logits = yield from self._step(ids[place : place + 1])
+        return logits
+
+    def _step(self, ids: Tensor) -> Passes[Tensor]:
         start, width = self.row.exact, ids.shape[0]
         conditions = self.conditions[start : start + width]  # [width, hidden]
         known = max(self.observed - start, 0)  # leading places that a verifier has spoken for already

@@ -22,6 +22,7 @@ from viasd_calib.files import write_text
 from viasd_calib.spec import (
     CausalLMDraft,
     Certificate,
+    CombinedDraft,
     DraftSpec,
     Gates,
     PromptLookupDraft,
@@ -338,6 +339,8 @@ def _draft_words(draft: DraftSpec) -> str:
             return f"prompt lookup, n-grams of {draft.min_ngram} to {draft.max_ngram} tokens, no weights"
         case ShallowDraft():
             return f"shallow, {draft.num_layers} layers, {draft.head_vocab:,} output tokens"
+        case CombinedDraft(lookup=lookup):
+            return f"prompt lookup from {lookup.min_ngram} tokens on, else {_draft_words(draft.model)}"
 
 
 def _route_words(route: Route, num_layers: int) -> str:

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from viasd_calib.decoding.decoder import Engine, MethodName
 from viasd_calib.draft.causal import CausalDrafter
+from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.shallow import ShallowDrafter
 from viasd_calib.errors import PlanningError
 from viasd_calib.models import context_length
@@ -54,9 +55,9 @@ def attention_stacks(engine: Engine) -> dict[TierName, AttentionStack]:
         "slim": AttentionStack(routed.config, slim),
     }
     match engine.drafter:
-        case CausalDrafter(model=model):
+        case CausalDrafter(model=model) | CombinedDrafter(model=CausalDrafter(model=model)):
             stacks["draft"] = AttentionStack(model.config, tuple(model.layer_types))
-        case ShallowDrafter(model=shallow):
+        case ShallowDrafter(model=shallow) | CombinedDrafter(model=ShallowDrafter(model=shallow)):
             stacks["draft"] = AttentionStack(shallow.config, tuple(layer_types_of(shallow.config)))
     return stacks
 

@@ -115,6 +115,8 @@ def _draft_step(engine: Engine, shape: PassShape) -> Pass:
     def step() -> Proposal:
         return finish(drafter.propose(text, 1, never_stop, GreedyPick(drafter.vocabulary)))
 
+    taps = torch.zeros(shape.context, len(drafter.taps), engine.routed.config.hidden_size)
+    drafter.observe(0, taps.to(text.device, engine.routed.dtype))  # the verifier has read all of it but the last token
     step()  # the first proposal reads the whole text
     return step
 

@@ -19,6 +19,7 @@ import torch
 from viasd_calib.decoding.decoder import Engine, MethodName
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
+from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.shallow import ShallowDrafter
 from viasd_calib.planning.profile import TierName
 from viasd_calib.spec import Audit
@@ -167,6 +168,10 @@ class Recorder:
                 calls = CAUSAL_CALLS
             case ShallowDrafter():
                 calls = SHALLOW_CALLS
+            case CombinedDrafter():
+                both = self._watched(drafter, {"look_up": "draft"})
+                both.model = self._drafter(drafter.model)
+                return both
             case _:  # without a model: the search is its step
                 return self._watched(drafter, {"propose": "draft"})
         own: Any = copy.copy(drafter)

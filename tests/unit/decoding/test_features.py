@@ -48,6 +48,23 @@ def test_draft_features_against_plain_python(seed: int, count: int) -> None:
         assert {name: column[row].item() for name, column in features.items()} == pytest.approx(expected, abs=1e-4)
 
 
+@given(seed=SEEDS, top=st.integers(2, VOCAB))
+def test_a_drafter_that_is_certain(seed: int, top: int) -> None:
+    """All is finite; its divergence from q' is what q' lacks of its token."""
+    slim = random_logits(2, seed)
+    tokens = torch.tensor([3, 4])
+    certain = torch.full((2, VOCAB), -torch.inf).scatter(1, tokens[:, None], 0.0)
+    said = draft_said(certain, top=top)
+    assert said.tokens.tolist() == [3, 4]
+    features = draft_features(said)
+    assert features["draft_margin"].tolist() == [MARGIN_CAP, MARGIN_CAP]
+    assert features["draft_entropy"].tolist() == features["draft_log_top1"].tolist() == [0, 0]
+    assert said.said is not None
+    kl = top_k_kl(said.said, slim, slim.logsumexp(-1))
+    expected = -slim.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(kl, expected.clamp(max=MARGIN_CAP), atol=1e-3, rtol=1e-3)
+
+
 def test_a_drafter_without_a_distribution() -> None:
     features = draft_features(DraftSaid(torch.tensor([3, 4]), None, torch.tensor([0, 1])))
     assert tuple(features) == DRAFT_FEATURES

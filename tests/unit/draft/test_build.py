@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import VOCAB, TinyFolder, save_tiny, tiny_model, tiny_shallow, tiny_shape
-from viasd_calib.draft.build import build_drafter
+from viasd_calib.draft.build import build_drafter, describe_shallow, name_draft
 from viasd_calib.draft.causal import CausalDrafter
+from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.draft.shallow import ShallowDrafter, save_shallow
 from viasd_calib.errors import ModelError
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import CausalLMDraft, PromptLookupDraft, ShallowDraft, tensor_file
+from viasd_calib.spec import CausalLMDraft, CombinedDraft, PromptLookupDraft, ShallowDraft, tensor_file
 
 
 def test_prompt_lookup() -> None:
@@ -35,6 +36,29 @@ def test_causal_lm(tiny_folder: TinyFolder) -> None:
     drafter = build_drafter(CausalLMDraft(name_or_path=str(tiny_folder)), Path(), RoutedModel(tiny_model()))
     assert isinstance(drafter, CausalDrafter)
     assert drafter.model.config.vocab_size == VOCAB
+
+
+def test_lookup_and_a_model(tmp_path: Path, tiny_folder: TinyFolder) -> None:
+    routed = RoutedModel(tiny_model())
+    save_shallow(tiny_shallow(routed), tmp_path / "drafter.safetensors")
+    describe_shallow(tmp_path, tiny_shape())
+    for name, kind in ((tmp_path, ShallowDrafter), (tiny_folder, CausalDrafter)):
+        drafter = build_drafter(*name_draft(f"prompt_lookup+{name}"), routed)
+        assert isinstance(drafter, CombinedDrafter)
+        assert isinstance(drafter.model, kind)
+        assert (drafter.vocab_size, drafter.max_ngram, drafter.min_ngram) == (VOCAB, 5, 3)
+    lookup = PromptLookupDraft(max_ngram=4, min_ngram=2)
+    drafter = build_drafter(
+        CombinedDraft(lookup=lookup, model=CausalLMDraft(name_or_path=str(tiny_folder))), Path(), routed
+    )
+    assert isinstance(drafter, CombinedDrafter)
+    assert (drafter.max_ngram, drafter.min_ngram) == (4, 2)
+
+
+@pytest.mark.parametrize("behind", ["", "prompt_lookup", "prompt_lookup+draft"])
+def test_lookup_is_combined_with_a_model_alone(behind: str) -> None:
+    with pytest.raises(ModelError, match=r"name one draft model behind prompt_lookup\+"):
+        name_draft(f"prompt_lookup+{behind}")
 
 
 def test_a_causal_lm_of_another_vocabulary_is_refused(tmp_path: Path) -> None:

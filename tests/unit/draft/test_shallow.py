@@ -134,12 +134,26 @@ def test_proposals_are_ids_of_its_vocabulary() -> None:
     drafter = make_drafter()
     assert drafter.vocabulary is not None
     allowed = set(drafter.vocabulary.tolist())
+    drafter.observe(0, random_states(1))
     proposal = propose(drafter, torch.tensor([4, 7]), 20)
     assert set(proposal.tokens.tolist()) <= allowed
     assert len(set(proposal.tokens.tolist())) > 1
     assert proposal.logits is not None
     assert proposal.logits.shape == (20, len(allowed))
     assert drafter.steps == 20
+
+
+@torch.inference_mode()
+def test_what_another_drafted_is_read_token_by_token() -> None:
+    """Where no verifier has spoken a place reads what the one before it says, as in a draft of its own."""
+    drafter, told = make_drafter(), make_drafter()
+    for each in (drafter, told):
+        each.observe(0, random_states(3))
+    own = propose(drafter, torch.tensor([4, 7, 9, 1]), 4)
+    behind = propose(told, torch.cat([torch.tensor([4, 7, 9, 1]), own.tokens[:3]]), 1)
+    assert told.steps == drafter.steps == 4
+    assert own.logits is not None
+    torch.testing.assert_close(behind.logits, own.logits[3:], atol=1e-4, rtol=1e-4)
 
 
 def test_nothing_is_asked_nothing_is_proposed() -> None:

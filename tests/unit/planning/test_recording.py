@@ -64,10 +64,20 @@ def test_every_pass_is_recorded_and_the_text_is_the_same(tiny_verifier: Verifier
     assert counted(recorded.rounds, "slim") == plain.counts.slim_passes
     drafted = [span for one in recorded.rounds for span in one.spans if span.tier == "draft"]
     assert bool(drafted) == (name != "autoregressive")
-    if kind in ("causal", "near", "itself", "shallow"):
+    if kind not in ("lookup", "random"):
         assert sum(span.width > 0 for span in drafted) == plain.counts.draft_steps
     heads = Counter(span.tier for one in recorded.rounds for span in one.spans)["head"]
     assert heads == plain.counts.full_passes + plain.counts.slim_passes
+
+
+@pytest.mark.parametrize("kind", ["lookup+shallow", "lookup+near"])
+def test_searches_are_draft_time_and_no_steps(tiny_verifier: Verifier, kind: str) -> None:
+    rounds = RecordedText(engine_of(tiny_verifier, kind), "speculative", PROMPT, 20, may_end=False).finish().rounds
+    calls = [[span.call for span in one.spans if span.tier == "draft"] for one in rounds]
+    assert all(of_round[0] == "look_up" and of_round.count("look_up") == 1 for of_round in calls)
+    modelled = [bool({"forward", "full"}.intersection(of_round)) for of_round in calls]
+    assert not modelled[0]  # the prompt comes back to its beginning
+    assert any(modelled)
 
 
 @pytest.mark.parametrize("name", ["autoregressive", "speculative", "three_tier"])

@@ -30,6 +30,7 @@ from tests.tiny import (
 )
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
+from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.draft.shallow import ShallowDrafter
 from viasd_calib.errors import NumericsError, PromptError, StorageError, TraceError
@@ -135,13 +136,14 @@ def test_a_token_takes_at_most_400_bytes(tmp_path: Path) -> None:
     assert report.bytes_per_token <= 400
 
 
-@pytest.mark.parametrize("kind", ["lookup", "shallow", "causal"])
+@pytest.mark.parametrize("kind", ["lookup", "shallow", "causal", "lookup+shallow"])
 def test_the_drafts_are_those_of_the_drafter(tiny_verifier: Verifier, tmp_path: Path, kind: str) -> None:
     routed = RoutedModel(tiny_verifier.model)
     drafters: dict[str, Drafter] = {
         "lookup": PromptLookup(),
         "shallow": ShallowDrafter(tiny_shallow(routed)),
         "causal": CausalDrafter(RoutedModel(tiny_model(1)), VOCAB),
+        "lookup+shallow": CombinedDrafter(ShallowDrafter(tiny_shallow(routed)), VOCAB, max_ngram=3, min_ngram=1),
     }
     drafter = drafters[kind]
     run(tiny_verifier, tmp_path, drafter=drafter)

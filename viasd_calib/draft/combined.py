@@ -1,0 +1,156 @@
+"""Prompt lookup and a draft model together: a confident match drafts for nothing, the model drafts the rest."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from viasd_calib.draft.base import Drafter, Pick, Proposal, StopRule, over_vocabulary
+from viasd_calib.draft.lookup import find_continuation
+from viasd_calib.draft.passes import Passes
+
+
+class CombinedDrafter(Drafter):
+    """The longest confident proposal of prompt lookup and a draft model.
+
+    Lookup is confident where a tail of at least ``min_ngram`` tokens has stood in the text before. Its proposal is
+    then as long as may be drafted: one that comes to the end of the text goes on as a repetition does, with its own
+    beginning. The model could not draft a longer one, so it is not asked, and no step of it is paid for. Elsewhere
+    the model drafts the whole block, and stops by its own confidence; the stop rule is not asked of a looked-up
+    block, whose tokens cost nothing. Which of the two drafts follows from the text alone, before anything is drawn.
+
+    A looked-up token comes with logits that are certain of it (0, and -inf elsewhere), in a proposal and in
+    ``score`` alike, so that gates are fitted on what they will see: entropy 0, top-1 mass 1, no bound to the margin.
+    It may be any token of the verifier, so ``vocabulary`` is None even where the model's own is smaller; the model's
+    logits are -inf outside its own.
+
+    Args:
+        model: the draft model; it has a distribution.
+        vocab_size: the verifier's vocabulary size.
+        max_ngram: longest tail that is looked up; it is tried first.
+        min_ngram: shortest match that is confident.
+
+    Attributes:
+        steps: the model's; searches are not counted.
+    """
+
+    def __init__(self, model: Drafter, vocab_size: int, max_ngram: int, min_ngram: int) -> None:
+        self.model = model
+        self.vocab_size = vocab_size
+        self.max_ngram = max_ngram
+        self.min_ngram = min_ngram
+        self.taps = model.taps
+        self.networks = model.networks
+
+    def start(self, capacity: int) -> None:
+        own = copy.copy(self.model)
+        own.start(capacity)
+        self._follow(own)
+
+    def start_rows(self, capacity: int, rows: int) -> list[Self]:
+        drafters = [copy.copy(self) for _ in range(rows)]
+        for drafter, model in zip(drafters, self.model.start_rows(capacity, rows), strict=True):
+            drafter._follow(model)
+        return drafters
+
+    def _follow(self, model: Drafter) -> None:
+        """Begin a new text, which ``model`` has begun."""
+        self.model = model
+        self.steps = 0
+
+    @classmethod
+    def keep_rows(cls, drafters: Sequence[Self]) -> None:
+        models = [drafter.model for drafter in drafters]
+        models[0].keep_rows(models)
+
+    def observe(self, start: int, tapped: Tensor) -> None:
+        self.model.observe(start, tapped)
+
+    def rollback(self, length: int) -> None:
+        self.model.rollback(length)
+
+    def look_up(self, text: Tensor, limit: int) -> Tensor:
+        """The confident continuation of ``text`` ([length], long): [limit], long; [0] where there is none."""
+        found = find_continuation(text, limit, self.max_ngram, self.min_ngram)
+        return repeat_to(found, limit) if len(found) else found
+
+    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
+        found = self.look_up(text, limit)
+        if len(found):
+            self.model.rollback(text.shape[0] - 1)  # as when it drafts itself: it may have drafted beyond the text
+            return Proposal(found, certain_logits(found, self.vocab_size))
+
+        def stop_model(logits: Tensor, place: int) -> Tensor | bool:
+            return stop(self._widened(logits[None])[0], place)
+
+        drafted = yield from self.model.propose(text, limit, stop_model, _WidenedPick(pick, self))
+        self.steps = self.model.steps
+        return Proposal(drafted.tokens, None if drafted.logits is None else self._widened(drafted.logits))
+
+    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        """As for every drafter.
+
+        A looked-up block that has proposed a wrong token does not come to the places behind it: there it is the
+        model that speaks, as if the block were its own.
+        """
+        tokens, logits = self.model.score(text, tapped, depth)
+        assert logits is not None, "the model has a distribution"
+        found = self._looked_up(text, depth)  # [length]
+        places = torch.nonzero(found >= 0)[:, 0]
+        whole = self._widened(logits).index_copy(0, places, certain_logits(found[places], self.vocab_size).to(logits))
+        return torch.where(found >= 0, found, tokens), whole
+
+    def _looked_up(self, text: Tensor, depth: Tensor) -> Tensor:
+        """What lookup drafts behind each place of a text; -1 where it is the model that drafts: [length], long."""
+        tokens = torch.full_like(text, -1)
+        for place, before in enumerate(depth.tolist()):
+            begin = place + 1 - before
+            found = self.look_up(text[:begin], before + 1)
+            if len(found) and torch.equal(found[:before], text[begin : place + 1]):
+                tokens[place] = found[before]
+        return tokens
+
+    def _widened(self, logits: Tensor) -> Tensor:
+        """The model's logits [k, draft vocabulary] over the verifier's: [k, vocabulary]."""
+        vocabulary = self.model.vocabulary
+        return logits if vocabulary is None else over_vocabulary(logits, vocabulary, self.vocab_size)
+
+
+@dataclass(frozen=True)
+class _WidenedPick(Pick):
+    """Picks from the model's logits over the verifier's vocabulary."""
+
+    pick: Pick
+    drafter: CombinedDrafter
+
+    def __call__(self, logits: Tensor, drafted: Sequence[Tensor]) -> Tensor:
+        return self.pick(self.drafter._widened(logits[None])[0], drafted)
+
+    def laws(self, tokens: Tensor) -> Tensor | None:
+        return self.pick.laws(tokens)
+
+
+def repeat_to(tokens: Tensor, length: int) -> Tensor:
+    """Tokens ([n], n at least 1) again and again, up to ``length``: [length].
+
+    Example:
+        >>> repeat_to(torch.tensor([4, 7]), 5).tolist()
+        [4, 7, 4, 7, 4]
+    """
+    return tokens.repeat(-(-length // len(tokens)))[:length]
+
+
+def certain_logits(tokens: Tensor, vocab_size: int) -> Tensor:
+    """Logits that leave no doubt of each of ``tokens`` ([k], long): 0 at the token, -inf elsewhere, [k, vocab_size].
+
+    Example:
+        >>> certain_logits(torch.tensor([1]), 3).tolist()
+        [[-inf, 0.0, -inf]]
+    """
+    logits = torch.full((len(tokens), vocab_size), -torch.inf, device=tokens.device)
+    return logits.scatter(1, tokens[:, None], 0.0)
