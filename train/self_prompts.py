@@ -3,13 +3,10 @@
 An instruction-tuned model that is shown only the opening of a user's turn goes on with a
 plausible request (Xu et al. 2024, "Magpie", arXiv 2406.08464). Some turns here start from
 nothing, the others from a few words of a task, so that every task of the recipe is met.
-With ``--passages`` the verifier's own earlier answers become passages that a request stands
-around: requests about a long text, without a long text to be sampled.
 The result is a prompt file like any other; its prompts may feed a fit split, never a
 calibrate or test split.
 
     python train/self_prompts.py --out runs/self_prompts.jsonl
-    python train/self_prompts.py --passages runs/traces --out runs/passage_prompts.jsonl
 """
 
 from __future__ import annotations
@@ -27,7 +24,6 @@ from viasd_calib.files import write_text
 from viasd_calib.host_memory import keep_freed_memory
 from viasd_calib.models import SMOLLM2, Verifier, load_verifier
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.traces.data import read_texts
 from viasd_calib.traces.generation import generate_batch
 
 OPENINGS: dict[str, tuple[str, ...]] = {
@@ -63,22 +59,6 @@ OPENINGS: dict[str, tuple[str, ...]] = {
 }
 """First words of a user's turn, by task; an empty opening leaves the whole turn to the model."""
 
-FRAMES: dict[str, tuple[str, ...]] = {
-    "summarization": (
-        "Summarize the following text in two sentences:\n\n{}",
-        "{}\n\nWhat are the main points of this text?",
-        "Write a short summary of this article.\n\n{}",
-        "Write a headline and one sentence that sum up this text:\n\n{}",
-    ),
-    "qa": (
-        "Read the text and answer the question. Text: {}\n\nQuestion: what is its most important point?",
-        "{}\n\nAccording to this text, what should one do first?",
-    ),
-    "translation": ("Translate the following text into German:\n\n{}", "Translate into Spanish: {}"),
-}
-"""Requests around a passage, by task."""
-
-PASSAGE_CHARACTERS = range(200, 1200)
 MIN_CHARACTERS = 12
 SENTENCE_ENDS = (".", "?", "!", "`", "\n")
 
@@ -111,47 +91,25 @@ def sample_turns(verifier: Verifier, opening: str, count: int, max_tokens: int, 
         yield turn.strip() if tokens[-1] in verifier.eos_ids else trim_to_sentence(turn)
 
 
-def sampled_prompts(verifier: Verifier, per_opening: int, max_tokens: int, seed: int) -> Iterator[tuple[str, str]]:
-    """Task and turn of prompts that the verifier goes on with from an opening."""
-    openings = [(task, opening) for task, group in OPENINGS.items() for opening in group]
-    for number, (task, opening) in enumerate(track(openings, description="sampling user turns")):
-        for turn in sample_turns(verifier, opening, per_opening, max_tokens, seed + number):
-            yield task, turn
-
-
-def passage_prompts(verifier: Verifier, traces: Path) -> Iterator[tuple[str, str]]:
-    """Task and turn of prompts about the answers in a trace folder; an answer's hash picks its frame."""
-    frames = [(task, frame) for task, group in FRAMES.items() for frame in group]
-    for text in read_texts(traces):
-        answer = trim_to_sentence(str(verifier.tokenizer.decode(text.generated, skip_special_tokens=True)))
-        if len(answer) in PASSAGE_CHARACTERS:
-            task, frame = frames[int(hashlib.sha256(answer.encode()).hexdigest(), 16) % len(frames)]
-            yield task, frame.format(answer)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--verifier", default=SMOLLM2)
     parser.add_argument("--per-opening", type=int, default=96, help="turns to sample for each opening")
     parser.add_argument("--max-tokens", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--passages", type=Path, help="trace folder whose answers become passages; samples no turns")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 
     keep_freed_memory()
     verifier = load_verifier(args.verifier)
-    prompts = (
-        sampled_prompts(verifier, args.per_opening, args.max_tokens, args.seed)
-        if args.passages is None
-        else passage_prompts(verifier, args.passages)
-    )
+    openings = [(task, opening) for task, group in OPENINGS.items() for opening in group]
     records: dict[str, str] = {}
-    for task, turn in prompts:
-        key = hashlib.sha256(turn.encode()).hexdigest()[:12]
-        if len(turn) >= MIN_CHARACTERS:
-            record = {"id": f"self/{key}", "task": task, "turns": [turn], "reference": None}
-            records[key] = json.dumps(record, ensure_ascii=False)
+    for number, (task, opening) in enumerate(track(openings, description="sampling user turns")):
+        for turn in sample_turns(verifier, opening, args.per_opening, args.max_tokens, args.seed + number):
+            key = hashlib.sha256(turn.encode()).hexdigest()[:12]
+            if len(turn) >= MIN_CHARACTERS:
+                record = {"id": f"self/{key}", "task": task, "turns": [turn], "reference": None}
+                records[key] = json.dumps(record, ensure_ascii=False)
     write_text(args.out, "\n".join(records.values()) + "\n")
 
 

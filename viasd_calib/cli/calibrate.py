@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -27,7 +28,7 @@ from viasd_calib.decoding.rounds import NEVER
 from viasd_calib.draft.build import name_draft
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import LoadVerifier, Verifier, context_length, load_verifier
-from viasd_calib.planning.measure import eager_passes, time_passes
+from viasd_calib.planning.measure import decoder_passes, time_passes
 from viasd_calib.planning.profile import PassShape, ProfileSettings
 from viasd_calib.prompts import EMBEDDED, Prompt, SplitShares, draw_prompts, read_prompts, select_split, split_sha256
 from viasd_calib.slim.cost import CONTEXT
@@ -91,12 +92,8 @@ def calibrate(
     stop = best_stop(scores, draft_length, measure_costs(engine, draft_length), DEFAULT_STOP)
     candidates = propose(fitted.draft_gate, fitted.slim_gate, scores, max_loss, fractions, stop)
 
-    def decoder_for(candidate: Candidate) -> Decoder:
-        method = three_tier(candidate.gates, decoding, engine.routed.device)
-        return Decoder(engine.routed, engine.drafter, method, loaded.eos_ids)
-
     verdict = certify(
-        candidates, decoder_for, loaded, engine.routed, chosen,
+        candidates, lambda candidate: _decoder(engine, candidate.gates, decoding), loaded, engine.routed, chosen,
         max_loss=max_loss, confidence=confidence, max_new_tokens=max_new_tokens,
         split_sha256={
             "fit": fitted.fit_sha256,
@@ -122,16 +119,16 @@ def _engine(fitted: FitArtifact, folder: Path, loaded: Verifier) -> Engine:
     return assemble(spec, folder, loaded, draft_folder=draft_folder)
 
 
+def _decoder(engine: Engine, gates: Gates, decoding: Decoding) -> Decoder:
+    method = three_tier(gates, decoding, engine.routed.device)
+    return Decoder(engine.routed, engine.drafter, method, engine.verifier.eos_ids)
+
+
 def _leave_out_slim_tier(
     artifact: CalibrateArtifact, engine: Engine, decoding: Decoding, prompts: Sequence[Prompt], max_new_tokens: int
 ) -> CalibrateArtifact:
     """The result, without the slim tier where that makes strict decoding faster: the text is q's either way."""
-    strict = decoding.model_copy(update={"audit": "strict"})
-
-    def decoder_for(gates: Gates) -> Decoder:
-        method = three_tier(gates, strict, engine.routed.device)
-        return Decoder(engine.routed, engine.drafter, method, engine.verifier.eos_ids)
-
+    decoder_for = partial(_decoder, engine, decoding=decoding.model_copy(update={"audit": "strict"}))
     worth = measure_slim_worth(decoder_for, artifact.gates, engine.verifier, prompts, max_new_tokens)
     gates = artifact.gates if worth.pays else without_slim(artifact.gates)
     return artifact.model_copy(update={"slim_worth": worth, "gates": gates})
@@ -142,7 +139,7 @@ def measure_costs(engine: Engine, draft_length: int) -> PassCosts:
     widths = tuple(range(1, draft_length + 2))
     context = min(CONTEXT, context_length(engine.routed.config) - widths[-1])
     settings = ProfileSettings(widths=widths, contexts=(context,), batches=(1,), repeats=COST_REPEATS)
-    wanted = {shape: run for shape, run in eager_passes(engine, settings).items() if shape.tier in ("draft", "full")}
+    wanted = {shape: run for shape, run in decoder_passes(engine, settings).items() if shape.tier in ("draft", "full")}
     seconds = {one.shape: one.seconds for one in time_passes(wanted, COST_REPEATS, engine.routed.device)}
     full = [seconds[PassShape("full", width, context, 1)] for width in widths]
     return PassCosts(seconds[PassShape("draft", 1, context, 1)], full)

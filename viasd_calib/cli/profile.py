@@ -52,7 +52,7 @@ def profile(
     if plot is not None:
         picture_format(Path(plot))  # refused now, not after minutes of measuring
     engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend)
-    result = measure_profile(engine, settings, backend=engine.backend)
+    result = measure_profile(engine, settings)
     save_profile(result, json)
     console = Console()
     console.print(profile_table(result))

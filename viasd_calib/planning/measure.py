@@ -49,7 +49,7 @@ def _summary(shape: PassShape, taken: list[float]) -> Measured:
 
 
 @torch.inference_mode()
-def eager_passes(engine: Engine, settings: ProfileSettings) -> dict[PassShape, Pass]:
+def decoder_passes(engine: Engine, settings: ProfileSettings) -> dict[PassShape, Pass]:
     """The passes as the decoder makes them: same layers, same cache, same taps.
 
     Each batch size has one cache with room for the longest context, as a text being decoded has room for
@@ -134,15 +134,15 @@ PassMaker = Callable[[Engine, ProfileSettings], Mapping[PassShape, Pass]]
 def measure_profile(
     engine: Engine,
     settings: ProfileSettings,
-    make_passes: PassMaker = eager_passes,
-    backend: str = "eager",
+    make_passes: PassMaker = decoder_passes,
+    backend: str | None = None,
 ) -> LatencyProfile:
     """Time everything that ``settings`` name, and rounds of the decoder at the same contexts.
 
     Args:
         engine: a loaded spec.
         make_passes: gives a pass for each of ``settings.shapes()``.
-        backend: the name of what ``make_passes`` runs on.
+        backend: the name of what ``make_passes`` runs on; the engine's own where it is left out.
 
     Raises:
         PlanningError: a context is longer than a model's.
@@ -153,7 +153,7 @@ def measure_profile(
         verifier=engine.spec.verifier,
         draft=engine.spec.draft,
         route=uncosted(engine.spec.route),
-        backend=backend,
+        backend=backend or engine.backend,
         dtype=DTYPE_NAMES[engine.routed.dtype],
         device=str(device),
         hardware=hardware(device),

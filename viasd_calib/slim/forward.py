@@ -185,7 +185,8 @@ class RoutedModel:
 
     def head_rows(self, ids: Tensor) -> Tensor:
         """Rows of the output head for ``ids`` ([n]), which give logits before :meth:`soft_cap`: [n, hidden]."""
-        weight = self._head.plain() if isinstance(self._head, PackedLinear) else self._head.weight
+        head = self._head
+        weight = head.plain() if isinstance(head, PackedLinear) else head.weight
         return weight[ids]  # type: ignore[index]
 
     def attention_inputs(

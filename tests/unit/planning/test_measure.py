@@ -11,7 +11,7 @@ from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.errors import PlanningError
 from viasd_calib.models import Verifier
-from viasd_calib.planning.measure import Pass, eager_passes, measure_profile, time_passes
+from viasd_calib.planning.measure import Pass, decoder_passes, measure_profile, time_passes
 from viasd_calib.planning.profile import PassShape, ProfileSettings
 from viasd_calib.slim.cost import WARM_UP
 from viasd_calib.slim.forward import RoutedModel
@@ -76,7 +76,7 @@ def test_passes_run_without_gradients() -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_pass_gives_the_logits_of_its_tier(tiny_verifier: Verifier, tier: str, batch: int) -> None:
     """Made again, it gives the same; q and q' differ."""
-    passes = eager_passes(engine_of(tiny_verifier), SETTINGS)
+    passes = decoder_passes(engine_of(tiny_verifier), SETTINGS)
     shape = PassShape(tier, 3, 12, batch)  # type: ignore[arg-type]
     with torch.inference_mode():
         logits = passes[shape]()
@@ -92,7 +92,7 @@ def test_a_pass_gives_the_logits_of_its_tier(tiny_verifier: Verifier, tier: str,
 
 def test_the_head_is_run_on_every_place(tiny_verifier: Verifier) -> None:
     with torch.inference_mode():
-        logits = eager_passes(engine_of(tiny_verifier), SETTINGS)[PassShape("head", 3, None, 2)]()
+        logits = decoder_passes(engine_of(tiny_verifier), SETTINGS)[PassShape("head", 3, None, 2)]()
     assert isinstance(logits, torch.Tensor)
     assert logits.shape == (2, 3, tiny_verifier.model.config.vocab_size)
 
@@ -111,7 +111,7 @@ def test_a_draft_step_is_one_forward_of_one_token(
         return advance(drafter, ids)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(type(engine.drafter), "_advance", noted)
-    passes = eager_passes(engine, SETTINGS)
+    passes = decoder_passes(engine, SETTINGS)
     assert widths == [6, 13]  # what each context's text takes once
     widths.clear()
     with torch.inference_mode():
@@ -133,15 +133,15 @@ def test_a_context_beyond_the_verifiers_is_refused(tiny_verifier: Verifier) -> N
     settings = SETTINGS.model_copy(update={"contexts": (5, 254)})
     message = r"context 254 and width 3 are 257 positions, the verifier's context holds 256; give --contexts up to 253"
     with pytest.raises(PlanningError, match=message):
-        eager_passes(engine_of(tiny_verifier), settings)
+        decoder_passes(engine_of(tiny_verifier), settings)
     fitting = SETTINGS.model_copy(update={"contexts": (253,)})
-    assert len(eager_passes(engine_of(tiny_verifier), fitting)) == 13
+    assert len(decoder_passes(engine_of(tiny_verifier), fitting)) == 13
 
 
 def test_a_width_beyond_the_context_is_refused(tiny_verifier: Verifier) -> None:
     settings = SETTINGS.model_copy(update={"widths": (1, 256)})
     with pytest.raises(PlanningError, match="give --widths below 256"):
-        eager_passes(engine_of(tiny_verifier), settings)
+        decoder_passes(engine_of(tiny_verifier), settings)
 
 
 def test_a_context_beyond_the_draft_models_is_refused(tiny_verifier: Verifier) -> None:
@@ -149,4 +149,4 @@ def test_a_context_beyond_the_draft_models_is_refused(tiny_verifier: Verifier) -
     model = type(tiny_model(0))(config).eval().requires_grad_(False)
     drafter = CausalDrafter(RoutedModel(model), config.vocab_size)
     with pytest.raises(PlanningError, match="context 12 is longer than the draft model's; give --contexts"):
-        eager_passes(engine_of(tiny_verifier, drafter=drafter), SETTINGS)
+        decoder_passes(engine_of(tiny_verifier, drafter=drafter), SETTINGS)
