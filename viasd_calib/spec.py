@@ -163,11 +163,22 @@ class AdapterRef(SpecModel):
     tensors: TensorFile
 
 
+class BridgesRef(SpecModel):
+    """Linear maps of the residual stream, one in place of each run of skipped sublayers.
+
+    ``rank`` is that of the maps; null for full ones.
+    """
+
+    rank: int | None = Field(None, ge=1)
+    tensors: TensorFile
+
+
 class Route(SpecModel):
     """Which sublayers the slim verifier leaves out; decoder layers are counted from 0."""
 
     attention_skip: list[int] = Field(default_factory=list)
     mlp_skip: list[int] = Field(default_factory=list)
+    bridges: BridgesRef | None = None
     adapter: AdapterRef | None = None
     relative_cost: RelativeCost | None = None
 
@@ -357,8 +368,7 @@ def tensor_files(spec: RoutingSpec) -> list[TensorFile]:
     match spec.draft:
         case ShallowDraft(tensors=tensors) | CombinedDraft(model=ShallowDraft(tensors=tensors)):
             files.append(tensors)
-    if spec.route.adapter is not None:
-        files.append(spec.route.adapter.tensors)
+    files += [part.tensors for part in (spec.route.bridges, spec.route.adapter) if part is not None]
     return files
 
 

@@ -21,6 +21,7 @@ from viasd_calib.spec import Certificate, Gates, LogisticGate, Route, VerifierRe
 FIT_FILE = "fit.json"
 SCORES_FILE = "scores.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
+BRIDGES_FILE = "bridges.safetensors"
 CALIBRATE_FILE = "calibrate.json"
 
 Artifact = TypeVar("Artifact", bound=BaseModel)

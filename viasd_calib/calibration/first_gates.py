@@ -32,7 +32,7 @@ class FirstGates:
 def fit_first_gates(
     model: RoutedModel, texts: Sequence[TraceText], held_back: Sequence[TraceText], max_run: int
 ) -> FirstGates:
-    """Fit draft and slim gate on ``texts`` and judge them on ``held_back``.
+    """Fit draft and slim gate on ``texts`` and judge them on ``held_back``; texts without a drafter are left out.
 
     Raises:
         TraceError: the traces were captured without a drafter.
@@ -47,4 +47,5 @@ def fit_first_gates(
 
 
 def _score(model: RoutedModel, texts: Sequence[TraceText], max_run: int, description: str) -> list[ScoredText]:
-    return list(track(score_texts(model, texts, max_run), description=description, total=len(texts)))
+    drafted = [text for text in texts if len(text.p_token)] or texts  # of none but such, scoring complains
+    return list(track(score_texts(model, drafted, max_run), description=description, total=len(drafted)))

@@ -9,7 +9,6 @@ from pathlib import Path
 from rich.console import Console
 
 from viasd_calib.calibration.artifacts import (
-    ADAPTER_FILE,
     CALIBRATE_FILE,
     FIT_FILE,
     CalibrateArtifact,
@@ -22,11 +21,13 @@ from viasd_calib.errors import SpecError
 from viasd_calib.evaluation.bench import BenchResult, load_bench
 from viasd_calib.files import atomic_path
 from viasd_calib.models import DTYPE_NAMES, LoadVerifier, load_verifier
-from viasd_calib.slim.adapter import load_slim_layers
+from viasd_calib.slim.parts import load_slim_parts
 from viasd_calib.slim.cost import relative_cost
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import (
+    AdapterRef,
     Audit,
+    BridgesRef,
     CombinedDraft,
     Decoding,
     DraftSpec,
@@ -93,7 +94,7 @@ def export(
         evidence=None if evidence is None else evidence_of(load_bench(evidence)),
     )
     check_verifier(spec, loaded.ref)
-    routed = RoutedModel(loaded.model, spec.route, load_slim_layers(loaded.model, spec.route, path.parent))
+    routed = RoutedModel(loaded.model, spec.route, load_slim_parts(loaded.model, spec.route, path.parent))
     cost = RelativeCost(
         measured={width: round(share, 4) for width, share in relative_cost(routed).items()},
         device=device,
@@ -123,13 +124,13 @@ def _copy_shallow(draft: ShallowDraft, source: Path, folder: Path) -> ShallowDra
 
 
 def _copy_route(route: Route, source: Path, folder: Path) -> Route:
-    if route.adapter is None:
-        return route
-    target = folder / "adapter" / ADAPTER_FILE
-    _copy(source / route.adapter.tensors.path, target)
-    return route.model_copy(
-        update={"adapter": route.adapter.model_copy(update={"tensors": tensor_file(target, folder)})}
-    )
+    copied: dict[str, AdapterRef | BridgesRef] = {}
+    for name, part in (("adapter", route.adapter), ("bridges", route.bridges)):
+        if part is not None:
+            target = folder / name / Path(part.tensors.path).name
+            _copy(source / part.tensors.path, target)
+            copied[name] = part.model_copy(update={"tensors": tensor_file(target, folder)})
+    return route.model_copy(update=copied)
 
 
 def _copy(source: Path, target: Path) -> None:

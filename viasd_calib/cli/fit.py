@@ -11,6 +11,7 @@ from rich.console import Console
 
 from viasd_calib.calibration.artifacts import (
     ADAPTER_FILE,
+    BRIDGES_FILE,
     FIT_FILE,
     FitArtifact,
     reliability_record,
@@ -21,6 +22,7 @@ from viasd_calib.calibration.first_gates import FirstGates, fit_first_gates
 from viasd_calib.cli.notices import say_written
 from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.slim.adapter import adapter_ref, save_adapter
+from viasd_calib.slim.bridges import bridges_ref, save_bridges
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
 from viasd_calib.tables import new_table
@@ -72,14 +74,16 @@ def fit(words: Sequence[str], _load: LoadVerifier = load_verifier) -> None:
 def write_fit(router: RouterModule, data: TraceDataModule, out: Path) -> FitArtifact:
     """Write route and adapter, fit the first gates on them, and write those."""
     route = router.route
+    if router.bridges is not None:
+        save_bridges(router.bridges, out / BRIDGES_FILE)
+        reference = bridges_ref(out / BRIDGES_FILE, out, router.bridge_rank)
+        route = route.model_copy(update={"bridges": reference})
     if router.slim_layers is not None:
         save_adapter(router.slim_layers, route, out / ADAPTER_FILE)
         rank = router.adapter_rank
-        reference = adapter_ref(out / ADAPTER_FILE, out, rank, 2 * rank, router.adapter_targets)
-        route = route.model_copy(update={"adapter": reference})
-    routed = RoutedModel(router.model.model, route, router.slim_layers)
-    if router.slim_layers is not None:
-        router.slim_layers.eval()
+        adapter = adapter_ref(out / ADAPTER_FILE, out, rank, 2 * rank, router.adapter_targets)
+        route = route.model_copy(update={"adapter": adapter})
+    routed = RoutedModel(router.model.model, route, router.slim_parts())
     gates = fit_first_gates(routed, data.training_texts(), data.validation_texts(), router.max_run)
     artifact = _artifact(route, data, gates)
     save_scores(gates.scores, out)

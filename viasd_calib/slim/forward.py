@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from viasd_calib.errors import ModelError
+from viasd_calib.slim.bridges import skipped_runs
 from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.families import (
     AttentionInputs,
@@ -26,7 +27,7 @@ from viasd_calib.slim.grouped import GROUPED
 from viasd_calib.slim.packed import PackedLinear
 from viasd_calib.spec import Route
 
-SublayerKind = Literal["attention", "mlp"]
+SublayerKind = Literal["attention", "mlp", "bridge"]
 
 MaskOf = Callable[[int | None], Tensor | None]
 """From a sliding window's length, or None for no window, to which slots each token may read: bool
@@ -38,12 +39,35 @@ ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
 @dataclass(frozen=True)
 class Sublayer:
-    """One attention or MLP sublayer of a decoder layer."""
+    """One attention or MLP sublayer of a decoder layer, or the bridge that stands in for a run of them.
+
+    Attributes:
+        index: of the decoder layer; of the first one that a bridge stands in for.
+        layer: the decoder layer, or the bridge.
+    """
 
     kind: SublayerKind
     index: int
     layer: nn.Module
     layer_type: LayerType
+
+
+@dataclass(frozen=True)
+class SlimParts:
+    """What q' runs beside q's own modules.
+
+    Attributes:
+        layers: the layers q' runs where they differ from q's by an adapter; None for q's own.
+        bridges: what stands in for runs of skipped sublayers, by name (:mod:`viasd_calib.slim.bridges`).
+    """
+
+    layers: nn.ModuleList | None = None
+    bridges: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All of them, for a backend to prepare."""
+        return (self.bridges,) if self.layers is None else (self.layers, self.bridges)
 
 
 class States(NamedTuple):
@@ -59,12 +83,16 @@ class States(NamedTuple):
 
 
 def sublayers_of(
-    layers: Iterable[nn.Module], layer_types: Iterable[LayerType], route: Route | None = None
+    layers: Iterable[nn.Module],
+    layer_types: Iterable[LayerType],
+    route: Route | None = None,
+    bridges: nn.ModuleDict | None = None,
 ) -> list[Sublayer]:
     """The sublayers that a route keeps, in the order they run; all of them without a route.
 
     Args:
         layer_types: of each layer.
+        bridges: what stands in for skipped runs, by name; runs without one are left out.
 
     Example:
         >>> layers, layer_types = [nn.Identity(), nn.Identity()], ["sliding_attention", "full_attention"]
@@ -72,12 +100,16 @@ def sublayers_of(
         >>> [(s.kind, s.index) for s in kept]
         [('mlp', 0), ('attention', 1), ('mlp', 1)]
     """
+    route = route or Route()
+    begins = {run.begin: run.name for run in skipped_runs(route)} if bridges else {}
+    kinds: tuple[tuple[SublayerKind, list[int]], ...] = (("attention", route.attention_skip), ("mlp", route.mlp_skip))
     kept: list[Sublayer] = []
     for index, (layer, layer_type) in enumerate(zip(layers, layer_types, strict=True)):
-        if route is None or index not in route.attention_skip:
-            kept.append(Sublayer("attention", index, layer, layer_type))
-        if route is None or index not in route.mlp_skip:
-            kept.append(Sublayer("mlp", index, layer, layer_type))
+        for place, (kind, skipped) in enumerate(kinds):
+            if index not in skipped:
+                kept.append(Sublayer(kind, index, layer, layer_type))
+            elif bridges and begins.get(2 * index + place) in bridges:
+                kept.append(Sublayer("bridge", index, bridges[begins[2 * index + place]], layer_type))
     return kept
 
 
@@ -96,7 +128,7 @@ class RoutedModel:
     Args:
         model: a causal language model of a known family, in evaluation mode.
         route: which sublayers q' leaves out.
-        slim_layers: the layers q' runs, where they differ from q's by an adapter.
+        slim: what q' runs beside q's own modules.
 
     Raises:
         ModelError: the family, a layer type or the attention implementation is not supported.
@@ -106,7 +138,7 @@ class RoutedModel:
         self,
         model: PreTrainedModel,
         route: Route | None = None,
-        slim_layers: Iterable[nn.Module] | None = None,
+        slim: SlimParts | None = None,
     ) -> None:
         self.model = model
         self.config = model.config
@@ -121,8 +153,9 @@ class RoutedModel:
         self._norm: nn.Module = decoder.norm
         self._rotary: nn.Module = decoder.rotary_emb
         self.full_sublayers = sublayers_of(self.layers, self.layer_types)
-        own = self.layers if slim_layers is None else slim_layers
-        self.slim_sublayers = sublayers_of(own, self.layer_types, route)
+        parts = slim or SlimParts()
+        own = self.layers if parts.layers is None else parts.layers
+        self.slim_sublayers = sublayers_of(own, self.layer_types, route, parts.bridges)
 
     @property
     def device(self) -> torch.device:
@@ -207,9 +240,13 @@ class RoutedModel:
 
     def step(self, sublayer: Sublayer, hidden: Tensor, inputs: Mapping[LayerType, AttentionInputs]) -> Tensor:
         """What one sublayer adds to the residual stream: [batch, width, hidden]."""
-        if sublayer.kind == "attention":
-            return self.family.attention(sublayer.layer, hidden, inputs[sublayer.layer_type])
-        return self.family.mlp(sublayer.layer, hidden)
+        match sublayer.kind:
+            case "attention":
+                return self.family.attention(sublayer.layer, hidden, inputs[sublayer.layer_type])
+            case "mlp":
+                return self.family.mlp(sublayer.layer, hidden)
+            case "bridge":
+                return sublayer.layer(hidden)  # type: ignore[no-any-return]
 
     def _forward(self, sublayers: Sequence[Sublayer], ids: Tensor, window: CacheWindow, taps: Sequence[int]) -> States:
         hidden = self.embed(ids)  # [batch, width, hidden]

@@ -77,6 +77,11 @@ class TraceBatch:
     q_ids: Tensor
     q_log_probs: Tensor
 
+    @property
+    def begin(self) -> int:
+        """The first place that predicts in any of the texts."""
+        return int(self.predicts.any(0).nonzero()[0])
+
     def to(self, device: torch.device) -> TraceBatch:
         """The same batch on ``device``."""
         tensors = (self.ids, self.predicts, self.q_ids, self.q_log_probs)

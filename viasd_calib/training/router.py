@@ -13,16 +13,20 @@ from torchmetrics import MeanMetric
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import SMOLLM2, Verifier, load_verifier
 from viasd_calib.slim.adapter import adapted_layers
-from viasd_calib.slim.cost import sublayer_costs
-from viasd_calib.slim.forward import RoutedModel, Sublayer, sublayers_of
+from viasd_calib.slim.bridges import new_bridges
+from viasd_calib.slim.cost import SublayerCosts, sublayer_costs
+from viasd_calib.slim.forward import RoutedModel, SlimParts, Sublayer, sublayers_of
 from viasd_calib.spec import Route
-from viasd_calib.traces.data import TraceBatch
+from viasd_calib.traces.data import TraceBatch, TraceDataModule, TraceText
+from viasd_calib.training.bridge_fit import fit_bridges
 from viasd_calib.training.hard_concrete import HardConcrete
 from viasd_calib.training.objectives import top_k_tail_kl
+from viasd_calib.training.spans import choose_span, span_routes
 from viasd_calib.training.student import run_starts, student_states
 from viasd_calib.training.teacher import read_text
 
 Stage = Literal["route", "adapter"]
+RouteChoice = Literal["span", "gates"]
 
 ADAPTER_TARGETS = (
     *("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -34,19 +38,26 @@ ADAPTER_TARGETS = (
 class RouterModule(LightningModule):
     """Learns a route and an adapter from traces; the verifier stays as it is.
 
-    First, for ``route_steps``: one hard-concrete gate for each attention and MLP sublayer, trained on
-    KL(q || q') at traced places, with a multiplier that holds the expected relative cost at its target
-    (a Lagrangian, ascended). Then the gates are made discrete, cheapest sufficient set first, and for the
-    remaining steps LoRA weights on the kept sublayers are distilled on the same loss.
+    The route comes first. ``span`` takes the one run of layers whose bridge, fitted in closed form, leaves the least
+    KL(q || q') (:mod:`viasd_calib.training.spans`). ``gates`` trains, for ``route_steps``, one hard-concrete gate for
+    each attention and MLP sublayer on that divergence, with a multiplier that holds the expected relative cost at its
+    target (a Lagrangian, ascended), makes the gates discrete, cheapest sufficient set first, and then fits the bridges.
+    For the remaining steps bridges and LoRA weights on the kept sublayers are distilled on the same loss, each batch
+    with a longest run of pending places of its own, so that q' is at home directly behind q and further on.
 
-    Checkpoints hold gates, multiplier, route and adapter; never the verifier.
+    Checkpoints hold gates, multiplier, route, bridges and adapter; never the verifier.
 
     Args:
         verifier: name or path of the verifier.
         target_cost: measured cost of a slim pass over that of a full one.
-        route_steps: optimiser steps for the gates.
+        route_choice: how the route is found.
+        route_steps: optimiser steps for the gates; none are taken for a span.
         route_learning_rate: of the gates.
         cost_learning_rate: of the multiplier.
+        bridges: whether skipped runs are bridged.
+        bridge_rank: of the bridges; None for full ones.
+        bridge_texts: texts that bridges are fitted on in closed form; a fifth of them judges spans.
+        bridge_learning_rate: of the bridges, behind their closed form.
         adapter_rank: LoRA rank; 0 for no adapter.
         adapter_targets: module names the adapter sits on.
         adapter_learning_rate: of the adapter.
@@ -64,9 +75,14 @@ class RouterModule(LightningModule):
         self,
         verifier: str = SMOLLM2,
         target_cost: float = 0.5,
+        route_choice: RouteChoice = "span",
         route_steps: int = 60,
         route_learning_rate: float = 0.15,
         cost_learning_rate: float = 0.5,
+        bridges: bool = True,
+        bridge_rank: int | None = None,
+        bridge_texts: int = 200,
+        bridge_learning_rate: float = 1e-4,
         adapter_rank: int = 32,
         adapter_targets: Sequence[str] = ADAPTER_TARGETS,
         adapter_learning_rate: float = 1e-3,
@@ -80,7 +96,12 @@ class RouterModule(LightningModule):
         self.automatic_optimization = False
         self.verifier_name = verifier
         self.target_cost = target_cost
-        self.route_steps = route_steps
+        self.route_choice = route_choice
+        self.route_steps = route_steps if route_choice == "gates" else 0
+        self.bridged = bridges
+        self.bridge_rank = bridge_rank
+        self.bridge_texts = bridge_texts
+        self.bridge_learning_rate = bridge_learning_rate
         self.route_learning_rate = route_learning_rate
         self.cost_learning_rate = cost_learning_rate
         self.adapter_rank = adapter_rank
@@ -93,6 +114,7 @@ class RouterModule(LightningModule):
         self._frozen: list[RoutedModel] = []  # in a list, so that the verifier is no submodule
         self.gates: HardConcrete | None = None
         self.slim_layers: nn.ModuleList | None = None
+        self.bridges: nn.ModuleDict | None = None
 
     def configure_model(self) -> None:
         """Load the verifier, measure its sublayers, make gates and adapter; called by Lightning."""
@@ -113,6 +135,36 @@ class RouterModule(LightningModule):
             for name, parameter in layers.named_parameters():
                 parameter.requires_grad_("lora_" in name)
             self.slim_layers = layers.train()  # copied from a verifier that is in eval mode
+        if self.route_choice == "span" and self.trainer.ckpt_path is None:  # a checkpoint brings its route
+            self._choose_span()
+
+    def _choose_span(self) -> None:
+        """Take the run of layers that is replaced best."""
+        layers = len(self.model.layers)
+        always = sorted({index % layers for index in self.keep_layers})
+        costs = SublayerCosts(self.costs.cpu(), float(self.rest_cost))
+        routes = span_routes(costs, self.target_cost, always, layers)
+        texts = self._drawn_texts(self.bridge_texts)
+        judges = max(1, len(texts) // 5)
+        route, bridges = choose_span(self.model, routes, texts[judges:], texts[:judges], self.bridge_rank)
+        self._keep(route)
+        if self.bridged:
+            self._take_bridges(bridges)
+
+    def _keep(self, route: Route) -> None:
+        """Make ``route`` the discrete route."""
+        skipped = {"attention": route.attention_skip, "mlp": route.mlp_skip}
+        kept = [sublayer.index not in skipped[sublayer.kind] for sublayer in self.model.full_sublayers]
+        self.kept.copy_(torch.tensor(kept))
+
+    def _take_bridges(self, bridges: nn.ModuleDict) -> None:
+        """Train these bridges from here on."""
+        self.bridges = bridges.to(device=self.device, dtype=self.model.dtype).requires_grad_(True)
+
+    def _drawn_texts(self, count: int) -> list[TraceText]:
+        """Training texts for what is fitted in closed form, drawn by hash of their prompts."""
+        data: TraceDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return sorted(data.training_texts(), key=lambda text: text.prompt_sha256)[:count]
 
     @property
     def model(self) -> RoutedModel:
@@ -147,13 +199,19 @@ class RouterModule(LightningModule):
         """Logits of q' at the places that predict: [places, vocabulary]."""
         _, cache = read_text(self.model, batch.ids)
         generator = torch.Generator().manual_seed(seed)
-        starts = run_starts(batch.ids.shape[1], self.max_run, generator).to(batch.ids.device)
-        states = student_states(self.model, sublayers, batch.ids, cache, starts, gates)
-        return self.model.logits(states[batch.predicts])
+        longest = int(torch.randint(1, self.max_run + 1, (), generator=generator))
+        starts = run_starts(batch.ids.shape[1], longest, generator).to(batch.ids.device)
+        states = student_states(self.model, sublayers, batch.ids, cache, starts, gates, batch.begin)
+        return self.model.logits(states[batch.predicts[:, batch.begin :]])
 
     def _kept_sublayers(self) -> list[Sublayer]:
         layers = self.model.layers if self.slim_layers is None else self.slim_layers
-        return sublayers_of(layers, self.model.layer_types, self.route)
+        return sublayers_of(layers, self.model.layer_types, self.route, self.bridges)
+
+    def slim_parts(self) -> SlimParts:
+        """What q' runs beside q's own modules, ready to decode with."""
+        layers = None if self.slim_layers is None else self.slim_layers.eval()
+        return SlimParts(layers, nn.ModuleDict() if self.bridges is None else self.bridges.eval())
 
     def training_step(self, batch: TraceBatch, _batch_idx: int) -> None:
         """One step of the stage that is due."""
@@ -198,9 +256,13 @@ class RouterModule(LightningModule):
         self.kept.zero_()
         self.kept[order[within]] = True
         self.kept |= self._always()
+        if self.bridged:
+            (bridges,) = fit_bridges(self.model, [self.route], self._drawn_texts(self.bridge_texts), self.bridge_rank)
+            self._take_bridges(bridges)
+            self.optimizers().add_param_group({"params": [*bridges.parameters()]})
 
     def _adapter_step(self, batch: TraceBatch) -> None:
-        if self.slim_layers is None:
+        if self.slim_layers is None and self.bridges is None:
             return
         optimizer: Any = self.optimizers()
         logits = self._student(batch, self._kept_sublayers(), None, int(self.steps_done))
@@ -208,7 +270,8 @@ class RouterModule(LightningModule):
         optimizer.zero_grad()
         self.manual_backward(loss)
         self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
-        self._set_learning_rate(optimizer, self.adapter_learning_rate * self._adapter_schedule())
+        share = self._adapter_schedule()
+        self._set_learning_rate(optimizer, self.adapter_learning_rate * share, self.bridge_learning_rate * share)
         optimizer.step()
         self.log("adapter_kl", loss, prog_bar=True, batch_size=len(batch.q_ids))
 
@@ -219,8 +282,9 @@ class RouterModule(LightningModule):
         return min(1.0, (step + 1) / 20) * max(0.1, 1 - step / total)
 
     @staticmethod
-    def _set_learning_rate(optimizer: Any, rate: float) -> None:
-        for group in optimizer.param_groups:
+    def _set_learning_rate(optimizer: Any, *rates: float) -> None:
+        """Of gates and adapter, and of the bridges where there are any."""
+        for group, rate in zip(optimizer.param_groups, rates, strict=False):
             group["lr"] = rate
 
     def validation_step(self, batch: TraceBatch, _batch_idx: int) -> None:
@@ -230,8 +294,12 @@ class RouterModule(LightningModule):
         self.log("agreement", self.agreement, prog_bar=True, on_epoch=True, batch_size=len(batch.q_ids))
 
     def configure_optimizers(self) -> Any:
-        """Adam over gates and adapter; each stage's gradients leave the other's parameters alone."""
-        return torch.optim.Adam([parameter for parameter in self.parameters() if parameter.requires_grad], lr=1e-3)
+        """Adam over gates and adapter, and the bridges as a group of their own; each step sets the learning rates."""
+        bridges = [] if self.bridges is None else [*self.bridges.parameters()]
+        own = {id(parameter) for parameter in bridges}
+        others = [one for one in self.parameters() if one.requires_grad and id(one) not in own]
+        groups = [group for group in (others, bridges) if group]
+        return torch.optim.Adam([{"params": group} for group in groups], lr=1e-3)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Trainable state alone: gates, multiplier, route, costs, adapter."""
@@ -244,6 +312,9 @@ class RouterModule(LightningModule):
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load what ``state_dict`` holds; the frozen weights are the verifier's and stay."""
+        if any(name.startswith("bridges.") for name in state_dict):
+            self.kept.copy_(state_dict["kept"])
+            self._take_bridges(new_bridges(self.route, self.model.config.hidden_size, self.bridge_rank))
         missing, unexpected = super().load_state_dict(state_dict, strict=False, assign=assign)
         lacking = [name for name in missing if not self._is_frozen(name)]
         if strict and (lacking or unexpected):

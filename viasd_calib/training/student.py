@@ -24,7 +24,7 @@ class MixedStore:
         self._teacher = teacher
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Return q's and the student's keys and values of ``layer``: [batch, heads, 2 * length, width]."""
+        """q's and the student's keys and values of ``layer``: [batch, heads, q's length and the student's, width]."""
         return (
             torch.cat([self._teacher.keys[layer], keys], 2),
             torch.cat([self._teacher.values[layer], values], 2),
@@ -43,12 +43,13 @@ def run_starts(length: int, max_run: int, generator: torch.Generator) -> Tensor:
     return starts.repeat_interleave(runs)[:length]
 
 
-def mixed_mask(starts: Tensor, sliding: int | None = None) -> Tensor:
-    """What each place may read of q's slots and of its own: bool [1, 1, length, 2 * length].
+def mixed_mask(starts: Tensor, sliding: int | None = None, begin: int = 0) -> Tensor:
+    """What each place may read of q's slots and of its own: bool [1, 1, length - begin, 2 * length - begin].
 
     Args:
         starts: of each place's run, [length].
         sliding: how many positions a place reads at most, its own included; None for no such bound.
+        begin: the first place that is run; a run begins there at the earliest.
 
     Example:
         >>> mixed_mask(torch.tensor([0, 1, 1])).int()[0, 0].tolist()
@@ -56,9 +57,9 @@ def mixed_mask(starts: Tensor, sliding: int | None = None) -> Tensor:
     """
     length = starts.shape[0]
     place = torch.arange(length, device=starts.device)
-    past = readable(place[None], place[:, None], sliding)
-    exact = place[None] < starts[:, None]  # q's slots before the run
-    return torch.cat([past & exact, past & ~exact], 1)[None, None]
+    past = readable(place[None], place[begin:, None], sliding)  # [length - begin, length]
+    exact = place[None] < starts[begin:, None].clamp(min=begin)  # q's slots before the run
+    return torch.cat([past & exact, (past & ~exact)[:, begin:]], 1)[None, None]
 
 
 def student_states(
@@ -68,8 +69,9 @@ def student_states(
     teacher: SharedCache,
     starts: Tensor,
     gates: Tensor | None = None,
+    begin: int = 0,
 ) -> Tensor:
-    """Last hidden states of q' over ``ids``: [batch, length, hidden].
+    """Last hidden states of q' over ``ids``: [batch, length - begin, hidden].
 
     Args:
         sublayers: what q' runs, in order.
@@ -77,10 +79,11 @@ def student_states(
         teacher: q's cache over the same ids.
         starts: of each place's run, [length].
         gates: a factor for each sublayer's update, [sublayers]; None for 1.
+        begin: the first place that q' runs at; it reads q's keys and values of all before.
     """
-    hidden = model.embed(ids)  # [batch, length, hidden]
-    positions = torch.arange(ids.shape[1], device=ids.device)[None]
-    inputs = model.attention_inputs(hidden, positions, partial(mixed_mask, starts), MixedStore(teacher))
+    hidden = model.embed(ids[:, begin:])  # [batch, length - begin, hidden]
+    positions = torch.arange(begin, ids.shape[1], device=ids.device)[None]
+    inputs = model.attention_inputs(hidden, positions, partial(mixed_mask, starts, begin=begin), MixedStore(teacher))
     for place, sublayer in enumerate(sublayers):
         update = model.step(sublayer, hidden, inputs)
         hidden = hidden + (update if gates is None else gates[place] * update)

@@ -19,6 +19,28 @@ def read_text(verifier: RoutedModel, ids: Tensor, taps: Sequence[int] = ()) -> t
     return verifier.full(ids, CacheWindow(cache, 0, length, length), taps), cache
 
 
+@torch.no_grad()
+def read_residuals(verifier: RoutedModel, ids: Tensor, numbers: Sequence[int]) -> Tensor:
+    """q's residual stream before some of its sublayers, and at its end: [batch, length, numbers, hidden].
+
+    Args:
+        ids: [batch, length].
+        numbers: of the sublayers, in rising order; their count stands for the end.
+    """
+    batch, length = ids.shape
+    window = CacheWindow(verifier.new_cache(length, batch=batch), 0, length, length)
+    hidden = verifier.embed(ids)  # [batch, length, hidden]
+    inputs = verifier.attention_inputs(hidden, window.positions(), window.mask, window)
+    read: list[Tensor] = []
+    for number, sublayer in enumerate(verifier.full_sublayers):
+        if number in numbers:
+            read.append(hidden)
+        hidden = hidden + verifier.step(sublayer, hidden, inputs)
+    if len(verifier.full_sublayers) in numbers:
+        read.append(hidden)
+    return torch.stack(read, 2)
+
+
 class TappedStates:
     """q's residual stream at the taps of every text, computed once and kept in bfloat16 on the host.
 

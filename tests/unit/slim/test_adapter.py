@@ -17,7 +17,7 @@ from viasd_calib.slim.adapter import (
     save_adapter,
 )
 from viasd_calib.slim.cache import CacheWindow
-from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.spec import Route
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -65,7 +65,7 @@ def test_the_verifiers_own_layers_are_not_touched() -> None:
     adapter = make_adapter()
     assert [name for name, _ in model.named_modules()] == names
     assert torch.equal(states(RoutedModel(model), slim=False), before)
-    assert torch.equal(states(RoutedModel(model, Route(), adapter), slim=False), before)
+    assert torch.equal(states(RoutedModel(model, Route(), SlimParts(adapter)), slim=False), before)
 
 
 def test_only_the_adapter_learns() -> None:
@@ -77,12 +77,12 @@ def test_only_the_adapter_learns() -> None:
 def test_a_new_adapter_changes_nothing() -> None:
     model = tiny_model()
     plain = states(RoutedModel(model, ROUTE), slim=True)
-    assert torch.equal(states(RoutedModel(model, ROUTE, make_adapter(None)), slim=True), plain)
+    assert torch.equal(states(RoutedModel(model, ROUTE, SlimParts(make_adapter(None))), slim=True), plain)
 
 
 def test_a_trained_adapter_changes_the_slim_path_alone() -> None:
     model = tiny_model()
-    adapted, plain = RoutedModel(model, ROUTE, make_adapter()), RoutedModel(model, ROUTE)
+    adapted, plain = RoutedModel(model, ROUTE, SlimParts(make_adapter())), RoutedModel(model, ROUTE)
     assert not torch.allclose(states(adapted, slim=True), states(plain, slim=True), atol=1e-2)
     assert torch.equal(states(adapted, slim=False), states(plain, slim=False))
 
@@ -92,8 +92,8 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     assert layers is not None
     assert not any(parameter.requires_grad for parameter in layers.parameters())
     assert not layers.training
-    expected = states(RoutedModel(tiny_model(), ROUTE, make_adapter()), slim=True)
-    assert torch.equal(states(RoutedModel(tiny_model(), ROUTE, layers), slim=True), expected)
+    expected = states(RoutedModel(tiny_model(), ROUTE, SlimParts(make_adapter())), slim=True)
+    assert torch.equal(states(RoutedModel(tiny_model(), ROUTE, SlimParts(layers)), slim=True), expected)
 
 
 def test_skipped_sublayers_are_not_stored(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from viasd_calib.errors import ModelError
 from viasd_calib.slim.adapter import adapted_layers
 from viasd_calib.slim.backends import default_backend, prepare
 from viasd_calib.slim.cache import CacheWindow
-from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.slim.packed import PackedLinear, can_pack, pack_linears
 from viasd_calib.spec import Route
 
@@ -140,7 +140,7 @@ def test_a_packed_adapter_says_what_it_said_and_is_not_unpacked(monkeypatch: pyt
         if pack:
             pack_linears([model, slim])
             monkeypatch.setattr(PackedLinear, "plain", lambda _: pytest.fail("a weight was unpacked"))
-        routed = RoutedModel(model, Route(), slim)
+        routed = RoutedModel(model, Route(), SlimParts(slim))
         with torch.inference_mode():
             window = CacheWindow(routed.new_cache(5), 0, 5, 5)
             said.append(routed.logits(routed.slim(ids, window).last))

@@ -58,7 +58,11 @@ class Recorder(Callback):
 
 
 def make_router(verifier: str) -> LightningModule:
-    return RouterModule(verifier, target_cost=0.7, route_steps=6, adapter_rank=2, max_run=4)
+    return RouterModule(verifier, target_cost=0.7, route_choice="gates", route_steps=6, adapter_rank=2, max_run=4)
+
+
+def make_span_router(verifier: str) -> LightningModule:
+    return RouterModule(verifier, target_cost=0.7, adapter_rank=2, max_run=4)
 
 
 def make_drafter(verifier: str) -> LightningModule:
@@ -123,7 +127,7 @@ def epoch_length(traces: Path) -> int:
 
 
 @pytest.mark.parametrize("by", ["epochs", "steps"])
-@pytest.mark.parametrize("make", [make_router, make_drafter], ids=["router", "drafter"])
+@pytest.mark.parametrize("make", [make_router, make_span_router, make_drafter], ids=["gates", "span", "drafter"])
 def test_wherever_it_is_killed_the_resumed_run_has_the_same_losses(
     make: MakeModule, by: str, tiny_folder: TinyFolder, traces: Path, tmp_path: Path
 ) -> None:
@@ -144,7 +148,7 @@ def test_wherever_it_is_killed_the_resumed_run_has_the_same_losses(
         assert rest.epochs.items() <= whole.epochs.items()
 
 
-@pytest.mark.parametrize("make", [make_router, make_drafter], ids=["router", "drafter"])
+@pytest.mark.parametrize("make", [make_router, make_span_router, make_drafter], ids=["gates", "span", "drafter"])
 def test_steps_behind_the_last_checkpoint_are_done_again(
     make: MakeModule, tiny_folder: TinyFolder, traces: Path, tmp_path: Path
 ) -> None:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from tests.tiny import TINY_FAMILIES, TinyFolder, tiny_model
 from viasd_calib.errors import CalibrationError, TraceError
 from viasd_calib.models import load_verifier
 from viasd_calib.prompts import SplitShares
 from viasd_calib.slim.adapter import adapted_layers, adapter_tensors
+from viasd_calib.slim.bridges import skipped_runs
 from viasd_calib.traces.data import TraceDataModule
-from viasd_calib.training.router import ADAPTER_TARGETS, RouterModule
+from viasd_calib.training.router import ADAPTER_TARGETS, RouteChoice, RouterModule
 
 SHARES = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
 
 
-def router(tiny_folder: TinyFolder, rank: int = 2) -> RouterModule:
-    return RouterModule(str(tiny_folder), target_cost=0.7, route_steps=3, adapter_rank=rank, max_run=4)
+def router(tiny_folder: TinyFolder, choice: RouteChoice = "gates", **changes: Any) -> RouterModule:
+    entries: dict[str, Any] = {"target_cost": 0.7, "route_steps": 3, "adapter_rank": 2, "max_run": 4, **changes}
+    return RouterModule(str(tiny_folder), route_choice=choice, **entries)
 
 
 def fit(module: RouterModule, traces: Path, folder: Path, steps: int, resume: str | None = None) -> Trainer:
@@ -56,8 +60,55 @@ def test_route_first_then_adapter(tiny_folder: TinyFolder, traces: Path, tmp_pat
 def test_a_checkpoint_holds_trainable_state_alone(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
     fit(router(tiny_folder), traces, tmp_path, steps=4)
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
-    others = {name for name in state if "lora_" not in name}
+    others = {name for name in state if "lora_" not in name and not name.startswith("bridges.")}
     assert others == {"gates.log_alpha", "multiplier", "kept", "steps_done", "costs", "rest_cost"}
+    assert any(name.startswith("bridges.") for name in state)
+
+
+def test_a_span_is_one_run_of_layers_with_its_bridge(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    module = router(tiny_folder, "span")
+    fit(module, traces, tmp_path, steps=1)
+    assert module.stage == "adapter"
+    assert module.route.attention_skip == module.route.mlp_skip
+    assert len(skipped_runs(module.route)) == 1
+    assert module.bridges is not None
+    assert [*module.bridges] == [skipped_runs(module.route)[0].name]
+
+
+def test_a_route_without_bridges_has_none(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    for choice in get_args(RouteChoice):
+        module = router(tiny_folder, choice, bridges=False)
+        fit(module, traces, tmp_path / choice, steps=4)
+        assert module.bridges is None
+        assert module.route.mlp_skip
+
+
+@pytest.mark.parametrize("choice", get_args(RouteChoice))
+def test_bridges_are_trained_on(choice: RouteChoice, tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    def bridges_after(steps: int) -> dict[str, Tensor]:
+        module = router(tiny_folder, choice, bridge_rank=3)
+        fit(module, traces, tmp_path / str(steps), steps=steps)
+        assert module.bridges is not None
+        return module.bridges.state_dict()
+
+    one, later = bridges_after(4), bridges_after(8)
+    assert one.keys() == later.keys()
+    assert all(not torch.equal(one[name], later[name]) for name in one)
+
+
+@pytest.mark.parametrize("choice", get_args(RouteChoice))
+def test_bridges_come_back_with_a_checkpoint(
+    choice: RouteChoice, tiny_folder: TinyFolder, traces: Path, tmp_path: Path
+) -> None:
+    first = router(tiny_folder, choice)
+    fit(first, traces, tmp_path, steps=5)
+    second = router(tiny_folder, choice)
+    fit(second, traces, tmp_path, steps=5, resume=str(tmp_path / "last.ckpt"))
+    assert first.bridges is not None
+    assert second.bridges is not None
+    assert second.route == first.route
+    expected = first.bridges.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in second.bridges.state_dict().items())
 
 
 def test_resuming_goes_on_where_it_stopped(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:

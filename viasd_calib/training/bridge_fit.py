@@ -1,0 +1,70 @@
+"""Bridges in closed form: least squares on q's residual stream, no gradient step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from viasd_calib.slim.bridges import Bridge, SkippedRun, new_bridges, skipped_runs
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import Route
+from viasd_calib.traces.data import TraceText
+from viasd_calib.training.closed_form import LeastSquares
+from viasd_calib.training.teacher import read_residuals
+
+RIDGE = 1e-3
+"""Weight of the penalty on the maps' size, relative to the inputs' mean square."""
+
+
+@torch.no_grad()
+def fit_bridges(
+    model: RoutedModel, routes: Sequence[Route], texts: Iterable[TraceText], rank: int | None = None
+) -> list[nn.ModuleDict]:
+    """Fit the bridges of several routes in one reading of the texts.
+
+    Each map predicts what its run of sublayers adds to the residual stream, from what enters the run in q, at the
+    places where q wrote (ReplaceMe, arXiv 2505.02819, equation 4, with a ridge). A low rank keeps the directions in
+    which the predictions vary most, which is least squares under that rank (Izenman 1975, reduced-rank regression).
+
+    Args:
+        rank: of the maps; None for full ones.
+
+    Returns:
+        The bridges of each route, by name.
+    """
+    hidden = model.config.hidden_size
+    runs = sorted({run for route in routes for run in skipped_runs(route)}, key=lambda run: (run.begin, run.end))
+    numbers = sorted({number for run in runs for number in (run.begin, run.end)})
+    problems = {run: LeastSquares(hidden + 1, hidden) for run in runs}
+    for text in texts:
+        read = read_residuals(model, text.ids[None, :-1].to(model.device), numbers)  # [1, length, numbers, hidden]
+        stream = read[0, text.prompt_length - 1 :].float()  # [n, numbers, hidden]
+        for run, problem in problems.items():
+            before, behind = stream[:, numbers.index(run.begin)], stream[:, numbers.index(run.end)]
+            problem.add(torch.cat([before, torch.ones_like(before[:, :1])], 1), behind - before)
+    return [_bridges(route, problems, hidden, rank) for route in routes]
+
+
+def _bridges(route: Route, problems: dict[SkippedRun, LeastSquares], hidden: int, rank: int | None) -> nn.ModuleDict:
+    bridges = new_bridges(route, hidden, rank)
+    for run in skipped_runs(route):
+        bridge = bridges[run.name]
+        assert isinstance(bridge, Bridge)
+        set_least_squares(bridge, problems[run], rank)
+    return bridges
+
+
+def set_least_squares(bridge: Bridge, problem: LeastSquares, rank: int | None) -> None:
+    """Give a bridge the map that solves a problem whose last input is the constant 1."""
+    mean_square = float(problem.gram.diagonal()[:-1].mean()) / max(problem.count, 1)
+    solution = problem.solve(slice(None), RIDGE * mean_square)  # [hidden + 1, hidden]
+    directions = None if rank is None else _directions(problem.gram, solution, rank)
+    bridge.set_map(solution[:-1].T.float(), solution[-1].float(), directions)
+
+
+def _directions(gram: Tensor, solution: Tensor, rank: int) -> Tensor:
+    """The directions in which predictions vary most, orthonormal: [hidden, rank]."""
+    _, vectors = torch.linalg.eigh(solution.T @ gram @ solution)  # rising
+    return vectors[:, -rank:].float()
