@@ -21,9 +21,9 @@ from viasd_calib.errors import SpecError
 from viasd_calib.evaluation.bench import BenchResult, load_bench
 from viasd_calib.files import atomic_path
 from viasd_calib.models import DTYPE_NAMES, LoadVerifier, load_verifier
-from viasd_calib.slim.parts import load_slim_parts
 from viasd_calib.slim.cost import relative_cost
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.parts import load_slim_parts
 from viasd_calib.spec import (
     AdapterRef,
     Audit,

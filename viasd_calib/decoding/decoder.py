@@ -56,10 +56,10 @@ from viasd_calib.draft.build import build_drafter
 from viasd_calib.draft.passes import Passes, finish
 from viasd_calib.errors import PromptError, SamplingError, SpecError
 from viasd_calib.models import LoadVerifier, Verifier, load_verifier
-from viasd_calib.slim.parts import load_slim_parts
 from viasd_calib.slim.backends import Backend, default_backend, prepare
 from viasd_calib.slim.cache import check_context
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.parts import load_slim_parts
 from viasd_calib.spec import Audit, Decoding, DType, Gates, RoutingSpec, check_verifier, load_spec
 
 MethodName = Literal[

@@ -36,8 +36,8 @@ from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter
 from viasd_calib.errors import ModelError, PromptError, SpecError
 from viasd_calib.models import fingerprint, identify
-from viasd_calib.slim.parts import load_slim_parts
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.parts import load_slim_parts
 from viasd_calib.spec import RoutingSpec, check_verifier, load_spec
 
 UNSUPPORTED_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")

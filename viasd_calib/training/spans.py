@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from viasd_calib.errors import CalibrationError
 from viasd_calib.slim.cost import SublayerCosts
@@ -18,9 +18,7 @@ from viasd_calib.slim.forward import RoutedModel, Sublayer, sublayers_of
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceText
 from viasd_calib.training.bridge_fit import fit_bridges
-from viasd_calib.training.objectives import top_k_tail_kl
-from viasd_calib.training.student import run_starts, student_states
-from viasd_calib.training.teacher import read_text
+from viasd_calib.training.judging import judge_places, read_for_judging
 
 
 @dataclass(frozen=True)
@@ -69,29 +67,19 @@ def span_routes(costs: SublayerCosts, target_cost: float, always: Sequence[int],
     return found
 
 
-@torch.no_grad()
-def judge_route(
-    model: RoutedModel, sublayers: Sequence[Sublayer], texts: Sequence[TraceText], max_run: int = 1
-) -> Judgement:
-    """How well q' speaks for q, reading q's cache, at the places where q wrote.
+def judge_route(model: RoutedModel, sublayers: Sequence[Sublayer], texts: Sequence[TraceText]) -> Judgement:
+    """How well q' speaks for q directly behind it, at the places where q wrote.
 
     Args:
         sublayers: what q' runs.
-        max_run: longest run of pending places; 1 judges q' directly behind q.
     """
-    kl: list[Tensor] = []
-    hits: list[Tensor] = []
-    generator = torch.Generator().manual_seed(0)
+    judged = []
     for text in texts:
-        ids = text.ids[None, :-1].to(model.device)
-        _, cache = read_text(model, ids)
-        begin = text.prompt_length - 1
-        starts = run_starts(ids.shape[1], max_run, generator).to(model.device)
-        states = student_states(model, sublayers, ids, cache, starts, begin=begin)
-        logits = model.logits(states[0]).float().cpu()  # [n, vocabulary]
-        kl.append(top_k_tail_kl(text.q_ids, text.q_log_probs, logits))
-        hits.append(logits.argmax(-1) == text.q_ids[:, 0])
-    return Judgement(float(torch.cat(kl).mean()), float(torch.cat(hits).float().mean()))
+        alone = torch.arange(len(text.ids) - 1)  # every place is a run of its own
+        judged.append(judge_places(model, sublayers, text, read_for_judging(model, text), alone))
+    kl = torch.cat([places.kl for places in judged])
+    agrees = torch.cat([places.agrees for places in judged])
+    return Judgement(float(kl.mean()), float(agrees.float().mean()))
 
 
 def choose_span(
