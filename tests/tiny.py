@@ -38,10 +38,22 @@ from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.draft.passes import Passes, at_once, finish
 from viasd_calib.draft.shallow import ShallowDrafter, ShallowModel
+from viasd_calib.models import load_verifier
 from viasd_calib.planning.profile import LatencyProfile, Measured, PassShape, ProfileSettings
 from viasd_calib.prompts import Prompt
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import LogisticGate, PromptLookupDraft, Route, ShallowShape, VerifierRef
+from viasd_calib.spec import (
+    Gates,
+    LogisticGate,
+    PromptLookupDraft,
+    Route,
+    RoutingSpec,
+    ShallowShape,
+    VerifierRef,
+    save_spec,
+)
+from viasd_calib.traces.data import TraceText
+from viasd_calib.training.teacher import read_text
 
 VOCAB = 24
 LAYERS = 4
@@ -299,6 +311,38 @@ def tiny_prompts(count: int, *, turns: int = 1, longest: int = 6) -> list[Prompt
         )
         for number in range(count)
     ]
+
+
+def tiny_texts(count: int, length: int = 40) -> list[TraceText]:
+    """Random texts behind prompts of five tokens, with what ``tiny_model()`` says along them."""
+    model, nothing = RoutedModel(tiny_model()), torch.empty(0)
+    found = []
+    for index in range(count):
+        ids = torch.randint(VOCAB, (length,), generator=torch.Generator().manual_seed(index))
+        said = model.logits(read_text(model, ids[None, :-1])[0].last)[0, 4:].log_softmax(-1).topk(8)
+        found.append(
+            TraceText(
+                index=index, prompt_sha256=f"{index:064x}", task="qa", ids=ids, prompt_length=5,
+                q_ids=said.indices, q_log_probs=said.values,
+                p_token=nothing, p_depth=nothing, p_said=None, p_entropy=nothing, p_margin=nothing,
+            )
+        )  # fmt: skip
+    return found
+
+
+def tiny_spec(verifier: TinyFolder, folder: Path) -> Path:
+    """A spec for a tiny verifier, in ``folder``, that needs no tensors."""
+    path = folder / "routing.json"
+    save_spec(
+        RoutingSpec(
+            verifier=load_verifier(str(verifier)).ref,
+            draft=PromptLookupDraft(),
+            route=Route(attention_skip=[1], mlp_skip=[2]),
+            gates=Gates(convention="ratio", accept_at=0.9, escalate_below=0.5),
+        ),
+        path,
+    )
+    return path
 
 
 def verifier_ref(**changes: Any) -> VerifierRef:

@@ -34,7 +34,9 @@ COMMANDS: dict[str, Command] = {
     "validate": Command("export", "validate", "check a routing spec and the tensors beside it", positional=True),
     "schema": Command("export", "schema", "print the JSON Schema of a routing spec"),
     "profile": Command("profile", "profile", "measure what drafting, slim and full passes cost on this machine"),
-    "route-quality": Command("route_quality", "route_quality", "measure how well the slim verifier speaks for the full one"),
+    "route-quality": Command(
+        "route_quality", "route_quality", "measure how well the slim verifier speaks for the full one"
+    ),
     "generate": Command("generate", "generate", "answer a prompt with a routing spec"),
     "bench": Command("evaluate", "bench", "compare decoding methods on a prompt file"),
     "report": Command("evaluate", "report", "write one HTML page on a spec and its benchmark"),

@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import TinyFolder
+from tests.tiny import TinyFolder, tiny_spec
 from viasd_calib.cli import main
-from viasd_calib.models import load_verifier
 from viasd_calib.planning.profile import load_profile
-from viasd_calib.spec import Gates, PromptLookupDraft, Route, RoutingSpec, save_spec
 
 SMALL = ["--widths", "[4,1]", "--contexts", "[8,16]", "--batches", "[1,2]", "--repeats", "2"]
 
@@ -16,17 +14,7 @@ SMALL = ["--widths", "[4,1]", "--contexts", "[8,16]", "--batches", "[1,2]", "--r
 @pytest.fixture(scope="module")
 def spec(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A spec for the tiny verifier, that needs no tensors."""
-    path = tmp_path_factory.mktemp("spec") / "routing.json"
-    save_spec(
-        RoutingSpec(
-            verifier=load_verifier(str(tiny_folder)).ref,
-            draft=PromptLookupDraft(),
-            route=Route(attention_skip=[1], mlp_skip=[2]),
-            gates=Gates(convention="ratio", accept_at=0.9, escalate_below=0.5),
-        ),
-        path,
-    )
-    return str(path)
+    return str(tiny_spec(tiny_folder, tmp_path_factory.mktemp("spec")))
 
 
 def test_a_profile_is_measured_written_printed_and_drawn(

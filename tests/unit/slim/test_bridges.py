@@ -1,0 +1,143 @@
+"""Bridges: which runs they stand in for, what they compute, and that a spec brings them back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tests.tiny import LAYERS, TINY_FAMILIES, tiny_model
+from viasd_calib.errors import SpecError
+from viasd_calib.slim.bridges import (
+    Bridge,
+    SkippedRun,
+    bridges_ref,
+    load_bridges,
+    new_bridges,
+    save_bridges,
+    skipped_runs,
+)
+from viasd_calib.slim.cache import CacheWindow
+from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.packed import PackedLinear, pack_linears
+from viasd_calib.spec import Route
+
+ROUTE = Route(attention_skip=[1, 2], mlp_skip=[1])
+HIDDEN = 16
+
+
+def random_bridges(route: Route = ROUTE, rank: int | None = None) -> nn.ModuleDict:
+    bridges = new_bridges(route, HIDDEN, rank)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in bridges.state_dict().values():
+            tensor.copy_((0.1 * torch.randn(tensor.shape, generator=generator)).to(torch.bfloat16))
+    return bridges.eval().requires_grad_(False)
+
+
+layers = st.sets(st.integers(0, 7)).map(sorted)
+
+
+@given(layers, layers)
+def test_runs_are_what_is_skipped_and_do_not_touch(attention: list[int], mlp: list[int]) -> None:
+    runs = skipped_runs(Route(attention_skip=attention, mlp_skip=mlp))
+    covered = [number for run in runs for number in range(run.begin, run.end)]
+    assert covered == sorted([2 * layer for layer in attention] + [2 * layer + 1 for layer in mlp])
+    assert all(one.end < other.begin for one, other in zip(runs, runs[1:], strict=False))
+    assert len({run.name for run in runs}) == len(runs)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_a_bridge_adds_its_map_in_place_of_the_run(family: str) -> None:
+    model, bridges = tiny_model(0, family), random_bridges()
+    routed = RoutedModel(model, ROUTE, SlimParts(bridges=bridges))
+    assert [(one.kind, one.index) for one in routed.slim_sublayers[2:4]] == [("bridge", 1), ("mlp", 2)]
+    ids = torch.tensor([[5, 1, 7]])
+    window = CacheWindow(routed.new_cache(3), 0, 3, 3)
+    hidden = routed.embed(ids)
+    inputs = routed.attention_inputs(hidden, window.positions(), window.mask, window)
+    for sublayer in routed.full_sublayers:
+        number = 2 * sublayer.index + (sublayer.kind == "mlp")
+        if number == 2:
+            bridge = bridges["attention_1"]
+            assert isinstance(bridge, Bridge)
+            hidden = hidden + bridge.up(hidden)
+        if not 2 <= number < 5:
+            hidden = hidden + routed.step(sublayer, hidden, inputs)
+    assert torch.allclose(routed.slim(ids, window).last, routed.final_norm(hidden), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_the_full_verifier_and_runs_without_a_bridge_stay_as_they_are() -> None:
+    model = tiny_model()
+    route = Route(attention_skip=[1], mlp_skip=[2])
+    only_one = nn.ModuleDict({"mlp_2": random_bridges(route)["mlp_2"]})
+    routed = RoutedModel(model, route, SlimParts(bridges=only_one))
+    assert [one.kind for one in routed.slim_sublayers].count("bridge") == 1
+    assert all(one.kind != "bridge" for one in routed.full_sublayers)
+
+
+@torch.inference_mode()
+def test_taps_inside_a_run_see_what_the_bridge_gives() -> None:
+    bridges = random_bridges(Route(attention_skip=[1, 2], mlp_skip=[1, 2]))
+    routed = RoutedModel(tiny_model(), Route(attention_skip=[1, 2], mlp_skip=[1, 2]), SlimParts(bridges=bridges))
+    tapped = routed.slim(torch.tensor([[5]]), CacheWindow(routed.new_cache(1), 0, 1, 1), (1, 2, 3, LAYERS)).tapped
+    before, inside, behind, _ = tapped[0, 0]
+    assert torch.allclose(behind, before + bridges["attention_1"](before), atol=1e-6)
+    assert torch.equal(inside, behind)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_what_is_saved_is_what_is_loaded(rank: int | None, tmp_path: Path) -> None:
+    path, bridges = tmp_path / "bridges.safetensors", random_bridges(rank=rank)
+    save_bridges(bridges, path)
+    route = ROUTE.model_copy(update={"bridges": bridges_ref(path, tmp_path, rank)})
+    loaded = load_bridges(tiny_model(), route, tmp_path)
+    assert loaded is not None
+    expected = bridges.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_a_route_without_bridges_reads_no_file() -> None:
+    assert load_bridges(tiny_model(), ROUTE, Path("nowhere")) is None
+
+
+@pytest.mark.parametrize("harm", ["missing", "foreign", "shape", "damaged"])
+def test_tensors_that_do_not_fit_are_refused(harm: str, tmp_path: Path) -> None:
+    path = tmp_path / "bridges.safetensors"
+    save_bridges(random_bridges(), path)
+    tensors = load_file(path)
+    match harm:
+        case "missing":
+            del tensors["attention_1.up.bias"]
+        case "foreign":
+            tensors["attention_9.up.bias"] = torch.zeros(HIDDEN)
+        case "shape":
+            tensors["attention_1.up.bias"] = torch.zeros(HIDDEN + 1)
+    save_file(tensors, path)
+    if harm == "damaged":
+        path.write_bytes(path.read_bytes()[:20])
+    route = ROUTE.model_copy(update={"bridges": bridges_ref(path, tmp_path, None)})
+    with pytest.raises(SpecError, match="export the spec again"):
+        load_bridges(tiny_model(), route, tmp_path)
+
+
+def test_bridges_are_packed_with_the_rest() -> None:
+    bridges = random_bridges()
+    expected = bridges["attention_1"](torch.ones(1, HIDDEN))
+    pack_linears(SlimParts(bridges=bridges).modules)
+    bridge = bridges["attention_1"]
+    assert isinstance(bridge, Bridge)
+    assert isinstance(bridge.up, PackedLinear)
+    assert torch.allclose(bridge(torch.ones(1, HIDDEN)), expected, atol=1e-6)
+
+
+def test_a_run_is_named_by_its_first_sublayer() -> None:
+    assert [SkippedRun(begin, begin + 1).name for begin in (0, 3)] == ["attention_0", "mlp_1"]

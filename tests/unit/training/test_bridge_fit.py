@@ -1,0 +1,75 @@
+"""Bridges in closed form: they recover a linear run, and a low rank keeps what matters most."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny import tiny_model, tiny_texts
+from viasd_calib.slim.bridges import Bridge
+from viasd_calib.slim.forward import RoutedModel, sublayers_of
+from viasd_calib.spec import Route
+from viasd_calib.training.bridge_fit import fit_bridges, set_least_squares
+from viasd_calib.training.closed_form import LeastSquares
+from viasd_calib.training.spans import judge_route
+from viasd_calib.training.teacher import read_residuals, read_text
+
+ROUTE = Route(attention_skip=[1, 2], mlp_skip=[1, 2])
+
+
+def problem(weight: Tensor, bias: Tensor) -> LeastSquares:
+    inputs = torch.randn(400, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    found = LeastSquares(weight.shape[1] + 1, weight.shape[0])
+    found.add(torch.cat([inputs, torch.ones(400, 1)], 1), inputs @ weight.T + bias)
+    return found
+
+
+def test_a_linear_run_is_recovered() -> None:
+    weight, bias = torch.randn(6, 6), torch.randn(6)
+    bridge = Bridge(6)
+    set_least_squares(bridge, problem(weight, bias), None)
+    inputs = torch.randn(5, 6)
+    assert torch.allclose(bridge(inputs), inputs @ weight.T + bias, atol=0.05)
+
+
+@torch.no_grad()
+def test_a_low_rank_recovers_a_map_of_that_rank_and_loses_what_is_beyond() -> None:
+    weight = torch.randn(6, 2) @ torch.randn(2, 6)
+    inputs = torch.randn(50, 6)
+    errors = []
+    for rank in (1, 2):
+        bridge = Bridge(6, rank)
+        set_least_squares(bridge, problem(weight, torch.zeros(6)), rank)
+        errors.append(float((bridge(inputs) - inputs @ weight.T).norm() / (inputs @ weight.T).norm()))
+    assert errors[1] < 0.05 < errors[0]
+
+
+def test_residuals_are_the_stream_before_each_sublayer() -> None:
+    model = RoutedModel(tiny_model())
+    ids = torch.randint(24, (2, 7))
+    read = read_residuals(model, ids, [0, 2, 3, 8])
+    states, _ = read_text(model, ids, (0, 1))
+    assert torch.equal(read[:, :, :2], states.tapped)
+    assert torch.allclose(model.final_norm(read[:, :, 3]), states.last, atol=1e-6)
+    assert not torch.allclose(read[:, :, 1], read[:, :, 2])
+
+
+@pytest.mark.parametrize("rank", [None, 8])
+def test_bridges_leave_less_divergence_than_nothing(rank: int | None) -> None:
+    model = RoutedModel(tiny_model())
+    seen, unseen = tiny_texts(60)[:50], tiny_texts(60)[50:]
+    (bridges,) = fit_bridges(model, [ROUTE], seen, rank)
+    kept = [sublayers_of(model.layers, model.layer_types, ROUTE, one) for one in (bridges, None)]
+    bridged, bare = (judge_route(model, sublayers, unseen).kl for sublayers in kept)
+    assert bridged < 0.8 * bare
+
+
+def test_several_routes_are_fitted_as_each_alone() -> None:
+    model, seen = RoutedModel(tiny_model()), tiny_texts(6)
+    other = Route(mlp_skip=[2])
+    together = fit_bridges(model, [ROUTE, other], seen)
+    for route, found in zip((ROUTE, other), together, strict=True):
+        (alone,) = fit_bridges(model, [route], seen)
+        assert found.keys() == alone.keys()
+        assert all(torch.equal(a, b) for a, b in zip(found.parameters(), alone.parameters(), strict=True))

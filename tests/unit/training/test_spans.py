@@ -1,0 +1,54 @@
+"""Which runs of layers are tried, and which is taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tiny import LAYERS, tiny_model, tiny_texts
+from viasd_calib.errors import CalibrationError
+from viasd_calib.slim.cost import SublayerCosts
+from viasd_calib.slim.forward import RoutedModel, sublayers_of
+from viasd_calib.training.bridge_fit import fit_bridges
+from viasd_calib.training.spans import choose_span, judge_route, span_routes
+
+
+def even(layers: int) -> SublayerCosts:
+    return SublayerCosts(torch.full((2 * layers,), 0.9 / (2 * layers)), 0.1)
+
+
+@given(st.integers(2, 12), st.floats(0.2, 0.95), st.sets(st.integers(0, 11)))
+def test_spans_meet_the_target_and_not_more_than_they_must(layers: int, target: float, always: set[int]) -> None:
+    costs, stay = even(layers), sorted(layer for layer in always if layer < layers)
+    try:
+        routes = span_routes(costs, target, stay, layers)
+    except CalibrationError:
+        return
+    share = 0.9 / layers
+    for route in routes:
+        skipped = route.mlp_skip
+        assert skipped == route.attention_skip == list(range(skipped[0], skipped[-1] + 1))
+        assert not set(skipped) & set(stay)
+        assert 1 - share * len(skipped) <= target + 1e-5 < 1 - share * (len(skipped) - 1) + 2e-5
+    assert len({route.mlp_skip[0] for route in routes}) == len(routes)
+
+
+def test_a_target_beyond_reach_is_refused() -> None:
+    with pytest.raises(CalibrationError, match="raise target_cost"):
+        span_routes(even(4), 0.4, [0, 2], 4)
+
+
+def test_the_span_with_the_least_divergence_is_taken() -> None:
+    model = RoutedModel(tiny_model())
+    seen, judges = tiny_texts(30)[:24], tiny_texts(30)[24:]
+    routes = span_routes(even(LAYERS), 0.8, [], LAYERS)
+    assert len(routes) == LAYERS
+    route, bridges = choose_span(model, routes, seen, judges)
+    divergence = {
+        tried.mlp_skip[0]: judge_route(model, sublayers_of(model.layers, model.layer_types, tried, fitted), judges).kl
+        for tried, fitted in zip(routes, fit_bridges(model, routes, seen), strict=True)
+    }
+    assert route.mlp_skip[0] == min(divergence, key=divergence.__getitem__)
+    assert [*bridges] == [f"attention_{route.mlp_skip[0]}"]

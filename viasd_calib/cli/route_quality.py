@@ -1,0 +1,84 @@
+"""``viasd route-quality``."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from viasd_calib.cli.evaluate import choose_prompts
+from viasd_calib.cli.notices import say_written
+from viasd_calib.decoding.decoder import load_engine
+from viasd_calib.evaluation.route_quality import RouteQuality, measure_quality, save_quality
+from viasd_calib.models import LoadVerifier, load_verifier
+from viasd_calib.prompts import EMBEDDED, Split, SplitShares
+from viasd_calib.slim.backends import Backend
+from viasd_calib.slim.cost import relative_cost
+from viasd_calib.spec import DType
+from viasd_calib.tables import new_table
+from viasd_calib.traces.capture import CaptureSettings, capture
+from viasd_calib.traces.data import read_texts
+
+
+def route_quality(
+    spec: str,
+    json: str,
+    prompts: str = EMBEDDED,
+    split: Split | None = None,
+    shares: SplitShares | None = None,
+    limit: int | None = None,
+    max_new_tokens: int = 128,
+    batch_size: int = 16,
+    verifier: str | None = None,
+    dtype: DType | None = None,
+    device: str = "cpu",
+    backend: Backend | None = None,
+    _load: LoadVerifier = load_verifier,
+) -> RouteQuality:
+    """Measure how well the slim verifier speaks for the full one, and what a pass of it costs.
+
+    The full verifier answers the prompts greedily; the slim one is asked at every place of these answers.
+
+    Args:
+        spec: path of the routing spec.
+        json: where the result is written.
+        prompts: prompt file (JSONL), or "embedded" for the package's own.
+        split: take this split's prompts alone, by hash; null takes all.
+        shares: shares of the splits.
+        limit: take this many prompts, spread evenly over the tasks.
+        max_new_tokens: longest answer.
+        batch_size: prompts answered at once.
+        verifier: where to find the verifier, in place of the name in the spec.
+        dtype: number format, in place of the spec's.
+        device: where models run.
+        backend: what runs them: eager, or packed (CPU); the faster one where it is left out.
+    """
+    chosen = choose_prompts(prompts, split, shares, limit)
+    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=_load)
+    cost = relative_cost(engine.routed)  # before other work warms or fills the caches
+    with tempfile.TemporaryDirectory(prefix="viasd-") as folder:
+        settings = CaptureSettings(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        capture(engine.verifier, None, "none", chosen, Path(folder), settings)
+        texts = read_texts(Path(folder))
+    quality = measure_quality(engine.routed, texts, cost)
+    save_quality(quality, Path(json))
+    Console(highlight=False).print(quality_table(quality))
+    say_written(json)
+    return quality
+
+
+def quality_table(quality: RouteQuality) -> Table:
+    """What was measured, as a table."""
+    table = new_table("slim verifier against full verifier", ["", "agreement"])
+    table.add_row("all places, directly behind the full verifier", f"{quality.agreement:.4f}")
+    for share, agreement in quality.agreement_confident.items():
+        table.add_row(f"  the surest {float(share):.0%}", f"{agreement:.4f}")
+    for distance, agreement in quality.by_distance.items():
+        table.add_row(f"{distance} tokens behind it", f"{agreement:.4f}")
+    for task, agreement in quality.by_task.items():
+        table.add_row(task, f"{agreement:.4f}")
+    costs = ", ".join(f"{cost:.2f} at width {width}" for width, cost in quality.relative_cost.items())
+    table.caption = f"KL {quality.kl:.4f} nats; relative cost of a slim pass {costs}"
+    return table

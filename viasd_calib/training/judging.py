@@ -1,0 +1,56 @@
+"""How well q' speaks for q, place by place, on texts that q wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from viasd_calib.slim.cache import SharedCache
+from viasd_calib.slim.forward import RoutedModel, Sublayer
+from viasd_calib.traces.data import TraceText
+from viasd_calib.training.objectives import top_k_tail_kl
+from viasd_calib.training.student import student_states
+from viasd_calib.training.teacher import read_text
+
+
+@dataclass(frozen=True)
+class JudgedPlaces:
+    """q' against q at the n places of a text where q wrote.
+
+    Attributes:
+        kl: KL(q || q') over q's traced top k and the rest, in nats, [n].
+        agrees: whether both choose the same token, [n], bool.
+        confidence: what q' gives its choice, [n].
+    """
+
+    kl: Tensor
+    agrees: Tensor
+    confidence: Tensor
+
+
+def read_for_judging(model: RoutedModel, text: TraceText) -> SharedCache:
+    """q's keys and values along a text."""
+    return read_text(model, text.ids[None, :-1].to(model.device))[1]
+
+
+@torch.no_grad()
+def judge_places(
+    model: RoutedModel, sublayers: Sequence[Sublayer], text: TraceText, cache: SharedCache, starts: Tensor
+) -> JudgedPlaces:
+    """Run q' along a text, reading q's cache up to the start of each place's run, and compare it with q.
+
+    Args:
+        sublayers: what q' runs.
+        cache: q's, as :func:`read_for_judging` gives it.
+        starts: of each place's run of pending tokens, [length - 1].
+    """
+    ids = text.ids[None, :-1].to(model.device)
+    states = student_states(model, sublayers, ids, cache, starts.to(model.device), begin=text.prompt_length - 1)
+    logits = model.logits(states[0]).float().cpu()  # [n, vocabulary]
+    top = logits.softmax(-1).max(-1)
+    return JudgedPlaces(
+        top_k_tail_kl(text.q_ids, text.q_log_probs, logits), top.indices == text.q_ids[:, 0], top.values
+    )
