@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_runs_are_what_is_skipped_and_do_not_touch(attention: list[int], mlp: li
     runs = skipped_runs(Route(attention_skip=attention, mlp_skip=mlp))
     covered = [number for run in runs for number in range(run.begin, run.end)]
     assert covered == sorted([2 * layer for layer in attention] + [2 * layer + 1 for layer in mlp])
-    assert all(one.end < other.begin for one, other in zip(runs, runs[1:], strict=False))
+    assert all(one.end < other.begin for one, other in pairwise(runs))
     assert len({run.name for run in runs}) == len(runs)
 
 
