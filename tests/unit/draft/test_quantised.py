@@ -95,6 +95,7 @@ def test_steps_are_as_fine_as_the_bits_allow(weight_format: WeightFormat, weight
         groups = weight.unflatten(1, (-1, GROUP))
         steps, ideal = round_groups(weight)[1], (groups.amax(-1) - groups.amin(-1)) / 15
     assert (steps.float() <= ideal * (1 + ROUNDING) + 1e-37).all()
+    assert (steps > 0).all(), "weights that are all alike are divided by their step too"
 
 
 @FORMATS
