@@ -22,6 +22,7 @@ SCHEMA_VERSION = "1.0"
 
 Audit = Literal["strict", "tolerant", "off"]
 DType = Literal["float32", "bfloat16", "float16"]
+WeightFormat = Literal["int8", "int4"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -82,7 +83,13 @@ class TensorFile(SpecModel):
         return path
 
 
-class CausalLMDraft(SpecModel):
+class QuantisableDraft(SpecModel):
+    """A draft model whose linear layers may have integer weights; null leaves them in the verifier's number format."""
+
+    quantize: WeightFormat | None = None
+
+
+class CausalLMDraft(QuantisableDraft):
     """Any transformers model with the verifier's vocabulary."""
 
     kind: Literal["causal_lm"] = "causal_lm"
@@ -122,7 +129,7 @@ class ShallowShape(SpecModel):
         return taps
 
 
-class ShallowDraft(ShallowShape):
+class ShallowDraft(ShallowShape, QuantisableDraft):
     """A few decoder layers of the verifier's shape, conditioned on the verifier's residual stream."""
 
     kind: Literal["shallow"] = "shallow"

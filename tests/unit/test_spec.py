@@ -112,7 +112,12 @@ def small_document() -> dict[str, Any]:
 def drafts() -> st.SearchStrategy[DraftSpec]:
     ngrams = st.tuples(st.integers(1, 9), st.integers(1, 9)).map(sorted)
     return (
-        st.builds(CausalLMDraft, name_or_path=st.text(), revision=st.none() | st.text())
+        st.builds(
+            CausalLMDraft,
+            name_or_path=st.text(),
+            revision=st.none() | st.text(),
+            quantize=st.sampled_from([None, "int8", "int4"]),
+        )
         | ngrams.map(lambda pair: PromptLookupDraft(min_ngram=pair[0], max_ngram=pair[1]))
         | ngrams.map(
             lambda pair: CombinedDraft(

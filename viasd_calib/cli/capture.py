@@ -44,7 +44,8 @@ def capture(
         out: folder for the trace shards.
         verifier: hub id, folder, .gguf file or "smollm2-135m".
         draft: "prompt_lookup", a folder with a shallow drafter, a model with the verifier's vocabulary,
-            "prompt_lookup+" and one of the latter two for both together, or "none".
+            "prompt_lookup+" and one of the latter two for both together, or "none"; "int8:" or "int4:" before
+            folder or model gives it integer weights.
         prompts: prompt file (JSONL), or "embedded" for the package's own.
         split: take this split's prompts alone, by hash; null takes all.
         shares: shares of the splits.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.lookup import PromptLookup
+from viasd_calib.draft.quantised import quantise_linears
 from viasd_calib.draft.shallow import ShallowDrafter, load_shallow
 from viasd_calib.errors import ModelError
 from viasd_calib.files import write_text
@@ -17,13 +19,16 @@ from viasd_calib.spec import (
     CausalLMDraft,
     CombinedDraft,
     DraftSpec,
+    ModelDraft,
     PromptLookupDraft,
     ShallowDraft,
     ShallowShape,
+    WeightFormat,
     tensor_file,
 )
 
 LOOKUP = "prompt_lookup"
+WEIGHT_FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
 SHALLOW_FILE = "draft.json"
 SHALLOW_TENSORS = "drafter.safetensors"
 
@@ -32,13 +37,24 @@ def build_drafter(spec: DraftSpec, folder: Path, verifier: RoutedModel) -> Draft
     """Make the drafter of a spec that lies in ``folder``.
 
     Raises:
-        ModelError: the draft model is missing, damaged or of another vocabulary.
+        ModelError: the draft model is missing, damaged or of another vocabulary, or cannot be quantised as asked.
     """
     if isinstance(spec, PromptLookupDraft):
         return PromptLookup(spec.max_ngram, spec.min_ngram)
     if isinstance(spec, CombinedDraft):
-        model = build_drafter(spec.model, folder, verifier)
+        model = _build_model(spec.model, folder, verifier)
         return CombinedDrafter(model, verifier.config.vocab_size, spec.lookup.max_ngram, spec.lookup.min_ngram)
+    return _build_model(spec, folder, verifier)
+
+
+def _build_model(spec: ModelDraft, folder: Path, verifier: RoutedModel) -> Drafter:
+    drafter = _load_model(spec, folder, verifier)
+    if spec.quantize is not None:
+        quantise_linears(drafter.networks, spec.quantize)
+    return drafter
+
+
+def _load_model(spec: ModelDraft, folder: Path, verifier: RoutedModel) -> Drafter:
     if isinstance(spec, ShallowDraft):
         return ShallowDrafter(load_shallow(verifier, spec, folder / spec.tensors.path))
     loaded = load_verifier(
@@ -53,20 +69,38 @@ def build_drafter(spec: DraftSpec, folder: Path, verifier: RoutedModel) -> Draft
 def name_draft(name: str) -> tuple[DraftSpec, Path]:
     """What a user means by a drafter's name, and the folder its tensors are relative to.
 
-    ``prompt_lookup``, a folder with a shallow drafter, or else a causal language model; ``prompt_lookup+`` before
-    one of the latter two takes lookup where it is confident, and the model elsewhere.
+    ``prompt_lookup``, a folder with a shallow drafter, or else a causal language model; ``int8:`` or ``int4:`` before
+    one of the latter two gives it integer weights; ``prompt_lookup+`` before one of them, or before both, takes lookup
+    where it is confident, and the model elsewhere.
 
     Raises:
-        ModelError: the folder's description of a shallow drafter is damaged, or lookup is combined with no model.
+        ModelError: the folder's description of a shallow drafter is damaged, or a prefix stands before no model.
     """
     if name == LOOKUP:
         return PromptLookupDraft(), Path()
     if name.startswith(f"{LOOKUP}+"):
-        behind = name.removeprefix(f"{LOOKUP}+")
-        model, folder = name_draft(behind)
-        if not behind or isinstance(model, PromptLookupDraft | CombinedDraft):
-            raise ModelError(f"{name}: name one draft model behind {LOOKUP}+, a shallow drafter's folder or a model")
+        model, folder = _name_model(_behind(f"{LOOKUP}+", name))
         return CombinedDraft(model=model), folder
+    return _name_model(name)
+
+
+def _behind(prefix: str, name: str) -> str:
+    """The draft model's name behind ``prefix``."""
+    behind = name.removeprefix(prefix)
+    if behind in ("", LOOKUP) or behind.startswith(f"{LOOKUP}+"):
+        raise ModelError(f"{name}: name one draft model behind {prefix}, a shallow drafter's folder or a model")
+    return behind
+
+
+def _name_model(name: str) -> tuple[ModelDraft, Path]:
+    for weight_format in WEIGHT_FORMATS:
+        if name.startswith(f"{weight_format}:"):
+            model, folder = _name_plain(_behind(f"{weight_format}:", name))
+            return model.model_copy(update={"quantize": weight_format}), folder
+    return _name_plain(name)
+
+
+def _name_plain(name: str) -> tuple[ModelDraft, Path]:
     folder = Path(name)
     if (folder / SHALLOW_FILE).is_file():
         try:

@@ -29,6 +29,7 @@ from viasd_calib.spec import (
     Route,
     RoutingSpec,
     ShallowDraft,
+    WeightFormat,
 )
 
 if TYPE_CHECKING:
@@ -334,13 +335,19 @@ def _settings(spec: RoutingSpec, bench: BenchResult) -> list[tuple[str, list[tup
 def _draft_words(draft: DraftSpec) -> str:
     match draft:
         case CausalLMDraft():
-            return f"{draft.name_or_path} (causal language model)"
+            return f"{draft.name_or_path} (causal language model{_weight_words(draft.quantize)})"
         case PromptLookupDraft():
             return f"prompt lookup, n-grams of {draft.min_ngram} to {draft.max_ngram} tokens, no weights"
         case ShallowDraft():
-            return f"shallow, {draft.num_layers} layers, {draft.head_vocab:,} output tokens"
+            return (
+                f"shallow, {draft.num_layers} layers, {draft.head_vocab:,} output tokens{_weight_words(draft.quantize)}"
+            )
         case CombinedDraft(lookup=lookup):
             return f"prompt lookup from {lookup.min_ngram} tokens on, else {_draft_words(draft.model)}"
+
+
+def _weight_words(quantize: WeightFormat | None) -> str:
+    return "" if quantize is None else f", {quantize} weights"
 
 
 def _route_words(route: Route, num_layers: int) -> str:

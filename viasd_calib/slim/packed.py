@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from viasd_calib.slim.linears import LinearPlace, plain_linears
+
 TYPICAL_WIDTH = 8
 """Rows of a product that the order is chosen for: the tokens of a verifying pass."""
 
@@ -73,18 +75,11 @@ def pack_linears(modules: Iterable[nn.Module]) -> None:
         >>> type(layer[0]).__name__, torch.allclose(layer(inputs), before)
         ('PackedLinear', True)
     """
-    holders: dict[int, list[tuple[nn.Module, str]]] = {}
-    plain: dict[int, nn.Linear] = {}
-    for module in modules:
-        for holder in module.modules():
-            for name, child in holder.named_children():
-                if type(child) is nn.Linear:  # what derives from it may compute something else
-                    holders.setdefault(id(child.weight), []).append((holder, name))
-                    plain[id(child.weight)] = child
-    while plain:
-        key, linear = plain.popitem()
-        packed = pack_weight(linear.weight)
-        for holder, name in holders[key]:
-            old = getattr(holder, name)
-            if isinstance(old, nn.Linear):
-                setattr(holder, name, PackedLinear(packed, old.bias))
+    places: dict[int, list[LinearPlace]] = {}
+    for place in plain_linears(modules):
+        places.setdefault(id(place.linear.weight), []).append(place)
+    while places:
+        _, sharing = places.popitem()
+        packed = pack_weight(sharing[0].linear.weight)
+        for place in sharing:
+            place.put(PackedLinear(packed, place.linear.bias))

@@ -17,8 +17,9 @@ def test_tensors_of_a_combined_drafter_lie_beside_the_spec(tmp_path: Path) -> No
     folder.mkdir()
     save_shallow(tiny_shallow(routed), source / "drafter.safetensors")
     describe_shallow(source, tiny_shape())
-    draft = _copy_draft(f"prompt_lookup+{source}", folder)
+    draft = _copy_draft(f"prompt_lookup+int8:{source}", folder)
     assert isinstance(draft, CombinedDraft)
+    assert draft.model.quantize == "int8"
     drafter = build_drafter(draft, folder, routed)
     assert isinstance(drafter, CombinedDrafter)
     assert isinstance(drafter.model, ShallowDrafter)

@@ -9,9 +9,11 @@ from viasd_calib.draft.build import build_drafter, describe_shallow, name_draft
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.lookup import PromptLookup
+from viasd_calib.draft.quantised import Int8Linear, QuantisedLinear
 from viasd_calib.draft.shallow import ShallowDrafter, save_shallow
 from viasd_calib.errors import ModelError
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.linears import plain_linears
 from viasd_calib.spec import CausalLMDraft, CombinedDraft, PromptLookupDraft, ShallowDraft, tensor_file
 
 
@@ -53,6 +55,38 @@ def test_lookup_and_a_model(tmp_path: Path, tiny_folder: TinyFolder) -> None:
     )
     assert isinstance(drafter, CombinedDrafter)
     assert (drafter.max_ngram, drafter.min_ngram) == (4, 2)
+
+
+def test_integer_weights(tmp_path: Path, tiny_folder: TinyFolder) -> None:
+    """What a name asks for is what its spec says, and what the drafter has; its verifier keeps plain weights."""
+    routed = RoutedModel(tiny_model())
+    save_shallow(tiny_shallow(routed), tmp_path / "drafter.safetensors")
+    described = describe_shallow(tmp_path, tiny_shape())
+    plain = CausalLMDraft(name_or_path=str(tiny_folder))
+    for name, spec in (
+        (f"int8:{tmp_path}", described.model_copy(update={"quantize": "int8"})),
+        (f"int8:{tiny_folder}", plain.model_copy(update={"quantize": "int8"})),
+        (f"prompt_lookup+int8:{tiny_folder}", CombinedDraft(model=plain.model_copy(update={"quantize": "int8"}))),
+    ):
+        named, folder = name_draft(name)
+        assert named == type(named).model_validate_json(named.model_dump_json()) == spec
+        (network,) = build_drafter(named, folder, routed).networks
+        assert any(type(module) is Int8Linear for module in network.modules())
+        assert not plain_linears([network])
+    assert plain_linears([routed.model])
+    assert not any(isinstance(module, QuantisedLinear) for module in routed.model.modules())
+    assert name_draft(str(tmp_path))[0] == described
+
+
+def test_a_drafter_too_small_for_four_bits_is_refused(tiny_folder: TinyFolder) -> None:
+    with pytest.raises(ModelError, match=r"cannot have int4 weights.*quantize to int8"):
+        build_drafter(*name_draft(f"int4:{tiny_folder}"), RoutedModel(tiny_model()))
+
+
+@pytest.mark.parametrize("behind", ["", "prompt_lookup", "prompt_lookup+draft"])
+def test_integer_weights_are_a_models_alone(behind: str) -> None:
+    with pytest.raises(ModelError, match="name one draft model behind int4:"):
+        name_draft(f"int4:{behind}")
 
 
 @pytest.mark.parametrize("behind", ["", "prompt_lookup", "prompt_lookup+draft"])

@@ -16,7 +16,17 @@ from viasd_calib.evaluation.bench import BenchResult, BenchSettings, TaskResult
 from viasd_calib.evaluation.metrics import Interval, MethodResult
 from viasd_calib.evaluation.report import ReportInputs, SampleText, render_report, write_report
 from viasd_calib.planning.recording import RecordedRound, Span, TypicalRound
-from viasd_calib.spec import Certificate, Decoding, Gates, PromptLookupDraft, RelativeCost, Route, RoutingSpec
+from viasd_calib.spec import (
+    CausalLMDraft,
+    Certificate,
+    Decoding,
+    Gates,
+    PromptLookupDraft,
+    RelativeCost,
+    Route,
+    RoutingSpec,
+    WeightFormat,
+)
 
 TIERS = [[Tier.ACCEPT, Tier.REGENERATE, Tier.ESCALATE] * 4, [Tier.ESCALATE]]
 RELIABILITY = {
@@ -330,6 +340,15 @@ def test_hostile_text_is_escaped() -> None:
     assert not page.all("script")
     assert not page.all("img")
     assert page.text.count(bad) >= 8
+
+
+@pytest.mark.parametrize(
+    ("quantize", "words"),
+    [(None, "draft (causal language model)"), ("int4", "draft (causal language model, int4 weights)")],
+)
+def test_integer_weights_of_the_draft_model_are_named(quantize: WeightFormat | None, words: str) -> None:
+    draft = CausalLMDraft(name_or_path="draft", quantize=quantize)
+    assert words in Page(render_report(full(spec=spec(draft=draft)))).text
 
 
 def test_unequal_sample_lists_are_refused() -> None:
