@@ -163,11 +163,25 @@ class AdapterRef(SpecModel):
     tensors: TensorFile
 
 
+class HeadVocab(SpecModel):
+    """The output tokens of the slim verifier: their number, and a file with their ids.
+
+    Tokens that are not among them it leaves to the full verifier.
+    """
+
+    size: int = Field(ge=2)
+    tensors: TensorFile
+
+
 class Route(SpecModel):
-    """Which sublayers the slim verifier leaves out; decoder layers are counted from 0."""
+    """Which sublayers the slim verifier leaves out; decoder layers are counted from 0.
+
+    Without ``head_vocab`` it has the whole output vocabulary.
+    """
 
     attention_skip: list[int] = Field(default_factory=list)
     mlp_skip: list[int] = Field(default_factory=list)
+    head_vocab: HeadVocab | None = None
     adapter: AdapterRef | None = None
     relative_cost: RelativeCost | None = None
 
@@ -359,6 +373,8 @@ def tensor_files(spec: RoutingSpec) -> list[TensorFile]:
             files.append(tensors)
     if spec.route.adapter is not None:
         files.append(spec.route.adapter.tensors)
+    if spec.route.head_vocab is not None:
+        files.append(spec.route.head_vocab.tensors)
     return files
 
 

@@ -21,6 +21,7 @@ from viasd_calib.spec import Certificate, Gates, LogisticGate, Route, VerifierRe
 FIT_FILE = "fit.json"
 SCORES_FILE = "scores.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
+HEAD_VOCAB_FILE = "head_vocab.safetensors"
 CALIBRATE_FILE = "calibrate.json"
 
 Artifact = TypeVar("Artifact", bound=BaseModel)
@@ -47,6 +48,8 @@ class FitArtifact(BaseModel):
 
     Attributes:
         agreement: of q' with q on held-back texts, argmax against argmax, q's cache.
+        outside_head_vocab: share of their generated places at which q's choice is no output token of q': what the
+            reduced head costs of that agreement at most; 0 with the whole head.
         fit_sha256: hash of the set of prompts learned from.
     """
 
@@ -59,6 +62,7 @@ class FitArtifact(BaseModel):
     slim_gate: LogisticGate
     reliability: dict[str, ReliabilityRecord]
     agreement: float
+    outside_head_vocab: float = 0.0
     fit_sha256: str
 
 

@@ -12,6 +12,7 @@ from viasd_calib.calibration.artifacts import (
     ADAPTER_FILE,
     CALIBRATE_FILE,
     FIT_FILE,
+    HEAD_VOCAB_FILE,
     CalibrateArtifact,
     FitArtifact,
     load_artifact,
@@ -22,16 +23,17 @@ from viasd_calib.errors import SpecError
 from viasd_calib.evaluation.bench import BenchResult, load_bench
 from viasd_calib.files import atomic_path
 from viasd_calib.models import DTYPE_NAMES, LoadVerifier, load_verifier
-from viasd_calib.slim.adapter import load_slim_layers
 from viasd_calib.slim.cost import relative_cost
-from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.loading import load_routed
 from viasd_calib.spec import (
+    AdapterRef,
     Audit,
     CombinedDraft,
     Decoding,
     DraftSpec,
     DType,
     Evidence,
+    HeadVocab,
     RelativeCost,
     Route,
     RoutingSpec,
@@ -93,7 +95,7 @@ def export(
         evidence=None if evidence is None else evidence_of(load_bench(evidence)),
     )
     check_verifier(spec, loaded.ref)
-    routed = RoutedModel(loaded.model, spec.route, load_slim_layers(loaded.model, spec.route, path.parent))
+    routed = load_routed(loaded.model, spec.route, path.parent)
     cost = RelativeCost(
         measured={width: round(share, 4) for width, share in relative_cost(routed).items()},
         device=device,
@@ -123,13 +125,16 @@ def _copy_shallow(draft: ShallowDraft, source: Path, folder: Path) -> ShallowDra
 
 
 def _copy_route(route: Route, source: Path, folder: Path) -> Route:
-    if route.adapter is None:
-        return route
-    target = folder / "adapter" / ADAPTER_FILE
-    _copy(source / route.adapter.tensors.path, target)
-    return route.model_copy(
-        update={"adapter": route.adapter.model_copy(update={"tensors": tensor_file(target, folder)})}
-    )
+    targets = {
+        "adapter": (route.adapter, folder / "adapter" / ADAPTER_FILE),
+        "head_vocab": (route.head_vocab, folder / "head_vocab" / HEAD_VOCAB_FILE),
+    }
+    copied: dict[str, AdapterRef | HeadVocab] = {}
+    for name, (part, target) in targets.items():
+        if part is not None:
+            _copy(source / part.tensors.path, target)
+            copied[name] = part.model_copy(update={"tensors": tensor_file(target, folder)})
+    return route.model_copy(update=copied)
 
 
 def _copy(source: Path, target: Path) -> None:

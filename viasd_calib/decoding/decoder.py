@@ -56,10 +56,10 @@ from viasd_calib.draft.build import build_drafter
 from viasd_calib.draft.passes import Passes, finish
 from viasd_calib.errors import PromptError, SamplingError, SpecError
 from viasd_calib.models import LoadVerifier, Verifier, load_verifier
-from viasd_calib.slim.adapter import load_slim_layers
 from viasd_calib.slim.backends import Backend, default_backend, prepare
 from viasd_calib.slim.cache import check_context
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.loading import load_routed
 from viasd_calib.spec import Audit, Decoding, DType, Gates, RoutingSpec, check_verifier, load_spec
 
 MethodName = Literal[
@@ -445,9 +445,7 @@ def assemble(
         SpecError: the spec was made for another verifier or tokenizer.
     """
     check_verifier(spec, verifier.ref)
-    slim_layers = load_slim_layers(verifier.model, spec.route, folder)
-    routed = RoutedModel(verifier.model, spec.route, slim_layers)
+    routed = load_routed(verifier.model, spec.route, folder)
     drafter = build_drafter(spec.draft, draft_folder or folder, routed)
-    slim = () if slim_layers is None else (slim_layers,)
-    prepare((verifier.model, *slim, *drafter.networks), backend, routed.device, routed.dtype)
+    prepare((verifier.model, *routed.slim_networks, *drafter.networks), backend, routed.device, routed.dtype)
     return Engine(spec, verifier, routed, drafter, backend)

@@ -103,9 +103,12 @@ def slim_features(
 
 
 def top_k_kl(draft: Summary, slim_logits: Tensor, slim_log_sum_exp: Tensor) -> Tensor:
-    """KL(p || q') over p's top k tokens and one bucket for all others, in nats: [k]."""
+    """KL(p || q') over p's top k tokens and one bucket for all others, in nats: [k].
+
+    Tokens that q' cannot say fall into the bucket: by itself each of them, however unlikely, would make it infinite.
+    """
     slim_top = slim_logits.float().gather(-1, draft.ids) - slim_log_sum_exp[..., None]  # [k, top]
-    probs = draft.log_probs.exp()
+    probs = torch.where(slim_top.isneginf(), 0.0, draft.log_probs.exp())
     inside = torch.where(probs > 0, probs * (draft.log_probs - slim_top), 0.0).sum(-1)  # 0 log 0 is 0
     rest = (1 - probs.sum(-1)).clamp(min=1e-6)
     slim_rest = (1 - slim_top.exp().sum(-1)).clamp(min=1e-6)

@@ -23,6 +23,7 @@ from viasd_calib.slim.families import (
     window_of,
 )
 from viasd_calib.slim.grouped import GROUPED
+from viasd_calib.slim.head import SlimHead, over_vocabulary
 from viasd_calib.slim.packed import PackedLinear
 from viasd_calib.spec import Route
 
@@ -97,9 +98,12 @@ class RoutedModel:
         model: a causal language model of a known family, in evaluation mode.
         route: which sublayers q' leaves out.
         slim_layers: the layers q' runs, where they differ from q's by an adapter.
+        head_ids: the verifier ids of the output tokens of q', [head vocabulary], long; None for all. Their rows of
+            q's head are gathered here, once.
 
     Raises:
-        ModelError: the family, a layer type or the attention implementation is not supported.
+        ModelError: the family, a layer type or the attention implementation is not supported, or the route names a
+            head vocabulary whose ids are not given.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class RoutedModel:
         model: PreTrainedModel,
         route: Route | None = None,
         slim_layers: Iterable[nn.Module] | None = None,
+        head_ids: Tensor | None = None,
     ) -> None:
         self.model = model
         self.config = model.config
@@ -121,8 +126,11 @@ class RoutedModel:
         self._norm: nn.Module = decoder.norm
         self._rotary: nn.Module = decoder.rotary_emb
         self.full_sublayers = sublayers_of(self.layers, self.layer_types)
-        own = self.layers if slim_layers is None else slim_layers
-        self.slim_sublayers = sublayers_of(own, self.layer_types, route)
+        own = [] if slim_layers is None else list(slim_layers)
+        self.slim_sublayers = sublayers_of(own or self.layers, self.layer_types, route)
+        self._slim_head = self._reduced_head(route, head_ids)
+        self.slim_networks: tuple[nn.Module, ...] = (*own, *([] if self._slim_head is None else [self._slim_head]))
+        """What q' runs beside q's own modules, for a backend to prepare."""
 
     @property
     def device(self) -> torch.device:
@@ -133,6 +141,14 @@ class RoutedModel:
     def dtype(self) -> torch.dtype:
         """The verifier's number format."""
         return self.model.dtype
+
+    def _reduced_head(self, route: Route | None, ids: Tensor | None) -> SlimHead | None:
+        if ids is None:
+            if route is not None and route.head_vocab is not None:
+                raise ModelError("the route names a head vocabulary, but not its ids; open it with load_routed")
+            return None
+        ids = ids.to(self.device)
+        return SlimHead(self.head_rows(ids).detach(), ids)
 
     @property
     def _head(self) -> nn.Module:
@@ -156,8 +172,15 @@ class RoutedModel:
         return self._forward(self.slim_sublayers, ids, window, taps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The output head: [..., hidden] -> [..., vocabulary]."""
+        """q's output head: [..., hidden] -> [..., vocabulary]."""
         return self.soft_cap(self._head(hidden))
+
+    def slim_logits(self, hidden: Tensor) -> Tensor:
+        """The output head of q': [..., hidden] -> [..., vocabulary], -inf for tokens outside its head vocabulary."""
+        if self._slim_head is None:
+            return self.soft_cap(self._head(hidden))
+        some = self.soft_cap(self._slim_head(hidden))  # [..., head vocabulary]
+        return over_vocabulary(some, self._slim_head.ids, self.config.vocab_size)
 
     def soft_cap(self, logits: Tensor) -> Tensor:
         """The model's bound on its logits (Gemma Team 2024, arXiv 2408.00118, section 2), where it has one."""

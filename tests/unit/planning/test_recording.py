@@ -100,7 +100,7 @@ def test_the_engine_given_stays_as_it_is(tiny_verifier: Verifier, kind: str) -> 
     engine = engine_of(tiny_verifier, kind)
     before = dict(vars(engine.routed)), dict(vars(engine.drafter)), set(vars(getattr(engine.drafter, "model", engine)))
     watched = Recorder(torch.device("cpu")).engine(engine)
-    assert vars(watched.routed).keys() - before[0].keys() == {"full", "slim", "logits"}
+    assert vars(watched.routed).keys() - before[0].keys() == {"full", "slim", "logits", "slim_logits"}
     assert vars(engine.routed) == before[0]
     assert vars(engine.drafter) == before[1]
     assert set(vars(getattr(engine.drafter, "model", engine))) == before[2]
