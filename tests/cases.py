@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from hypothesis import strategies as st
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tests.strategies import families, gate_sets, routes, token_lists
@@ -23,7 +25,7 @@ from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, Thr
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Generation
 from viasd_calib.draft.base import Drafter
-from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.spec import Audit, Decoding, Gates, Route
 
 TOKENIZER = letter_tokenizer()
@@ -45,6 +47,8 @@ class Case:
     count: int
     eos: frozenset[int] = frozenset()
     family: str = "llama"
+    head_ids: list[int] | None = None
+    """Output tokens of q'; None for all."""
 
     @property
     def model(self) -> PreTrainedModel:
@@ -52,7 +56,12 @@ class Case:
 
     @property
     def verifier(self) -> RoutedModel:
-        return RoutedModel(self.model, self.route)
+        return RoutedModel(self.model, self.route, slim=SlimParts(head_ids=self.slim_ids))
+
+    @property
+    def slim_ids(self) -> Tensor | None:
+        """``head_ids`` as the verifier takes them."""
+        return None if self.head_ids is None else torch.tensor(self.head_ids)
 
     @property
     def drafter(self) -> Drafter:
@@ -99,6 +108,7 @@ def cases(**changes: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
         "prompt": token_lists(1, 8),
         "count": st.integers(1, 24),
         "eos": st.frozensets(st.integers(0, VOCAB - 1), max_size=2),
+        "head_ids": st.none() | st.sets(st.integers(0, VOCAB - 1), min_size=2).map(sorted),
     }
     return st.builds(Case, **{**parts, **changes})
 

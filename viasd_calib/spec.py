@@ -180,12 +180,26 @@ class BridgesRef(SpecModel):
     tensors: TensorFile
 
 
+class HeadVocab(SpecModel):
+    """The output tokens of the slim verifier: their number, and a file with their ids.
+
+    Tokens that are not among them it leaves to the full verifier.
+    """
+
+    size: int = Field(ge=2)
+    tensors: TensorFile
+
+
 class Route(SpecModel):
-    """Which sublayers the slim verifier leaves out; decoder layers are counted from 0."""
+    """Which sublayers the slim verifier leaves out; decoder layers are counted from 0.
+
+    Without ``head_vocab`` it has the whole output vocabulary.
+    """
 
     attention_skip: list[int] = Field(default_factory=list)
     mlp_skip: list[int] = Field(default_factory=list)
     bridges: BridgesRef | None = None
+    head_vocab: HeadVocab | None = None
     adapter: AdapterRef | None = None
     relative_cost: RelativeCost | None = None
 
@@ -375,7 +389,8 @@ def tensor_files(spec: RoutingSpec) -> list[TensorFile]:
     match spec.draft:
         case ShallowDraft(tensors=tensors) | CombinedDraft(model=ShallowDraft(tensors=tensors)):
             files.append(tensors)
-    files += [part.tensors for part in (spec.route.bridges, spec.route.adapter) if part is not None]
+    parts = (spec.route.bridges, spec.route.head_vocab, spec.route.adapter)
+    files += [part.tensors for part in parts if part is not None]
     return files
 
 

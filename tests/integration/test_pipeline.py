@@ -30,7 +30,7 @@ FIT = {
         "enable_model_summary": False,
         "logger": False,
     },
-    "model": {"target_cost": 0.8, "route_steps": 3, "adapter_rank": 2, "max_run": 4},
+    "model": {"target_cost": 0.8, "route_steps": 3, "adapter_rank": 2, "max_run": 4, "head_vocab": 18},
     "data": {"shares": {"fit": 0.4, "calibrate": 0.4, "test": 0.2}, "validation_share": 0.3, "max_batch_tokens": 256},
 }
 
@@ -75,6 +75,9 @@ def test_the_spec_is_valid(job: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "valid" in capsys.readouterr().out
     spec = load_spec(job / "spec/routing.json")
     assert spec.route.adapter is not None
+    assert spec.route.head_vocab is not None
+    assert spec.route.head_vocab.size == 18
+    assert spec.route.head_vocab.tensors.path == "head_vocab/head_vocab.safetensors"
     assert set(spec.route.relative_cost.measured) == {1, 4, 8}  # type: ignore[union-attr]
 
 

@@ -20,6 +20,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from tests.tiny import random_gate
+from viasd_calib.decoding.baselines import SelfSpeculative
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.decoder import three_tier as make_three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES, DraftSaid
@@ -35,6 +36,7 @@ from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.errors import SamplingError
 from viasd_calib.slim.cache import SharedCache
 from viasd_calib.slim.forward import RoutedModel, States
+from viasd_calib.slim.head import over_vocabulary
 from viasd_calib.spec import Decoding, Gates
 
 VOCAB = 4
@@ -88,11 +90,21 @@ class TableModel(RoutedModel):
     def logits(self, hidden: Tensor) -> Tensor:
         return (hidden @ self.tables).to(self.kind)
 
+    def slim_logits(self, hidden: Tensor) -> Tensor:
+        return self.logits(hidden)
+
 
 class HalfModel(TableModel):
     """The same in bfloat16, whose few digits would bend draws that were made in it."""
 
     kind = torch.bfloat16
+
+
+class NarrowModel(TableModel):
+    """The same with a reduced head: q' cannot say two of the four tokens."""
+
+    def slim_logits(self, hidden: Tensor) -> Tensor:
+        return over_vocabulary(self.logits(hidden)[..., [0, 2]], torch.tensor([0, 2]), VOCAB)
 
 
 def table(seed: int, like: Tensor | None = None) -> Tensor:
@@ -197,6 +209,18 @@ def test_draws_are_made_in_float32() -> None:
     """Also where the verifier's logits are of two bytes."""
     counts = sample(three_tier(5), "near", PLAIN, FEWER, HalfModel)
     assert p_value(counts, exact(PLAIN, FULL.to(torch.bfloat16).float())) > FALSE_ALARM
+
+
+@pytest.mark.parametrize(
+    "method",
+    [lambda: three_tier(5), lambda: three_tier(5, **TRUSTING), lambda: SelfSpeculative(2)],
+    ids=["three tiers", "q' always trusted", "self-speculative"],
+)
+def test_what_the_slim_verifier_cannot_say_is_said(method: Callable[[], Method]) -> None:
+    """q writes half of its text without the tokens of q'; the text is drawn from q's distribution all the same."""
+    counts = sample(method(), "near", PLAIN, FEWER, NarrowModel)
+    assert p_value(counts, exact(PLAIN)) > FALSE_ALARM
+    assert variation(counts, exact(PLAIN)) < FAR * (TEXTS / FEWER) ** 0.5
 
 
 class Liking(SlimRule):

@@ -22,6 +22,7 @@ from viasd_calib.spec import (
     DraftSpec,
     Evidence,
     Gates,
+    HeadVocab,
     LogisticGate,
     PromptLookupDraft,
     RelativeCost,
@@ -81,10 +82,12 @@ def full_spec(folder: Path) -> RoutingSpec:
     (folder / "slim").mkdir()
     (folder / "slim" / "adapter.safetensors").write_bytes(b"adapter")
     adapter = tensor_file(folder / "slim" / "adapter.safetensors", folder)
+    (folder / "slim" / "head.safetensors").write_bytes(b"head")
     return small_spec(
         draft=ShallowDraft(**tiny_shape().model_dump(), tensors=tensor_file(folder / "draft.safetensors", folder)),
         route=Route(
             attention_skip=[0],
+            head_vocab=HeadVocab(size=5, tensors=tensor_file(folder / "slim" / "head.safetensors", folder)),
             adapter=AdapterRef(rank=4, alpha=8.0, targets=["q_proj"], tensors=adapter),
             relative_cost=RelativeCost(measured={1: 0.5, 8: 0.61}, device="cpu", dtype="float32"),
         ),
@@ -174,7 +177,11 @@ def test_a_spec_with_all_its_parts_is_loaded_with_its_tensors(tmp_path: Path) ->
     spec = full_spec(tmp_path)
     save_spec(spec, tmp_path / "routing.json")
     assert load_spec(str(tmp_path / "routing.json")) == spec
-    assert [file.path for file in tensor_files(spec)] == ["draft.safetensors", "slim/adapter.safetensors"]
+    assert [file.path for file in tensor_files(spec)] == [
+        "draft.safetensors",
+        "slim/adapter.safetensors",
+        "slim/head.safetensors",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -277,7 +284,7 @@ def test_a_spec_that_cannot_be_read(tmp_path: Path, name: str) -> None:
         load_spec(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["draft.safetensors", "slim/adapter.safetensors"])
+@pytest.mark.parametrize("name", ["draft.safetensors", "slim/adapter.safetensors", "slim/head.safetensors"])
 def test_foreign_and_missing_tensors_are_refused(tmp_path: Path, name: str) -> None:
     save_spec(full_spec(tmp_path), tmp_path / "routing.json")
     (tmp_path / name).write_bytes(b"another")

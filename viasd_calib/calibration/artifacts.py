@@ -22,6 +22,7 @@ FIT_FILE = "fit.json"
 SCORES_FILE = "scores.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
 BRIDGES_FILE = "bridges.safetensors"
+HEAD_VOCAB_FILE = "head_vocab.safetensors"
 CALIBRATE_FILE = "calibrate.json"
 
 Artifact = TypeVar("Artifact", bound=BaseModel)
@@ -48,6 +49,8 @@ class FitArtifact(BaseModel):
 
     Attributes:
         agreement: of q' with q on held-back texts, argmax against argmax, q's cache.
+        outside_head_vocab: share of their generated places at which q's choice is no output token of q': what the
+            reduced head costs of that agreement at most; 0 with the whole head.
         fit_sha256: hash of the set of prompts learned from.
     """
 
@@ -60,6 +63,7 @@ class FitArtifact(BaseModel):
     slim_gate: LogisticGate
     reliability: dict[str, ReliabilityRecord]
     agreement: float
+    outside_head_vocab: float = 0.0
     fit_sha256: str
 
 

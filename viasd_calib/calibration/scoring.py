@@ -79,7 +79,7 @@ def score_texts(model: RoutedModel, texts: Sequence[TraceText], max_run: int, se
         starts = run_starts(ids.shape[1], max_run, generator).to(model.device)
         states = student_states(model, model.slim_sublayers, ids, cache, starts)
         begin = text.prompt_length - 1
-        logits = model.logits(states[0, begin:]).cpu()  # [n, vocabulary]
+        logits = model.slim_logits(states[0, begin:]).cpu()  # [n, vocabulary]
         pending = (torch.arange(ids.shape[1]) - starts.cpu())[begin:]  # [n]
         yield _judge(text, logits, pending)
 

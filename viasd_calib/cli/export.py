@@ -22,8 +22,7 @@ from viasd_calib.evaluation.bench import BenchResult, load_bench
 from viasd_calib.files import atomic_path
 from viasd_calib.models import DTYPE_NAMES, LoadVerifier, load_verifier
 from viasd_calib.slim.cost import relative_cost
-from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.parts import load_slim_parts
+from viasd_calib.slim.loading import load_routed
 from viasd_calib.spec import (
     AdapterRef,
     Audit,
@@ -33,6 +32,7 @@ from viasd_calib.spec import (
     DraftSpec,
     DType,
     Evidence,
+    HeadVocab,
     RelativeCost,
     Route,
     RoutingSpec,
@@ -94,7 +94,7 @@ def export(
         evidence=None if evidence is None else evidence_of(load_bench(evidence)),
     )
     check_verifier(spec, loaded.ref)
-    routed = RoutedModel(loaded.model, spec.route, load_slim_parts(loaded.model, spec.route, path.parent))
+    routed = load_routed(loaded.model, spec.route, path.parent)
     cost = RelativeCost(
         measured={width: round(share, 4) for width, share in relative_cost(routed).items()},
         device=device,
@@ -124,8 +124,8 @@ def _copy_shallow(draft: ShallowDraft, source: Path, folder: Path) -> ShallowDra
 
 
 def _copy_route(route: Route, source: Path, folder: Path) -> Route:
-    copied: dict[str, AdapterRef | BridgesRef] = {}
-    for name, part in (("adapter", route.adapter), ("bridges", route.bridges)):
+    copied: dict[str, AdapterRef | BridgesRef | HeadVocab] = {}
+    for name, part in (("adapter", route.adapter), ("bridges", route.bridges), ("head_vocab", route.head_vocab)):
         if part is not None:
             target = folder / name / Path(part.tensors.path).name
             _copy(source / part.tensors.path, target)

@@ -13,6 +13,7 @@ from viasd_calib.calibration.artifacts import (
     ADAPTER_FILE,
     BRIDGES_FILE,
     FIT_FILE,
+    HEAD_VOCAB_FILE,
     FitArtifact,
     reliability_record,
     save_artifact,
@@ -24,10 +25,12 @@ from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.slim.adapter import adapter_ref, save_adapter
 from viasd_calib.slim.bridges import bridges_ref, save_bridges
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.head import save_head_ids
 from viasd_calib.spec import Route
 from viasd_calib.tables import new_table
 from viasd_calib.traces.capture import read_manifest
 from viasd_calib.traces.data import TraceDataModule
+from viasd_calib.training.head_vocabulary import share_outside
 from viasd_calib.training.lightning_output import quiet_lightning
 from viasd_calib.training.router import RouterModule
 
@@ -72,7 +75,7 @@ def fit(words: Sequence[str], _load: LoadVerifier = load_verifier) -> None:
 
 
 def write_fit(router: RouterModule, data: TraceDataModule, out: Path) -> FitArtifact:
-    """Write route and adapter, fit the first gates on them, and write those."""
+    """Write route, bridges, adapter and head vocabulary, fit the first gates on them, and write those."""
     route = router.route
     if router.bridges is not None:
         save_bridges(router.bridges, out / BRIDGES_FILE)
@@ -83,9 +86,14 @@ def write_fit(router: RouterModule, data: TraceDataModule, out: Path) -> FitArti
         rank = router.adapter_rank
         adapter = adapter_ref(out / ADAPTER_FILE, out, rank, 2 * rank, router.adapter_targets)
         route = route.model_copy(update={"adapter": adapter})
-    routed = RoutedModel(router.model.model, route, router.slim_parts())
+    head_ids = router.head_ids(data.token_counts())
+    outside = 0.0
+    if head_ids is not None:
+        route = route.model_copy(update={"head_vocab": save_head_ids(head_ids, out / HEAD_VOCAB_FILE, out)})
+        outside = share_outside(head_ids, data.validation_texts())
+    routed = RoutedModel(router.model.model, route, router.slim_parts(head_ids))
     gates = fit_first_gates(routed, data.training_texts(), data.validation_texts(), router.max_run)
-    artifact = _artifact(route, data, gates)
+    artifact = _artifact(route, data, gates, outside)
     save_scores(gates.scores, out)
     save_artifact(artifact, out / FIT_FILE)
     say_fit(artifact)
@@ -93,7 +101,7 @@ def write_fit(router: RouterModule, data: TraceDataModule, out: Path) -> FitArti
     return artifact
 
 
-def _artifact(route: Route, data: TraceDataModule, gates: FirstGates) -> FitArtifact:
+def _artifact(route: Route, data: TraceDataModule, gates: FirstGates, outside: float) -> FitArtifact:
     return FitArtifact(
         verifier=data.verifier_ref(),
         draft=read_manifest(data.folders[0]).draft,
@@ -105,6 +113,7 @@ def _artifact(route: Route, data: TraceDataModule, gates: FirstGates) -> FitArti
             "slim": reliability_record(gates.slim.reliability),
         },
         agreement=gates.agreement,
+        outside_head_vocab=outside,
         fit_sha256=data.prompts_sha256(),
     )
 
@@ -124,6 +133,12 @@ def say_fit(artifact: FitArtifact) -> None:
     console.print(table)
     console.print(gates)
     console.print(f"agreement of slim and full verifier: {artifact.agreement:.4f}")
+    if route.head_vocab is not None:
+        console.print(
+            f"the slim verifier has {route.head_vocab.size:,} of {artifact.verifier.vocab_size:,} output tokens: the "
+            f"full verifier's choice is none of them at {artifact.outside_head_vocab:.4f} of held-back places, "
+            "agreement lost at most"
+        )
 
 
 def runs(places: Sequence[int]) -> str:

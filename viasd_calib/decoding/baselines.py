@@ -31,10 +31,11 @@ from viasd_calib.decoding.rounds import (
 )
 from viasd_calib.decoding.rules import MarginRule, RatioRule
 from viasd_calib.decoding.session import Counts, Generation, Session
-from viasd_calib.draft.base import draft_stepwise, never_stop, over_vocabulary
+from viasd_calib.draft.base import draft_stepwise, never_stop
 from viasd_calib.draft.passes import Passes, PassResult
 from viasd_calib.errors import PromptError
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.head import over_vocabulary
 
 
 @dataclass

@@ -13,7 +13,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from viasd_calib.decoding.policies import accept_greedy, accept_sampled, audit, residual, row
 from viasd_calib.decoding.sampling import Sampling, draw, process_rows, seed_of_text
-from viasd_calib.draft.base import GreedyPick, Pick, over_vocabulary
+from viasd_calib.draft.base import GreedyPick, Pick
+from viasd_calib.slim.head import over_vocabulary
 from viasd_calib.spec import Audit
 
 

@@ -59,7 +59,7 @@ from viasd_calib.models import LoadVerifier, Verifier, load_verifier
 from viasd_calib.slim.backends import Backend, default_backend, prepare
 from viasd_calib.slim.cache import check_context
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.parts import load_slim_parts
+from viasd_calib.slim.loading import load_routed
 from viasd_calib.spec import Audit, Decoding, DType, Gates, RoutingSpec, check_verifier, load_spec
 
 MethodName = Literal[
@@ -445,8 +445,7 @@ def assemble(
         SpecError: the spec was made for another verifier or tokenizer.
     """
     check_verifier(spec, verifier.ref)
-    slim = load_slim_parts(verifier.model, spec.route, folder)
-    routed = RoutedModel(verifier.model, spec.route, slim)
+    routed = load_routed(verifier.model, spec.route, folder)
     drafter = build_drafter(spec.draft, draft_folder or folder, routed)
-    prepare((verifier.model, *slim.modules, *drafter.networks), backend, routed.device, routed.dtype)
+    prepare((verifier.model, *routed.slim_networks, *drafter.networks), backend, routed.device, routed.dtype)
     return Engine(spec, verifier, routed, drafter, backend)

@@ -31,6 +31,9 @@ SLIM_FEATURES = (
 MARGIN_CAP = 20.0
 """Margins beyond this many nats say no more; a drafter without a distribution has none."""
 
+LEAST_MASS = 1e-6
+"""Probability that a bucket of tokens is held to have at least; float32 sums are no surer."""
+
 
 @dataclass(frozen=True)
 class DraftSaid:
@@ -103,10 +106,16 @@ def slim_features(
 
 
 def top_k_kl(draft: Summary, slim_logits: Tensor, slim_log_sum_exp: Tensor) -> Tensor:
-    """KL(p || q') over p's top k tokens and one bucket for all others, in nats: [k]."""
+    """KL(p || q') over p's top k tokens and one bucket for all others, in nats: [k].
+
+    Those of the top k that q' cannot say (logit -inf) are a second bucket, for which q' is held to have
+    ``LEAST_MASS``: else the unlikeliest of them would make the divergence infinite.
+    """
     slim_top = slim_logits.float().gather(-1, draft.ids) - slim_log_sum_exp[..., None]  # [k, top]
-    probs = draft.log_probs.exp()
-    inside = torch.where(probs > 0, probs * (draft.log_probs - slim_top), 0.0).sum(-1)  # 0 log 0 is 0
-    rest = (1 - probs.sum(-1)).clamp(min=1e-6)
-    slim_rest = (1 - slim_top.exp().sum(-1)).clamp(min=1e-6)
-    return (inside + rest * (rest / slim_rest).log()).clamp(0, MARGIN_CAP)
+    sayable, probs = ~slim_top.isneginf(), draft.log_probs.exp()
+    inside = torch.where((probs > 0) & sayable, probs * (draft.log_probs - slim_top), 0.0).sum(-1)  # 0 log 0 is 0
+    unsayable = probs.masked_fill(sayable, 0.0).sum(-1).clamp(min=LEAST_MASS)
+    rest = (1 - probs.sum(-1)).clamp(min=LEAST_MASS)
+    slim_rest = (1 - slim_top.exp().sum(-1)).clamp(min=LEAST_MASS)
+    buckets = unsayable * (unsayable / LEAST_MASS).log() + rest * (rest / slim_rest).log()
+    return (inside + buckets).clamp(0, MARGIN_CAP)

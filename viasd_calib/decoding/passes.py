@@ -22,3 +22,6 @@ class SlimPass(ModelPass):
 
     def forward(self, ids: Tensor, window: CacheWindow) -> States:
         return self.model.slim(ids, window, self.taps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.model.slim_logits(hidden)

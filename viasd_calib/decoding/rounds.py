@@ -419,8 +419,10 @@ def rule_greedily(trust: Trust, scores: Tensor, trusted: int) -> SlimRuling:
     """
     accept = trust.accept.clone()
     accept[:trusted] = True
-    verdict = judge(Trust(accept, trust.own))
-    return SlimRuling(verdict.accepted, verdict.regenerate, row(scores.argmax(-1), verdict.accepted))
+    choices = scores.argmax(-1)  # [k + 1]
+    sayable = scores.gather(-1, choices[:, None])[:, 0] > -torch.inf  # processors may forbid all that q' can say
+    verdict = judge(Trust(accept, trust.own & sayable))
+    return SlimRuling(verdict.accepted, verdict.regenerate, row(choices, verdict.accepted))
 
 
 def rule_sampled(chooser: SamplingChooser, trust: Trust, scores: Tensor, block: Block, trusted: int) -> SlimRuling:
@@ -432,8 +434,9 @@ def rule_sampled(chooser: SamplingChooser, trust: Trust, scores: Tensor, block: 
     """
     assert block.laws is not None, "a sampled token comes with its law"
     probs = scores.softmax(-1)  # [k + 1, vocabulary]
+    own = trust.own & ~probs[:, 0].isnan()  # processors may forbid all that q' can say
     coins = chooser.uniforms(len(block) - trusted)
     stands = accept_sampled(block.tokens[trusted:], block.laws[trusted:], probs[trusted:-1], coins)
-    accepted = trusted + torch.minimum(leading_true(trust.own[trusted:-1]), stands)
+    accepted = trusted + torch.minimum(leading_true(own[trusted:-1]), stands)
     drawn = chooser.draw_behind(probs, block.laws, accepted)
-    return SlimRuling(accepted, row(trust.own, accepted), drawn, torch.cat([block.laws[:trusted], probs[trusted:]]))
+    return SlimRuling(accepted, row(own, accepted), drawn, torch.cat([block.laws[:trusted], probs[trusted:]]))

@@ -37,7 +37,7 @@ from viasd_calib.draft.build import build_drafter
 from viasd_calib.errors import ModelError, PromptError, SpecError
 from viasd_calib.models import fingerprint, identify
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.parts import load_slim_parts
+from viasd_calib.slim.loading import load_routed
 from viasd_calib.spec import RoutingSpec, check_verifier, load_spec
 
 UNSUPPORTED_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
@@ -281,7 +281,7 @@ def _open(model: PreTrainedModel, path: Path) -> _Parts:
     check_verifier(spec, identify(model, spec.verifier.tokenizer_sha256, _name(model), None))
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     try:
-        routed = RoutedModel(model, spec.route, load_slim_parts(model, spec.route, path.parent))
+        routed = load_routed(model, spec.route, path.parent)
         return _Parts(spec, routed, build_drafter(spec.draft, path.parent, routed))
     finally:
         for weight in trained:  # a slim layer shares the verifier's weights, and is frozen

@@ -188,17 +188,6 @@ def to_verifier_ids(places: Tensor, vocabulary: Tensor | None) -> Tensor:
     return places if vocabulary is None else vocabulary[places]
 
 
-def over_vocabulary(logits: Tensor, vocabulary: Tensor | None, vocab_size: int) -> Tensor:
-    """Draft logits [k, draft vocabulary] over the verifier's vocabulary, -inf elsewhere: [k, vocab_size].
-
-    Example:
-        >>> over_vocabulary(torch.tensor([[5.0, 6.0]]), torch.tensor([2, 0]), 3).tolist()
-        [[6.0, -inf, 5.0]]
-    """
-    places = torch.arange(logits.shape[-1], device=logits.device) if vocabulary is None else vocabulary
-    return logits.new_full((logits.shape[0], vocab_size), -torch.inf).index_copy(1, places, logits)
-
-
 def draft_stepwise(
     advance: Callable[[Tensor], Passes[Tensor]], unseen: Tensor, limit: int, stop: StopRule, pick: Pick
 ) -> Passes[Proposal]:

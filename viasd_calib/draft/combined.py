@@ -10,9 +10,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from viasd_calib.draft.base import Drafter, Pick, Proposal, StopRule, over_vocabulary
+from viasd_calib.draft.base import Drafter, Pick, Proposal, StopRule
 from viasd_calib.draft.lookup import find_continuation
 from viasd_calib.draft.passes import Passes
+from viasd_calib.slim.head import over_vocabulary
 
 
 class CombinedDrafter(Drafter):

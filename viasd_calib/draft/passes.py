@@ -146,11 +146,15 @@ class ModelPass(Request[PassResult]):
         """The model over ``ids`` ([batch, width])."""
         return self.model.full(ids, window, self.taps)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The model's output head: [places, hidden] -> [places, vocabulary]."""
+        return self.model.logits(hidden)
+
     def _read_out(self, hidden: Tensor) -> Tensor:
         """Logits of some places ([places, hidden]): [places, vocabulary]."""
         if hidden.shape[0] == 0:  # a prompt is read for its keys and values alone
             return hidden.new_empty((0, self.model.config.vocab_size))
-        return self.model.logits(hidden)
+        return self.logits(hidden)
 
     def run(self) -> PassResult:
         width = self.ids.shape[0]

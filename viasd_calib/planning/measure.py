@@ -91,8 +91,11 @@ def _verifier_pass(engine: Engine, shape: PassShape, cache: SharedCache) -> Pass
     if shape.batch > 1:  # texts of a batch differ in length, so each row has a place of its own
         start = torch.full((shape.batch,), shape.context, device=model.device)
     window = CacheWindow(cache, start, shape.width, shape.context + shape.width)
-    forward: Callable[..., States] = model.slim if shape.tier == "slim" else model.full
-    return lambda: model.logits(forward(ids, window, taps).last)
+    forward: Callable[..., States] = model.full
+    head = model.logits
+    if shape.tier == "slim":
+        forward, head = model.slim, model.slim_logits
+    return lambda: head(forward(ids, window, taps).last)
 
 
 def _head_pass(model: RoutedModel, shape: PassShape) -> Pass:

@@ -26,7 +26,7 @@ from viasd_calib.spec import Audit
 
 Watched = TypeVar("Watched")
 
-VERIFIER_CALLS: dict[str, TierName] = {"full": "full", "slim": "slim", "logits": "head"}
+VERIFIER_CALLS: dict[str, TierName] = {"full": "full", "slim": "slim", "logits": "head", "slim_logits": "head"}
 CAUSAL_CALLS: dict[str, TierName] = {"full": "draft", "logits": "draft"}
 SHALLOW_CALLS: dict[str, TierName] = dict.fromkeys(("forward", "logits", "condition", "own_condition"), "draft")
 PASSES = ("full", "slim", "forward")

@@ -22,11 +22,11 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class SublayerCosts:
-    """Shares of a full pass; ``shares`` and ``rest`` sum to 1.
+    """Shares of a full pass; ``shares`` and ``rest`` sum to 1, or to less where q' has a head of its own.
 
     Attributes:
         shares: of each sublayer, in the order they run, [sublayers].
-        rest: of what every pass does beside its sublayers (embedding, norm, head).
+        rest: of what a slim pass does beside its sublayers (embedding, norm, its head).
     """
 
     shares: Tensor
@@ -76,9 +76,12 @@ def median_seconds(runs: Sequence[Callable[[], object]], repeats: int, device: t
 
 @torch.no_grad()
 def sublayer_costs(model: RoutedModel, width: int = 4, repeats: int = 15) -> SublayerCosts:
-    """Measure what attention and MLP sublayers cost, as shares of a full pass of the same width.
+    """Measure what attention and MLP sublayers, and the rest of a slim pass, cost: as shares of a full pass.
 
     One layer of each kind is timed, the middle one: a model's layers are of one shape.
+
+    Args:
+        width: of both passes, in tokens.
     """
     middle = len(model.layers) // 2
     cache = model.new_cache(CONTEXT + width)
@@ -91,15 +94,16 @@ def sublayer_costs(model: RoutedModel, width: int = 4, repeats: int = 15) -> Sub
     def run(kind: SublayerKind) -> Callable[[], object]:
         return lambda: model.step(chosen[kind], hidden, inputs)
 
-    attention, mlp, rest = median_seconds(
-        [run("attention"), run("mlp"), lambda: model.logits(model.final_norm(model.embed(ids)))],
-        repeats,
-        model.device,
+    def rest(head: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+        return lambda: head(model.final_norm(model.embed(ids)))
+
+    attention, mlp, full_rest, slim_rest = median_seconds(
+        [run("attention"), run("mlp"), rest(model.logits), rest(model.slim_logits)], repeats, model.device
     )
     by_kind = {"attention": attention, "mlp": mlp}
     seconds = torch.tensor([by_kind[sublayer.kind] for sublayer in model.full_sublayers])
-    total = float(seconds.sum()) + rest
-    return SublayerCosts(seconds / total, rest / total)
+    total = float(seconds.sum()) + full_rest
+    return SublayerCosts(seconds / total, slim_rest / total)
 
 
 @torch.no_grad()
@@ -112,7 +116,7 @@ def relative_cost(model: RoutedModel, widths: Sequence[int] = (1, 4, 8), repeats
         ids = torch.zeros(1, width, dtype=torch.long, device=model.device)
 
         def slim(ids: Tensor = ids, window: CacheWindow = window) -> Tensor:
-            return model.logits(model.slim(ids, window).last)
+            return model.slim_logits(model.slim(ids, window).last)
 
         def full(ids: Tensor = ids, window: CacheWindow = window) -> Tensor:
             return model.logits(model.full(ids, window).last)

@@ -24,6 +24,7 @@ from viasd_calib.slim.families import (
     window_of,
 )
 from viasd_calib.slim.grouped import GROUPED
+from viasd_calib.slim.head import SlimHead, over_vocabulary
 from viasd_calib.slim.packed import PackedLinear
 from viasd_calib.spec import Route
 
@@ -59,15 +60,13 @@ class SlimParts:
     Attributes:
         layers: the layers q' runs where they differ from q's by an adapter; None for q's own.
         bridges: what stands in for runs of skipped sublayers, by name (:mod:`viasd_calib.slim.bridges`).
+        head_ids: the verifier ids of the output tokens of q', [head vocabulary], long; None for all. Their rows of q's
+            head are gathered once, when the model is opened.
     """
 
     layers: nn.ModuleList | None = None
     bridges: nn.ModuleDict = field(default_factory=nn.ModuleDict)
-
-    @property
-    def modules(self) -> tuple[nn.Module, ...]:
-        """All of them, for a backend to prepare."""
-        return (self.bridges,) if self.layers is None else (self.layers, self.bridges)
+    head_ids: Tensor | None = None
 
 
 class States(NamedTuple):
@@ -131,7 +130,8 @@ class RoutedModel:
         slim: what q' runs beside q's own modules.
 
     Raises:
-        ModelError: the family, a layer type or the attention implementation is not supported.
+        ModelError: the family, a layer type or the attention implementation is not supported, or the route names a
+            head vocabulary whose ids are not given.
     """
 
     def __init__(
@@ -156,6 +156,10 @@ class RoutedModel:
         parts = slim or SlimParts()
         own = self.layers if parts.layers is None else parts.layers
         self.slim_sublayers = sublayers_of(own, self.layer_types, route, parts.bridges)
+        self._slim_head = self._reduced_head(route, parts.head_ids)
+        heads = () if self._slim_head is None else (self._slim_head,)
+        self.slim_networks: tuple[nn.Module, ...] = (*(parts.layers or ()), parts.bridges, *heads)
+        """What q' runs beside q's own modules, for a backend to prepare."""
 
     @property
     def device(self) -> torch.device:
@@ -166,6 +170,14 @@ class RoutedModel:
     def dtype(self) -> torch.dtype:
         """The verifier's number format."""
         return self.model.dtype
+
+    def _reduced_head(self, route: Route | None, ids: Tensor | None) -> SlimHead | None:
+        if ids is None:
+            if route is not None and route.head_vocab is not None:
+                raise ModelError("the route names a head vocabulary, but not its ids; open it with load_routed")
+            return None
+        ids = ids.to(self.device)
+        return SlimHead(self.head_rows(ids).detach(), ids)
 
     @property
     def _head(self) -> nn.Module:
@@ -189,8 +201,15 @@ class RoutedModel:
         return self._forward(self.slim_sublayers, ids, window, taps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The output head: [..., hidden] -> [..., vocabulary]."""
+        """q's output head: [..., hidden] -> [..., vocabulary]."""
         return self.soft_cap(self._head(hidden))
+
+    def slim_logits(self, hidden: Tensor) -> Tensor:
+        """The output head of q': [..., hidden] -> [..., vocabulary], -inf for tokens outside its head vocabulary."""
+        if self._slim_head is None:
+            return self.soft_cap(self._head(hidden))
+        some = self.soft_cap(self._slim_head(hidden))  # [..., head vocabulary]
+        return over_vocabulary(some, self._slim_head.ids, self.config.vocab_size)
 
     def soft_cap(self, logits: Tensor) -> Tensor:
         """The model's bound on its logits (Gemma Team 2024, arXiv 2408.00118, section 2), where it has one."""

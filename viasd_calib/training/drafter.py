@@ -19,6 +19,7 @@ from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import ShallowDraft, ShallowShape
 from viasd_calib.traces.data import TraceBatch, TraceDataModule, TraceText
 from viasd_calib.training.closed_form import fit_stand_in
+from viasd_calib.training.head_vocabulary import choose_tokens
 from viasd_calib.training.objectives import restricted_cross_entropy
 from viasd_calib.training.teacher import TappedStates
 
@@ -89,7 +90,8 @@ class DrafterModule(LightningModule):
         if self.start is not None:
             return load_shallow(verifier, self._shape_at(Path(self.start)), Path(self.start) / SHALLOW_TENSORS)
         drafter = ShallowModel(verifier, self.shape)
-        drafter.use_vocabulary(self._frequent_tokens(verifier.config.vocab_size))
+        data: TraceDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        drafter.use_vocabulary(choose_tokens(data.token_counts(), self.shape.head_vocab, verifier.config.vocab_size))
         if self.closed_form_texts and self.trainer.ckpt_path is None:  # a resumed run has left its start behind
             fit_stand_in(drafter, verifier, (text.ids for text in self._drawn_texts()))
         return drafter
@@ -114,15 +116,6 @@ class DrafterModule(LightningModule):
         """Training texts for the closed-form start, drawn by hash of their prompts."""
         data: TraceDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         return sorted(data.training_texts(), key=lambda text: text.prompt_sha256)[: self.closed_form_texts]
-
-    def _frequent_tokens(self, vocab_size: int) -> Tensor:
-        """The head's vocabulary: the most frequent tokens of the traces, then the lowest ids; sorted."""
-        data: TraceDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        ranked = [token for token, _ in data.token_counts().most_common(self.shape.head_vocab)]
-        known = set(ranked)
-        spare = (token for token in range(vocab_size) if token not in known)
-        ranked += [token for token, _ in zip(spare, range(self.shape.head_vocab - len(ranked)), strict=False)]
-        return torch.tensor(sorted(ranked))
 
     def _parts(self) -> tuple[ShallowModel, TappedStates]:
         if self.drafter is None or self._teacher is None:

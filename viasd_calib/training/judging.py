@@ -49,7 +49,7 @@ def judge_places(
     """
     ids = text.ids[None, :-1].to(model.device)
     states = student_states(model, sublayers, ids, cache, starts.to(model.device), begin=text.prompt_length - 1)
-    logits = model.logits(states[0]).float().cpu()  # [n, vocabulary]
+    logits = model.slim_logits(states[0]).float().cpu()  # [n, vocabulary]
     top = logits.softmax(-1).max(-1)
     return JudgedPlaces(
         top_k_tail_kl(text.q_ids, text.q_log_probs, logits), top.indices == text.q_ids[:, 0], top.values

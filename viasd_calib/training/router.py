@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceBatch, TraceDataModule, TraceText
 from viasd_calib.training.bridge_fit import fit_bridges
 from viasd_calib.training.hard_concrete import HardConcrete
+from viasd_calib.training.head_vocabulary import check_size, choose_tokens
 from viasd_calib.training.objectives import top_k_tail_kl
 from viasd_calib.training.spans import choose_span, span_routes
 from viasd_calib.training.student import run_starts, student_states
@@ -63,6 +65,8 @@ class RouterModule(LightningModule):
         adapter_learning_rate: of the adapter.
         max_run: longest run of pending places that q' is trained for.
         keep_layers: layers whose sublayers are never skipped; negative ones count from the end.
+        head_vocab: output tokens of q', the most frequent ones of the traces with those that end a text; 0 for all.
+            They are chosen once q' is trained, on its whole output, and their head is what the target cost counts.
     """
 
     multiplier: Tensor
@@ -88,6 +92,7 @@ class RouterModule(LightningModule):
         adapter_learning_rate: float = 1e-3,
         max_run: int = 8,
         keep_layers: Sequence[int] = (0, -1),
+        head_vocab: int = 0,
     ) -> None:
         super().__init__()
         if not 0 < target_cost <= 1:
@@ -109,6 +114,8 @@ class RouterModule(LightningModule):
         self.adapter_learning_rate = adapter_learning_rate
         self.max_run = max_run
         self.keep_layers = tuple(keep_layers)
+        self.head_vocab = head_vocab
+        self._eos_ids: frozenset[int] = frozenset()
         self.agreement = MeanMetric()
         self.load_verifier: Callable[..., Verifier] = load_verifier
         self._frozen: list[RoutedModel] = []  # in a list, so that the verifier is no submodule
@@ -117,17 +124,27 @@ class RouterModule(LightningModule):
         self.bridges: nn.ModuleDict | None = None
 
     def configure_model(self) -> None:
-        """Load the verifier, measure its sublayers, make gates and adapter; called by Lightning."""
+        """Load the verifier, measure its sublayers, make gates and adapter; called by Lightning.
+
+        Raises:
+            CalibrationError: ``head_vocab`` is not a size that the verifier's output can have.
+        """
         if self._frozen:
             return
-        model = RoutedModel(self.load_verifier(self.verifier_name, device=str(self.device)).model)
+        verifier = self.load_verifier(self.verifier_name, device=str(self.device))
+        model = timed = RoutedModel(verifier.model)
+        if self.head_vocab:
+            check_size(self.head_vocab, model.config.vocab_size, verifier.eos_ids)
+            any_tokens = torch.arange(self.head_vocab)  # as many of others cost the same
+            timed = RoutedModel(verifier.model, slim=SlimParts(head_ids=any_tokens))
+        self._eos_ids = verifier.eos_ids
         self._frozen.append(model)
         count = len(model.full_sublayers)
         self.gates = HardConcrete(count)
         self.register_buffer("multiplier", torch.zeros(()))
         self.register_buffer("kept", torch.ones(count, dtype=torch.bool))
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
-        costs = sublayer_costs(model)
+        costs = sublayer_costs(timed)
         self.register_buffer("costs", costs.shares)  # [sublayers], shares of a full pass
         self.register_buffer("rest_cost", torch.tensor(costs.rest))
         if self.adapter_rank:
@@ -189,6 +206,12 @@ class RouterModule(LightningModule):
             mlp_skip=[sublayer.index for sublayer in skipped if sublayer.kind == "mlp"],
         )
 
+    def head_ids(self, counts: Counter[int]) -> Tensor | None:
+        """The output tokens of q' by how often q chose each ([head vocabulary], long, rising); None for all."""
+        if not self.head_vocab:
+            return None
+        return choose_tokens(counts, self.head_vocab, self.model.config.vocab_size, self._eos_ids)
+
     def _always(self) -> Tensor:
         """Sublayers that no route may skip: [sublayers], bool."""
         layers = {index % len(self.model.layers) for index in self.keep_layers}
@@ -208,10 +231,11 @@ class RouterModule(LightningModule):
         layers = self.model.layers if self.slim_layers is None else self.slim_layers
         return sublayers_of(layers, self.model.layer_types, self.route, self.bridges)
 
-    def slim_parts(self) -> SlimParts:
-        """What q' runs beside q's own modules, ready to decode with."""
+    def slim_parts(self, head_ids: Tensor | None = None) -> SlimParts:
+        """What q' runs beside q's own modules, ready to decode with; ``head_ids`` as :meth:`head_ids` gives them."""
         layers = None if self.slim_layers is None else self.slim_layers.eval()
-        return SlimParts(layers, nn.ModuleDict() if self.bridges is None else self.bridges.eval())
+        bridges = nn.ModuleDict() if self.bridges is None else self.bridges.eval()
+        return SlimParts(layers, bridges, head_ids)
 
     def training_step(self, batch: TraceBatch, _batch_idx: int) -> None:
         """One step of the stage that is due."""

@@ -8,7 +8,7 @@ from tests.tiny import constant_gate, verifier_ref
 from viasd_calib.calibration.artifacts import FitArtifact, ReliabilityRecord
 from viasd_calib.cli.fit import say_fit
 from viasd_calib.cli.notices import say_written
-from viasd_calib.spec import Route
+from viasd_calib.spec import HeadVocab, Route, TensorFile
 
 RECORD = ReliabilityRecord(
     expected_calibration_error=0.0123, auroc=0.81, confidence=[0.1, 0.9], accuracy=[0.2, 0.8], count=[1000, 234]
@@ -29,6 +29,21 @@ def test_fit_says_what_was_learned(capsys: pytest.CaptureFixture[str]) -> None:
     assert ["MLP", "8", "of", "8", "none"] in rows
     assert ["draft", "0.0123", "0.81", "1,234"] in rows
     assert ["agreement", "of", "slim", "and", "full", "verifier:", "0.4321"] in rows
+
+
+def test_fit_says_what_a_reduced_head_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    gate = constant_gate("draft_margin", 0.0)
+    head = HeadVocab(size=8192, tensors=TensorFile(path="head_vocab.safetensors", sha256="0" * 64))
+    say_fit(
+        FitArtifact(
+            verifier=verifier_ref(vocab_size=49152), draft="prompt_lookup", route=Route(head_vocab=head),
+            draft_gate=gate, slim_gate=gate, reliability={"draft": RECORD}, agreement=0.4, fit_sha256="0" * 64,
+            outside_head_vocab=0.01234,
+        )
+    )  # fmt: skip
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the slim verifier has 8,192 of 49,152 output tokens" in said
+    assert "none of them at 0.0123 of held-back places" in said
 
 
 def test_where_a_result_is_stands_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

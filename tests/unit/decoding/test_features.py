@@ -10,6 +10,7 @@ from torch import Tensor
 
 from viasd_calib.decoding.features import (
     DRAFT_FEATURES,
+    LEAST_MASS,
     MARGIN_CAP,
     SLIM_FEATURES,
     DraftSaid,
@@ -130,6 +131,31 @@ def test_divergence_over_the_top_and_one_bucket(seed: int, top: int, half: bool)
         if (rest := 1 - sum(p)) > 1e-5:
             expected += rest * math.log(rest / max(1 - sum(slim), 1e-6))
         assert found[row].item() == pytest.approx(max(expected, 0), abs=1e-3)
+
+
+@given(seed=SEEDS, count=st.integers(2, VOCAB - 1))
+def test_divergence_from_a_slim_verifier_that_cannot_say_all(seed: int, count: int) -> None:
+    """What it cannot say is one more bucket; nothing is infinite."""
+    p_logits, slim_logits = random_logits(3, seed, scale=1.0), random_logits(3, seed + 1, scale=1.0)
+    unsaid = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(seed))[count:]
+    slim_logits[:, unsaid] = -torch.inf
+    said = summarize(p_logits, VOCAB)
+    found = top_k_kl(said, slim_logits, slim_logits.logsumexp(-1))
+    for row in range(3):
+        p, slim = (logits[row].double().softmax(-1).tolist() for logits in (p_logits, slim_logits))
+        lost = sum(p[token] for token in unsaid.tolist())
+        expected = sum(a * math.log(a / b) for a, b in zip(p, slim, strict=True) if b > 0)
+        expected += lost * math.log(lost / LEAST_MASS)
+        assert found[row].item() == pytest.approx(min(max(expected, 0), MARGIN_CAP), abs=1e-3)
+
+
+def test_a_token_that_the_slim_verifier_cannot_say_is_the_least_likely_of_all() -> None:
+    logits = random_logits(2, 0)
+    tokens = torch.tensor([3, 4])
+    logits[:, tokens] = -torch.inf
+    features = slim_features(tokens, logits, summarize(logits, 2), None, torch.arange(2), torch.arange(2))
+    assert features["log_ratio"].tolist() == [-MARGIN_CAP, -MARGIN_CAP]
+    assert all(column.isfinite().all() for column in features.values())
 
 
 @pytest.mark.parametrize("scale", [1e2, 1e4])

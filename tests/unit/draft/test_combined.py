@@ -12,11 +12,12 @@ from torch import Tensor
 from tests.strategies import families, token_lists
 from tests.tiny import VOCAB, make_drafter, propose, tiny_model
 from viasd_calib.decoding.summary import summarize
-from viasd_calib.draft.base import Pick, Proposal, never_stop, over_vocabulary
+from viasd_calib.draft.base import Pick, Proposal, never_stop
 from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.lookup import find_continuation
 from viasd_calib.draft.passes import finish
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.head import over_vocabulary
 
 CAPACITY = 96
 FEW = 4

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -14,7 +15,7 @@ from viasd_calib.models import Verifier
 from viasd_calib.planning.measure import Pass, decoder_passes, measure_profile, time_passes
 from viasd_calib.planning.profile import PassShape, ProfileSettings
 from viasd_calib.slim.cost import WARM_UP
-from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.spec import Gates, PromptLookupDraft, RelativeCost, Route, RoutingSpec
 
 SETTINGS = ProfileSettings(widths=(1, 3), contexts=(5, 12), batches=(1, 2), repeats=2)
@@ -88,6 +89,18 @@ def test_a_pass_gives_the_logits_of_its_tier(tiny_verifier: Verifier, tier: str,
     assert logits.shape == (batch, 3, tiny_verifier.model.config.vocab_size)
     assert torch.equal(logits, again)
     assert not torch.allclose(logits, other)
+
+
+def test_a_slim_pass_is_timed_with_its_own_head(tiny_verifier: Verifier) -> None:
+    routed = RoutedModel(tiny_verifier.model, ROUTE, slim=SlimParts(head_ids=torch.tensor([2, 5, 7])))
+    engine = dataclasses.replace(engine_of(tiny_verifier), routed=routed)
+    passes = decoder_passes(engine, SETTINGS)
+    with torch.inference_mode():
+        slim, full = (passes[PassShape(tier, 3, 12, 1)]() for tier in ("slim", "full"))
+    assert isinstance(slim, torch.Tensor)
+    assert isinstance(full, torch.Tensor)
+    assert slim.isfinite().sum(-1).tolist() == [[3, 3, 3]]
+    assert full.isfinite().all()
 
 
 def test_the_head_is_run_on_every_place(tiny_verifier: Verifier) -> None:

@@ -13,13 +13,13 @@ from viasd_calib.decoding.decoder import Engine, MethodName
 from viasd_calib.models import Verifier
 from viasd_calib.planning import recording
 from viasd_calib.planning.recording import RecordedRound, RecordedText, Recorder, Span, typical_round
-from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.spec import Gates, PromptLookupDraft, Route, RoutingSpec
 
 PROMPT = [3, 7, 5, 3, 7]
 
 
-def engine_of(verifier: Verifier, kind: str = "near") -> Engine:
+def engine_of(verifier: Verifier, kind: str = "near", head_ids: torch.Tensor | None = None) -> Engine:
     """Gates that let every tier have its say now and then."""
     lively = constant_gate("slim_margin", 0.0).model_copy(update={"weight": [1.0]})
     spec = RoutingSpec(
@@ -28,7 +28,7 @@ def engine_of(verifier: Verifier, kind: str = "near") -> Engine:
         route=Route(attention_skip=[2]),
         gates=Gates(slim=lively, accept_at=0.55, regenerate_at=0.55),
     )
-    routed = RoutedModel(verifier.model, spec.route)
+    routed = RoutedModel(verifier.model, spec.route, slim=SlimParts(head_ids=head_ids))
     return Engine(spec, verifier, routed, make_drafter(kind, routed))
 
 
@@ -51,6 +51,13 @@ class Clock:
 
 def counted(rounds: list[RecordedRound], call: str) -> int:
     return sum(span.call == call and span.width > 0 for one in rounds for span in one.spans if span.tier != "draft")
+
+
+def test_a_reduced_head_is_recorded_as_a_head(tiny_verifier: Verifier) -> None:
+    engine = engine_of(tiny_verifier, head_ids=torch.arange(0, 24, 2))
+    rounds = RecordedText(engine, "three_tier", PROMPT, 20).finish().rounds
+    calls = Counter(span.call for one in rounds for span in one.spans if span.tier in ("slim", "head"))
+    assert calls["slim_logits"] == calls["slim"] > 0
 
 
 @pytest.mark.parametrize("kind", DRAFTERS)
@@ -100,7 +107,7 @@ def test_the_engine_given_stays_as_it_is(tiny_verifier: Verifier, kind: str) -> 
     engine = engine_of(tiny_verifier, kind)
     before = dict(vars(engine.routed)), dict(vars(engine.drafter)), set(vars(getattr(engine.drafter, "model", engine)))
     watched = Recorder(torch.device("cpu")).engine(engine)
-    assert vars(watched.routed).keys() - before[0].keys() == {"full", "slim", "logits"}
+    assert vars(watched.routed).keys() - before[0].keys() == {"full", "slim", "logits", "slim_logits"}
     assert vars(engine.routed) == before[0]
     assert vars(engine.drafter) == before[1]
     assert set(vars(getattr(engine.drafter, "model", engine))) == before[2]

@@ -133,7 +133,7 @@ def test_tensors_that_do_not_fit_are_refused(harm: str, tmp_path: Path) -> None:
 def test_bridges_are_packed_with_the_rest() -> None:
     bridges = random_bridges()
     expected = bridges["attention_1"](torch.ones(1, HIDDEN))
-    pack_linears(SlimParts(bridges=bridges).modules)
+    pack_linears(RoutedModel(tiny_model(), ROUTE, SlimParts(bridges=bridges)).slim_networks)
     bridge = bridges["attention_1"]
     assert isinstance(bridge, Bridge)
     assert isinstance(bridge.up, PackedLinear)

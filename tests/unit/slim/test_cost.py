@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from viasd_calib.slim.cost import WARM_UP, interleaved_seconds, median_seconds
+from tests.tiny import tiny_model
+from viasd_calib.slim.cost import WARM_UP, interleaved_seconds, median_seconds, relative_cost, sublayer_costs
+from viasd_calib.slim.forward import RoutedModel, SlimParts
 
 CPU = torch.device("cpu")
 
@@ -30,3 +33,30 @@ def test_times_belong_to_their_functions(monkeypatch: pytest.MonkeyPatch) -> Non
     runs = [lambda: move(1.0), lambda: move(8.0), lambda: move(2.0)]
     assert interleaved_seconds(runs, 3, CPU, after_each=lambda: move(64.0)) == [[1.0] * 3, [8.0] * 3, [2.0] * 3]
     assert median_seconds(runs, 3, CPU) == [1.0, 8.0, 2.0]
+
+
+class HeadClock(RoutedModel):
+    """A verifier whose output heads alone take time: q's 8 s, that of q' 2 s."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        """The time, in seconds."""
+        return self.now
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        self.now += 8.0
+        return super().logits(hidden)
+
+    def slim_logits(self, hidden: Tensor) -> Tensor:
+        self.now += 2.0
+        return super().slim_logits(hidden)
+
+
+def test_a_slim_pass_is_charged_with_its_own_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = HeadClock(tiny_model(), slim=SlimParts(head_ids=torch.arange(6)))
+    monkeypatch.setattr("viasd_calib.slim.cost.time", model)
+    assert relative_cost(model, widths=(1, 2), repeats=2) == {1: 0.25, 2: 0.25}
+    costs = sublayer_costs(model, repeats=2)
+    assert costs.rest == 0.25
+    assert costs.shares.tolist() == [0.0] * len(model.full_sublayers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +12,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from tests.tiny import TINY_FAMILIES, TinyFolder, tiny_model
+from tests.tiny import EOS, TINY_FAMILIES, VOCAB, TinyFolder, tiny_model
 from viasd_calib.errors import CalibrationError, TraceError
 from viasd_calib.models import load_verifier
 from viasd_calib.prompts import SplitShares
@@ -138,6 +139,27 @@ def test_the_verifier_does_not_move(tiny_folder: TinyFolder, traces: Path, tmp_p
     fit(module, traces, tmp_path, steps=6)
     after = module.model.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_output_tokens_are_frequent_ones_and_those_that_end_a_text(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path
+) -> None:
+    module = RouterModule(str(tiny_folder), route_choice="gates", route_steps=3, adapter_rank=0, head_vocab=4)
+    fit(module, traces, tmp_path, steps=1)
+    ids = module.head_ids(Counter({9: 5, 8: 4, 11: 3, 7: 1}))
+    assert ids is not None
+    assert ids.tolist() == [EOS, 8, 9, 11]
+    assert router(tiny_folder).head_ids(Counter({9: 5})) is None
+
+
+@pytest.mark.parametrize("size", [-1, 1, VOCAB + 1])
+def test_an_output_vocabulary_that_cannot_be_is_refused_before_training(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path, size: int
+) -> None:
+    module = RouterModule(str(tiny_folder), head_vocab=size)
+    with pytest.raises(CalibrationError, match=rf"head_vocab is {size}; give 2 to {VOCAB} tokens"):
+        fit(module, traces, tmp_path, steps=1)
+    assert module.gates is None
 
 
 @pytest.mark.parametrize("cost", [0.0, -1.0, 1.5])

@@ -1,0 +1,107 @@
+"""The reduced output head of q': logits for some tokens alone, by rows of q's own head.
+
+The head is a large part of a slim pass (in SmolLM2-135M it has the weights of ten MLP sublayers), and nearly all
+tokens of a text are frequent ones (FR-Spec, Zhao et al. 2025, arXiv 2502.14856, reduces a draft model's head so).
+A token that q' cannot say has the logit -inf in it: q' leaves it to q.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from viasd_calib.errors import SpecError
+from viasd_calib.files import write_bytes
+from viasd_calib.spec import HeadVocab, Route, tensor_file
+
+IDS = "ids"
+"""Name of the only tensor of a head vocabulary's file."""
+
+
+class SlimHead(nn.Module):
+    """Some rows of an output head, without soft-capping.
+
+    Args:
+        rows: [head vocabulary, hidden].
+        ids: the verifier ids they stand for, [head vocabulary], long.
+    """
+
+    ids: Tensor
+
+    def __init__(self, rows: Tensor, ids: Tensor) -> None:
+        super().__init__()
+        size, hidden = rows.shape
+        self.linear = nn.Linear(hidden, size, bias=False, device="meta")  # a child, so that a backend can exchange it
+        self.linear.weight = nn.Parameter(rows, requires_grad=False)
+        self.register_buffer("ids", ids)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] -> [..., head vocabulary]."""
+        return self.linear(hidden)  # type: ignore[no-any-return]
+
+
+def over_vocabulary(logits: Tensor, vocabulary: Tensor | None, vocab_size: int) -> Tensor:
+    """Logits over a part of the verifier's vocabulary put over all of it, -inf elsewhere.
+
+    Args:
+        logits: [..., part].
+        vocabulary: the verifier ids of the part, [part], long; None for the lowest ones.
+        vocab_size: of the verifier.
+
+    Returns:
+        [..., vocab_size], of the logits' type.
+
+    Example:
+        >>> over_vocabulary(torch.tensor([[5.0, 6.0]]), torch.tensor([2, 0]), 3).tolist()
+        [[6.0, -inf, 5.0]]
+    """
+    places = torch.arange(logits.shape[-1], device=logits.device) if vocabulary is None else vocabulary
+    whole = logits.new_full((*logits.shape[:-1], vocab_size), -torch.inf)
+    return whole.index_copy_(-1, places, logits)
+
+
+def save_head_ids(ids: Tensor, path: Path, folder: Path) -> HeadVocab:
+    """Write the ids of a head vocabulary to ``path``, atomically.
+
+    Args:
+        ids: verifier ids, [head vocabulary], rising.
+        folder: of the spec that will name the file.
+
+    Returns:
+        How that spec names it.
+    """
+    write_bytes(path, save({IDS: ids.to(torch.int32).contiguous().cpu()}))
+    return HeadVocab(size=len(ids), tensors=tensor_file(path, folder))
+
+
+def load_head_ids(route: Route, folder: Path, vocab_size: int) -> Tensor | None:
+    """The ids of a route's head vocabulary, whose spec lies in ``folder``; None where q' has q's whole head.
+
+    Returns:
+        [head vocabulary], long, rising.
+
+    Raises:
+        SpecError: the file is damaged, or its ids are not what the spec says or not of the verifier's vocabulary.
+    """
+    if route.head_vocab is None:
+        return None
+    path, size = folder / route.head_vocab.tensors.path, route.head_vocab.size
+    try:
+        ids = load_file(path)[IDS]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise SpecError(f"{path} cannot be read as a head vocabulary ({error}); export the spec again") from error
+    if ids.shape != (size,) or ids.is_floating_point():
+        raise SpecError(
+            f"{path} holds {ids.dtype} {list(ids.shape)}, the spec names {size} token ids; export the spec again"
+        )
+    ids = ids.long()
+    if ids[0] < 0 or ids[-1] >= vocab_size or not bool((ids.diff() > 0).all()):
+        raise SpecError(
+            f"{path}: token ids must be given once each, in rising order, from 0 to {vocab_size - 1}; "
+            "export the spec again"
+        )
+    return ids

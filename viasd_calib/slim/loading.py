@@ -1,0 +1,29 @@
+"""From a verifier and a spec's route to the two opened together, with the tensors that lie beside the spec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from viasd_calib.slim.adapter import load_slim_layers
+from viasd_calib.slim.bridges import load_bridges
+from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.head import load_head_ids
+from viasd_calib.spec import Route
+
+
+def load_routed(model: PreTrainedModel, route: Route, folder: Path) -> RoutedModel:
+    """Open a verifier with the route of a spec that lies in ``folder``: sublayers, bridges, adapter and output head.
+
+    Raises:
+        SpecError: bridges, adapter or head vocabulary do not fit the verifier.
+        ModelError: the verifier is not of a supported kind.
+    """
+    parts = SlimParts(
+        layers=load_slim_layers(model, route, folder),
+        bridges=load_bridges(model, route, folder) or nn.ModuleDict(),
+        head_ids=load_head_ids(route, folder, model.config.vocab_size),
+    )
+    return RoutedModel(model, route, parts)
