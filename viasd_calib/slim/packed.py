@@ -6,13 +6,18 @@ each call, which takes longer than the product itself where a pass has few token
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from viasd_calib.slim.joint import JointPart, JointProduct, siblings_in
+
 TYPICAL_WIDTH = 8
 """Rows of a product that the order is chosen for: the tokens of a verifying pass."""
+
+_Key = tuple[int, int]
+"""A layer by its weight and its bias: what tells whether two layers are one."""
 
 
 class PackedLinear(nn.Module):
@@ -63,7 +68,8 @@ def pack_linears(modules: Iterable[nn.Module]) -> None:
     """Exchange, in place, every linear layer inside ``modules`` for a packed one.
 
     Layers that share a weight share its packed form, so that q and q' still hold one copy between them, and a
-    plain weight is freed once nobody else holds it. The modules can no longer be trained or saved.
+    plain weight is freed once nobody else holds it. Those that read the same input (:func:`siblings_in`) become parts
+    of one product. The modules can no longer be trained or saved.
 
     Example:
         >>> layer = nn.Sequential(nn.Linear(3, 2))
@@ -73,18 +79,49 @@ def pack_linears(modules: Iterable[nn.Module]) -> None:
         >>> type(layer[0]).__name__, torch.allclose(layer(inputs), before)
         ('PackedLinear', True)
     """
-    holders: dict[int, list[tuple[nn.Module, str]]] = {}
-    plain: dict[int, nn.Linear] = {}
+    holders: dict[_Key, list[tuple[nn.Module, str]]] = {}
+    plain: dict[_Key, nn.Linear] = {}
+    groups: list[list[_Key]] = []
     for module in modules:
         for holder in module.modules():
+            groups += [[_key(layer) for layer in group] for group in siblings_in(holder)]
             for name, child in holder.named_children():
                 if type(child) is nn.Linear:  # what derives from it may compute something else
-                    holders.setdefault(id(child.weight), []).append((holder, name))
-                    plain[id(child.weight)] = child
+                    holders.setdefault(_key(child), []).append((holder, name))
+                    plain[_key(child)] = child
+    for keys in groups:
+        if len(plain.keys() & keys) < len(keys):  # a copy's group, whose weights were met in the original's
+            continue
+        layers = [plain.pop(key) for key in keys]
+        sizes = [layer.out_features for layer in layers]
+        product = JointProduct(PackedLinear(pack_weight(_joint_weight(layers)), _joint_bias(layers)), sizes)
+        for number, key in enumerate(keys):
+            for holder, name in holders[key]:
+                setattr(holder, name, JointPart(product, number))
     while plain:
         key, linear = plain.popitem()
-        packed = pack_weight(linear.weight)
+        packed = PackedLinear(pack_weight(linear.weight), linear.bias)
         for holder, name in holders[key]:
-            old = getattr(holder, name)
-            if isinstance(old, nn.Linear):
-                setattr(holder, name, PackedLinear(packed, old.bias))
+            setattr(holder, name, packed)
+
+
+def _key(linear: nn.Linear) -> _Key:
+    return id(linear.weight), id(linear.bias)
+
+
+def _joint_weight(layers: Sequence[nn.Linear]) -> Tensor:
+    """The weights of layers that read the same input, one below the other: [sum of out, in]."""
+    joint = torch.cat([layer.weight.detach() for layer in layers])
+    # The plain weights become views of it: beside it and its packed form there would else be a third copy.
+    for layer, rows in zip(layers, joint.split([layer.out_features for layer in layers]), strict=True):
+        layer.weight.data = rows
+    return joint
+
+
+def _joint_bias(layers: Sequence[nn.Linear]) -> Tensor | None:
+    """Their biases in the same order, zero for a layer that has none; None where none has: [sum of out]."""
+    if all(layer.bias is None for layer in layers):
+        return None
+    return torch.cat(
+        [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach() for layer in layers]
+    )

@@ -16,7 +16,7 @@ from viasd_calib.slim.adapter import adapted_layers
 from viasd_calib.slim.backends import prepare
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.grouped import GROUPED, group_heads, grouped_attention
+from viasd_calib.slim.grouped import GROUPED, group_heads, grouped_attention, grouped_mask
 from viasd_calib.slim.packed import can_pack
 
 
@@ -48,19 +48,29 @@ def test_it_says_what_transformers_says(
     key, value = torch.randn(2, batch, shared, slots, 8, generator=draw).unbind()
     mask = torch.rand(batch if mask_rows else 1, 1, width, slots, generator=draw) < 0.5
     mask[..., 0] = True
-    said, expected = (
-        attend(Attention(group), query, key, value, mask, scaling=0.3)[0]
-        for attend in (grouped_attention, sdpa_attention_forward)
-    )
+    ready = grouped_mask(mask, query.dtype, group)
+    said = grouped_attention(Attention(group), query, key, value, ready, scaling=0.3)[0]
+    expected = sdpa_attention_forward(Attention(group), query, key, value, mask, scaling=0.3)[0]
     torch.testing.assert_close(said, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_whole_text_is_read_without_a_mask() -> None:
-    query, key, value = torch.randn(1, 4, 1, 8), torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8)
+@pytest.mark.parametrize("width", [1, 5])
+def test_without_a_mask_a_token_reads_all_and_several_read_their_past(width: int) -> None:
+    query, (key, value) = torch.randn(1, 4, width, 8), torch.randn(2, 1, 2, 5, 8)
     said, expected = (
         attend(Attention(2), query, key, value, None)[0] for attend in (grouped_attention, sdpa_attention_forward)
     )
     torch.testing.assert_close(said, expected)
+
+
+def test_a_mask_of_transformers_own_is_left_to_it() -> None:
+    """Of bools, or added to the scores and different for each head."""
+    query, (key, value) = torch.randn(1, 4, 3, 8), torch.randn(2, 1, 2, 5, 8)
+    for mask in (torch.ones(1, 1, 3, 5).bool().tril(2), torch.randn(1, 4, 3, 5)):
+        said, expected = (
+            attend(Attention(2), query, key, value, mask)[0] for attend in (grouped_attention, sdpa_attention_forward)
+        )
+        assert torch.equal(said, expected)
 
 
 @pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="this PyTorch has no oneDNN")
