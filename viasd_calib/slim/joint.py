@@ -11,14 +11,16 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from viasd_calib.slim.adapted import AdaptedLinear
+
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of a module's layers that its forward calls on one and the same input, in the families known here."""
 
 
-def siblings_in(parent: nn.Module) -> list[tuple[nn.Linear, ...]]:
-    """The groups of a module's own linear layers that read the same input.
+def siblings_in(parent: nn.Module) -> list[list[nn.Linear]]:
+    """The groups of linear layers inside a module that read the same input: its own, and those of their adapters.
 
-    A group is complete, plain and of one input size and number format, or it is none.
+    All of a group are plain, of one input size and number format; its own are all there, else they are none.
 
     Example:
         >>> mlp = nn.ModuleDict(
@@ -30,11 +32,14 @@ def siblings_in(parent: nn.Module) -> list[tuple[nn.Linear, ...]]:
     children = dict(parent.named_children())
     groups = []
     for names in SIBLINGS:
-        found = [child for name in names if type(child := children.get(name)) is nn.Linear]
-        alike = len({(layer.in_features, layer.weight.dtype) for layer in found}) == 1
-        if alike and len(found) == len(names):
-            groups.append(tuple(found))
-    return groups
+        present = [children[name] for name in names if name in children]
+        own = [
+            child for child in present if type(child) is nn.Linear
+        ]  # what derives from it may compute something else
+        adapters = [child.down for child in present if type(child) is AdaptedLinear]
+        groups += [own] if len(own) == len(names) else []
+        groups += [adapters] if len(adapters) > 1 else []
+    return [group for group in groups if len({(layer.in_features, layer.weight.dtype) for layer in group}) == 1]
 
 
 class _Made(NamedTuple):
@@ -54,6 +59,12 @@ class JointProduct:
     Args:
         linear: [..., in] -> [..., sum of sizes].
         sizes: output features of each layer.
+
+    Example:
+        >>> product = JointProduct(nn.Linear(2, 5), [3, 2])
+        >>> inputs = next(nn.Linear(2, 1).parameters())
+        >>> product.part(1, inputs).shape, product.part(0, inputs).shape
+        (torch.Size([1, 2]), torch.Size([1, 3]))
     """
 
     def __init__(self, linear: Callable[[Tensor], Tensor], sizes: Sequence[int]) -> None:
@@ -66,7 +77,7 @@ class JointProduct:
         made = self._made
         taken = made.parts.pop(number, None) if made is not None and made.inputs is inputs else None
         if made is None or taken is None:
-            made = self._made = _Made(inputs, dict(enumerate(self.linear(inputs).split(self.sizes, -1))))
+            made = self._made = _Made(inputs, dict(enumerate(self.linear(inputs).split_with_sizes(self.sizes, -1))))
             taken = made.parts.pop(number)
         if not made.parts:
             self._made = None
@@ -74,14 +85,7 @@ class JointProduct:
 
 
 class JointPart(nn.Module):
-    """The place of one layer of a :class:`JointProduct` in its module.
-
-    Example:
-        >>> product = JointProduct(nn.Linear(2, 5), [3, 2])
-        >>> inputs = next(nn.Linear(2, 1).parameters())
-        >>> JointPart(product, 0)(inputs).shape, JointPart(product, 1)(inputs).shape
-        (torch.Size([1, 3]), torch.Size([1, 2]))
-    """
+    """What stands in a module where one layer of a :class:`JointProduct` was."""
 
     def __init__(self, product: JointProduct, number: int) -> None:
         super().__init__()

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from tests.tiny import tiny_model
+from tests.tiny import TINY_FAMILIES, tiny_config, tiny_model
 from viasd_calib.slim.adapter import adapted_layers
 from viasd_calib.slim.backends import prepare
-from viasd_calib.slim.cache import CacheWindow
+from viasd_calib.slim.cache import CacheWindow, window_of_rows
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.grouped import GROUPED, group_heads, grouped_attention, grouped_mask
 from viasd_calib.slim.packed import can_pack
@@ -88,6 +88,26 @@ def test_the_packed_backend_groups_heads_of_q_and_of_slim_layers() -> None:
     for one in (RoutedModel(plain), RoutedModel(model)):
         with torch.inference_mode():
             said.append(one.logits(one.full(ids, CacheWindow(one.new_cache(6), 0, 6, 6)).last))
+    torch.testing.assert_close(*said, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", [name for name in TINY_FAMILIES if tiny_config(name).model_type != "gemma2"])
+def test_every_familys_masks_are_grouped(family: str) -> None:
+    """Sliding layers and full ones, in pieces of several widths, of one text and of rows with starts of their own."""
+    plain = tiny_model(family=family)
+    grouped = copy.deepcopy(plain)
+    group_heads([grouped])
+    ids = torch.randint(3, 20, (2, 14))
+    said = []
+    for one in (RoutedModel(plain), RoutedModel(grouped)):
+        rows = one.new_cache(14, batch=2).rows()
+        with torch.inference_mode():
+            parts = [
+                one.full(ids[:, start : start + width], window_of_rows(rows, [start, start], [width, width])).last
+                for start, width in ((0, 8), (8, 1), (9, 5))
+            ]
+            alone = one.full(ids[:1, :3], rows[0].window(11, 3)).last
+        said.append(torch.cat([*(part.flatten(0, 1) for part in parts), alone[0]]))
     torch.testing.assert_close(*said, rtol=1e-4, atol=1e-4)
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from viasd_calib.slim.adapted import AdaptedLinear
 from viasd_calib.slim.joint import JointPart, JointProduct, siblings_in
 
 WIDTHS = (3, 1, 2)
@@ -96,3 +97,14 @@ def test_groups_that_are_not_whole_and_alike_are_none(parent: nn.Module) -> None
 def test_groups_are_in_the_order_of_their_names() -> None:
     parent = named(v_proj=nn.Linear(4, 1), o_proj=nn.Linear(4, 4), k_proj=nn.Linear(4, 2), q_proj=nn.Linear(4, 3))
     assert [[layer.out_features for layer in group] for group in siblings_in(parent)] == [[3, 2, 1]]
+
+
+def adapted(out: int, rank: int) -> AdaptedLinear:
+    return AdaptedLinear(nn.Linear(4, out), nn.Linear(4, rank, bias=False), nn.Linear(rank, out, bias=False))
+
+
+def test_adapters_of_siblings_read_the_same_input_too() -> None:
+    """Of two or more, whether or not every sibling has one."""
+    parent = named(q_proj=adapted(3, 5), k_proj=nn.Linear(4, 2), v_proj=adapted(2, 6))
+    assert [[layer.out_features for layer in group] for group in siblings_in(parent)] == [[5, 6]]
+    assert siblings_in(named(gate_proj=adapted(3, 5), up_proj=nn.Linear(4, 3))) == []

@@ -6,6 +6,7 @@ import copy
 import gc
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 from tests.tiny import TINY_FAMILIES, tiny_model
 from viasd_calib.errors import ModelError
-from viasd_calib.slim.adapter import adapted_layers
+from viasd_calib.slim.adapter import adapted_layers, adapter_ref, load_slim_layers, save_adapter
 from viasd_calib.slim.backends import default_backend, prepare
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
@@ -67,6 +68,33 @@ def test_slim_layers_share_the_packed_weights(targets: list[str]) -> None:
     adapters = 2 * len(targets) * len(slim)
     assert len(ours & own) == 4 * len(slim)  # queries, keys and values; output; gate and up; down
     assert len(ours - own) == adapters
+
+
+def test_loaded_slim_layers_are_packed(tmp_path: Path) -> None:
+    """As they are deployed: one copy of q's weights, adapters that read the same input in one product."""
+    model = copy.deepcopy(tiny_model())
+    targets = ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
+    trained = adapted_layers(model.get_decoder().layers, 2, 4, targets)
+    for name, tensor in trained.state_dict().items():
+        if "lora_B" in name:
+            nn.init.normal_(tensor)
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(trained, Route(), path)
+    slim = load_slim_layers(model, Route(adapter=adapter_ref(path, tmp_path, 2, 4, targets)), tmp_path)
+    assert slim is not None
+    ids = torch.randint(3, 20, (1, 5))
+    said = []
+    for pack in (False, True):
+        if pack:
+            pack_linears([model, slim])
+        routed = RoutedModel(model, Route(), slim)
+        with torch.inference_mode():
+            said.append(routed.slim(ids, CacheWindow(routed.new_cache(5), 0, 5, 5)).last)
+    torch.testing.assert_close(*said, rtol=1e-4, atol=1e-4)
+    assert not linears(slim, nn.Linear)
+    own, ours = packed_weights(model), packed_weights(slim)
+    assert len(ours & own) == 4 * len(slim)
+    assert len(ours - own) == (len(targets) + 3) * len(slim)  # down: three products, up: one each
 
 
 class Attention(nn.Module):
