@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from viasd_calib.errors import SpecError
 from viasd_calib.files import write_bytes
+from viasd_calib.slim.adapted import AdaptedLinear
 from viasd_calib.slim.forward import share_parameters
 from viasd_calib.spec import AdapterRef, Route, TensorFile, tensor_file
 
@@ -71,7 +73,7 @@ def adapter_ref(path: Path, folder: Path, rank: int, alpha: int, targets: Sequen
 
 
 def load_slim_layers(model: PreTrainedModel, route: Route, folder: Path) -> nn.ModuleList | None:
-    """The layers q' runs under a route whose spec lies in ``folder``; None where they are q's own.
+    """The layers q' runs under a route whose spec lies in ``folder``, to be run alone; None where they are q's own.
 
     Raises:
         SpecError: the adapter's tensors do not fit the verifier.
@@ -93,4 +95,20 @@ def load_slim_layers(model: PreTrainedModel, route: Route, folder: Path) -> nn.M
         if name not in own or own[name].shape != tensor.shape:
             raise SpecError(f"{path}: {name} does not fit the verifier; export the spec again")
         own[name].copy_(tensor)
-    return layers.to(device=model.device, dtype=model.dtype).eval().requires_grad_(False)
+    return _to_run(layers.to(device=model.device, dtype=model.dtype)).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _to_run(layers: nn.ModuleList) -> nn.ModuleList:
+    """Exchange peft's layers, in place, for ones without what they ask at each call: a good part of a narrow pass."""
+    from peft.tuners.lora import Linear as LoraLinear
+
+    for parent in list(layers.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, LoraLinear):
+                lora: Any = child
+                (adapter,) = lora.active_adapters
+                up = lora.lora_B[adapter]
+                up.weight.mul_(lora.scaling[adapter])
+                setattr(parent, name, AdaptedLinear(lora.base_layer, lora.lora_A[adapter], up))
+    return layers

@@ -13,8 +13,9 @@ from viasd_calib.slim.grouped import group_heads
 from viasd_calib.slim.packed import can_pack, pack_linears
 
 Backend = Literal["eager", "packed"]
-"""``eager`` runs the modules as they are; ``packed`` has their weights in the order of the CPU's kernels and, where
-attention is ``sdpa``, query heads that share keys as rows of one product."""
+"""``eager`` runs the modules as they are; ``packed`` has their weights in the order of the CPU's kernels, layers
+that read the same input as one product and, where attention is ``sdpa``, query heads that share keys as rows of one
+product."""
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 

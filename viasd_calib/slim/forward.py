@@ -23,7 +23,7 @@ from viasd_calib.slim.families import (
     layer_types_of,
     window_of,
 )
-from viasd_calib.slim.grouped import GROUPED
+from viasd_calib.slim.grouped import GROUPED, additive_mask, grouped_mask
 from viasd_calib.slim.head import SlimHead, over_vocabulary
 from viasd_calib.slim.packed import PackedLinear
 from viasd_calib.spec import Route
@@ -145,7 +145,8 @@ class RoutedModel:
         self.family: Family = family_of(model.config)
         self.layer_types = layer_types_of(model.config)
         self._windows = {kind: window_of(model.config, kind) for kind in sorted(set(self.layer_types))}
-        self._needs_additive_mask = _attention_implementation(model.config) == "eager"
+        _check_attention(model.config)
+        self._heads_per_key: int = model.config.num_attention_heads // model.config.num_key_value_heads
         self._final_cap: float | None = getattr(model.config, "final_logit_softcapping", None)
         decoder = model.get_decoder()
         self.layers: nn.ModuleList = decoder.layers
@@ -253,9 +254,13 @@ class RoutedModel:
 
     def _prepared(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """A mask as the attention implementation takes it: eager attention adds it to the scores, sdpa takes bools."""
-        if mask is None or not self._needs_additive_mask:
+        # Asked each time: a backend may have exchanged it.
+        implementation = self.config._attn_implementation
+        if mask is None or implementation == "sdpa":
             return mask
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+        if implementation == GROUPED:
+            return grouped_mask(mask, dtype, self._heads_per_key)
+        return additive_mask(mask, dtype)
 
     def step(self, sublayer: Sublayer, hidden: Tensor, inputs: Mapping[LayerType, AttentionInputs]) -> Tensor:
         """What one sublayer adds to the residual stream: [batch, width, hidden]."""
@@ -279,14 +284,13 @@ class RoutedModel:
         return States(self.final_norm(hidden), stacked)
 
 
-def _attention_implementation(config: PreTrainedConfig) -> str:
-    """The attention implementation that a model was loaded with.
+def _check_attention(config: PreTrainedConfig) -> None:
+    """Refuse a model whose attention takes its masks in another form than four dimensions, and would misread ours.
 
     Raises:
-        ModelError: it takes its masks in another form than four dimensions, and would misread ours.
+        ModelError: naming the implementation.
     """
     name = str(config._attn_implementation)
     if name not in (*ATTENTION_IMPLEMENTATIONS, GROUPED):
         usable = " or ".join(repr(one) for one in ATTENTION_IMPLEMENTATIONS)
         raise ModelError(f"attention implementation {name!r} is not supported; load the model with {usable}")
-    return name

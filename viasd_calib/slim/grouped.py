@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -27,22 +28,48 @@ def grouped_attention(
     Args:
         query: [batch, heads, width, head width].
         key: [batch, key/value heads, slots, head width]; value the same.
-        attention_mask: bool [1 or batch, 1, width, slots]; None is left to transformers' own ``sdpa``.
-        settings: ``scaling``; with others that change the result, all is left to transformers' own ``sdpa``.
+        attention_mask: as :func:`grouped_mask` gives it, [1 or batch, 1, heads / key/value heads * width, slots]. With
+            one of another shape, or none for several tokens, all is left to transformers' own ``sdpa``.
+        settings: ``scaling``; with others that change the result the same is done.
 
     Returns:
         [batch, width, heads, head width], and None where others return weights.
     """
-    heads, shared = query.shape[1], key.shape[1]
+    batch, heads, width, size = query.shape
+    shared = key.shape[1]
+    rows = heads // shared * width
+    whole = width == 1 if attention_mask is None else attention_mask.shape[2] == rows
     unusual = any(settings.get(name) is not None for name in ("softcap", "position_bias"))
-    if attention_mask is None or heads == shared or unusual:
+    if heads == shared or unusual or not whole:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    batch, _, width, size = query.shape
-    group = heads // shared
-    rows = query.reshape(batch, shared, group * width, size)
-    mask = attention_mask.repeat(1, 1, group, 1)  # [1 or batch, 1, group * width, slots]
-    out = nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=settings.get("scaling"))
+    out = nn.functional.scaled_dot_product_attention(
+        query.reshape(batch, shared, rows, size), key, value, attn_mask=attention_mask, scale=settings.get("scaling")
+    )
     return out.reshape(batch, heads, width, size).transpose(1, 2), None
+
+
+def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of bools as what is added to the scores, so that it is not made anew in every layer: the same shape.
+
+    Example:
+        >>> additive_mask(torch.tensor([[True, False]]), torch.float16).tolist()
+        [[0.0, -65504.0]]
+    """
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def grouped_mask(mask: Tensor, dtype: torch.dtype, group: int) -> Tensor:
+    """A mask as :func:`grouped_attention` takes it: additive, once for each of the heads that share keys.
+
+    Args:
+        mask: bool [1 or batch, 1, width, slots].
+        dtype: of the queries.
+        group: query heads to one key/value head.
+
+    Returns:
+        [1 or batch, 1, group * width, slots].
+    """
+    return additive_mask(mask, dtype).repeat(1, 1, group, 1)
 
 
 AttentionInterface.register(GROUPED, grouped_attention)

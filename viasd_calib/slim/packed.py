@@ -6,15 +6,19 @@ each call, which takes longer than the product itself where a pass has few token
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from viasd_calib.slim.joint import JointPart, JointProduct, siblings_in
 from viasd_calib.slim.linears import LinearPlace, plain_linears
 
 TYPICAL_WIDTH = 8
 """Rows of a product that the order is chosen for: the tokens of a verifying pass."""
+
+_Key = tuple[int, int]
+"""A layer by its weight and its bias: what tells whether two layers are one."""
 
 
 class PackedLinear(nn.Module):
@@ -65,7 +69,8 @@ def pack_linears(modules: Iterable[nn.Module]) -> None:
     """Exchange, in place, every linear layer inside ``modules`` for a packed one.
 
     Layers that share a weight share its packed form, so that q and q' still hold one copy between them, and a
-    plain weight is freed once nobody else holds it. The modules can no longer be trained or saved.
+    plain weight is freed once nobody else holds it. Those that read the same input (:func:`siblings_in`) become parts
+    of one product. The modules can no longer be trained or saved.
 
     Example:
         >>> layer = nn.Sequential(nn.Linear(3, 2))
@@ -75,11 +80,45 @@ def pack_linears(modules: Iterable[nn.Module]) -> None:
         >>> type(layer[0]).__name__, torch.allclose(layer(inputs), before)
         ('PackedLinear', True)
     """
-    places: dict[int, list[LinearPlace]] = {}
+    modules = tuple(modules)
+    places: dict[_Key, list[LinearPlace]] = {}
     for place in plain_linears(modules):
-        places.setdefault(id(place.linear.weight), []).append(place)
+        places.setdefault(_key(place.linear), []).append(place)
+    holders = [holder for module in modules for holder in module.modules()]
+    for keys in [[_key(layer) for layer in group] for holder in holders for group in siblings_in(holder)]:
+        if len(places.keys() & keys) < len(keys):  # a copy's group, whose weights were met in the original's
+            continue
+        sharing = [places.pop(key) for key in keys]
+        layers = [same[0].linear for same in sharing]
+        sizes = [layer.out_features for layer in layers]
+        product = JointProduct(PackedLinear(pack_weight(_joint_weight(layers)), _joint_bias(layers)), sizes)
+        for number, same in enumerate(sharing):
+            for place in same:
+                place.put(JointPart(product, number))
     while places:
-        _, sharing = places.popitem()
-        packed = pack_weight(sharing[0].linear.weight)
-        for place in sharing:
-            place.put(PackedLinear(packed, place.linear.bias))
+        _, same = places.popitem()
+        packed = PackedLinear(pack_weight(same[0].linear.weight), same[0].linear.bias)
+        for place in same:
+            place.put(packed)
+
+
+def _key(linear: nn.Linear) -> _Key:
+    return id(linear.weight), id(linear.bias)
+
+
+def _joint_weight(layers: Sequence[nn.Linear]) -> Tensor:
+    """The weights of layers that read the same input, one below the other: [sum of out, in]."""
+    joint = torch.cat([layer.weight.detach() for layer in layers])
+    # The plain weights become views of it: beside it and its packed form there would else be a third copy.
+    for layer, rows in zip(layers, joint.split([layer.out_features for layer in layers]), strict=True):
+        layer.weight.data = rows
+    return joint
+
+
+def _joint_bias(layers: Sequence[nn.Linear]) -> Tensor | None:
+    """Their biases in the same order, zero for a layer that has none; None where none has: [sum of out]."""
+    if all(layer.bias is None for layer in layers):
+        return None
+    return torch.cat(
+        [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach() for layer in layers]
+    )

@@ -25,9 +25,9 @@ ROUTE = Route(attention_skip=[1], mlp_skip=[2])
 TEXT = torch.tensor([[5, 1, 17, 3, 3, 9, 20]])
 
 
-def make_adapter(seed: int | None = 0) -> nn.ModuleList:
+def make_adapter(seed: int | None = 0, alpha: int = 4) -> nn.ModuleList:
     """An adapter on the tiny verifier, trained as far as ``seed`` says; None leaves it as it begins."""
-    layers = adapted_layers(tiny_model().get_decoder().layers, 2, 4, TARGETS)
+    layers = adapted_layers(tiny_model().get_decoder().layers, 2, alpha, TARGETS)
     generator = torch.Generator().manual_seed(seed or 0)
     if seed is not None:
         with torch.no_grad():
@@ -43,11 +43,11 @@ def states(routed: RoutedModel, *, slim: bool) -> Tensor:
     return (routed.slim if slim else routed.full)(TEXT, window).last
 
 
-def saved(folder: Path, route: Route = ROUTE, seed: int = 0) -> Route:
+def saved(folder: Path, route: Route = ROUTE, seed: int = 0, alpha: int = 4) -> Route:
     """Save a trained adapter in ``folder``; the route that names it."""
     path = folder / "adapter.safetensors"
-    save_adapter(make_adapter(seed), route, path)
-    return route.model_copy(update={"adapter": adapter_ref(path, folder, 2, 4, TARGETS)})
+    save_adapter(make_adapter(seed, alpha), route, path)
+    return route.model_copy(update={"adapter": adapter_ref(path, folder, 2, alpha, TARGETS)})
 
 
 def test_the_verifiers_parameters_are_shared() -> None:
@@ -94,6 +94,22 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     assert not layers.training
     expected = states(RoutedModel(tiny_model(), ROUTE, SlimParts(make_adapter())), slim=True)
     assert torch.equal(states(RoutedModel(tiny_model(), ROUTE, SlimParts(layers)), slim=True), expected)
+
+
+@pytest.mark.parametrize("alpha", [1, 3])
+def test_the_adapters_scale_is_kept(tmp_path: Path, alpha: int) -> None:
+    layers = load_slim_layers(tiny_model(), saved(tmp_path, alpha=alpha), tmp_path)
+    expected = states(RoutedModel(tiny_model(), ROUTE, SlimParts(make_adapter(alpha=alpha))), slim=True)
+    torch.testing.assert_close(states(RoutedModel(tiny_model(), ROUTE, SlimParts(layers)), slim=True), expected)
+
+
+def test_loaded_layers_share_the_verifiers_parameters_and_run_without_peft(tmp_path: Path) -> None:
+    layers = load_slim_layers(tiny_model(), saved(tmp_path), tmp_path)
+    assert layers is not None
+    theirs = {id(parameter) for parameter in tiny_model().get_decoder().layers.parameters()}
+    own = [name for name, parameter in layers.named_parameters() if id(parameter) not in theirs]
+    assert len(own) == 2 * LAYERS * len(TARGETS)
+    assert not [module for module in layers.modules() if type(module).__module__.startswith("peft")]
 
 
 def test_skipped_sublayers_are_not_stored(tmp_path: Path) -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from tests.tiny import TINY_FAMILIES, tiny_model
 from viasd_calib.errors import ModelError
-from viasd_calib.slim.adapter import adapted_layers
+from viasd_calib.slim.adapter import adapted_layers, adapter_ref, load_slim_layers, save_adapter
 from viasd_calib.slim.backends import default_backend, prepare
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.joint import JointPart
 from viasd_calib.slim.packed import PackedLinear, can_pack, pack_linears
 from viasd_calib.spec import Route
 
@@ -47,25 +52,103 @@ def test_packed_model_says_the_same(family: str) -> None:
     torch.testing.assert_close(full_logits(packed, ids), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_slim_layers_share_the_packed_weights() -> None:
+def packed_weights(module: nn.Module) -> set[int]:
+    """Identities of the packed weights that the layers inside ``module`` read."""
+    alone = {id(layer.weight) for layer in linears(module, PackedLinear)}
+    return alone | {id(layer.product.linear.weight) for layer in linears(module, JointPart)}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "up_proj"], ["k_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"]])
+def test_slim_layers_share_the_packed_weights(targets: list[str]) -> None:
     """q' with an adapter reads the very tensors that q reads; the adapter's own weights are packed too."""
     model = copy.deepcopy(tiny_model())
-    slim = adapted_layers(model.get_decoder().layers, 2, 4, ["q_proj", "up_proj"])
+    slim = adapted_layers(model.get_decoder().layers, 2, 4, targets)
     pack_linears([model, slim])
-    own = {id(layer._weight) for layer in linears(model, PackedLinear)}  # type: ignore[attr-defined]
-    ours = {id(layer._weight) for layer in linears(slim, PackedLinear)}  # type: ignore[attr-defined]
-    adapters = 2 * 2 * len(slim)
-    assert len(ours & own) == 7 * len(slim)
+    own, ours = packed_weights(model), packed_weights(slim)
+    adapters = 2 * len(targets) * len(slim)
+    assert len(ours & own) == 4 * len(slim)  # queries, keys and values; output; gate and up; down
     assert len(ours - own) == adapters
+
+
+def test_loaded_slim_layers_are_packed(tmp_path: Path) -> None:
+    """As they are deployed: one copy of q's weights, adapters that read the same input in one product."""
+    model = copy.deepcopy(tiny_model())
+    targets = ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
+    trained = adapted_layers(model.get_decoder().layers, 2, 4, targets)
+    for name, tensor in trained.state_dict().items():
+        if "lora_B" in name:
+            nn.init.normal_(tensor)
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(trained, Route(), path)
+    slim = load_slim_layers(model, Route(adapter=adapter_ref(path, tmp_path, 2, 4, targets)), tmp_path)
+    assert slim is not None
+    ids = torch.randint(3, 20, (1, 5))
+    said = []
+    for pack in (False, True):
+        if pack:
+            pack_linears([model, slim])
+        routed = RoutedModel(model, Route(), SlimParts(slim))
+        with torch.inference_mode():
+            said.append(routed.slim(ids, CacheWindow(routed.new_cache(5), 0, 5, 5)).last)
+    torch.testing.assert_close(*said, rtol=1e-4, atol=1e-4)
+    assert not linears(slim, nn.Linear)
+    own, ours = packed_weights(model), packed_weights(slim)
+    assert len(ours & own) == 4 * len(slim)
+    assert len(ours - own) == (len(targets) + 3) * len(slim)  # down: three products, up: one each
+
+
+class Attention(nn.Module):
+    """Layers of the names that attention modules give them, each with a bias or without."""
+
+    def __init__(self, biases: Sequence[bool]) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (
+            nn.Linear(8, out, bias=bias) for out, bias in zip((8, 4, 4), biases, strict=True)
+        )
+
+
+@given(
+    biases=st.lists(st.booleans(), min_size=3, max_size=3),
+    order=st.lists(st.sampled_from(["q_proj", "k_proj", "v_proj"]), min_size=1, max_size=6),
+    width=st.integers(1, 5),
+)
+@torch.inference_mode()
+def test_joint_layers_say_what_they_said_apart(biases: list[bool], order: list[str], width: int) -> None:
+    """Called in any order, by themselves or again, with biases of all, some or none."""
+    plain = Attention(biases)
+    packed = copy.deepcopy(plain)
+    pack_linears([packed])
+    assert len(linears(packed, JointPart)) == 3
+    inputs = torch.randn(2, width, 8)
+    for name in order:
+        said, expected = (getattr(module, name)(inputs) for module in (packed, plain))
+        torch.testing.assert_close(said, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_of_one_weight_are_not_joined() -> None:
+    """Keys that are values too: two names of one layer."""
+    holder = Attention([True, True, True])
+    holder.v_proj = holder.k_proj
+    pack_linears([holder])
+    assert len({id(layer) for layer in linears(holder, PackedLinear)}) == 2
+
+
+def test_a_weight_that_others_hold_keeps_its_values() -> None:
+    """Packing changes the modules it is given, and nobody else's."""
+    holder = Attention([False, False, False])
+    weight = holder.k_proj.weight
+    values = weight.detach().clone()
+    pack_linears([holder])
+    assert torch.equal(weight, values)
 
 
 def test_plain_weights_are_freed() -> None:
     """Nothing holds a plain weight once it is packed: the model takes the memory of one copy."""
-    layer = nn.Sequential(nn.Linear(8, 8))
-    weight = weakref.ref(layer[0].weight)
-    pack_linears([layer])
+    holder = nn.ModuleList([nn.Linear(8, 8), Attention([True, False, False])])
+    weights = [weakref.ref(layer.weight) for layer in linears(holder, nn.Linear)]
+    pack_linears([holder])
     gc.collect()
-    assert weight() is None
+    assert [weight() for weight in weights] == [None] * 4
 
 
 def test_weight_can_be_read_back() -> None:
