@@ -31,7 +31,7 @@ from viasd_calib.decoding.rounds import (
 )
 from viasd_calib.decoding.rules import MarginRule, RatioRule
 from viasd_calib.decoding.session import Counts, Generation, Session
-from viasd_calib.draft.base import draft_stepwise, never_stop, over_vocabulary
+from viasd_calib.draft.base import draft_stepwise, likeliest, never_stop, over_vocabulary
 from viasd_calib.draft.passes import Passes, PassResult
 from viasd_calib.errors import PromptError
 from viasd_calib.slim.forward import RoutedModel
@@ -153,8 +153,9 @@ class Lenient(Speculative):
         if isinstance(chooser, SamplingChooser):
             assert judged.laws is not None, "a sampled token comes with its law"
             return _verify_sampled(chooser, tokens, self.leniency * judged.laws, judged.scores.softmax(-1))
-        accepted = audit(tokens, judged.scores[:-1], "tolerant", self.leniency)
-        return Verdict(kept, accepted, row(judged.scores.argmax(-1), accepted))
+        choices = likeliest(judged.scores)  # [k + 1]
+        accepted = audit(tokens, judged.scores[:-1], choices[:-1], "tolerant", self.leniency)
+        return Verdict(kept, accepted, row(choices, accepted))
 
 
 @dataclass
@@ -182,7 +183,7 @@ class StaticEnsemble(Speculative):
         mixed = torch.cat([self.weight * probs[:-1] + (1 - self.weight) * laws, probs[-1:]])
         if isinstance(chooser, SamplingChooser):
             return _verify_sampled(chooser, judged.tokens, laws, mixed)
-        choices = mixed.argmax(-1)
+        choices = likeliest(mixed)
         accepted = accept_greedy(judged.tokens, choices[:-1])
         return Verdict(judged.tokens.new_zeros(()), accepted, row(choices, accepted))
 

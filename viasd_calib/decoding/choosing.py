@@ -13,7 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from viasd_calib.decoding.policies import accept_greedy, accept_sampled, audit, residual, row
 from viasd_calib.decoding.sampling import Sampling, draw, process_rows, seed_of_text
-from viasd_calib.draft.base import GreedyPick, Pick, over_vocabulary
+from viasd_calib.draft.base import GreedyPick, Pick, likeliest, over_vocabulary
 from viasd_calib.spec import Audit
 
 
@@ -92,8 +92,8 @@ class GreedyChooser(Chooser):
     def verify(
         self, scores: Tensor, tokens: Tensor, laws: Tensor | None, pending: int, kind: Audit, tolerance: float
     ) -> Verdict:
-        choices = scores.argmax(-1)  # [tokens + 1]
-        kept = audit(tokens[:pending], scores[:pending], kind, tolerance)
+        choices = likeliest(scores)  # [tokens + 1]
+        kept = audit(tokens[:pending], scores[:pending], choices[:pending], kind, tolerance)
         accepted = accept_greedy(tokens[pending:], choices[pending:-1])
         return Verdict(kept, accepted, row(choices, _place(kept, accepted, pending)))
 
@@ -133,7 +133,7 @@ class SamplingChooser(Chooser):
         if kind == "strict":
             kept = accept_sampled(tokens[:pending], laws[:pending], probs[:pending], coins[:pending])
         else:
-            kept = audit(tokens[:pending], scores[:pending], kind, tolerance)
+            kept = audit(tokens[:pending], scores[:pending], likeliest(scores[:pending]), kind, tolerance)
             laws = torch.cat([torch.zeros_like(laws[:pending]), laws[pending:]])  # q's token is drawn afresh
         accepted = accept_sampled(tokens[pending:], laws[pending:], probs[pending:-1], coins[pending:])
         return Verdict(kept, accepted, self.draw_behind(probs, laws, _place(kept, accepted, pending)))
@@ -196,7 +196,7 @@ class ProcessedPick(Pick):
         whole = over_vocabulary(logits[None], self.vocabulary, self.vocab_size)  # [1, vocabulary]
         scores = self.chooser.scores(whole, torch.cat([self.text, *drafted]))  # [1, vocabulary]
         if self.generator is None:
-            return scores.argmax(-1)
+            return likeliest(scores)
         self._laws.append(scores.softmax(-1))
         return draw(self._laws[-1], self.generator)
 

@@ -30,7 +30,7 @@ from viasd_calib.decoding.policies import (
 from viasd_calib.decoding.rules import SlimRule
 from viasd_calib.decoding.session import Session
 from viasd_calib.decoding.summary import summarize
-from viasd_calib.draft.base import StopRule, never_stop
+from viasd_calib.draft.base import StopRule, likeliest, never_stop
 from viasd_calib.draft.passes import Passes, PassResult, Read
 from viasd_calib.errors import NumericsError, SamplingError
 from viasd_calib.spec import Audit
@@ -420,7 +420,7 @@ def rule_greedily(trust: Trust, scores: Tensor, trusted: int) -> SlimRuling:
     accept = trust.accept.clone()
     accept[:trusted] = True
     verdict = judge(Trust(accept, trust.own))
-    return SlimRuling(verdict.accepted, verdict.regenerate, row(scores.argmax(-1), verdict.accepted))
+    return SlimRuling(verdict.accepted, verdict.regenerate, row(likeliest(scores), verdict.accepted))
 
 
 def rule_sampled(chooser: SamplingChooser, trust: Trust, scores: Tensor, block: Block, trusted: int) -> SlimRuling:

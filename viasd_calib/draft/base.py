@@ -53,7 +53,7 @@ class GreedyPick(Pick):
     vocabulary: Tensor | None = None
 
     def __call__(self, logits: Tensor, drafted: Sequence[Tensor]) -> Tensor:
-        return to_verifier_ids(logits.argmax(-1, keepdim=True), self.vocabulary)
+        return to_verifier_ids(likeliest(logits)[None], self.vocabulary)
 
     def laws(self, tokens: Tensor) -> None:
         return None
@@ -175,6 +175,18 @@ class CachedDrafter(Drafter):
 
     def rollback(self, length: int) -> None:
         self.row.rollback(length)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The first of the likeliest tokens of each row ([..., vocabulary]): [...], long.
+
+    ``argmax`` by another way: on a CPU that reads bfloat16 one by one, ``max`` does not, and takes a quarter of the time.
+
+    Example:
+        >>> likeliest(torch.tensor([[0.0, 2.0, 2.0], [1.0, 0.0, 0.0]])).tolist()
+        [1, 0]
+    """
+    return logits.max(-1).indices
 
 
 def to_verifier_ids(places: Tensor, vocabulary: Tensor | None) -> Tensor:
