@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import nextafter
 from typing import Any, ClassVar
 
@@ -16,22 +15,14 @@ import torch
 from torch import Tensor
 
 from viasd_calib.decoding.choosing import Chooser, SamplingChooser, Verdict
+from viasd_calib.decoding.drafting import Block, draft_limit
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.passes import SlimPass
 from viasd_calib.decoding.policies import Tier, accept_greedy, accept_sampled, audit, row
-from viasd_calib.decoding.rounds import (
-    Block,
-    Judged,
-    Method,
-    Speculative,
-    ThreeTier,
-    Verification,
-    catch_up,
-    draft_limit,
-)
+from viasd_calib.decoding.rounds import Judged, Method, Speculative, ThreeTier, Verification, catch_up
 from viasd_calib.decoding.rules import MarginRule, RatioRule
 from viasd_calib.decoding.session import Counts, Generation, Session
-from viasd_calib.draft.base import draft_stepwise, likeliest, never_stop, over_vocabulary
+from viasd_calib.draft.base import draft_stepwise, likeliest, never_stop
 from viasd_calib.draft.passes import Passes, PassResult
 from viasd_calib.errors import PromptError
 from viasd_calib.slim.forward import RoutedModel
@@ -76,9 +67,9 @@ class SelfSpeculative(Method):
             return result.logits[0]
 
         text = session.text[: session.length]
-        pick = session.chooser.picker(text, None, session.verifier.config.vocab_size)
+        pick = session.chooser.picker(text, session.verifier.config.vocab_size)
         limit = draft_limit(session, self.draft_length)
-        proposal = yield from draft_stepwise(advance, text[place:], limit, never_stop, pick)
+        proposal = yield from draft_stepwise(advance, text[place:], limit, never_stop, pick, None)
         return Block(proposal.tokens, proposal.logits, pick.laws(proposal.tokens))
 
 
@@ -145,7 +136,7 @@ class Lenient(Speculative):
     name: ClassVar[str] = "lenient"
     leniency: float = 0.3
 
-    def verification(self, _session: Session) -> Verification:
+    def verification(self) -> Verification:
         return self._verify
 
     def _verify(self, chooser: Chooser, judged: Judged) -> Verdict:
@@ -171,15 +162,14 @@ class StaticEnsemble(Speculative):
     name: ClassVar[str] = "static_ensemble"
     weight: float = 0.5
 
-    def verification(self, session: Session) -> Verification:
-        assert session.drafter is not None, "this method needs a drafter"
-        return partial(self._verify, vocabulary=session.drafter.vocabulary)
+    def verification(self) -> Verification:
+        return self._verify
 
-    def _verify(self, chooser: Chooser, judged: Judged, *, vocabulary: Tensor | None) -> Verdict:
+    def _verify(self, chooser: Chooser, judged: Judged) -> Verdict:
         probs = judged.scores.float().softmax(-1)  # [k + 1, vocabulary]
         laws = judged.laws
         if laws is None:
-            laws = draft_probs(judged.block, vocabulary, probs.shape[-1])
+            laws = draft_probs(judged.block, probs.shape[-1])
         mixed = torch.cat([self.weight * probs[:-1] + (1 - self.weight) * laws, probs[-1:]])
         if isinstance(chooser, SamplingChooser):
             return _verify_sampled(chooser, judged.tokens, laws, mixed)
@@ -188,11 +178,14 @@ class StaticEnsemble(Speculative):
         return Verdict(judged.tokens.new_zeros(()), accepted, row(choices, accepted))
 
 
-def draft_probs(block: Block, vocabulary: Tensor | None, vocab_size: int) -> Tensor:
+def draft_probs(block: Block, vocab_size: int) -> Tensor:
     """p at the places of a block over the verifier's vocabulary: [k, vocab_size]; sure where p gives no logits."""
     if block.logits is None:
         return torch.nn.functional.one_hot(block.tokens, vocab_size).float()
-    return over_vocabulary(block.logits.float(), vocabulary, vocab_size).softmax(-1)
+    probs = block.logits.float().softmax(-1)  # [k, draft vocabulary]
+    if block.vocabulary is None:
+        return probs
+    return probs.new_zeros(len(block), vocab_size).index_add_(1, block.vocabulary, probs)
 
 
 def _verify_sampled(chooser: SamplingChooser, tokens: Tensor, laws: Tensor, target: Tensor) -> Verdict:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from viasd_calib.decoding.policies import accept_greedy, accept_sampled, audit, residual, row
+from viasd_calib.decoding.reading import ReadingPick, RowReader
 from viasd_calib.decoding.sampling import Sampling, draw, process_rows, seed_of_text
 from viasd_calib.draft.base import GreedyPick, Pick, likeliest, over_vocabulary
 from viasd_calib.spec import Audit
@@ -56,11 +57,11 @@ class Chooser(ABC):
         """The chooser for the text of this number in a batch: what one text draws hangs on no other text."""
 
     @abstractmethod
-    def picker(self, text: Tensor, vocabulary: Tensor | None, vocab_size: int) -> Pick:
+    def picker(self, text: Tensor, vocab_size: int, reader: RowReader | None = None) -> Pick:
         """How a drafter picks tokens that go on from ``text``.
 
         Args:
-            vocabulary: verifier ids of the draft vocabulary; None where the two are the same.
+            reader: what reads the rows of the block, where somebody looks at them beside the pick.
         """
 
     @abstractmethod
@@ -84,10 +85,10 @@ class GreedyChooser(Chooser):
     def for_text(self, number: int) -> GreedyChooser:
         return self
 
-    def picker(self, text: Tensor, vocabulary: Tensor | None, vocab_size: int) -> Pick:
+    def picker(self, text: Tensor, vocab_size: int, reader: RowReader | None = None) -> Pick:
         if not self.processors:
-            return GreedyPick(vocabulary)
-        return ProcessedPick(self, text, vocabulary, vocab_size)
+            return GreedyPick() if reader is None else ReadingPick(reader)
+        return ProcessedPick(self, text, vocab_size)
 
     def verify(
         self, scores: Tensor, tokens: Tensor, laws: Tensor | None, pending: int, kind: Audit, tolerance: float
@@ -117,8 +118,8 @@ class SamplingChooser(Chooser):
         seed = seed_of_text(self.generator.initial_seed(), number)
         return SamplingChooser(self.processors, torch.Generator(self.generator.device).manual_seed(seed))
 
-    def picker(self, text: Tensor, vocabulary: Tensor | None, vocab_size: int) -> Pick:
-        return ProcessedPick(self, text, vocabulary, vocab_size, self.generator)
+    def picker(self, text: Tensor, vocab_size: int, reader: RowReader | None = None) -> Pick:
+        return ProcessedPick(self, text, vocab_size, self.generator)
 
     def uniforms(self, count: int) -> Tensor:
         """Coins in [0, 1): [count]."""
@@ -187,13 +188,12 @@ class ProcessedPick(Pick):
 
     chooser: Chooser
     text: Tensor
-    vocabulary: Tensor | None
     vocab_size: int
     generator: torch.Generator | None = None
     _laws: list[Tensor] = field(default_factory=list)
 
-    def __call__(self, logits: Tensor, drafted: Sequence[Tensor]) -> Tensor:
-        whole = over_vocabulary(logits[None], self.vocabulary, self.vocab_size)  # [1, vocabulary]
+    def __call__(self, logits: Tensor, drafted: Sequence[Tensor], vocabulary: Tensor | None) -> Tensor:
+        whole = over_vocabulary(logits[None], vocabulary, self.vocab_size)  # [1, vocabulary]
         scores = self.chooser.scores(whole, torch.cat([self.text, *drafted]))  # [1, vocabulary]
         if self.generator is None:
             return likeliest(scores)
