@@ -113,7 +113,7 @@ def draft(session: Session, length: int, gate: Gate | None, stop_below: float) -
     reader = None if watch is None else watch.reader
     pick = session.chooser.picker(text, session.verifier.config.vocab_size, reader)
     proposal = yield from session.drafter.propose(text, draft_limit(session, length), stop, pick)
-    if watch is not None and len(watch.scores) < len(proposal):  # a looked-up block is not asked about
+    if watch is not None and not 0 < len(proposal) == len(watch.scores):  # a looked-up block is not asked about
         watch = None
     return Block(proposal.tokens, proposal.logits, pick.laws(proposal.tokens), proposal.vocabulary, watch)
 

@@ -101,6 +101,16 @@ def test_a_block_that_nobody_asks_about_has_no_watch() -> None:
     assert finish(draft(session("near"), 4, Gate(GATE), 0.0)).watch is None
 
 
+@pytest.mark.parametrize("kind", ["near", "random"])
+def test_an_empty_block_has_been_read_by_nobody(kind: str) -> None:
+    """With logits of no rows, or without any."""
+    block = finish(draft(session(kind), 0, Gate(GATE), 0.5))
+    assert len(block) == 0
+    assert block.watch is None
+    said = block.said(2)
+    assert said is None or said.entropy.shape == (0,)
+
+
 def test_the_rest_of_a_block() -> None:
     vocabulary = torch.tensor([2, 5])
     block = Block(torch.tensor([5, 2]), torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.eye(VOCAB)[[5, 2]], vocabulary)
