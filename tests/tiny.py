@@ -172,7 +172,7 @@ def tiny_shallow(verifier: RoutedModel, seed: int = 0, head_vocab: int = 12) -> 
 
 def propose(drafter: Drafter, text: Tensor, limit: int, stop: StopRule = never_stop) -> Proposal:
     """A drafter's greedy proposal."""
-    return finish(drafter.propose(text, limit, stop, GreedyPick(drafter.vocabulary)))
+    return finish(drafter.propose(text, limit, stop, GreedyPick()))
 
 
 class RandomDrafter(Drafter):

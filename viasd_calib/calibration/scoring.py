@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from viasd_calib.decoding.features import DraftSaid, draft_features, slim_features
-from viasd_calib.decoding.summary import Summary, summarize
+from viasd_calib.decoding.kernels import read_rows
+from viasd_calib.decoding.summary import Summary, summary_of
 from viasd_calib.errors import TraceError
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.data import TraceText
@@ -88,15 +89,17 @@ def _judge(text: TraceText, logits: Tensor, pending: Tensor) -> ScoredText:
     choice = text.q_ids[:, 0]  # [n]
     said = draft_said(text)
     drafted = said.tokens.clamp(min=0)  # -1 stands for no proposal; it never agrees
-    slim = summarize(logits, 2)
+    reading = read_rows(logits, drafted)
+    slim = summary_of(reading, logits, 1)
     own = slim.ids[:, 0]
+    own_ratio = torch.zeros_like(slim.entropy)
     place = said.depth
     agrees = said.tokens == choice
     return ScoredText(
         draft=Judged(draft_features(said), agrees),
-        accept=Judged(slim_features(drafted, logits, slim, said, place, pending), agrees),
-        own=Judged(slim_features(own, logits, slim, said, place, pending), own == choice),
-        own_alone=Judged(slim_features(own, logits, slim, None, torch.zeros_like(place), pending), own == choice),
+        accept=Judged(slim_features(reading.log_ratio, logits, slim, said, place, pending), agrees),
+        own=Judged(slim_features(own_ratio, logits, slim, said, place, pending), own == choice),
+        own_alone=Judged(slim_features(own_ratio, logits, slim, None, torch.zeros_like(place), pending), own == choice),
     )
 
 

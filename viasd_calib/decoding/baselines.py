@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import nextafter
 from typing import Any, ClassVar
 
@@ -16,26 +15,17 @@ import torch
 from torch import Tensor
 
 from viasd_calib.decoding.choosing import Chooser, SamplingChooser, Verdict
+from viasd_calib.decoding.drafting import Block, draft_limit
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.passes import SlimPass
 from viasd_calib.decoding.policies import Tier, accept_greedy, accept_sampled, audit, row
-from viasd_calib.decoding.rounds import (
-    Block,
-    Judged,
-    Method,
-    Speculative,
-    ThreeTier,
-    Verification,
-    catch_up,
-    draft_limit,
-)
+from viasd_calib.decoding.rounds import Judged, Method, Speculative, ThreeTier, Verification, catch_up
 from viasd_calib.decoding.rules import MarginRule, RatioRule
 from viasd_calib.decoding.session import Counts, Generation, Session
-from viasd_calib.draft.base import draft_stepwise, never_stop
+from viasd_calib.draft.base import draft_stepwise, likeliest, never_stop
 from viasd_calib.draft.passes import Passes, PassResult
 from viasd_calib.errors import PromptError
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.head import over_vocabulary
 
 
 @dataclass
@@ -77,9 +67,9 @@ class SelfSpeculative(Method):
             return result.logits[0]
 
         text = session.text[: session.length]
-        pick = session.chooser.picker(text, None, session.verifier.config.vocab_size)
+        pick = session.chooser.picker(text, session.verifier.config.vocab_size)
         limit = draft_limit(session, self.draft_length)
-        proposal = yield from draft_stepwise(advance, text[place:], limit, never_stop, pick)
+        proposal = yield from draft_stepwise(advance, text[place:], limit, never_stop, pick, None)
         return Block(proposal.tokens, proposal.logits, pick.laws(proposal.tokens))
 
 
@@ -146,7 +136,7 @@ class Lenient(Speculative):
     name: ClassVar[str] = "lenient"
     leniency: float = 0.3
 
-    def verification(self, _session: Session) -> Verification:
+    def verification(self) -> Verification:
         return self._verify
 
     def _verify(self, chooser: Chooser, judged: Judged) -> Verdict:
@@ -154,8 +144,9 @@ class Lenient(Speculative):
         if isinstance(chooser, SamplingChooser):
             assert judged.laws is not None, "a sampled token comes with its law"
             return _verify_sampled(chooser, tokens, self.leniency * judged.laws, judged.scores.softmax(-1))
-        accepted = audit(tokens, judged.scores[:-1], "tolerant", self.leniency)
-        return Verdict(kept, accepted, row(judged.scores.argmax(-1), accepted))
+        choices = likeliest(judged.scores)  # [k + 1]
+        accepted = audit(tokens, judged.scores[:-1], choices[:-1], "tolerant", self.leniency)
+        return Verdict(kept, accepted, row(choices, accepted))
 
 
 @dataclass
@@ -171,28 +162,30 @@ class StaticEnsemble(Speculative):
     name: ClassVar[str] = "static_ensemble"
     weight: float = 0.5
 
-    def verification(self, session: Session) -> Verification:
-        assert session.drafter is not None, "this method needs a drafter"
-        return partial(self._verify, vocabulary=session.drafter.vocabulary)
+    def verification(self) -> Verification:
+        return self._verify
 
-    def _verify(self, chooser: Chooser, judged: Judged, *, vocabulary: Tensor | None) -> Verdict:
+    def _verify(self, chooser: Chooser, judged: Judged) -> Verdict:
         probs = judged.scores.float().softmax(-1)  # [k + 1, vocabulary]
         laws = judged.laws
         if laws is None:
-            laws = draft_probs(judged.block, vocabulary, probs.shape[-1])
+            laws = draft_probs(judged.block, probs.shape[-1])
         mixed = torch.cat([self.weight * probs[:-1] + (1 - self.weight) * laws, probs[-1:]])
         if isinstance(chooser, SamplingChooser):
             return _verify_sampled(chooser, judged.tokens, laws, mixed)
-        choices = mixed.argmax(-1)
+        choices = likeliest(mixed)
         accepted = accept_greedy(judged.tokens, choices[:-1])
         return Verdict(judged.tokens.new_zeros(()), accepted, row(choices, accepted))
 
 
-def draft_probs(block: Block, vocabulary: Tensor | None, vocab_size: int) -> Tensor:
+def draft_probs(block: Block, vocab_size: int) -> Tensor:
     """p at the places of a block over the verifier's vocabulary: [k, vocab_size]; sure where p gives no logits."""
     if block.logits is None:
         return torch.nn.functional.one_hot(block.tokens, vocab_size).float()
-    return over_vocabulary(block.logits.float(), vocabulary, vocab_size).softmax(-1)
+    probs = block.logits.float().softmax(-1)  # [k, draft vocabulary]
+    if block.vocabulary is None:
+        return probs
+    return probs.new_zeros(len(block), vocab_size).index_add_(1, block.vocabulary, probs)
 
 
 def _verify_sampled(chooser: SamplingChooser, tokens: Tensor, laws: Tensor, target: Tensor) -> Verdict:

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from viasd_calib.decoding.policies import accept_greedy, accept_sampled, audit, residual, row
+from viasd_calib.decoding.reading import ReadingPick, RowReader
 from viasd_calib.decoding.sampling import Sampling, draw, process_rows, seed_of_text
-from viasd_calib.draft.base import GreedyPick, Pick
+from viasd_calib.draft.base import GreedyPick, Pick, likeliest
 from viasd_calib.slim.head import over_vocabulary
 from viasd_calib.spec import Audit
 
@@ -57,11 +58,11 @@ class Chooser(ABC):
         """The chooser for the text of this number in a batch: what one text draws hangs on no other text."""
 
     @abstractmethod
-    def picker(self, text: Tensor, vocabulary: Tensor | None, vocab_size: int) -> Pick:
+    def picker(self, text: Tensor, vocab_size: int, reader: RowReader | None = None) -> Pick:
         """How a drafter picks tokens that go on from ``text``.
 
         Args:
-            vocabulary: verifier ids of the draft vocabulary; None where the two are the same.
+            reader: what reads the rows of the block, where somebody looks at them beside the pick.
         """
 
     @abstractmethod
@@ -85,16 +86,16 @@ class GreedyChooser(Chooser):
     def for_text(self, number: int) -> GreedyChooser:
         return self
 
-    def picker(self, text: Tensor, vocabulary: Tensor | None, vocab_size: int) -> Pick:
+    def picker(self, text: Tensor, vocab_size: int, reader: RowReader | None = None) -> Pick:
         if not self.processors:
-            return GreedyPick(vocabulary)
-        return ProcessedPick(self, text, vocabulary, vocab_size)
+            return GreedyPick() if reader is None else ReadingPick(reader)
+        return ProcessedPick(self, text, vocab_size)
 
     def verify(
         self, scores: Tensor, tokens: Tensor, laws: Tensor | None, pending: int, kind: Audit, tolerance: float
     ) -> Verdict:
-        choices = scores.argmax(-1)  # [tokens + 1]
-        kept = audit(tokens[:pending], scores[:pending], kind, tolerance)
+        choices = likeliest(scores)  # [tokens + 1]
+        kept = audit(tokens[:pending], scores[:pending], choices[:pending], kind, tolerance)
         accepted = accept_greedy(tokens[pending:], choices[pending:-1])
         return Verdict(kept, accepted, row(choices, _place(kept, accepted, pending)))
 
@@ -118,8 +119,8 @@ class SamplingChooser(Chooser):
         seed = seed_of_text(self.generator.initial_seed(), number)
         return SamplingChooser(self.processors, torch.Generator(self.generator.device).manual_seed(seed))
 
-    def picker(self, text: Tensor, vocabulary: Tensor | None, vocab_size: int) -> Pick:
-        return ProcessedPick(self, text, vocabulary, vocab_size, self.generator)
+    def picker(self, text: Tensor, vocab_size: int, reader: RowReader | None = None) -> Pick:
+        return ProcessedPick(self, text, vocab_size, self.generator)
 
     def uniforms(self, count: int) -> Tensor:
         """Coins in [0, 1): [count]."""
@@ -134,7 +135,7 @@ class SamplingChooser(Chooser):
         if kind == "strict":
             kept = accept_sampled(tokens[:pending], laws[:pending], probs[:pending], coins[:pending])
         else:
-            kept = audit(tokens[:pending], scores[:pending], kind, tolerance)
+            kept = audit(tokens[:pending], scores[:pending], likeliest(scores[:pending]), kind, tolerance)
             laws = torch.cat([torch.zeros_like(laws[:pending]), laws[pending:]])  # q's token is drawn afresh
         accepted = accept_sampled(tokens[pending:], laws[pending:], probs[pending:-1], coins[pending:])
         return Verdict(kept, accepted, self.draw_behind(probs, laws, _place(kept, accepted, pending)))
@@ -188,16 +189,15 @@ class ProcessedPick(Pick):
 
     chooser: Chooser
     text: Tensor
-    vocabulary: Tensor | None
     vocab_size: int
     generator: torch.Generator | None = None
     _laws: list[Tensor] = field(default_factory=list)
 
-    def __call__(self, logits: Tensor, drafted: Sequence[Tensor]) -> Tensor:
-        whole = over_vocabulary(logits[None], self.vocabulary, self.vocab_size)  # [1, vocabulary]
+    def __call__(self, logits: Tensor, drafted: Sequence[Tensor], vocabulary: Tensor | None) -> Tensor:
+        whole = over_vocabulary(logits[None], vocabulary, self.vocab_size)  # [1, vocabulary]
         scores = self.chooser.scores(whole, torch.cat([self.text, *drafted]))  # [1, vocabulary]
         if self.generator is None:
-            return scores.argmax(-1)
+            return likeliest(scores)
         self._laws.append(scores.softmax(-1))
         return draw(self._laws[-1], self.generator)
 

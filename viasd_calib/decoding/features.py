@@ -6,6 +6,7 @@ need a slim pass as well. One function computes each set, for decoder, calibrati
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,9 @@ SLIM_FEATURES = (
     "pending",
 )
 
+SUMMARY_TOP = 16
+"""Tokens of p's distribution that its divergence from q' is taken over; traces hold as many."""
+
 MARGIN_CAP = 20.0
 """Margins beyond this many nats say no more; a drafter without a distribution has none."""
 
@@ -41,7 +45,8 @@ class DraftSaid:
 
     Attributes:
         tokens: verifier ids, [k].
-        said: summary of its distributions, leading shape [k]; None without a distribution.
+        said: summary of its distributions, leading shape [k]; None without a distribution. ``draft_kl_slim`` looks
+            at ``SUMMARY_TOP`` of their tokens, all else at one.
         depth: drafted, unverified tokens before each, [k].
     """
 
@@ -70,39 +75,42 @@ def draft_features(draft: DraftSaid) -> dict[str, Tensor]:
 
 
 def slim_features(
-    tokens: Tensor,
+    log_ratio: Tensor,
     slim_logits: Tensor,
     slim: Summary,
     draft: DraftSaid | None,
     place: Tensor,
     pending: Tensor,
+    names: Collection[str] = SLIM_FEATURES,
 ) -> dict[str, Tensor]:
     """Features of candidate tokens under the slim verifier; each is float32 [k].
 
     Args:
-        tokens: candidates, verifier ids, [k]: drafted tokens, or q's slim choice itself.
+        log_ratio: log-probability of each candidate under q' less that of q's slim choice, [k]; the candidates are
+            drafted tokens, or q's slim choices themselves, for which it is 0.
         slim_logits: q' at the places the candidates would take, [k, vocabulary].
         slim: the summary of ``slim_logits``.
         draft: what the draft model said at these places; None where it proposed nothing.
         place: place in the block, [k].
         pending: tokens since the last one that q has decided, [k].
+        names: which of ``SLIM_FEATURES`` are wanted; others are not computed.
     """
-    log_probs = slim_logits.float().gather(-1, tokens[:, None])[:, 0] - slim.log_sum_exp  # [k]
     zeros = torch.zeros_like(slim.entropy)
     said = None if draft is None else draft.said
-    return {
-        "slim_entropy": slim.entropy,
-        "slim_log_top1": slim.log_probs[..., 0],
-        "slim_margin": slim.margin.clamp(max=MARGIN_CAP),
-        "log_ratio": (log_probs - slim.log_probs[..., 0]).clamp(min=-MARGIN_CAP),
-        "has_draft": zeros if draft is None else torch.ones_like(zeros),
-        "same_choice": zeros if draft is None else (draft.tokens == slim.ids[..., 0]).float(),
-        "draft_kl_slim": zeros if said is None else top_k_kl(said, slim_logits, slim.log_sum_exp),
-        "draft_log_top1": zeros if said is None else said.log_probs[..., 0],
-        "draft_entropy": zeros if said is None else said.entropy,
-        "block_place": place.float(),
-        "pending": pending.float(),
+    compute: dict[str, Callable[[], Tensor]] = {
+        "slim_entropy": lambda: slim.entropy,
+        "slim_log_top1": lambda: slim.log_probs[..., 0],
+        "slim_margin": lambda: slim.margin.clamp(max=MARGIN_CAP),
+        "log_ratio": lambda: log_ratio.clamp(min=-MARGIN_CAP),
+        "has_draft": lambda: zeros if draft is None else torch.ones_like(zeros),
+        "same_choice": lambda: zeros if draft is None else (draft.tokens == slim.ids[..., 0]).float(),
+        "draft_kl_slim": lambda: zeros if said is None else top_k_kl(said, slim_logits, slim.log_sum_exp),
+        "draft_log_top1": lambda: zeros if said is None else said.log_probs[..., 0],
+        "draft_entropy": lambda: zeros if said is None else said.entropy,
+        "block_place": lambda: place.float(),
+        "pending": lambda: pending.float(),
     }
+    return {name: compute[name]() for name in names}
 
 
 def top_k_kl(draft: Summary, slim_logits: Tensor, slim_log_sum_exp: Tensor) -> Tensor:
@@ -111,7 +119,7 @@ def top_k_kl(draft: Summary, slim_logits: Tensor, slim_log_sum_exp: Tensor) -> T
     Those of the top k that q' cannot say (logit -inf) are a second bucket, for which q' is held to have
     ``LEAST_MASS``: else the unlikeliest of them would make the divergence infinite.
     """
-    slim_top = slim_logits.float().gather(-1, draft.ids) - slim_log_sum_exp[..., None]  # [k, top]
+    slim_top = slim_logits.gather(-1, draft.ids).float() - slim_log_sum_exp[..., None]  # [k, top]
     sayable, probs = ~slim_top.isneginf(), draft.log_probs.exp()
     inside = torch.where((probs > 0) & sayable, probs * (draft.log_probs - slim_top), 0.0).sum(-1)  # 0 log 0 is 0
     unsayable = probs.masked_fill(sayable, 0.0).sum(-1).clamp(min=LEAST_MASS)

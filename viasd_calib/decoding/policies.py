@@ -178,7 +178,7 @@ def trust_margin(drafted: Tensor, choices: Tensor, margin: Tensor, least: float)
     return Trust(own[:-1] & (drafted == choices[:-1]), own)
 
 
-def audit(pending: Tensor, logits: Tensor, kind: Audit, tolerance: float) -> Tensor:
+def audit(pending: Tensor, logits: Tensor, choices: Tensor, kind: Audit, tolerance: float) -> Tensor:
     """How many leading pending tokens stand before q: scalar, long.
 
     ``strict`` keeps a token that is q's choice, ``tolerant`` one with q(x) / max q >= ``tolerance``,
@@ -187,16 +187,17 @@ def audit(pending: Tensor, logits: Tensor, kind: Audit, tolerance: float) -> Ten
     Args:
         pending: [n], long.
         logits: q's, at the places of the pending tokens, [n, vocabulary].
+        choices: q's likeliest tokens there, [n], long.
 
     Example:
+        >>> pending, choices = torch.tensor([1, 1]), torch.tensor([0, 0])
         >>> logits = torch.tensor([[2.0, 1.9], [2.0, 0.0]])
-        >>> [audit(torch.tensor([1, 1]), logits, kind, 0.5).item() for kind in ("strict", "tolerant", "off")]
+        >>> [audit(pending, logits, choices, kind, 0.5).item() for kind in ("strict", "tolerant", "off")]
         [0, 1, 2]
     """
     if kind == "off":
         return torch.full((), pending.shape[0], device=pending.device)
     if kind == "strict":
-        return leading_true(pending == logits.argmax(-1))
-    own = logits.float().gather(-1, pending[:, None])[:, 0]
-    ratio = (own - logits.float().amax(-1)).exp()  # q(x) / max q
-    return leading_true(ratio >= tolerance)
+        return accept_greedy(pending, choices)
+    own, best = logits.gather(-1, torch.stack([pending, choices], -1)).float().unbind(-1)  # [n] each
+    return leading_true((own - best).exp() >= tolerance)  # q(x) / max q

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from viasd_calib.decoding.choosing import Chooser, SamplingChooser, Verdict
+from viasd_calib.decoding.drafting import Block, draft, draft_limit, draft_said, no_block
 from viasd_calib.decoding.features import DraftSaid, draft_features
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.passes import FullPass, SlimPass
@@ -29,43 +30,13 @@ from viasd_calib.decoding.policies import (
 )
 from viasd_calib.decoding.rules import SlimRule
 from viasd_calib.decoding.session import Session
-from viasd_calib.decoding.summary import summarize
-from viasd_calib.draft.base import StopRule, never_stop
+from viasd_calib.draft.base import likeliest
 from viasd_calib.draft.passes import Passes, PassResult, Read
 from viasd_calib.errors import NumericsError, SamplingError
 from viasd_calib.spec import Audit
 
 NEVER = 1.01
 """A bound that no score reaches."""
-
-SUMMARY_TOP = 16
-"""Tokens of p's distribution that features look at; traces hold as many."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """Drafted tokens on their way through the tiers.
-
-    Attributes:
-        tokens: [k], long; k may be 0.
-        logits: the draft model's, [k, draft vocabulary]; None without a distribution.
-        laws: what each token was drawn from, [k, vocabulary]; None when greedy.
-    """
-
-    tokens: Tensor
-    logits: Tensor | None = None
-    laws: Tensor | None = None
-
-    def __len__(self) -> int:
-        return self.tokens.shape[0]
-
-    def behind(self, count: int) -> Block:
-        """The block without its first ``count`` tokens."""
-        return Block(
-            self.tokens[count:],
-            None if self.logits is None else self.logits[count:],
-            None if self.laws is None else self.laws[count:],
-        )
 
 
 @dataclass(frozen=True)
@@ -101,11 +72,6 @@ def audited(kind: Audit, tolerance: float = 0.5) -> Verification:
 
 strictly = audited("strict")
 """The lossless verification."""
-
-
-def no_block(session: Session) -> Block:
-    """A block without tokens."""
-    return Block(session.text[:0])
 
 
 def catch_up(session: Session, block: Block, verify: Verification = strictly) -> Passes[None]:
@@ -214,50 +180,11 @@ class Speculative(Method):
 
     def round(self, session: Session) -> Passes[None]:
         block = yield from draft(session, self.draft_length, self.gate, self.stop_below)
-        yield from catch_up(session, block, self.verification(session))
+        yield from catch_up(session, block, self.verification())
 
-    def verification(self, _session: Session) -> Verification:
+    def verification(self) -> Verification:
         """How q judges the block; what makes a lossy rule of it overrides this."""
         return strictly
-
-
-def draft(session: Session, length: int, gate: Gate | None, stop_below: float) -> Passes[Block]:
-    """Let the drafter propose up to ``length`` tokens, leaving room for q's own behind them."""
-    assert session.drafter is not None, "this method needs a drafter"
-    stop: StopRule = never_stop
-    if gate is not None and stop_below > 0:
-        stop = confidence_stop(gate, stop_below, unverified(session), session.drafter.vocabulary)
-    text = session.text[: session.length]
-    pick = session.chooser.picker(text, session.drafter.vocabulary, session.verifier.config.vocab_size)
-    proposal = yield from session.drafter.propose(text, draft_limit(session, length), stop, pick)
-    return Block(proposal.tokens, proposal.logits, pick.laws(proposal.tokens))
-
-
-def draft_limit(session: Session, length: int) -> int:
-    """Most tokens to draft, so that the text keeps room for q's own behind them."""
-    return max(min(length, session.room - 1), 0)
-
-
-def unverified(session: Session) -> int:
-    """Tokens of the text that neither q nor q' has seen, the last one not counted."""
-    return session.length - 1 - session.row.provisional
-
-
-def confidence_stop(gate: Gate, stop_below: float, depth: int, vocabulary: Tensor | None) -> StopRule:
-    """Stop drafting behind the token at which the chance that the whole block stands falls below ``stop_below``.
-
-    That chance is the product of the gate's scores: each is of a token given that all before it stand.
-    """
-    chance = torch.ones(1, device=gate.device)
-
-    def stop(logits: Tensor, place: int) -> Tensor:
-        nonlocal chance
-        said = summarize(logits[None], SUMMARY_TOP, vocabulary)
-        depths = torch.full((1,), depth + place, device=logits.device)
-        chance = chance * gate(draft_features(DraftSaid(said.ids[:, 0], said, depths)))  # [1]
-        return chance < stop_below
-
-    return stop
 
 
 @dataclass(frozen=True)
@@ -314,8 +241,7 @@ class ThreeTier(Method):
         if full:
             yield from self._catch_up(session, block)
             return
-        said = self._draft_said(session, block)
-        trusted = yield from self._trusted(said)
+        trusted = yield from self._trusted(session, block)
         if trusted and len(trusted) == len(block):
             self._accept(session, block, trusted)
         elif self.rule is None:
@@ -323,7 +249,7 @@ class ThreeTier(Method):
             if not session.closed:
                 yield from self._catch_up(session, block.behind(len(trusted)))
         else:
-            yield from self._slim_round(session, self.rule, block, said, len(trusted))
+            yield from self._slim_round(session, self.rule, block, len(trusted))
 
     def _draft(self, session: Session) -> Passes[Block]:
         return draft(session, self.draft_length, self.draft_gate, self.draft_stop_below)
@@ -335,27 +261,22 @@ class ThreeTier(Method):
     def _catch_up(self, session: Session, block: Block) -> Passes[None]:
         return catch_up(session, block, audited(self.audit, self.tolerance))
 
-    def _draft_said(self, session: Session, block: Block) -> DraftSaid:
-        assert session.drafter is not None, "this method needs a drafter"
-        depth = unverified(session) + torch.arange(len(block), device=session.text.device)  # [k]
-        said = None
-        if block.logits is not None:
-            said = summarize(block.logits, SUMMARY_TOP, session.drafter.vocabulary)
-        return DraftSaid(block.tokens, said, depth)
-
-    def _trusted(self, said: DraftSaid) -> Passes[list[int]]:
+    def _trusted(self, session: Session, block: Block) -> Passes[list[int]]:
         """Leading drafted tokens that the draft gate accepts unverified."""
-        if self.draft_gate is None or self.draft_accept_at > 1 or len(said.tokens) == 0:
+        if self.draft_gate is None or self.draft_accept_at > 1 or len(block) == 0:
             return []
-        count = accept_by_draft(self.draft_gate(draft_features(said)), self.draft_accept_at)
-        read: list[int] = yield Read(torch.cat([count[None], said.tokens]))
+        if block.watch is None:
+            scores = self.draft_gate(draft_features(draft_said(session, block, 1)))  # [k]
+        else:
+            scores = torch.cat(block.watch.scores)
+        count = accept_by_draft(scores, self.draft_accept_at)
+        read: list[int] = yield Read(torch.cat([count[None], block.tokens]))
         return read[1:][: read[0]]
 
-    def _slim_round(
-        self, session: Session, rule: SlimRule, block: Block, said: DraftSaid, trusted: int
-    ) -> Passes[None]:
+    def _slim_round(self, session: Session, rule: SlimRule, block: Block, trusted: int) -> Passes[None]:
         """Run q' over what it has not seen and the block; keep, regenerate or escalate."""
         start, k = session.row.provisional, len(block)
+        said = draft_said(session, block, rule.draft_top)
         text = torch.cat([session.text[: session.length], block.tokens])  # [start + width]
         result: PassResult = yield SlimPass(
             session.verifier, session.row, start, text[start:], wanted=k + 1, taps=session.taps
@@ -419,7 +340,7 @@ def rule_greedily(trust: Trust, scores: Tensor, trusted: int) -> SlimRuling:
     """
     accept = trust.accept.clone()
     accept[:trusted] = True
-    choices = scores.argmax(-1)  # [k + 1]
+    choices = likeliest(scores)  # [k + 1]
     sayable = scores.gather(-1, choices[:, None])[:, 0] > -torch.inf  # processors may forbid all that q' can say
     verdict = judge(Trust(accept, trust.own & sayable))
     return SlimRuling(verdict.accepted, verdict.regenerate, row(choices, verdict.accepted))

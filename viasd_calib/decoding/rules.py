@@ -13,10 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from viasd_calib.decoding.features import DraftSaid, slim_features
+from viasd_calib.decoding.features import SUMMARY_TOP, DraftSaid, slim_features
 from viasd_calib.decoding.gates import Gate
+from viasd_calib.decoding.kernels import read_rows
 from viasd_calib.decoding.policies import Trust, trust_margin, trust_ratio, trust_scores
-from viasd_calib.decoding.summary import Summary, summarize
+from viasd_calib.decoding.summary import summary_of
 
 
 class SlimRule(ABC):
@@ -25,6 +26,11 @@ class SlimRule(ABC):
     sees_draw: ClassVar[bool] = False
     """Whether ``Trust.own`` hangs on the drafted token itself. Such a rule cannot keep a sampled text's
     distribution, and is refused where it would have to."""
+
+    @property
+    def draft_top(self) -> int:
+        """How many of the draft model's likeliest tokens the rule looks at; 0 where it asks nothing of its logits."""
+        return 1
 
     @abstractmethod
     def trust(self, logits: Tensor, said: DraftSaid, pending: int) -> Trust:
@@ -48,9 +54,12 @@ class CalibratedRule(SlimRule):
     accept_at: float
     regenerate_at: float
 
+    @property
+    def draft_top(self) -> int:
+        return SUMMARY_TOP if "draft_kl_slim" in self.gate.names else 1
+
     def trust(self, logits: Tensor, said: DraftSaid, pending: int) -> Trust:
-        place = torch.arange(logits.shape[0], device=logits.device)
-        accept, own = candidate_scores(self.gate, logits, summarize(logits, 2), said, place, pending + place)
+        accept, own = candidate_scores(self.gate, logits, said, pending)
         return trust_scores(accept, own, self.accept_at, self.regenerate_at)
 
 
@@ -61,6 +70,10 @@ class RatioRule(SlimRule):
     sees_draw: ClassVar[bool] = True
     accept_at: float
     escalate_below: float
+
+    @property
+    def draft_top(self) -> int:
+        return 0
 
     def trust(self, logits: Tensor, said: DraftSaid, pending: int) -> Trust:
         inside = logits[:-1].float()  # [k, vocabulary]
@@ -75,24 +88,26 @@ class MarginRule(SlimRule):
     least: float = 0.5
 
     def trust(self, logits: Tensor, said: DraftSaid, pending: int) -> Trust:
-        top = logits.float().softmax(-1).topk(2).values  # [k + 1, 2]
-        return trust_margin(said.tokens, logits.argmax(-1), top[:, 0] - top[:, 1], self.least)
+        reading = read_rows(logits)
+        margin = reading.log_top1.exp() - (reading.second - reading.log_sum_exp).exp()  # [k + 1]
+        return trust_margin(said.tokens, reading.argmax, margin, self.least)
 
 
-def candidate_scores(
-    gate: Gate, logits: Tensor, slim: Summary, said: DraftSaid, place: Tensor, pending: Tensor
-) -> tuple[Tensor, Tensor]:
+def candidate_scores(gate: Gate, logits: Tensor, said: DraftSaid, pending: int) -> tuple[Tensor, Tensor]:
     """Slim-gate scores of the k drafted tokens [k] and of q's slim choices [k + 1].
 
     Args:
         logits: q' at the k places of the block and behind it, [k + 1, vocabulary].
-        slim: their summary.
-        place: place in the block, [k + 1].
-        pending: tokens since the last decided one, [k + 1].
+        pending: tokens that wait for q before the block.
     """
     k = said.tokens.shape[0]
-    inside, behind = slim[:k], slim[k:]
-    accept = gate(slim_features(said.tokens, logits[:k], inside, said, place[:k], pending[:k]))
-    own = gate(slim_features(inside.ids[:, 0], logits[:k], inside, said, place[:k], pending[:k]))
-    last = gate(slim_features(behind.ids[:, 0], logits[k:], behind, None, place[k:], pending[k:]))
-    return accept, torch.cat([own, last])
+    reading = read_rows(logits, said.tokens)
+    slim = summary_of(reading, logits, 1)
+    place = torch.arange(k + 1, device=logits.device)
+    waiting = pending + place
+    own_ratio = torch.zeros_like(slim.entropy)  # [k + 1]
+    inside = slim_features(own_ratio[:k], logits[:k], slim[:k], said, place[:k], waiting[:k], gate.names)
+    behind = slim_features(own_ratio[k:], logits[k:], slim[k:], None, place[k:], waiting[k:], gate.names)
+    # At one place q's choice and the drafted token have every feature in common but this.
+    apart = slim_features(reading.log_ratio, logits[:k], slim[:k], said, place[:k], waiting[:k], ["log_ratio"])
+    return gate(inside | apart), torch.cat([gate(inside), gate(behind)])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from viasd_calib.decoding.kernels import Reading, read_rows
 from viasd_calib.draft.base import to_verifier_ids
 
 
@@ -45,26 +46,41 @@ def stack_summaries(rows: Sequence[Summary]) -> Summary:
     return Summary(**{f.name: torch.stack([getattr(row, f.name) for row in rows]) for f in fields(Summary)})
 
 
+def summary_of(reading: Reading, logits: Tensor, k: int, vocabulary: Tensor | None = None) -> Summary:
+    """A reading of logits [rows, vocabulary] as a summary of leading shape [rows].
+
+    Args:
+        k: how many of the likeliest tokens to keep (all, where there are fewer), 1 at least. One is in the reading
+            already, more are looked for in the logits.
+        vocabulary: verifier ids of the logits' columns; None where the two are the same.
+    """
+    first = reading.argmax[:, None]  # [rows, 1]
+    if k == 1:
+        ids, log_probs = first, reading.log_top1[:, None]
+    else:
+        # Among equal logits topk takes any: the greedy choice is put first, so that it is that of argmax.
+        ranked = logits.float().scatter(-1, first, torch.inf)
+        ids = torch.topk(ranked, min(k, logits.shape[-1])).indices
+        log_probs = logits.gather(-1, ids).float() - reading.log_sum_exp[:, None]
+    return Summary(
+        ids=to_verifier_ids(ids, vocabulary),
+        log_probs=log_probs,
+        log_sum_exp=reading.log_sum_exp,
+        entropy=reading.entropy,
+        margin=reading.margin,
+    )
+
+
 def summarize(logits: Tensor, k: int, vocabulary: Tensor | None = None) -> Summary:
-    """Summarise logits [..., vocabulary], keeping the ``k`` likeliest tokens (all, where there are fewer).
+    """Summarise logits [..., vocabulary]; ``k`` and ``vocabulary`` as for :func:`summary_of`.
 
     Example:
         >>> said = summarize(torch.tensor([[0.0, 0.0, -1e9]]), k=2)
         >>> round(said.entropy.item(), 4), said.margin.item()
         (0.6931, 0.0)
     """
-    logits = logits.float()
-    log_sum_exp = logits.logsumexp(-1)  # [...]
-    log_probs = logits - log_sum_exp[..., None]  # [..., vocabulary]
-    entropy = -(log_probs.exp() * log_probs).nan_to_num(0.0).sum(-1)
-    # Among equal logits topk takes any: the greedy choice is put first, so that it is that of argmax.
-    ranked = log_probs.scatter(-1, logits.argmax(-1, keepdim=True), torch.inf)
-    ids = torch.topk(ranked, min(max(k, 2), logits.shape[-1])).indices
-    top = log_probs.gather(-1, ids)
-    return Summary(
-        ids=to_verifier_ids(ids[..., :k], vocabulary),
-        log_probs=top[..., :k],
-        log_sum_exp=log_sum_exp,
-        entropy=entropy,
-        margin=top[..., 0] - top[..., 1],
-    )
+    rows = logits.reshape(-1, logits.shape[-1])  # [rows, vocabulary]
+    said = summary_of(read_rows(rows), rows, k, vocabulary)
+    leading = logits.shape[:-1]
+    whole = {f.name: getattr(said, f.name) for f in fields(Summary)}
+    return Summary(**{name: column.reshape((*leading, *column.shape[1:])) for name, column in whole.items()})

@@ -42,7 +42,7 @@ class CausalDrafter(CachedDrafter):
 
     def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
         self.row.rollback(text.shape[0] - 1)  # the last one is run again where nothing is new
-        return draft_stepwise(self._advance, text[self.row.exact :], limit, stop, pick)
+        return draft_stepwise(self._advance, text[self.row.exact :], limit, stop, pick, None)
 
     def _advance(self, ids: Tensor) -> Passes[Tensor]:
         start = self.row.exact

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -27,8 +26,8 @@ class CombinedDrafter(Drafter):
 
     A looked-up token comes with logits that are certain of it (0, and -inf elsewhere), in a proposal and in
     ``score`` alike, so that gates are fitted on what they will see: entropy 0, top-1 mass 1, no bound to the margin.
-    It may be any token of the verifier, so ``vocabulary`` is None even where the model's own is smaller; the model's
-    logits are -inf outside its own.
+    A proposal has the vocabulary of whoever made it: the model's own, or the looked-up tokens. ``score`` says both in
+    one tensor, so there ``vocabulary`` is None even where the model's own is smaller; its logits are -inf outside.
 
     Args:
         model: the draft model; it has a distribution.
@@ -84,14 +83,12 @@ class CombinedDrafter(Drafter):
         found = self.look_up(text, limit)
         if len(found):
             self.model.rollback(text.shape[0] - 1)  # as when it drafts itself: it may have drafted beyond the text
-            return Proposal(found, certain_logits(found, self.vocab_size))
-
-        def stop_model(logits: Tensor, place: int) -> Tensor | bool:
-            return stop(self._widened(logits[None])[0], place)
-
-        drafted = yield from self.model.propose(text, limit, stop_model, _WidenedPick(pick, self))
+            # Over the proposed tokens alone: elsewhere there is no mass, and the verifier's vocabulary is wide.
+            own = certain_logits(torch.arange(len(found), device=found.device), len(found))
+            return Proposal(found, own, found)
+        drafted = yield from self.model.propose(text, limit, stop, pick)
         self.steps = self.model.steps
-        return Proposal(drafted.tokens, None if drafted.logits is None else self._widened(drafted.logits))
+        return drafted
 
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         """As for every drafter.
@@ -103,7 +100,8 @@ class CombinedDrafter(Drafter):
         assert logits is not None, "the model has a distribution"
         found = self._looked_up(text, depth)  # [length]
         places = torch.nonzero(found >= 0)[:, 0]
-        whole = self._widened(logits).index_copy(0, places, certain_logits(found[places], self.vocab_size).to(logits))
+        whole = over_vocabulary(logits, self.model.vocabulary, self.vocab_size)  # [length, vocabulary]
+        whole = whole.index_copy(0, places, certain_logits(found[places], self.vocab_size).to(logits))
         return torch.where(found >= 0, found, tokens), whole
 
     def _looked_up(self, text: Tensor, depth: Tensor) -> Tensor:
@@ -115,25 +113,6 @@ class CombinedDrafter(Drafter):
             if len(found) and torch.equal(found[:before], text[begin : place + 1]):
                 tokens[place] = found[before]
         return tokens
-
-    def _widened(self, logits: Tensor) -> Tensor:
-        """The model's logits [k, draft vocabulary] over the verifier's: [k, vocabulary]."""
-        vocabulary = self.model.vocabulary
-        return logits if vocabulary is None else over_vocabulary(logits, vocabulary, self.vocab_size)
-
-
-@dataclass(frozen=True)
-class _WidenedPick(Pick):
-    """Picks from the model's logits over the verifier's vocabulary."""
-
-    pick: Pick
-    drafter: CombinedDrafter
-
-    def __call__(self, logits: Tensor, drafted: Sequence[Tensor]) -> Tensor:
-        return self.pick(self.drafter._widened(logits[None])[0], drafted)
-
-    def laws(self, tokens: Tensor) -> Tensor | None:
-        return self.pick.laws(tokens)
 
 
 def repeat_to(tokens: Tensor, length: int) -> Tensor:

@@ -262,7 +262,7 @@ class ShallowDrafter(CachedDrafter):
 
     def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
         self.row.rollback(text.shape[0] - 1)
-        return draft_stepwise(self._advance, text[self.row.exact :], limit, stop, pick)
+        return draft_stepwise(self._advance, text[self.row.exact :], limit, stop, pick, self.vocabulary)
 
     def _advance(self, ids: Tensor) -> Passes[Tensor]:
         """Read tokens: at once as far as the place before has spoken, one by one behind that.

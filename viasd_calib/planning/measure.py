@@ -116,7 +116,7 @@ def _draft_step(engine: Engine, shape: PassShape) -> Pass:
         ) from error
 
     def step() -> Proposal:
-        return finish(drafter.propose(text, 1, never_stop, GreedyPick(drafter.vocabulary)))
+        return finish(drafter.propose(text, 1, never_stop, GreedyPick()))
 
     taps = torch.zeros(shape.context, len(drafter.taps), engine.routed.config.hidden_size)
     drafter.observe(0, taps.to(text.device, engine.routed.dtype))  # the verifier has read all of it but the last token

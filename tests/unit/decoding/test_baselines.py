@@ -109,11 +109,16 @@ def test_the_published_constants_leave_the_regenerate_band_empty() -> None:
 
 
 def test_draft_probabilities_lie_on_the_verifiers_vocabulary() -> None:
-    block = Block(torch.tensor([5]), torch.tensor([[0.0, 1.0]]))
-    probs = draft_probs(block, torch.tensor([2, 5]), 6)
+    block = Block(torch.tensor([5]), torch.tensor([[0.0, 1.0]]), vocabulary=torch.tensor([2, 5]))
+    probs = draft_probs(block, 6)
     assert probs[0].nonzero()[:, 0].tolist() == [2, 5]
     torch.testing.assert_close(probs[0, [2, 5]], torch.tensor([0.0, 1.0]).softmax(-1))
-    assert draft_probs(Block(torch.tensor([3])), None, 6).tolist() == [[0, 0, 0, 1, 0, 0]]
+    assert draft_probs(Block(torch.tensor([3])), 6).tolist() == [[0, 0, 0, 1, 0, 0]]
+
+
+def test_an_id_of_several_columns_has_the_mass_of_all() -> None:
+    block = Block(torch.tensor([5, 5]), torch.tensor([[0.0, 0.0], [0.0, -torch.inf]]), vocabulary=torch.tensor([5, 5]))
+    assert draft_probs(block, 6).tolist() == [[0, 0, 0, 0, 0, 1]] * 2
 
 
 @given(case=cases())

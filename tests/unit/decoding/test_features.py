@@ -18,6 +18,7 @@ from viasd_calib.decoding.features import (
     slim_features,
     top_k_kl,
 )
+from viasd_calib.decoding.kernels import read_rows
 from viasd_calib.decoding.summary import summarize
 
 VOCAB = 9
@@ -83,7 +84,8 @@ def test_slim_features_against_plain_python(seed: int, count: int, drafted: bool
     tokens = torch.randint(VOCAB, (count,), generator=torch.Generator().manual_seed(seed))
     draft = draft_said(draft_logits) if drafted else None
     place, pending = torch.arange(count), 5 + torch.arange(count)
-    features = slim_features(tokens, slim_logits, summarize(slim_logits, 2), draft, place, pending)
+    ratio = read_rows(slim_logits, tokens).log_ratio
+    features = slim_features(ratio, slim_logits, summarize(slim_logits, 1), draft, place, pending)
     assert tuple(features) == SLIM_FEATURES
     rows = zip(slim_logits.double().softmax(-1).tolist(), draft_logits.double().softmax(-1).tolist(), strict=True)
     for row, (slim, p) in enumerate(rows):
@@ -107,9 +109,9 @@ def test_slim_features_against_plain_python(seed: int, count: int, drafted: bool
 
 def test_slim_features_of_a_draft_without_a_distribution() -> None:
     logits = random_logits(2, 0)
-    slim = summarize(logits, 2)
+    slim = summarize(logits, 1)
     draft = DraftSaid(slim.ids[:, 0], None, torch.zeros(2, dtype=torch.long))
-    features = slim_features(draft.tokens, logits, slim, draft, torch.arange(2), torch.arange(2))
+    features = slim_features(torch.zeros(2), logits, slim, draft, torch.arange(2), torch.arange(2))
     assert features["has_draft"].tolist() == features["same_choice"].tolist() == [1, 1]
     assert features["draft_kl_slim"].tolist() == features["draft_entropy"].tolist() == [0, 0]
     assert features["log_ratio"].tolist() == [0, 0]
@@ -163,8 +165,17 @@ def test_features_stay_finite_and_bounded(scale: float) -> None:
     logits, other = random_logits(50, 0, scale=scale), random_logits(50, 1, scale=scale)
     draft = draft_said(other)
     place = torch.arange(50)
-    tokens = torch.zeros(50, dtype=torch.long)
-    features = slim_features(tokens, logits, summarize(logits, 2), draft, place, place) | draft_features(draft)
+    ratio = read_rows(logits, torch.zeros(50, dtype=torch.long)).log_ratio
+    features = slim_features(ratio, logits, summarize(logits, 1), draft, place, place) | draft_features(draft)
     assert all(torch.isfinite(column).all() for column in features.values())
     assert features["slim_margin"].max() == features["draft_kl_slim"].max() == MARGIN_CAP
     assert features["log_ratio"].min() == -MARGIN_CAP
+
+
+@given(seed=SEEDS, names=st.lists(st.sampled_from(SLIM_FEATURES), unique=True))
+def test_the_features_asked_for_are_those_of_all(seed: int, names: list[str]) -> None:
+    logits, draft, place = random_logits(3, seed), draft_said(random_logits(3, seed + 1)), torch.arange(3)
+    asked = (torch.zeros(3), logits, summarize(logits, 1), draft, place, place)
+    every, some = slim_features(*asked), slim_features(*asked, names)
+    assert list(some) == names
+    assert all(torch.equal(some[name], every[name]) for name in names)

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernel_cases import CONTROL, cases, differences
-from viasd_calib.decoding.kernels import Reading, read_rows, read_rows_in_torch
+from viasd_calib.decoding.kernels import Reading, join_readings, read_rows, read_rows_in_torch
 from viasd_calib.decoding.kernels.fused import NARROWEST_BLOCK, PROGRAMS_PER_PROCESSOR, WIDEST_BLOCK, block_size
 from viasd_calib.decoding.policies import leading_true
 from viasd_calib.decoding.summary import summarize
@@ -129,6 +129,26 @@ def test_a_token_outside_the_vocabulary_is_not_accepted() -> None:
 def test_what_cannot_be_read_is_refused(logits: torch.Tensor, tokens: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_rows(logits, tokens)
+
+
+@pytest.mark.parametrize("name", list(cases()))
+def test_rows_are_read_alike_without_tokens(name: str) -> None:
+    logits = cases()[name].logits
+    said, expected = read_rows(logits), read_rows(logits, TOKENS[:0])
+    assert differences(said, expected, logits.shape[1]) == []
+    assert said.log_ratio.shape == (0,)
+    assert said.accepted.item() == 0
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "masked", "not a number", "tokens outside"])
+def test_readings_row_by_row_are_the_reading_of_all(name: str) -> None:
+    """Bit by bit: the decoder reads a row at a time, calibration whole texts."""
+    logits = cases()[name].logits
+    joined, expected = join_readings([read_rows(row[None]) for row in logits]), read_rows(logits)
+    for field in fields(Reading):
+        torch.testing.assert_close(
+            getattr(joined, field.name), getattr(expected, field.name), rtol=0, atol=0, equal_nan=True
+        )
 
 
 def test_no_rows() -> None:

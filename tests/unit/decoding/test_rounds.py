@@ -27,7 +27,7 @@ from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.ending import Ending
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.policies import Tier
-from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, confidence_stop
+from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import open_session
 from viasd_calib.draft.passes import finish
@@ -323,16 +323,5 @@ def test_a_drafter_of_its_own_opinion_costs_no_token(case: Case) -> None:
     """With the audit off, drafts that nobody trusts do not show: only q's slim choices and q's own do."""
     gates = Gates(slim=constant_gate("slim_margin", 9.0), accept_at=NEVER, regenerate_at=0.5)
     assume(case.max_pending > case.draft_length)
-    case = dataclasses.replace(case, gates=gates, route=Route())
+    case = dataclasses.replace(case, gates=gates, route=Route(), head_ids=None)
     assert case.generate(case.method("off")).tokens == case.expected
-
-
-def test_drafting_stops_by_the_chance_of_the_whole_block() -> None:
-    """Each token alone is likelier than the bound; three of them together are not, and a new block begins anew."""
-    gate = Gate(constant_gate("draft_depth", 1.0))
-    score = torch.sigmoid(torch.tensor(1.0)).item()
-    assert score**3 < 0.5 < score**2
-    logits = torch.tensor([0.0, 1.0])
-    for _ in range(2):
-        stop = confidence_stop(gate, 0.5, 0, None)
-        assert [bool(stop(logits, place)) for place in range(4)] == [False, False, True, True]

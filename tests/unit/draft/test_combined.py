@@ -11,9 +11,10 @@ from torch import Tensor
 
 from tests.strategies import families, token_lists
 from tests.tiny import VOCAB, make_drafter, propose, tiny_model
+from viasd_calib.decoding.features import SUMMARY_TOP, DraftSaid, draft_features, slim_features
 from viasd_calib.decoding.summary import summarize
 from viasd_calib.draft.base import Pick, Proposal, never_stop
-from viasd_calib.draft.combined import CombinedDrafter
+from viasd_calib.draft.combined import CombinedDrafter, certain_logits
 from viasd_calib.draft.lookup import find_continuation
 from viasd_calib.draft.passes import finish
 from viasd_calib.slim.forward import RoutedModel
@@ -51,13 +52,21 @@ def whole(drafter: CombinedDrafter, logits: Tensor | None) -> Tensor:
     return over_vocabulary(logits, drafter.model.vocabulary, VOCAB)
 
 
+def over_verifier(proposal: Proposal) -> Tensor:
+    """A proposal's logits over the verifier's vocabulary; an id of several columns has the largest."""
+    assert proposal.logits is not None
+    columns = torch.arange(VOCAB) if proposal.vocabulary is None else proposal.vocabulary
+    rows = proposal.logits.new_full((len(proposal), VOCAB), -torch.inf)
+    return rows.index_reduce_(1, columns, proposal.logits, "amax")
+
+
 @dataclass(frozen=True)
 class Forced(Pick):
     """Drafts the tokens of a text."""
 
     tokens: Tensor
 
-    def __call__(self, logits: Tensor, drafted: Sequence[Tensor]) -> Tensor:
+    def __call__(self, logits: Tensor, drafted: Sequence[Tensor], vocabulary: Tensor | None) -> Tensor:
         return self.tokens[len(drafted)][None]
 
     def laws(self, tokens: Tensor) -> None:
@@ -84,11 +93,34 @@ def test_a_looked_up_block_takes_no_step_and_leaves_no_doubt(kind: str) -> None:
     assert proposal.tokens.tolist() == [4, 15, 9, 3]
     assert drafter.steps == 0
     assert proposal.logits is not None
-    assert proposal.logits.shape == (4, VOCAB)
-    said = summarize(proposal.logits, 2, drafter.vocabulary)
+    assert proposal.logits.shape == (4, 4)  # over the looked-up tokens, not the verifier's vocabulary
+    said = summarize(proposal.logits, 2, proposal.vocabulary)
     assert said.ids[:, 0].tolist() == [4, 15, 9, 3]
     assert said.entropy.tolist() == said.log_probs[:, 0].tolist() == [0.0] * 4
     assert said.margin.isposinf().all()
+
+
+@given(seed=st.integers(0, 99), length=st.integers(1, 6))
+def test_gates_see_the_same_of_a_looked_up_block_in_traces_and_in_decoding(seed: int, length: int) -> None:
+    """Over the looked-up tokens, of which one may come twice, and over the verifier's whole vocabulary."""
+    drafter, place = combined(), torch.arange(length)
+    proposal = propose(drafter, torch.tensor([3, 1, 3, 1]), length)
+    assert proposal.logits is not None
+    slim_logits = 3 * torch.randn(length, VOCAB, generator=torch.Generator().manual_seed(seed))
+    slim = summarize(slim_logits, 1)
+    decoded, traced = (
+        DraftSaid(proposal.tokens, summarize(logits, SUMMARY_TOP, vocabulary), place)
+        for logits, vocabulary in (
+            (proposal.logits, proposal.vocabulary),
+            (certain_logits(proposal.tokens, VOCAB), drafter.vocabulary),
+        )
+    )
+    seen, known = (
+        draft_features(said) | slim_features(torch.zeros(length), slim_logits, slim, said, place, place)
+        for said in (decoded, traced)
+    )
+    for name in known:
+        torch.testing.assert_close(seen[name], known[name], atol=5e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,10 +135,12 @@ def test_without_a_confident_match_it_is_the_model(kind: str) -> None:
         return place == 2
 
     proposal, expected = propose(drafter, text, 6, stop), propose(alone, text, 3)
-    assert asked == [(VOCAB,)] * 3
+    width = VOCAB if alone.vocabulary is None else len(alone.vocabulary)
+    assert asked == [(width,)] * 3
+    assert proposal.vocabulary is drafter.model.vocabulary
     assert proposal.tokens.tolist() == expected.tokens.tolist()
     assert drafter.steps == alone.steps > 0
-    torch.testing.assert_close(proposal.logits, whole(drafter, expected.logits))
+    torch.testing.assert_close(proposal.logits, expected.logits)
 
 
 def test_nothing_is_asked_nothing_is_proposed() -> None:
@@ -192,7 +226,7 @@ def test_score_says_what_each_block_would_have_proposed(kind: str, text: list[in
         for place in range(first, first + length):
             assert proposal.logits is not None
             if modelled or stands:
-                row = proposal.logits[place - first]
+                row = over_verifier(proposal)[place - first]
                 token = row.argmax() if modelled else proposal.tokens[place - first]
             else:
                 row, token = whole(drafter, model_logits)[place], model_tokens[place]

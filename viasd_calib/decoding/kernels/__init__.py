@@ -4,14 +4,15 @@
 optional (``pip install 'viasd_calib[gpu]'``, or with torch's CUDA wheels) and loaded at the first call that
 needs it.
 
-What the decoder would take from one call, with nothing copied to the host:
+Who calls it:
 
-- The slim tier under the ratio convention: ``read_rows(logits[trusted:], tokens[trusted:], accept_at)``
-  on q''s logits at the block and behind it, k + 1 rows for k tokens. ``accepted`` counts the leading tokens
-  kept behind the trusted ones, ``log_ratio`` places the next one in its band, ``argmax`` is q's slim choice.
-- Catch-up: ``read_rows(logits, pending, tolerance)`` on q's logits. ``accepted`` is the audit ``tolerant``,
-  ``argmax`` decides the block, and a ``log_sum_exp`` that is not finite raises ``NumericsError``.
-- Draft and slim gates: ``entropy``, ``margin``, ``log_top1`` and ``log_ratio`` are their features.
+- A drafted token that the draft gate is asked of: ``argmax`` is the token, the rest its features.
+- The slim tier under a calibrated or a margin rule: q''s features at the block and behind it.
+- Every summary in traces (:func:`viasd_calib.decoding.summary.summarize`), so that gates are fitted on the numbers
+  that they see.
+
+Who does not: catch-up and the ratio rule look at no more than the largest logit of a row. In torch that is one cheap
+reduction, and the sums of a whole reading would be for nothing; on a GPU it is as few launches.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ from functools import cache
 
 from torch import Tensor
 
-from viasd_calib.decoding.kernels.reference import Reading, check, read_rows_in_torch
+from viasd_calib.decoding.kernels.reference import Reading, check, join_readings, no_tokens, read_rows_in_torch
 
-__all__ = ["Reading", "read_rows", "read_rows_in_torch"]
+__all__ = ["Reading", "join_readings", "read_rows", "read_rows_in_torch"]
 
 
-def read_rows(logits: Tensor, tokens: Tensor, accept_at: float = 0.0) -> Reading:
+def read_rows(logits: Tensor, tokens: Tensor | None = None, accept_at: float = 0.0) -> Reading:
     """Read every row of ``logits`` once, and judge the tokens proposed at the leading rows.
 
     Args:
         logits: of p, q' or q, [rows, vocabulary], float32, bfloat16 or float16, of any strides; -inf marks an
             impossible token.
-        tokens: the tokens proposed at the first k rows, [k], integers, k <= rows; may be empty.
+        tokens: the tokens proposed at the first k rows, [k], integers, k <= rows; may be empty or left
+            out.
         accept_at: the ratio to the likeliest token's probability at which a token is accepted, in [0, 1].
 
     Returns:
@@ -50,6 +52,7 @@ def read_rows(logits: Tensor, tokens: Tensor, accept_at: float = 0.0) -> Reading
     if logits.is_cuda and logits.shape[0] > 0 and has_triton():
         from viasd_calib.decoding.kernels.fused import read_rows_fused
 
+        tokens = no_tokens(logits) if tokens is None else tokens
         check(logits, tokens)
         return read_rows_fused(logits, tokens, accept_at)
     return read_rows_in_torch(logits, tokens, accept_at)

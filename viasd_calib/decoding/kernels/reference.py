@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from viasd_calib.decoding.policies import leading_true
+
+FAINTEST = -1e4
+"""Logits this far below the likeliest one, whose probability is 0 in float32, count as one another: so an impossible
+token's -inf adds 0, not NaN."""
+
+ROWS = ("maximum", "log_sum_exp", "argmax", "entropy", "second")
+"""Fields of a reading that say something of every row."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -52,6 +60,13 @@ class Reading:
         return self.maximum - self.log_sum_exp
 
 
+def join_readings(parts: Sequence[Reading]) -> Reading:
+    """Readings of rows, one at least, as a reading of them all; what they say of tokens is left out."""
+    rows = {name: torch.cat([getattr(part, name) for part in parts]) for name in ROWS}
+    maximum, argmax = rows["maximum"], rows["argmax"]
+    return Reading(**rows, log_ratio=maximum[:0], accepted=argmax.new_zeros(()))
+
+
 def check(logits: Tensor, tokens: Tensor) -> None:
     """Refuse logits and tokens that no implementation reads.
 
@@ -70,7 +85,12 @@ def check(logits: Tensor, tokens: Tensor) -> None:
         raise ValueError(f"tokens are on {tokens.device}, logits on {logits.device}")
 
 
-def read_rows_in_torch(logits: Tensor, tokens: Tensor, accept_at: float = 0.0) -> Reading:
+def no_tokens(logits: Tensor) -> Tensor:
+    """What is judged where nothing is: [0], long."""
+    return torch.empty(0, dtype=torch.long, device=logits.device)
+
+
+def read_rows_in_torch(logits: Tensor, tokens: Tensor | None = None, accept_at: float = 0.0) -> Reading:
     """The same as ``read_rows`` in torch operations, on any device.
 
     Example:
@@ -78,26 +98,32 @@ def read_rows_in_torch(logits: Tensor, tokens: Tensor, accept_at: float = 0.0) -
         >>> round(said.entropy.item(), 4), said.log_ratio.item(), said.accepted.item()
         (0.6931, -inf, 1)
     """
+    tokens = no_tokens(logits) if tokens is None else tokens
     check(logits, tokens)
     values = logits.float()  # [rows, vocabulary]
-    argmax = values.argmax(-1)  # [rows]
-    maximum = values.amax(-1)
-    shifted = values - maximum.masked_fill(maximum == -torch.inf, 0.0)[:, None]  # [rows, vocabulary]
+    maximum, argmax = values.max(-1)  # [rows] each
+    anchor = maximum.clamp(min=torch.finfo(torch.float32).min)  # -inf less -inf would be NaN
+    shifted = (values - anchor[:, None]).clamp_(min=FAINTEST)  # [rows, vocabulary]
     weights = shifted.exp()
     total = weights.sum(-1)  # [rows], NaN where a logit is NaN or +inf
-    # An impossible token would add -inf * 0.
-    weighted = (shifted * weights).masked_fill(weights == 0, 0.0).sum(-1)  # [rows]
+    weighted = shifted.mul_(weights).sum(-1)  # [rows]
     second = values.scatter(-1, argmax[:, None], -torch.inf).amax(-1)
-    maximum, second = (value.masked_fill(total.isnan(), torch.nan) for value in (maximum, second))
-    log_ratio = _logits_of(tokens, values) - maximum[: tokens.shape[0]]  # [k]
+    broken = total.isnan()
+    maximum, second = (value.masked_fill(broken, torch.nan) for value in (maximum, second))
+    log_total = total.log()
+    log_ratio = maximum[:0]
+    accepted = argmax.new_zeros(())
+    if tokens.shape[0] > 0:  # a dozen small operations, for nothing
+        log_ratio = _logits_of(tokens, values) - maximum[: tokens.shape[0]]  # [k]
+        accepted = leading_true(log_ratio.exp() >= accept_at)
     return Reading(
         maximum=maximum,
-        log_sum_exp=maximum + total.log(),
+        log_sum_exp=maximum + log_total,
         argmax=argmax,
-        entropy=total.log() - weighted / total,
+        entropy=log_total - weighted / total,
         second=second,
         log_ratio=log_ratio,
-        accepted=leading_true(log_ratio.exp() >= accept_at),
+        accepted=accepted,
     )
 
 

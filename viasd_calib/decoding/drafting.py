@@ -1,0 +1,134 @@
+"""Drafting a block, and what the draft gate makes of it on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from viasd_calib.decoding.features import DraftSaid, draft_features
+from viasd_calib.decoding.gates import Gate
+from viasd_calib.decoding.kernels import Reading, join_readings, read_rows
+from viasd_calib.decoding.reading import RowReader
+from viasd_calib.decoding.session import Session
+from viasd_calib.decoding.summary import Summary, summary_of
+from viasd_calib.draft.base import StopRule, never_stop
+from viasd_calib.draft.passes import Passes
+
+
+@dataclass
+class Watch:
+    """The draft gate on a block that is being drafted.
+
+    Attributes:
+        depth: unverified tokens before the block's first.
+        reader: reads the rows.
+        scores: the gate's, of the tokens so far, [1] each.
+    """
+
+    gate: Gate
+    stop_below: float
+    depth: int
+    reader: RowReader = field(default_factory=RowReader)
+    scores: list[Tensor] = field(default_factory=list)
+    _chance: Tensor | None = None
+
+    def stop(self, logits: Tensor, place: int) -> Tensor:
+        """A stop rule: behind the token at which the chance that the whole block stands falls below ``stop_below``.
+
+        That chance is the product of the scores: each is of a token given that all before it stand.
+        """
+        said = summary_of(self.reader.read(logits, place), logits[None], 1)
+        depths = torch.full((1,), self.depth + place, device=logits.device)
+        score = self.gate(draft_features(DraftSaid(said.ids[:, 0], said, depths)))  # [1]
+        self.scores.append(score)
+        self._chance = score if self._chance is None else self._chance * score
+        return self._chance < self.stop_below
+
+
+@dataclass(frozen=True)
+class Block:
+    """Drafted tokens on their way through the tiers.
+
+    Attributes:
+        tokens: [k], long; k may be 0.
+        logits: the draft model's, [k, draft vocabulary]; None without a distribution.
+        laws: what each token was drawn from, [k, vocabulary]; None when greedy.
+        vocabulary: verifier ids of the logits' columns, [draft vocabulary]; None where they are the verifier's.
+        watch: the draft gate that saw every token drafted; None where none did.
+    """
+
+    tokens: Tensor
+    logits: Tensor | None = None
+    laws: Tensor | None = None
+    vocabulary: Tensor | None = None
+    watch: Watch | None = None
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def behind(self, count: int) -> Block:
+        """The block without its first ``count`` tokens."""
+        return Block(
+            self.tokens[count:],
+            None if self.logits is None else self.logits[count:],
+            None if self.laws is None else self.laws[count:],
+            self.vocabulary,
+        )
+
+    @cached_property
+    def reading(self) -> Reading | None:
+        """What the logits say, [k]; None without a distribution."""
+        if self.logits is None:
+            return None
+        return read_rows(self.logits) if self.watch is None else join_readings(self.watch.reader.readings)
+
+    def said(self, top: int) -> Summary | None:
+        """The same as a summary of the ``top`` likeliest tokens; None where nothing is asked."""
+        if top == 0 or self.logits is None or self.reading is None:
+            return None
+        return summary_of(self.reading, self.logits, top, self.vocabulary)
+
+
+def no_block(session: Session) -> Block:
+    """A block without tokens."""
+    return Block(session.text[:0])
+
+
+def draft(session: Session, length: int, gate: Gate | None, stop_below: float) -> Passes[Block]:
+    """Let the drafter propose up to ``length`` tokens, leaving room for q's own behind them.
+
+    Args:
+        gate: predicts agreement; drafting stops where the whole block's chance falls below ``stop_below``.
+    """
+    assert session.drafter is not None, "this method needs a drafter"
+    watch: Watch | None = None
+    stop: StopRule = never_stop
+    if gate is not None and stop_below > 0:
+        watch = Watch(gate, stop_below, unverified(session))
+        stop = watch.stop
+    text = session.text[: session.length]
+    reader = None if watch is None else watch.reader
+    pick = session.chooser.picker(text, session.verifier.config.vocab_size, reader)
+    proposal = yield from session.drafter.propose(text, draft_limit(session, length), stop, pick)
+    if watch is not None and not 0 < len(proposal) == len(watch.scores):  # a looked-up block is not asked about
+        watch = None
+    return Block(proposal.tokens, proposal.logits, pick.laws(proposal.tokens), proposal.vocabulary, watch)
+
+
+def draft_limit(session: Session, length: int) -> int:
+    """Most tokens to draft, so that the text keeps room for q's own behind them."""
+    return max(min(length, session.room - 1), 0)
+
+
+def unverified(session: Session) -> int:
+    """Tokens of the text that neither q nor q' has seen, the last one not counted."""
+    return session.length - 1 - session.row.provisional
+
+
+def draft_said(session: Session, block: Block, top: int) -> DraftSaid:
+    """What the draft model said of a block behind the text, with its ``top`` likeliest tokens."""
+    depth = unverified(session) + torch.arange(len(block), device=session.text.device)  # [k]
+    return DraftSaid(block.tokens, block.said(top), depth)
