@@ -57,7 +57,7 @@ from viasd_calib.draft.passes import Passes, finish
 from viasd_calib.errors import PromptError, SamplingError, SpecError
 from viasd_calib.models import LoadVerifier, Verifier, load_verifier
 from viasd_calib.slim.adapter import load_slim_layers
-from viasd_calib.slim.backends import Backend, default_backend, prepare
+from viasd_calib.slim.backends import Backend, default_backend, open_model, prepare
 from viasd_calib.slim.cache import check_context
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit, Decoding, DType, Gates, RoutingSpec, check_verifier, load_spec
@@ -321,6 +321,23 @@ class Engine:
             self.routed, self.drafter, method, self.verifier.eos_ids, sampling, processors, self.verifier.tokenizer
         )
 
+    def prepare_passes(self, shortest: int, longest: int) -> None:
+        """Do, before decoding or timing it, what the backend does once for each shape of a pass.
+
+        Without it ``compiled`` compiles passes as texts come to need them; other backends have nothing to do.
+
+        Args:
+            shortest: positions of the shortest text to come: prompt and new tokens.
+            longest: of the longest.
+
+        Raises:
+            ModelError: the backend cannot run these models here.
+        """
+        decoding = self.spec.decoding
+        widest = decoding.max_pending + decoding.draft_length + 1
+        for model in (self.routed, *self.drafter.models):
+            model.prepare_passes(shortest, longest, widest)
+
     def _method(self, name: MethodName, audit: Audit | None) -> Method:
         gates, decoding = self.spec.gates, self.spec.decoding
         gate = draft_gate(gates, self.routed.device)
@@ -446,8 +463,9 @@ def assemble(
     """
     check_verifier(spec, verifier.ref)
     slim_layers = load_slim_layers(verifier.model, spec.route, folder)
-    routed = RoutedModel(verifier.model, spec.route, slim_layers)
+    routed = open_model(verifier.model, spec.route, slim_layers, backend)
     drafter = build_drafter(spec.draft, draft_folder or folder, routed)
+    routed.expect_taps(drafter.taps)
     slim = () if slim_layers is None else (slim_layers,)
     prepare((verifier.model, *slim, *drafter.networks), backend, routed.device, routed.dtype)
     return Engine(spec, verifier, routed, drafter, backend)

@@ -47,7 +47,7 @@ def build_drafter(spec: DraftSpec, folder: Path, verifier: RoutedModel) -> Draft
         device=str(verifier.device),
         revision=spec.revision,
     )
-    return CausalDrafter(RoutedModel(loaded.model), verifier.config.vocab_size)
+    return CausalDrafter(verifier.alike(loaded.model), verifier.config.vocab_size)
 
 
 def name_draft(name: str) -> tuple[DraftSpec, Path]:
