@@ -202,18 +202,12 @@ class CompiledModel(RoutedModel):
             self._held.append(free)
         return free.lend()
 
-    def prepare_passes(self, shortest: int, longest: int, widest: int) -> None:
+    def prepare_passes(self, lengths: Iterable[int], widest: int) -> None:
         context = context_length(self.config)
-        capacity, last = static_capacity(shortest, context), static_capacity(longest, context)
-        capacities = [capacity]
-        while capacity < last:
-            capacity = static_capacity(capacity + 1, context)
-            capacities.append(capacity)
+        capacities = sorted({static_capacity(length, context) for length in lengths})
         widths = [width for width in WIDTHS if width <= (static_width(widest) or WIDTHS[-1])]
-        tiers = {True, self.slim_sublayers is self.full_sublayers}  # False is slim
-        kinds = [
-            PassKind(full, width, capacity) for capacity in capacities for full in sorted(tiers) for width in widths
-        ]
+        tiers = (True,) if self.slim_sublayers is self.full_sublayers else (True, False)
+        kinds = [PassKind(full, width, capacity) for capacity in capacities for full in tiers for width in widths]
         self._compile([kind for kind in kinds if kind not in self._graphs])
 
     def _forward(self, sublayers: Sequence[Sublayer], ids: Tensor, window: Window, taps: Sequence[int]) -> States:

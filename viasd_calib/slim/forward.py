@@ -155,15 +155,14 @@ class RoutedModel:
         """Another model, whole, opened for the same backend."""
         return RoutedModel(model)
 
-    def expect_taps(self, taps: Sequence[int]) -> None:  # noqa: B027 - eager passes need no notice
+    def expect_taps(self, taps: Sequence[int]) -> None:
         """Make ready for passes that are asked for these taps or for none."""
 
-    def prepare_passes(self, shortest: int, longest: int, widest: int) -> None:  # noqa: B027 - the same
+    def prepare_passes(self, lengths: Iterable[int], widest: int) -> None:
         """Do ahead of decoding what a backend does once: nothing, where passes run eager.
 
         Args:
-            shortest: positions of the shortest text to come, new tokens included.
-            longest: of the longest.
+            lengths: positions of the texts to come, prompt and new tokens.
             widest: most tokens that a pass behind the prompt runs over.
 
         Raises:
