@@ -80,8 +80,8 @@ def bench(
         seed: of the order of methods and of the bootstrap.
         verifier: where to find the verifier, in place of the name in the spec.
         device: where models run.
-        backend: what runs them: eager, or packed (CPU); the faster one where it is left out. transformers' own
-            generate always runs eager.
+        backend: what runs them: eager, packed (CPU) or compiled (for CUDA, not measured yet); the faster one of the
+            first two where it is left out. transformers' own generate always runs eager.
     """
     chosen = choose_prompts(prompts, split, shares, limit)
     engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=_load)

@@ -56,7 +56,8 @@ def generate(
         verifier: where to find the verifier, in place of the name in the spec.
         dtype: in place of the spec's.
         device: where models run.
-        backend: what runs them: eager, or packed (CPU); the faster one where it is left out.
+        backend: what runs them: eager, packed (CPU) or compiled (for CUDA, not measured yet); the faster one of the
+            first two where it is left out.
     """
     engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=_load)
     if method == "three_tier":
@@ -71,6 +72,7 @@ def generate(
     )
     decoder = engine.decoder(method, audit, sampling)
     ids = engine.verifier.encode_chat([{"role": "user", "content": prompt}])
+    engine.prepare_passes([len(ids) + max_new_tokens])
     console = Console(highlight=False, soft_wrap=True)
     begin = time.perf_counter()
     count = 0

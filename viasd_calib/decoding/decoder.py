@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -321,6 +321,22 @@ class Engine:
             self.routed, self.drafter, method, self.verifier.eos_ids, sampling, processors, self.verifier.tokenizer
         )
 
+    def prepare_passes(self, lengths: Iterable[int]) -> None:
+        """Do, before decoding or timing it, what the backend does once for each shape of a pass.
+
+        Without it ``compiled`` compiles passes as texts come to need them; other backends have nothing to do.
+
+        Args:
+            lengths: positions of the texts to come, prompt and new tokens.
+
+        Raises:
+            ModelError: the backend cannot run these models here.
+        """
+        known, decoding = tuple(lengths), self.spec.decoding
+        widest = decoding.max_pending + decoding.draft_length + 1
+        for model in (self.routed, *self.drafter.models):
+            model.prepare_passes(known, widest)
+
     def _method(self, name: MethodName, audit: Audit | None) -> Method:
         gates, decoding = self.spec.gates, self.spec.decoding
         gate = draft_gate(gates, self.routed.device)
@@ -445,7 +461,8 @@ def assemble(
         SpecError: the spec was made for another verifier or tokenizer.
     """
     check_verifier(spec, verifier.ref)
-    routed = load_routed(verifier.model, spec.route, folder)
+    routed = load_routed(verifier.model, spec.route, folder, backend)
     drafter = build_drafter(spec.draft, draft_folder or folder, routed)
+    routed.expect_taps(drafter.taps)
     prepare((verifier.model, *routed.slim_networks, *drafter.networks), backend, routed.device, routed.dtype)
     return Engine(spec, verifier, routed, drafter, backend)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from viasd_calib.draft.passes import Passes, Read
 from viasd_calib.slim.cache import CacheRow, SharedCache, keep_rows
+from viasd_calib.slim.forward import RoutedModel
 
 StopRule = Callable[[Tensor, int], Tensor | bool]
 """Told the logits of the token just drafted ([draft vocabulary]) and its place in the block, from 0;
@@ -96,6 +97,9 @@ class Drafter(ABC):
 
     networks: tuple[nn.Module, ...] = ()
     """What it runs beside the verifier's own modules, for a backend to prepare."""
+
+    models: tuple[RoutedModel, ...] = ()
+    """Those of ``networks`` that are whole models, whose passes a backend may prepare too."""
 
     @abstractmethod
     def start(self, capacity: int) -> None:

@@ -63,7 +63,7 @@ def _load_model(spec: ModelDraft, folder: Path, verifier: RoutedModel) -> Drafte
         device=str(verifier.device),
         revision=spec.revision,
     )
-    return CausalDrafter(RoutedModel(loaded.model), verifier.config.vocab_size)
+    return CausalDrafter(verifier.alike(loaded.model), verifier.config.vocab_size)
 
 
 def name_draft(name: str) -> tuple[DraftSpec, Path]:

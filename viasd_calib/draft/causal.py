@@ -36,6 +36,7 @@ class CausalDrafter(CachedDrafter):
             )
         self.model = model
         self.networks = (model.model,)
+        self.models = (model,)
 
     def new_cache(self, capacity: int, batch: int = 1) -> SharedCache:
         return self.model.new_cache(capacity, batch)

@@ -46,6 +46,7 @@ class CombinedDrafter(Drafter):
         self.min_ngram = min_ngram
         self.taps = model.taps
         self.networks = model.networks
+        self.models = model.models
 
     def start(self, capacity: int) -> None:
         own = copy.copy(self.model)

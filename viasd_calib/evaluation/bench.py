@@ -19,6 +19,7 @@ from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.differences import Difference, find_difference
 from viasd_calib.evaluation.metrics import Interval, MethodResult, PromptResult, pool
 from viasd_calib.hardware import hardware
+from viasd_calib.models import encode_prompt
 from viasd_calib.progress import progress_bar
 from viasd_calib.prompts import Prompt
 from viasd_calib.slim.backends import Backend
@@ -81,6 +82,7 @@ def run_bench(
     order = random.Random(settings.seed)
     results: dict[BenchMethod, list[PromptResult]] = {name: [] for name in settings.methods}
     answerers = {name: answering(engine, name, settings.audit, plain) for name in settings.methods}
+    engine.prepare_passes(text_lengths(engine, prompts, settings.max_new_tokens))
     _warm_up(engine, answerers, prompts[0])
     with progress_bar("prompts") as progress:
         task = progress.add_task("bench", total=len(prompts))
@@ -91,6 +93,17 @@ def run_bench(
                 results[name].append(_judge(engine, prompt, turns, seconds, reference))
             progress.update(task, advance=1)
     return _summarise(results, prompts, settings, hardware(engine.routed.device))
+
+
+def text_lengths(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int) -> set[int]:
+    """Positions that the texts of ``prompts`` may take, answers included; up to how answers are tokenised again."""
+    lengths: set[int] = set()
+    for prompt in prompts:
+        for turns in range(1, len(prompt.turns) + 1):
+            unanswered = encode_prompt(engine.verifier, prompt, [""] * (turns - 1), max_new_tokens)
+            shortest = len(unanswered) + max_new_tokens
+            lengths.update(range(shortest, shortest + (turns - 1) * max_new_tokens + 1))
+    return lengths
 
 
 def _warm_up(engine: Engine, answerers: Mapping[BenchMethod, Answering], prompt: Prompt) -> None:

@@ -16,7 +16,7 @@ from viasd_calib.draft.passes import finish
 from viasd_calib.errors import PlanningError, PromptError
 from viasd_calib.hardware import hardware
 from viasd_calib.models import DTYPE_NAMES, context_length
-from viasd_calib.planning.growth import measure_rounds
+from viasd_calib.planning.growth import ROUND_TOKENS, measure_rounds
 from viasd_calib.planning.profile import LatencyProfile, Measured, PassShape, ProfileSettings, uncosted
 from viasd_calib.progress import progress_bar
 from viasd_calib.slim.cache import CacheWindow, SharedCache
@@ -46,6 +46,14 @@ def _summary(shape: PassShape, taken: list[float]) -> Measured:
     low, _, high = statistics.quantiles(taken, n=4, method="inclusive")
     median = statistics.median(taken)  # rounding may put a quartile of equal times beyond it
     return Measured(**shape._asdict(), seconds=median, low=min(low, median), high=max(high, median))
+
+
+def _text_lengths(settings: ProfileSettings) -> list[int]:
+    """Positions of the texts that are timed: those of rounds, of draft steps, and the one that all passes share."""
+    behind = (1, ROUND_TOKENS)
+    return [context + more for context in settings.contexts for more in behind] + [
+        settings.contexts[-1] + settings.widths[-1]
+    ]
 
 
 @torch.inference_mode()
@@ -150,6 +158,7 @@ def measure_profile(
     Raises:
         PlanningError: a context is longer than a model's.
     """
+    engine.prepare_passes(_text_lengths(settings))
     passes = make_passes(engine, settings)
     device = engine.routed.device
     return LatencyProfile(

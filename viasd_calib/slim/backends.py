@@ -7,15 +7,20 @@ from typing import Literal, get_args
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from viasd_calib.errors import ModelError
+from viasd_calib.slim.compiled import CompiledModel
+from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.slim.grouped import group_heads
 from viasd_calib.slim.packed import can_pack, pack_linears
+from viasd_calib.spec import Route
 
-Backend = Literal["eager", "packed"]
-"""``eager`` runs the modules as they are; ``packed`` has their weights in the order of the CPU's kernels, layers
-that read the same input as one product and, where attention is ``sdpa``, query heads that share keys as rows of one
-product."""
+Backend = Literal["eager", "packed", "compiled"]
+"""``eager`` runs the modules as they are; ``packed`` has their weights in the order of the CPU's kernels, and layers
+that read the same input as one product; ``compiled`` has each pass as one graph of static shapes
+(:mod:`viasd_calib.slim.compiled`). The latter two have query heads that share keys as rows of one product, where
+attention is ``sdpa``."""
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
@@ -23,11 +28,19 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)
 def default_backend(device: torch.device, dtype: torch.dtype) -> Backend:
     """The backend that measured best: in float32 PyTorch's own kernels read plain weights as fast as packed ones.
 
+    ``compiled`` gained nothing over ``packed`` on a CPU, and was not measured on CUDA, which it is made for.
+
     Example:
         >>> default_backend(torch.device("cpu"), torch.float32)
         'eager'
     """
     return "packed" if dtype == torch.bfloat16 and can_pack(device, dtype) else "eager"
+
+
+def open_model(model: PreTrainedModel, route: Route, slim: SlimParts, backend: Backend) -> RoutedModel:
+    """A verifier opened into the sublayers that ``backend`` runs; arguments and errors as for ``RoutedModel``."""
+    kind = CompiledModel if backend == "compiled" else RoutedModel
+    return kind(model, route, slim)
 
 
 def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device, dtype: torch.dtype) -> None:
@@ -38,11 +51,14 @@ def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device
     """
     if backend == "eager":
         return
+    modules = tuple(modules)
+    if backend == "compiled":
+        group_heads(modules)
+        return
     if not can_pack(device, dtype):
         raise ModelError(
             f"backend packed needs a CPU that calculates in {dtype} and a PyTorch with oneDNN; "
             f"device {device} is none, choose backend eager"
         )
-    modules = tuple(modules)
     pack_linears(modules)
     group_heads(modules)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,18 @@ class SlimParts:
     layers: nn.ModuleList | None = None
     bridges: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     head_ids: Tensor | None = None
+
+
+class Window(KeyValueStore, Protocol):
+    """Where one forward writes and reads; :class:`~viasd_calib.slim.cache.CacheWindow` is one."""
+
+    def positions(self) -> Tensor:
+        """Positions of the tokens that are written: [1 or batch, width]."""
+        ...
+
+    def mask(self, sliding: int | None = None) -> Tensor | None:
+        """Which slots each token may read, as :data:`MaskOf` says."""
+        ...
 
 
 class States(NamedTuple):
@@ -185,6 +197,24 @@ class RoutedModel:
         # Asked each time: a backend may have exchanged it.
         return self.model.get_output_embeddings()  # type: ignore[no-any-return]
 
+    def alike(self, model: PreTrainedModel) -> RoutedModel:
+        """Another model, whole, opened for the same backend."""
+        return RoutedModel(model)
+
+    def expect_taps(self, taps: Sequence[int]) -> None:
+        """Make ready for passes that are asked for these taps or for none."""
+
+    def prepare_passes(self, lengths: Iterable[int], widest: int) -> None:
+        """Do ahead of decoding what a backend does once: nothing, where passes run eager.
+
+        Args:
+            lengths: positions of the texts to come, prompt and new tokens.
+            widest: most tokens that a pass behind the prompt runs over.
+
+        Raises:
+            ModelError: the backend cannot run this model here.
+        """
+
     def new_cache(self, capacity: int, batch: int = 1) -> SharedCache:
         """An empty cache with room for ``capacity`` positions."""
         return SharedCache(self.config, capacity, batch=batch, dtype=self.dtype, device=self.device)
@@ -272,7 +302,7 @@ class RoutedModel:
             case "bridge":
                 return sublayer.layer(hidden)  # type: ignore[no-any-return]
 
-    def _forward(self, sublayers: Sequence[Sublayer], ids: Tensor, window: CacheWindow, taps: Sequence[int]) -> States:
+    def _forward(self, sublayers: Sequence[Sublayer], ids: Tensor, window: Window, taps: Sequence[int]) -> States:
         hidden = self.embed(ids)  # [batch, width, hidden]
         inputs = self.attention_inputs(hidden, window.positions(), window.mask, window)
         tapped: list[Tensor] = []

@@ -8,14 +8,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from viasd_calib.slim.adapter import load_slim_layers
+from viasd_calib.slim.backends import Backend, open_model
 from viasd_calib.slim.bridges import load_bridges
 from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.slim.head import load_head_ids
 from viasd_calib.spec import Route
 
 
-def load_routed(model: PreTrainedModel, route: Route, folder: Path) -> RoutedModel:
+def load_routed(model: PreTrainedModel, route: Route, folder: Path, backend: Backend = "eager") -> RoutedModel:
     """Open a verifier with the route of a spec that lies in ``folder``: sublayers, bridges, adapter and output head.
+
+    Args:
+        backend: what will run it.
 
     Raises:
         SpecError: bridges, adapter or head vocabulary do not fit the verifier.
@@ -26,4 +30,4 @@ def load_routed(model: PreTrainedModel, route: Route, folder: Path) -> RoutedMod
         bridges=load_bridges(model, route, folder) or nn.ModuleDict(),
         head_ids=load_head_ids(route, folder, model.config.vocab_size),
     )
-    return RoutedModel(model, route, parts)
+    return open_model(model, route, parts, backend)

@@ -88,6 +88,27 @@ def test_every_method_gives_the_verifiers_text(engine: Engine) -> None:
     assert engine.verifier.eos_ids
 
 
+def test_the_compiled_backend_gives_the_same_text(
+    tmp_path: Path, tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a spec's widths and taps need is prepared ahead, of q and of q' with its adapter; decoding adds none."""
+    asked: list[dict[str, object]] = []
+
+    def compile_nothing(run: object, **options: object) -> object:
+        asked.append(options)
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    path = shipped(tmp_path, tiny_verifier)
+    engine = load_engine(path, backend="compiled")
+    engine.prepare_passes([len(PROMPT) + 32])
+    assert asked == [{"fullgraph": True, "dynamic": False, "mode": "reduce-overhead"}] * 2 * 4  # widths up to 16
+    texts = [engine.decoder(name).generate(PROMPT, 32).tokens for name in ("autoregressive", "three_tier")]
+    assert texts == [load_engine(path, backend="eager").decoder("autoregressive").generate(PROMPT, 32).tokens] * 2
+    assert len(asked) == 2 * 4
+    assert engine.backend == "compiled"
+
+
 def test_settings_come_from_the_spec(engine: Engine) -> None:
     three = engine.decoder().method
     assert isinstance(three, ThreeTier)

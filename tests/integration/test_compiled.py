@@ -1,0 +1,40 @@
+"""What TorchInductor makes of a pass, on this machine's CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import tiny_model
+from viasd_calib.errors import ModelError
+from viasd_calib.slim.cache import CacheWindow
+from viasd_calib.slim.compiled import CompiledModel
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import Route
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_inductor_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One kind of pass at two places, with taps; what was compiled lies where the environment says."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model, route, taps = tiny_model(layers=2), Route(mlp_skip=[1]), (1,)
+    compiled, eager = CompiledModel(model, route), RoutedModel(model, route)
+    compiled.expect_taps(taps)
+    caches = compiled.new_cache(7), eager.new_cache(7)
+    ids = torch.tensor([[5, 1, 17]])
+    for start in (0, 3):
+        try:
+            said = compiled.slim(ids, CacheWindow(caches[0], start, 3, start + 3), taps)
+        except ModelError as error:
+            if "compiler" in str(error.__cause__):
+                pytest.skip("no C++ compiler here")
+            raise
+        expected = eager.slim(ids, CacheWindow(caches[1], start, 3, start + 3), taps)
+        torch.testing.assert_close(said.last, expected.last, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(said.tapped, expected.tapped, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(caches[0].keys[..., :7, :], caches[1].keys, atol=1e-5, rtol=1e-5)
+    assert len(compiled._graphs) == 1
+    assert any(tmp_path.iterdir())
