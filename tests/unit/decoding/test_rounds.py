@@ -323,7 +323,7 @@ def test_a_drafter_of_its_own_opinion_costs_no_token(case: Case) -> None:
     """With the audit off, drafts that nobody trusts do not show: only q's slim choices and q's own do."""
     gates = Gates(slim=constant_gate("slim_margin", 9.0), accept_at=NEVER, regenerate_at=0.5)
     assume(case.max_pending > case.draft_length)
-    case = dataclasses.replace(case, gates=gates, route=Route())
+    case = dataclasses.replace(case, gates=gates, route=Route(), head_ids=None)
     assert case.generate(case.method("off")).tokens == case.expected
 
 
