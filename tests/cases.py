@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from tests.strategies import families, gate_sets, routes, token_lists
@@ -56,12 +55,12 @@ class Case:
 
     @property
     def verifier(self) -> RoutedModel:
-        return RoutedModel(self.model, self.route, slim=SlimParts(head_ids=self.slim_ids))
+        return RoutedModel(self.model, self.route, self.slim_parts)
 
     @property
-    def slim_ids(self) -> Tensor | None:
-        """``head_ids`` as the verifier takes them."""
-        return None if self.head_ids is None else torch.tensor(self.head_ids)
+    def slim_parts(self) -> SlimParts:
+        """What q' has of its own."""
+        return SlimParts(head_ids=None if self.head_ids is None else torch.tensor(self.head_ids))
 
     @property
     def drafter(self) -> Drafter:

@@ -162,11 +162,16 @@ class RelativeCost(SpecModel):
 
 
 class AdapterRef(SpecModel):
-    """A LoRA adapter in peft's format, active on the slim path alone."""
+    """A LoRA adapter in peft's format, active on the slim path alone.
+
+    A ``folded`` one is added, when it is loaded, into copies of the weights that it sits on: a pass then has no
+    products of its own for it, and the copies take memory.
+    """
 
     rank: int = Field(ge=1)
     alpha: int = Field(gt=0)
     targets: list[str] = Field(min_length=1)
+    folded: bool = False
     tensors: TensorFile
 
 

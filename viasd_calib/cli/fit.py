@@ -84,7 +84,9 @@ def write_fit(router: RouterModule, data: TraceDataModule, out: Path) -> FitArti
     if router.slim_layers is not None:
         save_adapter(router.slim_layers, route, out / ADAPTER_FILE)
         rank = router.adapter_rank
-        adapter = adapter_ref(out / ADAPTER_FILE, out, rank, 2 * rank, router.adapter_targets)
+        adapter = adapter_ref(
+            out / ADAPTER_FILE, out, rank, 2 * rank, router.adapter_targets, folded=router.fold_adapter
+        )
         route = route.model_copy(update={"adapter": adapter})
     head_ids = router.head_ids(data.token_counts())
     outside = 0.0

@@ -66,10 +66,12 @@ def _is_skipped(name: str, route: Route) -> bool:
     return int(index) in (route.attention_skip if module == "self_attn" else route.mlp_skip)
 
 
-def adapter_ref(path: Path, folder: Path, rank: int, alpha: int, targets: Sequence[str]) -> AdapterRef:
+def adapter_ref(
+    path: Path, folder: Path, rank: int, alpha: int, targets: Sequence[str], *, folded: bool = False
+) -> AdapterRef:
     """How a spec in ``folder`` names the adapter at ``path``."""
     tensors: TensorFile = tensor_file(path, folder)
-    return AdapterRef(rank=rank, alpha=alpha, targets=list(targets), tensors=tensors)
+    return AdapterRef(rank=rank, alpha=alpha, targets=list(targets), folded=folded, tensors=tensors)
 
 
 def load_slim_layers(model: PreTrainedModel, route: Route, folder: Path) -> nn.ModuleList | None:
@@ -95,20 +97,36 @@ def load_slim_layers(model: PreTrainedModel, route: Route, folder: Path) -> nn.M
         if name not in own or own[name].shape != tensor.shape:
             raise SpecError(f"{path}: {name} does not fit the verifier; export the spec again")
         own[name].copy_(tensor)
-    return _to_run(layers.to(device=model.device, dtype=model.dtype)).eval().requires_grad_(False)
+    return (
+        _to_run(layers.to(device=model.device, dtype=model.dtype), route, adapter.folded).eval().requires_grad_(False)
+    )
 
 
 @torch.no_grad()
-def _to_run(layers: nn.ModuleList) -> nn.ModuleList:
-    """Exchange peft's layers, in place, for ones without what they ask at each call: a good part of a narrow pass."""
+def _to_run(layers: nn.ModuleList, route: Route, folded: bool) -> nn.ModuleList:
+    """Exchange peft's layers, in place, for ones without what they ask at each call: a good part of a narrow pass.
+
+    Where the route skips a sublayer, q's own layer comes back.
+    """
     from peft.tuners.lora import Linear as LoraLinear
 
-    for parent in list(layers.modules()):
+    for path, parent in list(layers.named_modules()):
         for name, child in parent.named_children():
             if isinstance(child, LoraLinear):
-                lora: Any = child
-                (adapter,) = lora.active_adapters
-                up = lora.lora_B[adapter]
-                up.weight.mul_(lora.scaling[adapter])
-                setattr(parent, name, AdaptedLinear(lora.base_layer, lora.lora_A[adapter], up))
+                skipped = _is_skipped(f"{path}.{name}", route)
+                setattr(parent, name, child.base_layer if skipped else _adapted(child, folded))
     return layers
+
+
+def _adapted(lora: Any, folded: bool) -> nn.Module:
+    """A peft layer with a single adapter, as it is run."""
+    (adapter,) = lora.active_adapters
+    base, down, up = lora.base_layer, lora.lora_A[adapter], lora.lora_B[adapter]
+    up.weight.mul_(lora.scaling[adapter])
+    if not folded:
+        return AdaptedLinear(base, down, up)
+    whole = base.weight.float() + up.weight.float() @ down.weight.float()  # [out, in]
+    layer = nn.Linear(0, 0, bias=False, device="meta")
+    layer.in_features, layer.out_features = base.in_features, base.out_features
+    layer.weight, layer.bias = nn.Parameter(whole.to(base.weight.dtype), requires_grad=False), base.bias
+    return layer

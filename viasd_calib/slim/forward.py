@@ -112,15 +112,15 @@ def sublayers_of(
         [('mlp', 0), ('attention', 1), ('mlp', 1)]
     """
     route = route or Route()
-    begins = {run.begin: run.name for run in skipped_runs(route)} if bridges else {}
+    bridged = {run.begin: bridges[run.name] for run in skipped_runs(route) if bridges and run.name in bridges}
     kinds: tuple[tuple[SublayerKind, list[int]], ...] = (("attention", route.attention_skip), ("mlp", route.mlp_skip))
     kept: list[Sublayer] = []
     for index, (layer, layer_type) in enumerate(zip(layers, layer_types, strict=True)):
         for place, (kind, skipped) in enumerate(kinds):
             if index not in skipped:
                 kept.append(Sublayer(kind, index, layer, layer_type))
-            elif bridges and begins.get(2 * index + place) in bridges:
-                kept.append(Sublayer("bridge", index, bridges[begins[2 * index + place]], layer_type))
+            elif 2 * index + place in bridged:
+                kept.append(Sublayer("bridge", index, bridged[2 * index + place], layer_type))
     return kept
 
 

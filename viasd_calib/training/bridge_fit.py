@@ -67,4 +67,5 @@ def set_least_squares(bridge: Bridge, problem: LeastSquares, rank: int | None) -
 def _directions(gram: Tensor, solution: Tensor, rank: int) -> Tensor:
     """The directions in which predictions vary most, orthonormal: [hidden, rank]."""
     _, vectors = torch.linalg.eigh(solution.T @ gram @ solution)  # rising
-    return vectors[:, -rank:].float()
+    directions: Tensor = vectors[:, -rank:].float()
+    return directions

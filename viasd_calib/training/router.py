@@ -63,6 +63,8 @@ class RouterModule(LightningModule):
         adapter_rank: LoRA rank; 0 for no adapter.
         adapter_targets: module names the adapter sits on.
         adapter_learning_rate: of the adapter.
+        fold_adapter: whether the decoder adds the adapter into copies of the weights it sits on: faster where a
+            pass is many small products, as of a small verifier on a CPU, for the copies' memory.
         max_run: longest run of pending places that q' is trained for.
         keep_layers: layers whose sublayers are never skipped; negative ones count from the end.
         head_vocab: output tokens of q', the most frequent ones of the traces with those that end a text; 0 for all.
@@ -90,6 +92,7 @@ class RouterModule(LightningModule):
         adapter_rank: int = 32,
         adapter_targets: Sequence[str] = ADAPTER_TARGETS,
         adapter_learning_rate: float = 1e-3,
+        fold_adapter: bool = False,
         max_run: int = 8,
         keep_layers: Sequence[int] = (0, -1),
         head_vocab: int = 0,
@@ -112,6 +115,7 @@ class RouterModule(LightningModule):
         self.adapter_rank = adapter_rank
         self.adapter_targets = tuple(adapter_targets)
         self.adapter_learning_rate = adapter_learning_rate
+        self.fold_adapter = fold_adapter
         self.max_run = max_run
         self.keep_layers = tuple(keep_layers)
         self.head_vocab = head_vocab
@@ -283,7 +287,8 @@ class RouterModule(LightningModule):
         if self.bridged:
             (bridges,) = fit_bridges(self.model, [self.route], self._drawn_texts(self.bridge_texts), self.bridge_rank)
             self._take_bridges(bridges)
-            self.optimizers().add_param_group({"params": [*bridges.parameters()]})
+            optimizer: Any = self.optimizers()
+            optimizer.add_param_group({"params": [*bridges.parameters()]})
 
     def _adapter_step(self, batch: TraceBatch) -> None:
         if self.slim_layers is None and self.bridges is None:

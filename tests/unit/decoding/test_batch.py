@@ -181,7 +181,7 @@ class Watched(RoutedModel):
 
 
 def watched(case: Case, method: Method) -> tuple[Decoder, Watched]:
-    verifier = Watched(case.model, case.route, None, case.slim_ids)
+    verifier = Watched(case.model, case.route, case.slim_parts)
     return Decoder(verifier, make_drafter(case.drafter_kind, verifier, case.seed), method, case.eos), verifier
 
 

@@ -108,8 +108,22 @@ def test_loaded_layers_share_the_verifiers_parameters_and_run_without_peft(tmp_p
     assert layers is not None
     theirs = {id(parameter) for parameter in tiny_model().get_decoder().layers.parameters()}
     own = [name for name, parameter in layers.named_parameters() if id(parameter) not in theirs]
-    assert len(own) == 2 * LAYERS * len(TARGETS)
+    assert len(own) == 2 * (LAYERS * len(TARGETS) - 3)  # of the sublayers that run
     assert not [module for module in layers.modules() if type(module).__module__.startswith("peft")]
+
+
+def test_a_folded_adapter_says_the_same_in_copies_of_what_it_sits_on(tmp_path: Path) -> None:
+    route = saved(tmp_path, alpha=3)
+    assert route.adapter is not None
+    folded = route.model_copy(update={"adapter": route.adapter.model_copy(update={"folded": True})})
+    plain, layers = (load_slim_layers(tiny_model(), one, tmp_path) for one in (route, folded))
+    assert layers is not None
+    expected = states(RoutedModel(tiny_model(), ROUTE, SlimParts(plain)), slim=True)
+    torch.testing.assert_close(states(RoutedModel(tiny_model(), ROUTE, SlimParts(layers)), slim=True), expected)
+    theirs = {id(parameter) for parameter in tiny_model().get_decoder().layers.parameters()}
+    own = {name for name, parameter in layers.named_parameters() if id(parameter) not in theirs}
+    assert len(own) == LAYERS * len(TARGETS) - 3
+    assert all(name.split(".")[2] in TARGETS for name in own)
 
 
 def test_skipped_sublayers_are_not_stored(tmp_path: Path) -> None:

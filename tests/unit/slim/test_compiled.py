@@ -40,9 +40,9 @@ def _no_graphs_of_other_tests() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def in_python(model: PreTrainedModel, route: Route | None = None) -> CompiledModel:
+def in_python(model: PreTrainedModel, route: Route | None = None, slim: SlimParts | None = None) -> CompiledModel:
     """A compiled model whose passes are static, and run as Python."""
-    return CompiledModel(model, route, compiler=lambda run: run)
+    return CompiledModel(model, route, slim, compiler=lambda run: run)
 
 
 class Traced:
@@ -155,7 +155,7 @@ def test_padding_changes_nothing(width: int, more: int, seed: int, slim: bool) -
 def test_decoding_is_token_identical(case: Case, name: str) -> None:
     """Same tokens, tiers and passes as eager."""
     said = []
-    for verifier in (in_python(case.model, case.route), case.verifier):
+    for verifier in (in_python(case.model, case.route, case.slim_parts), case.verifier):
         drafter = make_drafter(case.drafter_kind, verifier, case.seed, case.family)
         verifier.expect_taps(drafter.taps)
         decoder = Decoder(verifier, drafter, case.named(name), case.eos)
