@@ -52,8 +52,9 @@ class RouterCLI(LightningCLI):
         parser.add_argument("--out", type=str, default="runs/fit", help="folder for route, adapter and gates")
 
     def before_fit(self) -> None:
-        """Let the router have its verifier from where this command has."""
+        """Let the router have its verifier from where this command has, and know whether it goes on."""
         self.model.load_verifier = self._load
+        self.model.resumes = self.config["fit"]["ckpt_path"] is not None
 
     def after_fit(self) -> None:
         """Write what was learned, and fit the first gates on it."""

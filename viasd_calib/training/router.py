@@ -126,6 +126,8 @@ class RouterModule(LightningModule):
         self.gates: HardConcrete | None = None
         self.slim_layers: nn.ModuleList | None = None
         self.bridges: nn.ModuleDict | None = None
+        self.resumes = False
+        """Set where a checkpoint will bring the route, so that none is looked for: Lightning restores it later."""
 
     def configure_model(self) -> None:
         """Load the verifier, measure its sublayers, make gates and adapter; called by Lightning.
@@ -156,7 +158,7 @@ class RouterModule(LightningModule):
             for name, parameter in layers.named_parameters():
                 parameter.requires_grad_("lora_" in name)
             self.slim_layers = layers.train()  # copied from a verifier that is in eval mode
-        if self.route_choice == "span" and self.trainer.ckpt_path is None:  # a checkpoint brings its route
+        if self.route_choice == "span" and not self.resumes:
             self._choose_span()
 
     def _choose_span(self) -> None:

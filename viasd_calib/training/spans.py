@@ -6,7 +6,7 @@ decides: so a handful of candidates is judged, each with its bridge, on q's own 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from viasd_calib.slim.forward import RoutedModel, Sublayer, sublayers_of
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceText
 from viasd_calib.training.bridge_fit import fit_bridges
-from viasd_calib.training.judging import judge_places, read_for_judging
+from viasd_calib.training.judging import JudgedPlaces, judge_places, read_for_judging
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,27 @@ def span_routes(costs: SublayerCosts, target_cost: float, always: Sequence[int],
     return found
 
 
-def judge_route(model: RoutedModel, sublayers: Sequence[Sublayer], texts: Sequence[TraceText]) -> Judgement:
-    """How well q' speaks for q directly behind it, at the places where q wrote.
+def judge_routes(
+    model: RoutedModel, routes: Sequence[Sequence[Sublayer]], texts: Iterable[TraceText]
+) -> list[Judgement]:
+    """How well each of several q' speaks for q directly behind it, at the places where q wrote.
 
     Args:
-        sublayers: what q' runs.
+        routes: what each q' runs.
     """
-    judged = []
+    judged: list[list[JudgedPlaces]] = [[] for _ in routes]
     for text in texts:
+        cache = read_for_judging(model, text)
         alone = torch.arange(len(text.ids) - 1)  # every place is a run of its own
-        judged.append(judge_places(model, sublayers, text, read_for_judging(model, text), alone))
-    kl = torch.cat([places.kl for places in judged])
-    agrees = torch.cat([places.agrees for places in judged])
-    return Judgement(float(kl.mean()), float(agrees.float().mean()))
+        for found, sublayers in zip(judged, routes, strict=True):
+            found.append(judge_places(model, sublayers, text, cache, alone))
+    return [
+        Judgement(
+            kl=float(torch.cat([places.kl for places in found]).mean()),
+            agreement=float(torch.cat([places.agrees for places in found]).float().mean()),
+        )
+        for found in judged
+    ]
 
 
 def choose_span(
@@ -96,12 +104,13 @@ def choose_span(
         judge_on: other texts, for the choice.
         rank: of the bridges; None for full ones.
     """
-    fitted = fit_bridges(model, routes, fit_on, rank)
-
-    def kl(place: int) -> float:
-        bridges = fitted[place].to(device=model.device, dtype=model.dtype)
-        kept = sublayers_of(model.layers, model.layer_types, routes[place], bridges)
-        return judge_route(model, kept, judge_on).kl
-
-    best = min(range(len(routes)), key=kl)
+    fitted = [
+        bridges.to(device=model.device, dtype=model.dtype) for bridges in fit_bridges(model, routes, fit_on, rank)
+    ]
+    kept = [
+        sublayers_of(model.layers, model.layer_types, route, bridges)
+        for route, bridges in zip(routes, fitted, strict=True)
+    ]
+    judgements = judge_routes(model, kept, judge_on)
+    best = min(range(len(routes)), key=lambda place: judgements[place].kl)
     return routes[best], fitted[best]

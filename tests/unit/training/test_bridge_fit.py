@@ -12,7 +12,7 @@ from viasd_calib.slim.forward import RoutedModel, sublayers_of
 from viasd_calib.spec import Route
 from viasd_calib.training.bridge_fit import fit_bridges, set_least_squares
 from viasd_calib.training.closed_form import LeastSquares
-from viasd_calib.training.spans import judge_route
+from viasd_calib.training.spans import judge_routes
 from viasd_calib.training.teacher import read_residuals, read_text
 
 ROUTE = Route(attention_skip=[1, 2], mlp_skip=[1, 2])
@@ -61,8 +61,8 @@ def test_bridges_leave_less_divergence_than_nothing(rank: int | None) -> None:
     seen, unseen = tiny_texts(60)[:50], tiny_texts(60)[50:]
     (bridges,) = fit_bridges(model, [ROUTE], seen, rank)
     kept = [sublayers_of(model.layers, model.layer_types, ROUTE, one) for one in (bridges, None)]
-    bridged, bare = (judge_route(model, sublayers, unseen).kl for sublayers in kept)
-    assert bridged < 0.8 * bare
+    bridged, bare = judge_routes(model, kept, unseen)
+    assert bridged.kl < 0.8 * bare.kl
 
 
 def test_several_routes_are_fitted_as_each_alone() -> None:

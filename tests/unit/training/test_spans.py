@@ -12,7 +12,7 @@ from viasd_calib.errors import CalibrationError
 from viasd_calib.slim.cost import SublayerCosts
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
 from viasd_calib.training.bridge_fit import fit_bridges
-from viasd_calib.training.spans import choose_span, judge_route, span_routes
+from viasd_calib.training.spans import choose_span, judge_routes, span_routes
 
 
 def even(layers: int) -> SublayerCosts:
@@ -46,9 +46,13 @@ def test_the_span_with_the_least_divergence_is_taken() -> None:
     routes = span_routes(even(LAYERS), 0.8, [], LAYERS)
     assert len(routes) == LAYERS
     route, bridges = choose_span(model, routes, seen, judges)
-    divergence = {
-        tried.mlp_skip[0]: judge_route(model, sublayers_of(model.layers, model.layer_types, tried, fitted), judges).kl
+    kept = [
+        sublayers_of(model.layers, model.layer_types, tried, fitted)
         for tried, fitted in zip(routes, fit_bridges(model, routes, seen), strict=True)
+    ]
+    divergence = {
+        tried.mlp_skip[0]: judgement.kl
+        for tried, judgement in zip(routes, judge_routes(model, kept, judges), strict=True)
     }
     assert route.mlp_skip[0] == min(divergence, key=divergence.__getitem__)
     assert [*bridges] == [f"attention_{route.mlp_skip[0]}"]
