@@ -31,6 +31,7 @@ from viasd_calib.models import LoadVerifier, Verifier, context_length, load_veri
 from viasd_calib.planning.measure import decoder_passes, time_passes
 from viasd_calib.planning.profile import PassShape, ProfileSettings
 from viasd_calib.prompts import EMBEDDED, Prompt, SplitShares, draw_prompts, read_prompts, select_split, split_sha256
+from viasd_calib.slim.backends import default_backend
 from viasd_calib.slim.cost import CONTEXT
 from viasd_calib.spec import Decoding, DType, Gates, RoutingSpec
 from viasd_calib.tables import new_table
@@ -116,7 +117,8 @@ def _engine(fitted: FitArtifact, folder: Path, loaded: Verifier) -> Engine:
     draft, draft_folder = name_draft(fitted.draft)
     gates = Gates(draft=fitted.draft_gate, slim=fitted.slim_gate, accept_at=NEVER, regenerate_at=NEVER)
     spec = RoutingSpec(verifier=fitted.verifier, draft=draft, route=fitted.route, gates=gates)
-    return assemble(spec, folder, loaded, draft_folder=draft_folder)
+    backend = default_backend(loaded.model.device, loaded.model.dtype)  # what will decode is what is timed
+    return assemble(spec, folder, loaded, draft_folder=draft_folder, backend=backend)
 
 
 def _decoder(engine: Engine, gates: Gates, decoding: Decoding) -> Decoder:
