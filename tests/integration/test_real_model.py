@@ -36,7 +36,7 @@ TOKENS = 24
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     torch.set_num_threads(2)
-    return load_engine(SPEC)
+    return load_engine(SPEC, dtype="float32")
 
 
 @pytest.fixture(scope="module")
