@@ -104,7 +104,9 @@ def slim_features(
         "log_ratio": lambda: log_ratio.clamp(min=-MARGIN_CAP),
         "has_draft": lambda: zeros if draft is None else torch.ones_like(zeros),
         "same_choice": lambda: zeros if draft is None else (draft.tokens == slim.ids[..., 0]).float(),
-        "draft_kl_slim": lambda: zeros if said is None else top_k_kl(said, slim_logits, slim.log_sum_exp),
+        "draft_kl_slim": lambda: (
+            zeros if said is None else top_k_kl(said.ids, said.log_probs, slim_logits, slim.log_sum_exp)
+        ),
         "draft_log_top1": lambda: zeros if said is None else said.log_probs[..., 0],
         "draft_entropy": lambda: zeros if said is None else said.entropy,
         "block_place": lambda: place.float(),
@@ -113,15 +115,21 @@ def slim_features(
     return {name: compute[name]() for name in names}
 
 
-def top_k_kl(draft: Summary, slim_logits: Tensor, slim_log_sum_exp: Tensor) -> Tensor:
-    """KL(p || q') over p's top k tokens and one bucket for all others, in nats: [k].
+def top_k_kl(ids: Tensor, log_probs: Tensor, slim_logits: Tensor, slim_log_sum_exp: Tensor) -> Tensor:
+    """KL(p || q') over p's top k tokens and one bucket for all others, in nats: [places].
 
     Those of the top k that q' cannot say (logit -inf) are a second bucket, for which q' is held to have
     ``LEAST_MASS``: else the unlikeliest of them would make the divergence infinite.
+
+    Args:
+        ids: p's top k tokens, [places, k], long.
+        log_probs: p's of them, [places, k].
+        slim_logits: of q', [places, vocabulary].
+        slim_log_sum_exp: of these, [places].
     """
-    slim_top = slim_logits.gather(-1, draft.ids).float() - slim_log_sum_exp[..., None]  # [k, top]
-    sayable, probs = ~slim_top.isneginf(), draft.log_probs.exp()
-    inside = torch.where((probs > 0) & sayable, probs * (draft.log_probs - slim_top), 0.0).sum(-1)  # 0 log 0 is 0
+    slim_top = slim_logits.gather(-1, ids).float() - slim_log_sum_exp[..., None]  # [places, k]
+    sayable, probs = ~slim_top.isneginf(), log_probs.exp()
+    inside = torch.where((probs > 0) & sayable, probs * (log_probs - slim_top), 0.0).sum(-1)  # 0 log 0 is 0
     unsayable = probs.masked_fill(sayable, 0.0).sum(-1).clamp(min=LEAST_MASS)
     rest = (1 - probs.sum(-1)).clamp(min=LEAST_MASS)
     slim_rest = (1 - slim_top.exp().sum(-1)).clamp(min=LEAST_MASS)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from viasd_calib.decoding.features import top_k_kl
 from viasd_calib.slim.cache import SharedCache
 from viasd_calib.slim.forward import RoutedModel, Sublayer
 from viasd_calib.traces.data import TraceText
-from viasd_calib.training.objectives import top_k_tail_kl
 from viasd_calib.training.student import student_states
 from viasd_calib.training.teacher import read_text
 
@@ -50,7 +50,9 @@ def judge_places(
     ids = text.ids[None, :-1].to(model.device)
     states = student_states(model, sublayers, ids, cache, starts.to(model.device), begin=text.prompt_length - 1)
     logits = model.slim_logits(states[0]).float().cpu()  # [n, vocabulary]
-    top = logits.softmax(-1).max(-1)
+    top, log_sum_exp = logits.max(-1), logits.logsumexp(-1)
     return JudgedPlaces(
-        top_k_tail_kl(text.q_ids, text.q_log_probs, logits), top.indices == text.q_ids[:, 0], top.values
+        kl=top_k_kl(text.q_ids, text.q_log_probs, logits, log_sum_exp),
+        agrees=top.indices == text.q_ids[:, 0],
+        confidence=(top.values - log_sum_exp).exp(),
     )

@@ -62,7 +62,7 @@ def test_a_drafter_that_is_certain(seed: int, top: int) -> None:
     assert features["draft_margin"].tolist() == [MARGIN_CAP, MARGIN_CAP]
     assert features["draft_entropy"].tolist() == features["draft_log_top1"].tolist() == [0, 0]
     assert said.said is not None
-    kl = top_k_kl(said.said, slim, slim.logsumexp(-1))
+    kl = top_k_kl(said.said.ids, said.said.log_probs, slim, slim.logsumexp(-1))
     expected = -slim.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
     torch.testing.assert_close(kl, expected.clamp(max=MARGIN_CAP), atol=1e-3, rtol=1e-3)
 
@@ -124,7 +124,7 @@ def test_divergence_over_the_top_and_one_bucket(seed: int, top: int, half: bool)
     p_logits = random_logits(3, seed, 5 if half else VOCAB, scale=1.0)
     slim_logits = random_logits(3, seed + 1, scale=1.0)
     said = summarize(p_logits, top, vocabulary)
-    found = top_k_kl(said, slim_logits, slim_logits.logsumexp(-1))
+    found = top_k_kl(said.ids, said.log_probs, slim_logits, slim_logits.logsumexp(-1))
     for row in range(3):
         ids = said.ids[row].tolist()
         p = said.log_probs[row].double().exp().tolist()
@@ -142,7 +142,7 @@ def test_divergence_from_a_slim_verifier_that_cannot_say_all(seed: int, count: i
     unsaid = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(seed))[count:]
     slim_logits[:, unsaid] = -torch.inf
     said = summarize(p_logits, VOCAB)
-    found = top_k_kl(said, slim_logits, slim_logits.logsumexp(-1))
+    found = top_k_kl(said.ids, said.log_probs, slim_logits, slim_logits.logsumexp(-1))
     for row in range(3):
         p, slim = (logits[row].double().softmax(-1).tolist() for logits in (p_logits, slim_logits))
         lost = sum(p[token] for token in unsaid.tolist())
