@@ -155,7 +155,8 @@ def test_a_token_that_the_slim_verifier_cannot_say_is_the_least_likely_of_all() 
     logits = random_logits(2, 0)
     tokens = torch.tensor([3, 4])
     logits[:, tokens] = -torch.inf
-    features = slim_features(tokens, logits, summarize(logits, 2), None, torch.arange(2), torch.arange(2))
+    ratio = read_rows(logits, tokens).log_ratio
+    features = slim_features(ratio, logits, summarize(logits, 2), None, torch.arange(2), torch.arange(2))
     assert features["log_ratio"].tolist() == [-MARGIN_CAP, -MARGIN_CAP]
     assert all(column.isfinite().all() for column in features.values())
 
