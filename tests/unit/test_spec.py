@@ -15,6 +15,7 @@ from viasd_calib.errors import SpecError
 from viasd_calib.spec import (
     SCHEMA_VERSION,
     AdapterRef,
+    BridgesRef,
     CausalLMDraft,
     Certificate,
     CombinedDraft,
@@ -83,12 +84,14 @@ def full_spec(folder: Path) -> RoutingSpec:
     (folder / "slim" / "adapter.safetensors").write_bytes(b"adapter")
     adapter = tensor_file(folder / "slim" / "adapter.safetensors", folder)
     (folder / "slim" / "head.safetensors").write_bytes(b"head")
+    (folder / "slim" / "bridges.safetensors").write_bytes(b"bridges")
     return small_spec(
         draft=ShallowDraft(**tiny_shape().model_dump(), tensors=tensor_file(folder / "draft.safetensors", folder)),
         route=Route(
             attention_skip=[0],
             head_vocab=HeadVocab(size=5, tensors=tensor_file(folder / "slim" / "head.safetensors", folder)),
-            adapter=AdapterRef(rank=4, alpha=8.0, targets=["q_proj"], tensors=adapter),
+            bridges=BridgesRef(rank=3, tensors=tensor_file(folder / "slim" / "bridges.safetensors", folder)),
+            adapter=AdapterRef(rank=4, alpha=8.0, targets=["q_proj"], folded=True, tensors=adapter),
             relative_cost=RelativeCost(measured={1: 0.5, 8: 0.61}, device="cpu", dtype="float32"),
         ),
         certificate=small_certificate(),
@@ -179,8 +182,9 @@ def test_a_spec_with_all_its_parts_is_loaded_with_its_tensors(tmp_path: Path) ->
     assert load_spec(str(tmp_path / "routing.json")) == spec
     assert [file.path for file in tensor_files(spec)] == [
         "draft.safetensors",
-        "slim/adapter.safetensors",
+        "slim/bridges.safetensors",
         "slim/head.safetensors",
+        "slim/adapter.safetensors",
     ]
 
 

@@ -62,7 +62,8 @@ def span_routes(costs: SublayerCosts, target_cost: float, always: Sequence[int],
             found.append(Route(attention_skip=skipped, mlp_skip=skipped))
     if not found:
         raise CalibrationError(
-            f"no run of layers brings the cost of a slim pass to {target_cost}; raise target_cost, or keep fewer layers"
+            f"no run of layers brings the cost of a slim pass down to {target_cost} of a full one; raise target_cost, "
+            f"or set keep_layers so that fewer than {[*always]} must stay"
         )
     return found
 

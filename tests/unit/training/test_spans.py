@@ -36,7 +36,7 @@ def test_spans_meet_the_target_and_not_more_than_they_must(layers: int, target: 
 
 
 def test_a_target_beyond_reach_is_refused() -> None:
-    with pytest.raises(CalibrationError, match="raise target_cost"):
+    with pytest.raises(CalibrationError, match=r"down to 0\.4 of a full one; raise target_cost"):
         span_routes(even(4), 0.4, [0, 2], 4)
 
 
