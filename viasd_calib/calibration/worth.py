@@ -15,22 +15,41 @@ from viasd_calib.progress import progress_bar
 from viasd_calib.prompts import Prompt
 from viasd_calib.spec import Gates
 
+STRICT_BOUNDS = (0.5, 0.7, 0.85)
+"""Bounds that are tried beside the candidate's: with audit ``strict`` a wrong pending token costs time alone, so that
+less careful ones than a stated loss asks for may be faster."""
+
 
 class SlimWorth(BaseModel):
-    """What the same prompts took with the slim tier and without it, by the same audit."""
+    """What the same prompts took with the slim tier and without it, by the same audit.
+
+    Attributes:
+        by_bound: seconds a token with the slim tier, by the score at which a tier trusts a token.
+        seconds_per_token_without: with draft gate and full verifier alone.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seconds_per_token: float = Field(gt=0)
+    by_bound: dict[float, float] = Field(min_length=1)
     seconds_per_token_without: float = Field(gt=0)
     n_prompts: int = Field(ge=1)
+
+    @property
+    def bound(self) -> float:
+        """The fastest bound."""
+        return min(self.by_bound, key=self.by_bound.__getitem__)
+
+    @property
+    def seconds_per_token(self) -> float:
+        """With the slim tier, at that bound."""
+        return self.by_bound[self.bound]
 
     @property
     def pays(self) -> bool:
         """Whether the slim tier makes decoding faster.
 
         Example:
-            >>> SlimWorth(seconds_per_token=0.05, seconds_per_token_without=0.03, n_prompts=8).pays
+            >>> SlimWorth(by_bound={0.7: 0.05, 0.9: 0.06}, seconds_per_token_without=0.03, n_prompts=8).pays
             False
         """
         return self.seconds_per_token < self.seconds_per_token_without
@@ -41,6 +60,11 @@ def without_slim(gates: Gates) -> Gates:
     return gates.model_copy(update={"accept_at": NEVER, "regenerate_at": NEVER})
 
 
+def with_bound(gates: Gates, bound: float) -> Gates:
+    """Calibrated gates of which every tier trusts a token from the score ``bound`` on."""
+    return gates.model_copy(update={"draft_accept_at": bound, "accept_at": bound, "regenerate_at": bound})
+
+
 def measure_slim_worth(
     decoder_for: Callable[[Gates], Decoder],
     gates: Gates,
@@ -48,27 +72,30 @@ def measure_slim_worth(
     prompts: Sequence[Prompt],
     max_new_tokens: int,
 ) -> SlimWorth:
-    """Decode ``prompts`` with both, in turns, so that drift strikes both alike.
+    """Decode ``prompts`` with the slim tier at several bounds and without it, in turns: drift strikes all alike.
 
     Args:
+        gates: with a bound for all tiers; it is tried beside ``STRICT_BOUNDS``.
         decoder_for: a decoder with these gates, and an audit that keeps the text the verifier's.
         prompts: of the fit split, one at least; the first one is also the warm-up.
     """
-    decoders = [decoder_for(gates), decoder_for(without_slim(gates))]
-    seconds, tokens = [0.0, 0.0], [0, 0]
+    bounds = sorted({*STRICT_BOUNDS, gates.accept_at})
+    decoders = [*(decoder_for(with_bound(gates, bound)) for bound in bounds), decoder_for(without_slim(gates))]
+    seconds, tokens = [0.0] * len(decoders), [0] * len(decoders)
     for decoder in decoders:
         list(converse(decoder, verifier, prompts[0], max_new_tokens))
     with progress_bar("prompts") as progress:
         task = progress.add_task("is the slim tier worth its passes?", total=len(prompts))
         for number, prompt in enumerate(prompts):
-            for which in (number % 2, 1 - number % 2):
+            for which in ((number + step) % len(decoders) for step in range(len(decoders))):
                 begin = time.perf_counter()
                 turns = list(converse(decoders[which], verifier, prompt, max_new_tokens))
                 seconds[which] += time.perf_counter() - begin
                 tokens[which] += sum(len(turn.generation.tokens) for turn in turns)
             progress.update(task, advance=1)
+    *with_slim, without = (spent / count for spent, count in zip(seconds, tokens, strict=True))
     return SlimWorth(
-        seconds_per_token=seconds[0] / tokens[0],
-        seconds_per_token_without=seconds[1] / tokens[1],
+        by_bound=dict(zip(bounds, with_slim, strict=True)),
+        seconds_per_token_without=without,
         n_prompts=len(prompts),
     )

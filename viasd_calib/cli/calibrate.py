@@ -21,7 +21,7 @@ from viasd_calib.calibration.artifacts import (
 from viasd_calib.calibration.candidates import DEFAULT_STOP, FRACTIONS, Candidate, propose
 from viasd_calib.calibration.certify import Verdict, certify
 from viasd_calib.calibration.stopping import PassCosts, best_stop
-from viasd_calib.calibration.worth import measure_slim_worth, without_slim
+from viasd_calib.calibration.worth import measure_slim_worth, with_bound, without_slim
 from viasd_calib.cli.notices import say_written
 from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
 from viasd_calib.decoding.rounds import NEVER
@@ -38,6 +38,8 @@ from viasd_calib.tables import new_table
 
 WORTH_PROMPTS = 8
 """Fit prompts on which strict decoding is timed with the slim tier and without it."""
+WORTH_TOKENS = 64
+"""Tokens of their answers at least: fewer say little about the time of one."""
 COST_REPEATS = 9
 """Timed rounds over the passes whose costs decide where drafting stops."""
 
@@ -105,7 +107,7 @@ def calibrate(
     artifact = _artifact(fit, verdict, candidates[0], decoding)
     if artifact.certificate.bound is None:
         tried = draw_prompts(select_split(every, "fit", split) or chosen, WORTH_PROMPTS)
-        artifact = _leave_out_slim_tier(artifact, engine, decoding, tried, max_new_tokens)
+        artifact = _fastest_strict(artifact, engine, decoding, tried, max_new_tokens)
     save_artifact(artifact, Path(out) / CALIBRATE_FILE)
     _say(artifact)
     say_written(Path(out) / CALIBRATE_FILE)
@@ -126,13 +128,13 @@ def _decoder(engine: Engine, gates: Gates, decoding: Decoding) -> Decoder:
     return Decoder(engine.routed, engine.drafter, method, engine.verifier.eos_ids)
 
 
-def _leave_out_slim_tier(
+def _fastest_strict(
     artifact: CalibrateArtifact, engine: Engine, decoding: Decoding, prompts: Sequence[Prompt], max_new_tokens: int
 ) -> CalibrateArtifact:
-    """The result, without the slim tier where that makes strict decoding faster: the text is q's either way."""
+    """The result at the bound that makes strict decoding fastest, or without the slim tier: the text stays q's."""
     decoder_for = partial(_decoder, engine, decoding=decoding.model_copy(update={"audit": "strict"}))
-    worth = measure_slim_worth(decoder_for, artifact.gates, engine.verifier, prompts, max_new_tokens)
-    gates = artifact.gates if worth.pays else without_slim(artifact.gates)
+    worth = measure_slim_worth(decoder_for, artifact.gates, engine.verifier, prompts, max(max_new_tokens, WORTH_TOKENS))
+    gates = with_bound(artifact.gates, worth.bound) if worth.pays else without_slim(artifact.gates)
     return artifact.model_copy(update={"slim_worth": worth, "gates": gates})
 
 
@@ -173,7 +175,8 @@ def _say(artifact: CalibrateArtifact) -> None:
     worth = artifact.slim_worth
     if worth is not None:
         console.print(
-            f"strict decoding takes {1000 * worth.seconds_per_token:.1f} ms a token with the slim tier, "
+            f"strict decoding takes {1000 * worth.seconds_per_token:.1f} ms a token with the slim tier "
+            f"(bound {worth.bound:.2f}), "
             f"{1000 * worth.seconds_per_token_without:.1f} without ({worth.n_prompts} prompts): "
             f"it is {'kept' if worth.pays else 'left out'}"
         )

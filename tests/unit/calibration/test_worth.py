@@ -63,6 +63,17 @@ def test_the_clock_decides(
     measured = worth.measure_slim_worth(decoder_for, GATES, tiny_verifier, tiny_prompts(3), 24)
     assert measured.pays is pays
     assert measured.n_prompts == 3
+    assert sorted(measured.by_bound) == [0.4, *worth.STRICT_BOUNDS]  # the gates' own is tried too
+    assert measured.by_bound[0.7] == pytest.approx(measured.by_bound[0.85])  # no score of 0.5 meets them
+    if pays:
+        assert measured.bound <= 0.5
+        assert measured.seconds_per_token < measured.by_bound[0.7]
+
+
+def test_a_bound_is_that_of_every_tier() -> None:
+    gates = worth.with_bound(GATES, 0.6)
+    assert (gates.draft_accept_at, gates.accept_at, gates.regenerate_at) == (0.6, 0.6, 0.6)
+    assert gates.slim == GATES.slim
 
 
 def test_without_slim_no_slim_pass_is_made(tiny_verifier: Verifier) -> None:
