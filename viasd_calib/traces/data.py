@@ -197,6 +197,11 @@ class LengthBatches(Sampler[list[int]]):
                 "lower max_batch_tokens, capture more prompts, or train with fewer devices"
             )
 
+    @property
+    def sampler(self) -> LengthBatches:
+        """Itself: Lightning looks for ``set_epoch`` behind a batch sampler, not on it."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before the first batch of every epoch, and of what is left of one."""
         if epoch != self.epoch:
@@ -260,24 +265,24 @@ class TraceLoader:
     is what was trained on, and Lightning does not replace the batches by a distributed sampler's.
 
     Attributes:
-        sampler: the batches; Lightning sets the epoch of what bears this name.
+        batch_sampler: the batches; Lightning looks under this name for what to tell the epoch.
     """
 
     def __init__(self, texts: Sequence[TraceText], batches: LengthBatches) -> None:
         self._texts = texts
-        self.sampler = batches
+        self.batch_sampler = batches
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
-        return len(self.sampler)
+        return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[TraceBatch]:
-        for places in self.sampler:
+        for places in self.batch_sampler:
             yield collate([self._texts[place] for place in places])
 
     def state_dict(self) -> dict[str, int | str]:
         """How far the epoch has come."""
-        return self.sampler.state_dict()
+        return self.batch_sampler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the state was taken.
@@ -285,7 +290,7 @@ class TraceLoader:
         Raises:
             TraceError: the state is of other batches.
         """
-        self.sampler.load_state_dict(state)
+        self.batch_sampler.load_state_dict(state)
 
 
 class TraceDataModule(LightningDataModule):
