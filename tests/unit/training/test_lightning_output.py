@@ -33,7 +33,7 @@ def traces(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("begin", [("-c", FIT, "fit", "--out", "fit", "--model.route_steps", "2",
+@pytest.mark.parametrize("begin", [("-c", FIT, "fit", "--out", "fit", "--model.target_cost", "0.8",
                                     "--model.adapter_rank", "2"),
                                    (str(ROOT / "train/drafter.py"), "fit", "--model.taps", "[1,4]",
                                     "--model.num_layers", "1", "--model.head_vocab", "12")],
