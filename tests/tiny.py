@@ -41,6 +41,7 @@ from viasd_calib.draft.shallow import ShallowDrafter, ShallowModel
 from viasd_calib.models import load_verifier
 from viasd_calib.planning.profile import LatencyProfile, Measured, PassShape, ProfileSettings
 from viasd_calib.prompts import Prompt
+from viasd_calib.slim.cost import SublayerCosts
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import (
     Gates,
@@ -328,6 +329,12 @@ def tiny_texts(count: int, length: int = 40) -> list[TraceText]:
             )
         )  # fmt: skip
     return found
+
+
+def even_costs(model: RoutedModel) -> SublayerCosts:
+    """Every sublayer costs the same, on any machine."""
+    count = len(model.full_sublayers)
+    return SublayerCosts(torch.full((count,), 1 / (count + 1)), 1 / (count + 1))
 
 
 def tiny_spec(verifier: TinyFolder, folder: Path) -> Path:

@@ -57,8 +57,9 @@ class RouterCLI(LightningCLI):
         self.model.resumes = self.config["fit"]["ckpt_path"] is not None
 
     def after_fit(self) -> None:
-        """Write what was learned, and fit the first gates on it."""
-        write_fit(self.model, self.datamodule, Path(self.config["fit"]["out"]))
+        """Write what was learned, and fit the first gates on it; where several processes train, the first one alone."""
+        if self.trainer.is_global_zero:
+            write_fit(self.model, self.datamodule, Path(self.config["fit"]["out"]))
 
 
 def fit(words: Sequence[str], _load: LoadVerifier = load_verifier) -> None:

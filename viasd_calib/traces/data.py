@@ -15,7 +15,7 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 
 from viasd_calib.errors import TraceError
 from viasd_calib.prompts import Split, SplitShares, combined_sha256, split_of
@@ -145,39 +145,57 @@ def _text(index: int, row: dict[str, Any]) -> TraceText:
     )
 
 
-class TextDataset(Dataset[TraceText]):
-    """Texts in memory."""
-
-    def __init__(self, texts: Sequence[TraceText]) -> None:
-        self.texts = list(texts)
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, place: int) -> TraceText:
-        return self.texts[place]
-
-
 class LengthBatches(Sampler[list[int]]):
     """Batches of texts of like length, at most ``max_tokens`` with padding; shuffled anew each epoch.
 
     It knows how far an epoch has come, so that a run that was stopped goes on with the batches that are left.
+
+    Several processes that train together take turns: of n, process r is given batch r, r + n, r + 2n and so on of the
+    one order. All are given equally many; fewer than n batches at the end of an epoch, others in each, are left out.
 
     Args:
         lengths: of each text, in tokens.
         max_tokens: of a batch, padding included; a longer text is a batch of its own.
         shuffle: give the batches in an order drawn from seed and epoch; otherwise by rising length.
         seed: of the order.
+        processes: how many share the batches.
+        rank: of this process among them.
+
+    Raises:
+        TraceError: there are fewer batches than processes.
+
+    Example:
+        >>> whole, second = (
+        ...     LengthBatches([4, 2, 3, 5, 6], 6, shuffle=False, seed=0, processes=of, rank=of - 1) for of in (1, 2)
+        ... )
+        >>> list(whole), list(second)
+        ([[1, 2], [0], [3], [4]], [[0], [4]])
     """
 
-    def __init__(self, lengths: Sequence[int], max_tokens: int, *, shuffle: bool, seed: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        max_tokens: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        processes: int = 1,
+        rank: int = 0,
+    ) -> None:
         self.lengths = lengths
         self.max_tokens = max_tokens
         self.shuffle = shuffle
         self.seed = seed
+        self.processes = processes
+        self.rank = rank
         self.epoch = 0
         self._given = 0  # batches of this epoch
         self._begin = 0  # batches that the next iteration leaves out
+        if len(self) == 0:
+            raise TraceError(
+                f"{len(self._batches())} batches cannot be shared by {processes} processes; "
+                "lower max_batch_tokens, capture more prompts, or train with fewer devices"
+            )
 
     @property
     def sampler(self) -> LengthBatches:
@@ -190,13 +208,14 @@ class LengthBatches(Sampler[list[int]]):
             self.epoch, self._given, self._begin = epoch, 0, 0
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, also where an iteration begins in its middle."""
-        return len(self._batches())
+        """Batches of a whole epoch for this process, also where an iteration begins in its middle."""
+        return len(self._batches()) // self.processes
 
     def __iter__(self) -> Iterator[list[int]]:
         # A generator begins with its first batch: Lightning makes the iterator before it sets the epoch.
         begin, self._begin = self._begin, 0
-        for given, batch in enumerate(self._in_order()[begin:], start=begin + 1):
+        mine = self._in_order()[self.rank :: self.processes][: len(self)]
+        for given, batch in enumerate(mine[begin:], start=begin + 1):
             self._given = given
             yield batch
 
@@ -214,12 +233,12 @@ class LengthBatches(Sampler[list[int]]):
         if state["order_sha256"] != self._order_sha256():
             raise TraceError(
                 "the checkpoint was made in another order of batches; resume with the traces, "
-                "max_batch_tokens, validation_share and seed it was made with"
+                "max_batch_tokens, validation_share, seed and number of processes it was made with"
             )
         self._given = self._begin = state["given"]
 
     def _order_sha256(self) -> str:
-        return hashlib.sha256(str(self._in_order()).encode()).hexdigest()
+        return hashlib.sha256(str((self.processes, self._in_order())).encode()).hexdigest()
 
     def _in_order(self) -> list[list[int]]:
         batches = self._batches()
@@ -239,19 +258,31 @@ class LengthBatches(Sampler[list[int]]):
         return batches
 
 
-class TraceLoader(DataLoader[TraceText]):
+class TraceLoader:
     """Batches of texts, read in this process, with a state that says how far the epoch has come.
 
-    Without workers nothing is fetched ahead: what was given is what was trained on.
+    It is no :class:`torch.utils.data.DataLoader`: texts lie in memory, nothing is fetched ahead, so that what was given
+    is what was trained on, and Lightning does not replace the batches by a distributed sampler's.
+
+    Attributes:
+        batch_sampler: the batches; Lightning looks under this name for what to tell the epoch.
     """
 
     def __init__(self, texts: Sequence[TraceText], batches: LengthBatches) -> None:
-        super().__init__(TextDataset(texts), batch_sampler=batches, collate_fn=collate)
-        self._batches = batches
+        self._texts = texts
+        self.batch_sampler = batches
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[TraceBatch]:
+        for places in self.batch_sampler:
+            yield collate([self._texts[place] for place in places])
 
     def state_dict(self) -> dict[str, int | str]:
         """How far the epoch has come."""
-        return self._batches.state_dict()
+        return self.batch_sampler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the state was taken.
@@ -259,7 +290,7 @@ class TraceLoader(DataLoader[TraceText]):
         Raises:
             TraceError: the state is of other batches.
         """
-        self._batches.load_state_dict(state)
+        self.batch_sampler.load_state_dict(state)
 
 
 class TraceDataModule(LightningDataModule):
@@ -343,12 +374,13 @@ class TraceDataModule(LightningDataModule):
         return counts
 
     def train_dataloader(self) -> TraceLoader:
-        """Batches to learn from; after a resume, first those that are left of the epoch.
+        """Batches to learn from, in turns where several processes train; after a resume, first those that are left.
 
         Raises:
-            TraceError: the checkpoint that was resumed from is of other batches.
+            TraceError: the checkpoint that was resumed from is of other batches, or there are fewer than processes.
         """
-        self._training = self._loader(self.training_texts(), shuffle=True)
+        processes, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        self._training = self._loader(self.training_texts(), shuffle=True, processes=processes, rank=rank)
         if self._resume_from is not None:
             self._training.load_state_dict(self._resume_from)
             self._resume_from = None
@@ -367,12 +399,19 @@ class TraceDataModule(LightningDataModule):
         self._resume_from = state_dict
 
     def val_dataloader(self) -> TraceLoader:
-        """Batches held back."""
+        """Batches held back: all of them for every process, so that what is measured is what one process measures."""
         return self._loader(self.validation_texts(), shuffle=False)
 
-    def _loader(self, texts: Sequence[TraceText], *, shuffle: bool) -> TraceLoader:
-        lengths = [len(text.ids) for text in texts]
-        return TraceLoader(texts, LengthBatches(lengths, self.max_batch_tokens, shuffle=shuffle, seed=self.seed))
+    def _loader(self, texts: Sequence[TraceText], *, shuffle: bool, processes: int = 1, rank: int = 0) -> TraceLoader:
+        batches = LengthBatches(
+            [len(text.ids) for text in texts],
+            self.max_batch_tokens,
+            shuffle=shuffle,
+            seed=self.seed,
+            processes=processes,
+            rank=rank,
+        )
+        return TraceLoader(texts, batches)
 
 
 def _renumbered(text: TraceText, index: int) -> TraceText:

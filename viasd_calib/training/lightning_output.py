@@ -12,9 +12,6 @@ ADVERTISEMENT = "Tip: For seamless cloud"
 BESIDE_THE_POINT = (
     # Lightning's own use of torch: nothing a user could mend.
     "`isinstance(treespec, LeafSpec)` is deprecated",
-    # Texts lie in memory; a worker would only copy them, and fetch ahead of what a checkpoint knows.
-    "The 'train_dataloader' does not have many workers",
-    "The 'val_dataloader' does not have many workers",
     # A checkpoint is to hold the state after the step, so that a resumed run goes on with the next one.
     "Using ModelCheckpoint with manual optimization and every_n_train_steps, but no pre-optimization state",
     # That is how `viasd fit` hands over the words behind its own.

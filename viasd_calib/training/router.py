@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -22,7 +23,7 @@ from viasd_calib.traces.data import TraceBatch, TraceDataModule, TraceText
 from viasd_calib.training.bridge_fit import fit_bridges
 from viasd_calib.training.hard_concrete import HardConcrete
 from viasd_calib.training.head_vocabulary import check_size, choose_tokens
-from viasd_calib.training.objectives import top_k_tail_kl
+from viasd_calib.training.objectives import OBJECTIVES, Objective
 from viasd_calib.training.spans import choose_span, span_routes
 from viasd_calib.training.student import run_starts, student_states
 from viasd_calib.training.teacher import read_text
@@ -41,17 +42,25 @@ class RouterModule(LightningModule):
     """Learns a route and an adapter from traces; the verifier stays as it is.
 
     The route comes first. ``span`` takes the one run of layers whose bridge, fitted in closed form, leaves the least
-    KL(q || q') (:mod:`viasd_calib.training.spans`). ``gates`` trains, for ``route_steps``, one hard-concrete gate for
-    each attention and MLP sublayer on that divergence, with a multiplier that holds the expected relative cost at its
-    target (a Lagrangian, ascended), makes the gates discrete, cheapest sufficient set first, and then fits the bridges.
-    For the remaining steps bridges and LoRA weights on the kept sublayers are distilled on the same loss, each batch
-    with a longest run of pending places of its own, so that q' is at home directly behind q and further on.
+    KL(q || q') (:mod:`viasd_calib.training.spans`), whatever the objective. ``gates`` trains, for ``route_steps``, one
+    hard-concrete gate for each attention and MLP sublayer on the objective, with a multiplier that holds the expected
+    relative cost at its target (a Lagrangian, ascended), makes the gates discrete, cheapest sufficient set first, and
+    then fits the bridges. For the remaining steps bridges and LoRA weights on the kept sublayers are distilled on the
+    same objective, each batch with a longest run of pending places of its own, so that q' is at home directly behind q
+    and further on. What is logged bears stage and objective in its name: ``route_kl``, ``adapter_kl``.
 
-    Checkpoints hold gates, multiplier, route, bridges and adapter; never the verifier.
+    A step learns from ``accumulate`` batches of each process, all of like weight, which may lie in two epochs. So n
+    processes (strategy ``ddp``) do what one process does with ``accumulate`` n times as large, up to rounding and to
+    the fewer than n batches that they leave out of an epoch.
+
+    Checkpoints hold gates, multiplier, route, bridges and adapter, and between two steps the gradients gathered so far;
+    never the verifier.
 
     Args:
         verifier: name or path of the verifier.
         target_cost: measured cost of a slim pass over that of a full one.
+        objective: what both stages minimise (:mod:`viasd_calib.training.objectives`).
+        accumulate: batches that each process learns from in a step.
         route_choice: how the route is found.
         route_steps: optimiser steps for the gates; none are taken for a span.
         route_learning_rate: of the gates.
@@ -81,6 +90,8 @@ class RouterModule(LightningModule):
         self,
         verifier: str = SMOLLM2,
         target_cost: float = 0.5,
+        objective: Objective = "kl",
+        accumulate: int = 1,
         route_choice: RouteChoice = "span",
         route_steps: int = 60,
         route_learning_rate: float = 0.15,
@@ -100,10 +111,18 @@ class RouterModule(LightningModule):
         super().__init__()
         if not 0 < target_cost <= 1:
             raise CalibrationError(f"target_cost is {target_cost}; give a share of q's cost between 0 and 1")
+        if objective not in OBJECTIVES:
+            raise CalibrationError(f"objective is {objective!r}; give one of {', '.join(OBJECTIVES)}")
+        if accumulate < 1:
+            raise CalibrationError(f"accumulate is {accumulate}; give 1 batch a step or more")
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.verifier_name = verifier
         self.target_cost = target_cost
+        self.objective: Objective = objective
+        self.accumulate = accumulate
+        self._gathered = 0  # batches since the last step
+        self._gradients_to_restore: dict[str, Tensor] = {}
         self.route_choice = route_choice
         self.route_steps = route_steps if route_choice == "gates" else 0
         self.bridged = bridges
@@ -133,10 +152,17 @@ class RouterModule(LightningModule):
         """Load the verifier, measure its sublayers, make gates and adapter; called by Lightning.
 
         Raises:
-            CalibrationError: ``head_vocab`` is not a size that the verifier's output can have.
+            CalibrationError: ``head_vocab`` is not a size that the verifier's output can have, or several processes
+                train with another strategy than ``ddp``.
         """
         if self._frozen:
             return
+        strategy = self.trainer.strategy
+        if self.trainer.world_size > 1 and not isinstance(strategy, DDPStrategy):
+            raise CalibrationError(
+                f"{type(strategy).__name__} cannot train the router: it would shard what is trained, which is small, "
+                "and not the frozen verifier; set trainer.strategy to ddp"
+            )
         verifier = self.load_verifier(self.verifier_name, device=str(self.device))
         model = timed = RoutedModel(verifier.model)
         if self.head_vocab:
@@ -150,7 +176,7 @@ class RouterModule(LightningModule):
         self.register_buffer("multiplier", torch.zeros(()))
         self.register_buffer("kept", torch.ones(count, dtype=torch.bool))
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
-        costs = sublayer_costs(timed)
+        costs = strategy.broadcast(sublayer_costs(timed))  # times differ, and the route hangs on them
         self.register_buffer("costs", costs.shares)  # [sublayers], shares of a full pass
         self.register_buffer("rest_cost", torch.tensor(costs.rest))
         if self.adapter_rank:
@@ -169,7 +195,8 @@ class RouterModule(LightningModule):
         routes = span_routes(costs, self.target_cost, always, layers)
         texts = self._drawn_texts(self.bridge_texts)
         judges = max(1, len(texts) // 5)
-        route, bridges = choose_span(self.model, routes, texts[judges:], texts[:judges], self.bridge_rank)
+        chosen = choose_span(self.model, routes, texts[judges:], texts[:judges], self.bridge_rank)
+        route, bridges = self.trainer.strategy.broadcast(chosen)  # rounding must not part the processes
         self._keep(route)
         if self.bridged:
             self._take_bridges(bridges)
@@ -224,6 +251,12 @@ class RouterModule(LightningModule):
         flags = [sublayer.index in layers for sublayer in self.model.full_sublayers]
         return torch.tensor(flags, device=self.kept.device)
 
+    @property
+    def _batch_number(self) -> int:
+        """Batches that all processes learned from before this one; what is drawn for a batch depends on it alone."""
+        own = int(self.steps_done) * self.accumulate + self._gathered
+        return own * self.trainer.world_size + self.trainer.global_rank
+
     def _student(self, batch: TraceBatch, sublayers: Sequence[Sublayer], gates: Tensor | None, seed: int) -> Tensor:
         """Logits of q' at the places that predict: [places, vocabulary]."""
         _, cache = read_text(self.model, batch.ids)
@@ -244,33 +277,91 @@ class RouterModule(LightningModule):
         return SlimParts(layers, bridges, head_ids)
 
     def training_step(self, batch: TraceBatch, _batch_idx: int) -> None:
-        """One step of the stage that is due."""
-        if self.stage == "route":
-            self._route_step(batch)
-        else:
-            self._adapter_step(batch)
+        """Gather the gradients of the stage that is due; with the last batch of a step, make it."""
+        optimizer: Any = self.optimizers()
+        if self._learns:
+            # Gradients are averaged over processes in the step: DDP knows no bridges that came after it, and would wait
+            # for those of the other stage.
+            with optimizer.toggle_model(sync_grad=False):
+                self.manual_backward(self._route_loss(batch) if self.stage == "route" else self._adapter_loss(batch))
+        self._gathered += 1
+        if self._gathered == self.accumulate:
+            self._step(optimizer)
+
+    @property
+    def _learns(self) -> bool:
+        """Whether the stage has anything to train."""
+        return self.stage == "route" or self.slim_layers is not None or self.bridges is not None
+
+    def _objective(self, batch: TraceBatch, logits: Tensor) -> Tensor:
+        """Mean of the objective over the places of a batch, logged under its name."""
+        value = OBJECTIVES[self.objective](batch.q_ids, batch.q_log_probs, logits).mean()
+        name = f"{self.stage}_{self.objective}"
+        self.log(name, value, prog_bar=True, batch_size=len(batch.q_ids), sync_dist=True)
+        return value
+
+    def _route_loss(self, batch: TraceBatch) -> Tensor:
+        assert self.gates is not None, "made by configure_model"
+        noise = torch.Generator(self.device).manual_seed(self._batch_number)  # the same after a resume
+        drawn = torch.where(self._always(), 1.0, self.gates.sample(noise))
+        logits = self._student(batch, self.model.full_sublayers, drawn, self._batch_number)
+        cost = self._expected_cost()
+        self.log("expected_cost", cost, prog_bar=True, batch_size=len(batch.q_ids))
+        return self._objective(batch, logits) + self.multiplier * (cost - self._target_now())
+
+    def _adapter_loss(self, batch: TraceBatch) -> Tensor:
+        return self._objective(batch, self._student(batch, self._kept_sublayers(), None, self._batch_number))
+
+    def _expected_cost(self) -> Tensor:
+        """Cost of a slim pass by the gates' chances to be open, over that of a full one: []."""
+        assert self.gates is not None, "made by configure_model"
+        chance = torch.where(self._always(), 1.0, self.gates.chance_open())
+        return (chance * self.costs).sum() + self.rest_cost
+
+    def _step(self, optimizer: Any) -> None:
+        """One step of the stage that is due, on the gradients gathered."""
+        if self._learns:
+            self._average_gradients()
+            if self.stage == "route":
+                self._route_step(optimizer)
+            else:
+                self._adapter_step(optimizer)
+            optimizer.zero_grad()
+        self._gathered = 0
         self.steps_done += 1
         if int(self.steps_done) == self.route_steps:
             self.discretize()
 
-    def _route_step(self, batch: TraceBatch) -> None:
-        assert self.gates is not None, "made by configure_model"
-        optimizer: Any = self.optimizers()
-        always = self._always()
-        noise = torch.Generator(self.device).manual_seed(int(self.steps_done))  # the same after a resume
-        drawn = torch.where(always, 1.0, self.gates.sample(noise))
-        logits = self._student(batch, self.model.full_sublayers, drawn, int(self.steps_done))
-        divergence = top_k_tail_kl(batch.q_ids, batch.q_log_probs, logits).mean()
-        chance = torch.where(always, 1.0, self.gates.chance_open())
-        cost = (chance * self.costs).sum() + self.rest_cost
-        excess = cost - self._target_now()
-        loss = divergence + self.multiplier * excess
-        optimizer.zero_grad()
-        self.manual_backward(loss)
+    def _gradients(self) -> dict[str, Tensor]:
+        """What was gathered since the last step, by parameter."""
+        return {name: one.grad for name, one in self.named_parameters() if one.grad is not None}
+
+    def _mean_over_processes(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The mean of each gradient over processes, exchanged as one tensor."""
+        flat = torch.cat([gradient.flatten() for gradient in gradients.values()])
+        mean = self.trainer.strategy.reduce(flat, reduce_op="mean")
+        assert isinstance(mean, Tensor), "a reduced tensor is one"
+        parts = mean.split([gradient.numel() for gradient in gradients.values()])
+        return {name: part.view_as(gradients[name]) for name, part in zip(gradients, parts, strict=True)}
+
+    def _average_gradients(self) -> None:
+        """Make the gradients those of the mean over all batches of the step."""
+        gradients = self._gradients()
+        for name, mean in self._mean_over_processes(gradients).items():
+            gradients[name].copy_(mean / self.accumulate)
+
+    def _route_step(self, optimizer: Any) -> None:
+        excess = self._expected_cost().detach() - self._target_now()
         self._set_learning_rate(optimizer, self.route_learning_rate)
         optimizer.step()
-        self.multiplier.add_(self.cost_learning_rate * excess.detach() * 10).clamp_(min=0)
-        self.log_dict({"route_kl": divergence, "expected_cost": cost}, prog_bar=True, batch_size=len(batch.q_ids))
+        mean = self.trainer.strategy.reduce(excess, reduce_op="mean")  # one multiplier, whatever rounding does
+        self.multiplier.add_(self.cost_learning_rate * mean * 10).clamp_(min=0)
+
+    def _adapter_step(self, optimizer: Any) -> None:
+        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+        share = self._adapter_schedule()
+        self._set_learning_rate(optimizer, self.adapter_learning_rate * share, self.bridge_learning_rate * share)
+        optimizer.step()
 
     def _target_now(self) -> float:
         """The cost target, let down from 1 over the first half of the route's steps."""
@@ -287,30 +378,25 @@ class RouterModule(LightningModule):
         self.kept[order[within]] = True
         self.kept |= self._always()
         if self.bridged:
-            (bridges,) = fit_bridges(self.model, [self.route], self._drawn_texts(self.bridge_texts), self.bridge_rank)
+            fitted = fit_bridges(self.model, [self.route], self._drawn_texts(self.bridge_texts), self.bridge_rank)
+            (bridges,) = self.trainer.strategy.broadcast(fitted)
             self._take_bridges(bridges)
             optimizer: Any = self.optimizers()
             optimizer.add_param_group({"params": [*bridges.parameters()]})
 
-    def _adapter_step(self, batch: TraceBatch) -> None:
-        if self.slim_layers is None and self.bridges is None:
-            return
-        optimizer: Any = self.optimizers()
-        logits = self._student(batch, self._kept_sublayers(), None, int(self.steps_done))
-        loss = top_k_tail_kl(batch.q_ids, batch.q_log_probs, logits).mean()
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
-        share = self._adapter_schedule()
-        self._set_learning_rate(optimizer, self.adapter_learning_rate * share, self.bridge_learning_rate * share)
-        optimizer.step()
-        self.log("adapter_kl", loss, prog_bar=True, batch_size=len(batch.q_ids))
-
     def _adapter_schedule(self) -> float:
         """Warm-up over 20 steps, then linear decay to a tenth at the end of training."""
         step = int(self.steps_done) - self.route_steps
-        total = max(int(self.trainer.estimated_stepping_batches) - self.route_steps, 1)
+        total = max(self._all_steps() - self.route_steps, 1)
         return min(1.0, (step + 1) / 20) * max(0.1, 1 - step / total)
+
+    def _all_steps(self) -> int:
+        """Steps of the whole training; Lightning's own estimate takes each batch for one."""
+        trainer = self.trainer
+        estimate = int(trainer.estimated_stepping_batches)
+        if trainer.max_epochs is None or trainer.max_epochs < 0:
+            return estimate  # bounded by max_steps alone, which counts steps
+        return min(estimate, int(trainer.num_training_batches) * trainer.max_epochs // self.accumulate)
 
     @staticmethod
     def _set_learning_rate(optimizer: Any, *rates: float) -> None:
@@ -323,6 +409,28 @@ class RouterModule(LightningModule):
         logits = self._student(batch, self._kept_sublayers(), None, seed=0)
         self.agreement.update((logits.argmax(-1) == batch.q_ids[:, 0]).float())
         self.log("agreement", self.agreement, prog_bar=True, on_epoch=True, batch_size=len(batch.q_ids))
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Leave the gradients: validation may come between two batches of a step."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Between two steps, keep what was gathered, as the mean over processes: that is what the step makes of it."""
+        if self._gathered:
+            gradients = self._gradients()
+            mean = self._mean_over_processes(gradients) if gradients else {}
+            checkpoint["gathered"] = {"batches": self._gathered, "gradients": mean}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what was gathered; the parameters it belongs to are yet to come."""
+        gathered = checkpoint.get("gathered", {"batches": 0, "gradients": {}})
+        self._gathered, self._gradients_to_restore = gathered["batches"], gathered["gradients"]
+
+    def on_train_start(self) -> None:
+        """Go on between two steps where a checkpoint was made there."""
+        for name, parameter in self.named_parameters():
+            if name in self._gradients_to_restore:
+                parameter.grad = self._gradients_to_restore[name].to(parameter)
+        self._gradients_to_restore = {}
 
     def configure_optimizers(self) -> Any:
         """Adam over gates and adapter, and the bridges as a group of their own; each step sets the learning rates."""

@@ -43,9 +43,18 @@ def texts_of(shapes: Sequence[tuple[int, int]]) -> list[TraceText]:
     return [text_of(index, prompt, generated) for index, (prompt, generated) in enumerate(shapes)]
 
 
-def loader_of(lengths: Sequence[int], max_tokens: int = 60, seed: int = 0, *, shuffle: bool = True) -> TraceLoader:
+def loader_of(
+    lengths: Sequence[int],
+    max_tokens: int = 60,
+    seed: int = 0,
+    *,
+    shuffle: bool = True,
+    processes: int = 1,
+    rank: int = 0,
+) -> TraceLoader:
     texts = texts_of([(1, length - 1) for length in lengths])
-    return TraceLoader(texts, LengthBatches(lengths, max_tokens, shuffle=shuffle, seed=seed))
+    batches = LengthBatches(lengths, max_tokens, shuffle=shuffle, seed=seed, processes=processes, rank=rank)
+    return TraceLoader(texts, batches)
 
 
 def epoch_of(loader: TraceLoader, epoch: int) -> list[list[int]]:
@@ -118,7 +127,34 @@ def test_a_loader_goes_on_behind_its_state(lengths: list[int], epoch: int, data:
     assert epoch_of(second, epoch + 1) == epoch_of(loader_of(lengths), epoch + 1)
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"max_tokens": 50}, {"lengths": list(range(3, 30))}])
+@given(lengths=LENGTHS, processes=st.integers(1, 4), epoch=st.integers(0, 2))
+def test_processes_take_turns_in_the_order_of_one(lengths: list[int], processes: int, epoch: int) -> None:
+    whole = epoch_of(loader_of(lengths), epoch)
+    if len(whole) < processes:
+        with pytest.raises(TraceError, match=f"{len(whole)} batches cannot be shared by {processes} processes"):
+            loader_of(lengths, processes=processes)
+        return
+    loaders = [loader_of(lengths, processes=processes, rank=rank) for rank in range(processes)]
+    shares = [epoch_of(loader, epoch) for loader in loaders]
+    assert {len(share) for share in shares} == {len(loaders[0])}, "all must make equally many steps"
+    together = [batch for turn in zip(*shares, strict=True) for batch in turn]
+    assert together == whole[: len(together)]
+    assert len(whole) - len(together) < processes
+
+
+def test_a_process_goes_on_behind_the_state_that_the_first_one_saved() -> None:
+    lengths = list(range(2, 40))
+    loaders = [loader_of(lengths, processes=2, rank=rank) for rank in (0, 1)]
+    whole = [epoch_of(loader, 0) for loader in loaders]
+    running = iter(loaders[0])
+    for _ in range(3):
+        next(running)
+    second = loader_of(lengths, processes=2, rank=1)
+    second.load_state_dict(loaders[0].state_dict())
+    assert epoch_of(second, 0) == whole[1][3:]
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"max_tokens": 50}, {"lengths": list(range(3, 30))}, {"processes": 2}])
 def test_a_state_of_other_batches_is_refused(other: dict[str, object]) -> None:
     state = loader_of(list(range(2, 30))).state_dict()
     loader = loader_of(**{"lengths": list(range(2, 30)), **other})  # type: ignore[arg-type]

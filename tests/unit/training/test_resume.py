@@ -11,11 +11,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from tests.tiny import LAYERS, TinyFolder
+from tests.tiny import LAYERS, TinyFolder, even_costs
 from viasd_calib.errors import TraceError
 from viasd_calib.prompts import SplitShares
-from viasd_calib.slim.cost import SublayerCosts
-from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.data import TraceBatch, TraceDataModule
 from viasd_calib.training import router as routing
 from viasd_calib.training.drafter import DrafterModule
@@ -67,11 +65,6 @@ def make_span_router(verifier: str) -> LightningModule:
 
 def make_drafter(verifier: str) -> LightningModule:
     return DrafterModule(verifier, num_layers=1, head_vocab=16, taps=(1, LAYERS), depths=(1, 2), closed_form_texts=4)
-
-
-def even_costs(model: RoutedModel) -> SublayerCosts:
-    count = len(model.full_sublayers)
-    return SublayerCosts(torch.full((count,), 1 / (count + 1)), 1 / (count + 1))
 
 
 @pytest.fixture(autouse=True)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
-from tests.tiny import EOS, TINY_FAMILIES, VOCAB, TinyFolder, tiny_model
+from tests.tiny import EOS, TINY_FAMILIES, VOCAB, TinyFolder, even_costs, tiny_model
 from viasd_calib.errors import CalibrationError, TraceError
 from viasd_calib.models import load_verifier
 from viasd_calib.prompts import SplitShares
 from viasd_calib.slim.adapter import adapted_layers, adapter_tensors
 from viasd_calib.slim.bridges import skipped_runs
 from viasd_calib.traces.data import TraceDataModule
+from viasd_calib.training import router as routing
+from viasd_calib.training.objectives import OBJECTIVES, Objective
 from viasd_calib.training.router import ADAPTER_TARGETS, RouteChoice, RouterModule
 
 SHARES = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
@@ -29,17 +34,23 @@ def router(tiny_folder: TinyFolder, choice: RouteChoice = "gates", **changes: An
     return RouterModule(str(tiny_folder), route_choice=choice, **entries)
 
 
-def fit(module: RouterModule, traces: Path, folder: Path, steps: int, resume: str | None = None) -> Trainer:
+def fit(
+    module: RouterModule, traces: Path, folder: Path, steps: int, resume: str | None = None, **settings: Any
+) -> Trainer:
     trainer = Trainer(
         max_steps=steps,
-        max_epochs=100,
+        max_epochs=settings.pop("max_epochs", 100),
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         limit_val_batches=1,
-        callbacks=[ModelCheckpoint(folder, save_last=True, every_n_train_steps=1, save_top_k=0)],
+        callbacks=[
+            ModelCheckpoint(folder, save_last=True, every_n_train_steps=1, save_top_k=0),
+            *settings.pop("callbacks", []),
+        ],
+        **settings,
     )
     trainer.fit(
         module, datamodule=TraceDataModule([str(traces)], shares=SHARES, max_batch_tokens=128), ckpt_path=resume
@@ -160,6 +171,124 @@ def test_an_output_vocabulary_that_cannot_be_is_refused_before_training(
     with pytest.raises(CalibrationError, match=rf"head_vocab is {size}; give 2 to {VOCAB} tokens"):
         fit(module, traces, tmp_path, steps=1)
     assert module.gates is None
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_both_stages_minimise_the_objective(
+    objective: Objective, tiny_folder: TinyFolder, traces: Path, tmp_path: Path
+) -> None:
+    module = router(tiny_folder, objective=objective)
+    trainer = fit(module, traces, tmp_path, steps=5)
+    assert {f"route_{objective}", f"adapter_{objective}"} <= trainer.callback_metrics.keys()
+    assert not [
+        name for name in trainer.callback_metrics for other in OBJECTIVES if other != objective and other in name
+    ]
+
+
+def test_objectives_teach_different_things(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    learned = []
+    for objective in get_args(Objective):
+        module = router(tiny_folder, objective=objective)
+        torch.manual_seed(0)
+        fit(module, traces, tmp_path / objective, steps=2)
+        assert module.gates is not None
+        learned.append(module.gates.log_alpha.detach())
+    assert not any(torch.equal(one, other) for one, other in combinations(learned, 2))
+
+
+class Halfway(Callback):
+    """Saves behind each batch, and notes how many steps were made by then."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.steps: list[int] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.steps.append(trainer.global_step)
+        trainer.save_checkpoint(self.folder / f"{len(self.steps)}.ckpt")
+
+
+def learned_state(folder: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+def assert_same_state(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, tensor in found.items():
+        assert torch.allclose(tensor.float(), wanted[name].float(), atol=1e-6), name
+
+
+def test_a_run_that_stopped_between_two_steps_goes_on_there(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of three batches; batch 5 lies in the route's stage, batch 14 in the adapter's and behind an epoch."""
+    monkeypatch.setattr(routing, "sublayer_costs", even_costs)
+    saves = Halfway(tmp_path)
+    torch.manual_seed(0)
+    fit(router(tiny_folder, accumulate=3), traces, tmp_path / "whole", steps=6, callbacks=[saves])
+    assert saves.steps == [batch // 3 for batch in range(1, 19)]
+    for stopped in (5, 14):
+        checkpoint = tmp_path / f"{stopped}.ckpt"
+        assert torch.load(checkpoint, weights_only=True)["gathered"]["batches"] == stopped % 3
+        folder = tmp_path / f"from-{stopped}"
+        fit(router(tiny_folder, accumulate=3), traces, folder, steps=6, resume=str(checkpoint))
+        assert_same_state(learned_state(folder), learned_state(tmp_path / "whole"))
+    assert "gathered" not in torch.load(tmp_path / "6.ckpt", weights_only=True), "a whole step"
+
+
+def test_validation_between_two_steps_changes_nothing(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing, "sublayer_costs", even_costs)
+    often: dict[str, Any] = {"val_check_interval": 1, "check_val_every_n_epoch": None}
+    for name, settings in (("often", often), ("rarely", {})):
+        torch.manual_seed(0)
+        fit(router(tiny_folder, accumulate=3), traces, tmp_path / name, steps=5, **settings)
+    assert_same_state(learned_state(tmp_path / "often"), learned_state(tmp_path / "rarely"))
+
+
+def test_a_step_takes_the_mean_of_its_batches(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradients of three batches, each taken alone from the same start, against that of one step of three."""
+    monkeypatch.setattr(routing, "sublayer_costs", even_costs)
+    alone: list[Tensor] = []
+    together: list[Tensor] = []
+
+    for accumulate, kept in ((1, alone), (3, together)):
+        module = router(tiny_folder, accumulate=accumulate, route_steps=50)
+
+        def note(_optimizer: Any, module: RouterModule = module, kept: list[Tensor] = kept) -> None:
+            kept.append(module._gradients()["gates.log_alpha"].clone())
+
+        monkeypatch.setattr(module, "_route_step", note)
+        monkeypatch.setattr(module, "_target_now", lambda: 0.7)
+        fit(module, traces, tmp_path / str(accumulate), steps=-1, max_epochs=1, limit_train_batches=3)
+    assert torch.allclose(together[0], torch.stack(alone).mean(0), atol=1e-7)
+
+
+def test_the_schedule_counts_steps_not_batches(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    for steps, epochs, expected in ((-1, 2, 4), (3, 2, 3), (9, 2, 4), (9, -1, 9)):
+        module = router(tiny_folder, accumulate=2)
+        trainer = fit(module, traces, tmp_path, steps=steps, max_epochs=epochs, limit_train_batches=4)
+        assert trainer.global_step == module._all_steps() == expected
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [({"accumulate": 0}, "accumulate is 0; give 1"), ({"objective": "l2"}, "objective is 'l2'; give one of kl, ")],
+)
+def test_an_entry_that_cannot_be_is_refused(entry: dict[str, Any], message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        RouterModule(**entry)
+
+
+def test_processes_under_another_strategy_are_refused() -> None:
+    module = RouterModule()
+    module._trainer = SimpleNamespace(world_size=2, strategy=FSDPStrategy())  # type: ignore[assignment]
+    with pytest.raises(CalibrationError, match=r"FSDPStrategy cannot train the router.*set trainer.strategy to ddp"):
+        module.configure_model()
 
 
 @pytest.mark.parametrize("cost", [0.0, -1.0, 1.5])

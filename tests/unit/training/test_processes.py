@@ -1,0 +1,118 @@
+"""Several processes that train together, against one that gathers as many batches before each step.
+
+Of n processes, each with ``accumulate`` = a, a step learns from the same n x a batches of the one order as a step of
+one process with ``accumulate`` = n x a; an epoch's batches are a multiple of n here, so none is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.tiny import TinyFolder, tiny_prompts
+from viasd_calib.calibration.artifacts import ADAPTER_FILE, BRIDGES_FILE
+from viasd_calib.draft.lookup import PromptLookup
+from viasd_calib.models import load_verifier
+from viasd_calib.traces.capture import CaptureSettings, capture
+from viasd_calib.training.router import RouteChoice
+
+ROOT = Path(__file__).parents[3]
+TEXTS = 24
+STEPS = 8
+TWO = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
+AFTER_EACH_STEP = {"every_n_train_steps": 1, "save_top_k": 0, "save_last": True}
+AFTER_EACH_VALIDATION = {"every_n_epochs": 1, "save_top_k": -1, "filename": "{step}"}
+CHECKPOINTS = json.dumps(
+    [
+        {"class_path": "ModelCheckpoint", "init_args": {"dirpath": "checkpoints", **when}}
+        for when in (AFTER_EACH_STEP, AFTER_EACH_VALIDATION)
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def traces(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("traces")
+    settings = CaptureSettings(max_new_tokens=8, batch_size=8)
+    capture(load_verifier(str(tiny_folder)), PromptLookup(), "prompt_lookup", tiny_prompts(TEXTS), folder, settings)
+    return folder
+
+
+class Fitted(NamedTuple):
+    """What a run of ``viasd fit`` left behind."""
+
+    folder: Path
+    said: str
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The router's state after the last step."""
+        state: dict[str, Tensor] = torch.load(self.folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        return state
+
+    @property
+    def written(self) -> dict[str, Tensor]:
+        """The tensors that the slim verifier is decoded with."""
+        return {**load_file(self.folder / "fit" / ADAPTER_FILE), **load_file(self.folder / "fit" / BRIDGES_FILE)}
+
+
+def run_fit(
+    folder: Path, verifier: TinyFolder, traces: Path, choice: RouteChoice, accumulate: int, *options: str
+) -> Fitted:
+    """Run ``viasd fit`` as a process of its own: one text a batch, so that an epoch is ``TEXTS`` batches."""
+    folder.mkdir()
+    command = [
+        sys.executable, str(ROOT / "tests/even_fit.py"), "--out", "fit", "--model.verifier", str(verifier),
+        "--model.route_choice", choice, "--model.route_steps", "3", "--model.target_cost", "0.7",
+        "--model.adapter_rank", "2", "--model.max_run", "4", "--model.accumulate", str(accumulate),
+        "--data.folders", f"[{traces}]", "--data.shares", '{"fit": 1.0, "calibrate": 0.0, "test": 0.0}',
+        "--data.validation_share", "0.0", "--data.max_batch_tokens", "1", "--trainer.accelerator", "cpu",
+        "--trainer.max_steps", str(STEPS), "--trainer.max_epochs", "9", "--trainer.val_check_interval", "3",
+        "--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--trainer.callbacks", CHECKPOINTS,
+        *options,
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Fitted(folder, done.stdout)
+
+
+def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, tensor in found.items():
+        assert torch.allclose(tensor.float(), wanted[name].float(), rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", ["gates", "span"])
+def test_two_processes_learn_what_one_does(
+    choice: RouteChoice, tiny_folder: TinyFolder, traces: Path, tmp_path: Path
+) -> None:
+    one = run_fit(tmp_path / "one", tiny_folder, traces, choice, 4, "--trainer.devices", "1")
+    two = run_fit(tmp_path / "two", tiny_folder, traces, choice, 2, *TWO)
+    assert int(one.state["steps_done"]) == STEPS
+    assert_close(two.state, one.state)
+    assert_close(two.written, one.written)
+    assert two.said.count("what was learned") == 1, "one process alone writes"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 4], ids=["route", "adapter"])
+def test_two_processes_go_on_between_two_steps(
+    step: int, tiny_folder: TinyFolder, traces: Path, tmp_path: Path
+) -> None:
+    """Validation after 3 and 9 batches of each process saves in the middle of a step of two."""
+    whole = run_fit(tmp_path / "whole", tiny_folder, traces, "gates", 2, *TWO)
+    checkpoint = whole.folder / f"checkpoints/step={step}.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["gathered"]["batches"] == 1
+    rest = run_fit(tmp_path / "rest", tiny_folder, traces, "gates", 2, *TWO, "--ckpt_path", str(checkpoint))
+    assert_close(rest.state, whole.state)
