@@ -22,6 +22,7 @@ from viasd_calib.calibration.artifacts import (
 from viasd_calib.calibration.first_gates import FirstGates, fit_first_gates
 from viasd_calib.cli.notices import say_written
 from viasd_calib.models import LoadVerifier, load_verifier
+from viasd_calib.prompts import SplitShares, combined_sha256
 from viasd_calib.slim.adapter import adapter_ref, save_adapter
 from viasd_calib.slim.bridges import bridges_ref, save_bridges
 from viasd_calib.slim.forward import RoutedModel
@@ -50,6 +51,13 @@ class RouterCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--out``, and give the data module the router's verifier."""
         parser.add_argument("--out", type=str, default="runs/fit", help="folder for route, adapter and gates")
+        parser.add_argument(
+            "--gate_folders",
+            type=list[str] | None,
+            default=None,
+            help="traces that gates are fitted and judged on, in place of those the route learned from: of prompts "
+            "that neither drafter nor slim verifier was trained on, whose answers both know too well",
+        )
 
     def before_fit(self) -> None:
         """Let the router have its verifier from where this command has, and know whether it goes on."""
@@ -59,7 +67,8 @@ class RouterCLI(LightningCLI):
     def after_fit(self) -> None:
         """Write what was learned, and fit the first gates on it; where several processes train, the first one alone."""
         if self.trainer.is_global_zero:
-            write_fit(self.model, self.datamodule, Path(self.config["fit"]["out"]))
+            options = self.config["fit"]
+            write_fit(self.model, self.datamodule, Path(options["out"]), options["gate_folders"] or ())
 
 
 def fit(words: Sequence[str], _load: LoadVerifier = load_verifier) -> None:
@@ -76,8 +85,12 @@ def fit(words: Sequence[str], _load: LoadVerifier = load_verifier) -> None:
     )
 
 
-def write_fit(router: RouterModule, data: TraceDataModule, out: Path) -> FitArtifact:
-    """Write route, bridges, adapter and head vocabulary, fit the first gates on them, and write those."""
+def write_fit(router: RouterModule, data: TraceDataModule, out: Path, gate_folders: Sequence[str] = ()) -> FitArtifact:
+    """Write route, bridges, adapter and head vocabulary, fit the first gates on them, and write those.
+
+    Args:
+        gate_folders: traces for the gates; none for the texts that the route learned from, and those held back.
+    """
     route = router.route
     if router.bridges is not None:
         save_bridges(router.bridges, out / BRIDGES_FILE)
@@ -96,8 +109,9 @@ def write_fit(router: RouterModule, data: TraceDataModule, out: Path) -> FitArti
         route = route.model_copy(update={"head_vocab": save_head_ids(head_ids, out / HEAD_VOCAB_FILE, out)})
         outside = share_outside(head_ids, data.validation_texts())
     routed = RoutedModel(router.model.model, route, router.slim_parts(head_ids))
-    gates = fit_first_gates(routed, data.training_texts(), data.validation_texts(), router.max_run)
-    artifact = _artifact(route, data, gates, outside)
+    judged = gate_texts(gate_folders, data.seed) if gate_folders else data
+    gates = fit_first_gates(routed, judged.training_texts(), judged.validation_texts(), router.max_run)
+    artifact = _artifact(route, [data, judged], gates, outside)
     save_scores(gates.scores, out)
     save_artifact(artifact, out / FIT_FILE)
     say_fit(artifact)
@@ -105,10 +119,20 @@ def write_fit(router: RouterModule, data: TraceDataModule, out: Path) -> FitArti
     return artifact
 
 
-def _artifact(route: Route, data: TraceDataModule, gates: FirstGates, outside: float) -> FitArtifact:
+def gate_texts(folders: Sequence[str], seed: int) -> TraceDataModule:
+    """Traces for gates alone: every text of them, a third held back to judge the gates on."""
+    everything = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
+    data = TraceDataModule([*folders], shares=everything, validation_share=1 / 3, seed=seed)
+    data.setup()
+    return data
+
+
+def _artifact(route: Route, sources: Sequence[TraceDataModule], gates: FirstGates, outside: float) -> FitArtifact:
+    """What was learned from ``sources``: the texts of the route, and those of the gates."""
+    data, judged = sources
     return FitArtifact(
         verifier=data.verifier_ref(),
-        draft=read_manifest(data.folders[0]).draft,
+        draft=read_manifest(judged.folders[0]).draft,
         route=route,
         draft_gate=gates.draft.gate,
         slim_gate=gates.slim.gate,
@@ -118,7 +142,7 @@ def _artifact(route: Route, data: TraceDataModule, gates: FirstGates, outside: f
         },
         agreement=gates.agreement,
         outside_head_vocab=outside,
-        fit_sha256=data.prompts_sha256(),
+        fit_sha256=combined_sha256([text.prompt_sha256 for source in sources for text in source.texts]),
     )
 
 

@@ -126,7 +126,6 @@ def _adapted(lora: Any, folded: bool) -> nn.Module:
     if not folded:
         return AdaptedLinear(base, down, up)
     whole = base.weight.float() + up.weight.float() @ down.weight.float()  # [out, in]
-    layer = nn.Linear(0, 0, bias=False, device="meta")
-    layer.in_features, layer.out_features = base.in_features, base.out_features
+    layer = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
     layer.weight, layer.bias = nn.Parameter(whole.to(base.weight.dtype), requires_grad=False), base.bias
     return layer

@@ -81,25 +81,34 @@ def pack_linears(modules: Iterable[nn.Module]) -> None:
         ('PackedLinear', True)
     """
     modules = tuple(modules)
-    places: dict[_Key, list[LinearPlace]] = {}
+    groups = [group for module in modules for holder in module.modules() for group in siblings_in(holder)]
+    of_a_group = {id(layer) for group in groups for layer in group}
+    alone: dict[_Key, list[LinearPlace]] = {}
+    in_group: dict[int, LinearPlace] = {}
     for place in plain_linears(modules):
-        places.setdefault(_key(place.linear), []).append(place)
-    holders = [holder for module in modules for holder in module.modules()]
-    for keys in [[_key(layer) for layer in group] for holder in holders for group in siblings_in(holder)]:
-        if len(places.keys() & keys) < len(keys):  # a copy's group, whose weights were met in the original's
-            continue
-        sharing = [places.pop(key) for key in keys]
-        layers = [same[0].linear for same in sharing]
-        sizes = [layer.out_features for layer in layers]
-        product = JointProduct(PackedLinear(pack_weight(_joint_weight(layers)), _joint_bias(layers)), sizes)
-        for number, same in enumerate(sharing):
-            for place in same:
+        if id(place.linear) in of_a_group:
+            in_group[id(place.linear)] = place
+        else:
+            alone.setdefault(_key(place.linear), []).append(place)
+    products: dict[tuple[_Key, ...], JointProduct] = {}
+    groups.reverse()
+    while groups:
+        group = groups.pop()
+        keys = tuple(_key(layer) for layer in group)
+        product = products[keys] if keys in products else products.setdefault(keys, _joint_product(group))
+        for number, (key, layer) in enumerate(zip(keys, group, strict=True)):
+            for place in [*alone.pop(key, ()), in_group.pop(id(layer))]:
                 place.put(JointPart(product, number))
-    while places:
-        _, same = places.popitem()
+    while alone:
+        _, same = alone.popitem()
         packed = PackedLinear(pack_weight(same[0].linear.weight), same[0].linear.bias)
         for place in same:
             place.put(packed)
+
+
+def _joint_product(layers: Sequence[nn.Linear]) -> JointProduct:
+    product = PackedLinear(pack_weight(_joint_weight(layers)), _joint_bias(layers))
+    return JointProduct(product, [layer.out_features for layer in layers])
 
 
 def _key(linear: nn.Linear) -> _Key:

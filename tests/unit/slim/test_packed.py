@@ -235,3 +235,23 @@ def test_rows_of_a_packed_head_can_be_read() -> None:
     rows = model.head_rows(torch.tensor([4, 2])).clone()
     pack_linears([model.model])
     assert torch.equal(model.head_rows(torch.tensor([4, 2])), rows)
+
+
+@torch.inference_mode()
+@pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="this PyTorch has no oneDNN")
+def test_a_folded_adapter_makes_a_product_of_its_own(tmp_path: Path) -> None:
+    """q's keys stand beside q''s folded queries and values in one product: they would else take q's whole product."""
+    model = copy.deepcopy(tiny_model())
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(adapted_layers(model.get_decoder().layers, 2, 4, ["q_proj", "v_proj"]), Route(), path)
+    reference = adapter_ref(path, tmp_path, 2, 4, ["q_proj", "v_proj"], folded=True)
+    slim = load_slim_layers(model, Route(adapter=reference), tmp_path)
+    assert slim is not None
+    pack_linears([model, slim])
+    (own, full) = (layers[0].self_attn for layers in (slim, model.get_decoder().layers))
+    assert own.q_proj.product is own.k_proj.product is own.v_proj.product
+    assert full.q_proj.product is full.k_proj.product is full.v_proj.product
+    assert own.k_proj.product is not full.k_proj.product
+    assert slim[0].mlp.gate_proj.product is model.get_decoder().layers[0].mlp.gate_proj.product
+    hidden = torch.randn(1, 3, 16)
+    assert torch.allclose(own.k_proj(hidden), full.k_proj(hidden), atol=1e-6)
