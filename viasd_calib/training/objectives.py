@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,38 @@ def top_k_tail_kl(q_ids: Tensor, q_log_probs: Tensor, logits: Tensor) -> Tensor:
     rest = (1 - probs.sum(-1)).clamp(min=1e-6)
     model_rest = (1 - model.exp().sum(-1)).clamp(min=1e-6)
     return inside + rest * (rest.log() - model_rest.log())
+
+
+def margin_cost(q_ids: Tensor, q_log_probs: Tensor, logits: Tensor, alpha: float = 0.5, beta: float = 0.5) -> Tensor:
+    """What VIA-SD's route search minimises (arXiv 2606.12243), over q's top k tokens.
+
+    sum q' ReLU(log(1 - alpha) + log q' - log q) + sum q ReLU(log beta + log q' - log q): nothing is paid where
+    q' is at most 1 / (1 - alpha) times q, or at most 1 / beta times q. Traces hold q's top k alone, so the sums leave
+    out what q' gives to other tokens.
+
+    Args:
+        q_ids: q's top k tokens, [places, k], long.
+        q_log_probs: [places, k].
+        logits: of q', [places, vocabulary].
+        alpha: margin that q' may stand above q, weighed by q'.
+        beta: margin that q' may stand above q, weighed by q.
+
+    Returns:
+        [places], not below 0.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 0.0, -1.0]])
+        >>> ids = torch.tensor([[0, 1]])
+        >>> margin_cost(ids, logits.log_softmax(-1)[:, :2], logits).item()
+        0.0
+        >>> margin_cost(ids, torch.tensor([[0.2, 0.7]]).log(), logits).item() > 0.5
+        True
+    """
+    slim = logits.gather(-1, q_ids) - logits.logsumexp(-1, keepdim=True)  # [places, k]
+    above = slim - q_log_probs
+    by_slim = slim.exp() * (math.log(1 - alpha) + above).relu()
+    by_full = q_log_probs.exp() * (math.log(beta) + above).relu()
+    return (by_slim + by_full).sum(-1)
 
 
 def restricted_cross_entropy(q_places: Tensor, q_log_probs: Tensor, logits: Tensor, hard_share: float) -> Tensor:

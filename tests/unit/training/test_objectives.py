@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viasd_calib.training.objectives import restricted_cross_entropy, top_k_tail_kl
+from viasd_calib.training.objectives import margin_cost, restricted_cross_entropy, top_k_tail_kl
 
 
 @given(seed=st.integers(0, 10_000), k=st.integers(1, 8))
@@ -41,3 +41,18 @@ def test_restricted_cross_entropy_of_the_choice_alone() -> None:
     assert hard[2].item() == 0.0  # q's choice is outside the reduced vocabulary
     soft = restricted_cross_entropy(places, log_probs, logits, hard_share=0.0)
     assert soft[2].item() == pytest.approx(0.2 * expected[2, 3].item(), rel=1e-5)
+
+
+@given(st.integers(0, 1000), st.floats(0.1, 0.9), st.floats(0.1, 0.9))
+def test_the_margin_cost_is_its_formula(seed: int, alpha: float, beta: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    q, logits = torch.randn(2, 4, 9, generator=generator).mul(2).unbind()
+    q_log_probs, q_ids = q.log_softmax(-1).topk(3)
+    expected = torch.zeros(4)
+    for place in range(4):
+        slim = logits[place].softmax(-1)
+        for token, log_prob in zip(q_ids[place], q_log_probs[place], strict=True):
+            ratio = slim[token] / log_prob.exp()
+            expected[place] += slim[token] * ((1 - alpha) * ratio).log().clamp(min=0)
+            expected[place] += log_prob.exp() * (beta * ratio).log().clamp(min=0)
+    assert torch.allclose(margin_cost(q_ids, q_log_probs, logits, alpha, beta), expected, atol=1e-5)
