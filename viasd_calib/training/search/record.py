@@ -84,6 +84,21 @@ class SearchResult(BaseModel):
     prompts_sha256: str
     found: dict[SearchMethod, FoundRoute]
 
+    def route_of(self, method: SearchMethod, verifier: VerifierRef) -> Route:
+        """The route that a method chose, for the verifier it was chosen on.
+
+        Raises:
+            CalibrationError: the method was not run, or the verifier is another one.
+        """
+        if verifier.config_sha256 != self.verifier.config_sha256:
+            raise CalibrationError(
+                f"the routes were searched on {self.verifier.name_or_path}, this verifier is {verifier.name_or_path}; "
+                "give the file of a search on it"
+            )
+        if method not in self.found:
+            raise CalibrationError(f"the search did not run {method}; choose from {', '.join(self.found)}")
+        return self.found[method].route
+
 
 def save_search(result: SearchResult, path: Path) -> None:
     """Write what was found as JSON, atomically."""
