@@ -90,9 +90,11 @@ def search(
         judging_texts=len(texts.judging),
         held_back_texts=len(texts.held_back),
         prompts_sha256=data.prompts_sha256(),
-        found=compare_choices(model, space, texts, settings),
+        found={},
     )
-    save_search(result, Path(json))
+    for method, found in compare_choices(model, space, texts, settings):
+        result.found[method] = found
+        save_search(result, Path(json))  # after each: a search may take hours, and the next method may fail
     Console(highlight=False).print(search_table(result))
     say_written(json)
     return result

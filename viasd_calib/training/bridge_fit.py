@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -78,11 +77,18 @@ class BridgeFitter:
         self._model = model
         self._streams = streams
         self._rank = rank
-        self._fitted = functools.lru_cache(maxsize=KEPT_BRIDGES)(self._fit_run)
+        self._kept: dict[SkippedRun, Bridge] = {}
 
     def fit(self, route: Route) -> nn.ModuleDict:
         """The bridges of a route, by name, ready to run; they are shared, so no one trains them."""
-        return nn.ModuleDict({run.name: self._fitted(run) for run in skipped_runs(route)})
+        return nn.ModuleDict({run.name: self._bridge(run) for run in skipped_runs(route)})
+
+    def _bridge(self, run: SkippedRun) -> Bridge:
+        if run not in self._kept:
+            if len(self._kept) == KEPT_BRIDGES:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[run] = self._fit_run(run)
+        return self._kept[run]
 
     def _fit_run(self, run: SkippedRun) -> Bridge:
         hidden = self._model.config.hidden_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -70,8 +70,8 @@ def measured_space(model: RoutedModel, settings: SearchSettings) -> SearchSpace:
 
 def compare_choices(
     model: RoutedModel, space: SearchSpace, texts: SearchTexts, settings: SearchSettings
-) -> dict[SearchMethod, FoundRoute]:
-    """Let every method choose a route, and measure all of them on the texts that were held back.
+) -> Iterator[tuple[SearchMethod, FoundRoute]]:
+    """Let one method after the other choose a route, and measure each route on the texts that were held back.
 
     q is read once for all methods. Each has a budget and bridges of its own, so that none lives on what another paid.
 
@@ -80,15 +80,14 @@ def compare_choices(
     """
     read = read_once(model, texts.judging)
     streams = all_streams(model, texts.bridges) if settings.bridges else None
-    found: dict[SearchMethod, FoundRoute] = {}
     with progress_bar("passes") as bar:
         for method in settings.methods:
             task = bar.add_task(method, total=settings.budget)
             fitter = None if streams is None else BridgeFitter(model, streams, settings.bridge_rank)
             judge = RouteJudge(model, read, settings.budget, fitter, partial(bar.advance, task))
-            found[method] = _chosen(method, space, judge, texts.held_back, settings.seed)
+            found = _chosen(method, space, judge, texts.held_back, settings.seed)
             bar.update(task, total=judge.spent)
-    return found
+            yield method, found
 
 
 def _chosen(

@@ -32,10 +32,12 @@ def dimr(space: SearchSpace, judge: RouteJudge, seed: int) -> Route:
     drawing = optuna.samplers.RandomSampler(seed=seed)
     modelling = optuna.samplers.TPESampler(seed=seed, n_startup_trials=BAYES_EVERY - 1)
     study = optuna.create_study(direction="minimize", sampler=drawing)
-    numbers = {str(number): optuna.distributions.FloatDistribution(0, 1) for number in space.free}
+    numbers: dict[str, optuna.distributions.BaseDistribution] = {
+        str(number): optuna.distributions.FloatDistribution(0, 1) for number in space.free
+    }
     for count in range(1, judge.left + 1):
         study.sampler = drawing if count % BAYES_EVERY else modelling
-        trial = study.ask(dict(numbers))
+        trial = study.ask(numbers)
         study.tell(trial, judge.loss(_route(space, trial.params), of=margin_cost))
     return _route(space, study.best_params)
 

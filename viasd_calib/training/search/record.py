@@ -72,6 +72,7 @@ class SearchResult(BaseModel):
         judging_texts: texts that methods were judged on.
         held_back_texts: texts that the routes were compared on.
         prompts_sha256: hash of the set of prompts behind the texts, held back or not.
+        found: by method, those that are done.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -16,6 +16,7 @@ from viasd_calib.slim.bridges import skipped_numbers
 from viasd_calib.slim.cost import SublayerCosts
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
 from viasd_calib.spec import Route
+from viasd_calib.training import bridge_fit
 from viasd_calib.training.bridge_fit import BridgeFitter, all_streams, fit_bridges
 from viasd_calib.training.objectives import margin_cost
 from viasd_calib.training.search.alone import ablation_losses, ablation_order, greedy_removal, knapsack
@@ -97,6 +98,18 @@ def test_a_run_is_fitted_once_for_all_routes_that_leave_it_out() -> None:
     other = fitter.fit(Route(attention_skip=[1, 2]))
     assert one["attention_1"] is other["attention_1"]
     assert [*one] == ["attention_1", "mlp_3"]
+
+
+def test_no_more_bridges_are_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridge_fit, "KEPT_BRIDGES", 2)
+    model = verifier()
+    fitter = BridgeFitter(model, all_streams(model, tiny_texts(3, model=model)))
+    first, kept = (fitter.fit(Route(mlp_skip=[layer])) for layer in (0, 1))
+    fitter.fit(Route(mlp_skip=[2]))
+    assert fitter.fit(Route(mlp_skip=[1]))["mlp_1"] is kept["mlp_1"]
+    again = fitter.fit(Route(mlp_skip=[0]))["mlp_0"]
+    assert again is not first["mlp_0"]
+    assert all(torch.equal(one, other) for one, other in zip(again.parameters(), first.parameters(), strict=True))
 
 
 def planted(layer: int) -> RoutedModel:

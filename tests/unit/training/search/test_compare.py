@@ -68,6 +68,13 @@ def test_the_command_compares_every_method(traces: Path, tmp_path: Path, capsys:
     assert f"wrote {out}" in printed.replace("\n", "")
 
 
+def test_what_was_found_is_kept_where_a_later_method_fails(traces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "search.json"
+    with pytest.raises(CalibrationError, match="leave the method out"):
+        search(str(traces), str(out), 0.8, "even,greedy", budget=3, shares=SHARES, validation_share=0.3)
+    assert [*load_search(out).found] == ["even"]
+
+
 def test_bridges_are_left_out_on_request(traces: Path, tmp_path: Path) -> None:
     with_bridges, without = (
         search(
