@@ -42,6 +42,8 @@ REQUIREMENTS = [
 # torch for CUDA demands the version of Triton it was built with (2.8: 3.4); the range holds them all.
 GPU = ["triton>=3.4,<4; platform_system == 'Linux'"]
 
+SEARCH = ["optuna>=4,<6"]  # the method dimr of viasd search
+
 NOTEBOOKS = ["ipykernel>=6.29", "nbmake>=1.5"]
 
 DEV = [
@@ -52,6 +54,7 @@ DEV = [
     "mypy>=2.4,<3",
     "pre-commit>=4",
     *NOTEBOOKS,
+    *SEARCH,
     *GPU,  # the tests interpret and compile the kernels without a GPU
 ]
 
@@ -79,6 +82,6 @@ setup(
     packages=find_packages(include=["viasd_calib", "viasd_calib.*"]),
     package_data={"viasd_calib": ["py.typed", "data/*.jsonl", "schemas/*.json", "evaluation/templates/*"]},
     install_requires=REQUIREMENTS,
-    extras_require={"dev": DEV, "gpu": GPU, "notebooks": NOTEBOOKS},
+    extras_require={"dev": DEV, "gpu": GPU, "notebooks": NOTEBOOKS, "search": SEARCH},
     entry_points={"console_scripts": ["viasd = viasd_calib.cli:main"]},
 )

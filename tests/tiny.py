@@ -314,9 +314,9 @@ def tiny_prompts(count: int, *, turns: int = 1, longest: int = 6) -> list[Prompt
     ]
 
 
-def tiny_texts(count: int, length: int = 40) -> list[TraceText]:
-    """Random texts behind prompts of five tokens, with what ``tiny_model()`` says along them."""
-    model, nothing = RoutedModel(tiny_model()), torch.empty(0)
+def tiny_texts(count: int, length: int = 40, model: RoutedModel | None = None) -> list[TraceText]:
+    """Random texts behind prompts of five tokens, with what ``model``, or else ``tiny_model()``, says along them."""
+    model, nothing = model or RoutedModel(tiny_model()), torch.empty(0)
     found = []
     for index in range(count):
         ids = torch.randint(VOCAB, (length,), generator=torch.Generator().manual_seed(index))

@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "route-quality": Command(
         "route_quality", "route_quality", "measure how well the slim verifier speaks for the full one"
     ),
+    "search": Command("search", "search", "compare other ways of choosing a route on the same traces"),
     "generate": Command("generate", "generate", "answer a prompt with a routing spec"),
     "bench": Command("evaluate", "bench", "compare decoding methods on a prompt file"),
     "report": Command("evaluate", "report", "write one HTML page on a spec and its benchmark"),

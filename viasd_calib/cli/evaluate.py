@@ -16,6 +16,7 @@ from viasd_calib.calibration.artifacts import (
     load_artifact,
 )
 from viasd_calib.calibration.gate_fitting import Reliability
+from viasd_calib.cli.lists import parse_methods
 from viasd_calib.cli.notices import notice_uncertified, say_written
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Engine, MethodName, load_engine
@@ -23,7 +24,6 @@ from viasd_calib.decoding.session import Generation
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.bench import (
     BENCH_METHODS,
-    BenchMethod,
     BenchResult,
     BenchSettings,
     bench_table,
@@ -86,7 +86,7 @@ def bench(
     chosen = choose_prompts(prompts, split, shares, limit)
     engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=_load)
     settings = BenchSettings(
-        methods=parse_methods(methods),
+        methods=parse_methods(methods, BENCH_METHODS, BenchError),
         max_new_tokens=max_new_tokens,
         dtype=dtype or engine.spec.verifier.dtype,
         audit=audit or engine.spec.decoding.audit,
@@ -145,20 +145,6 @@ def refuse_unexplained(result: BenchResult) -> None:
             f"{gap}, where rounding explains {first.near_tie:.3g} ({len(found)} such texts); the JSON is written, "
             "please report it"
         )
-
-
-def parse_methods(words: str) -> list[BenchMethod]:
-    """Methods from a comma-separated list.
-
-    Raises:
-        BenchError: a method that does not exist; the ones that do are named.
-    """
-    known: dict[str, BenchMethod] = {name: name for name in BENCH_METHODS}
-    names = [word.strip() for word in words.split(",") if word.strip()]
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        raise BenchError(f"there is no method {unknown[0] if unknown else ''!r}; choose from {', '.join(known)}")
-    return [known[name] for name in dict.fromkeys(names)]
 
 
 def choose_prompts(source: str, split: Split | None, shares: SplitShares | None, limit: int | None) -> list[Prompt]:

@@ -58,15 +58,12 @@ def measure_quality(
         raise BenchError("the verifier wrote nothing on these prompts; give others")
     by_text = [judge_at_distances(model, text, distances) for text in track(texts, description="judging q' behind q")]
     direct = [found[0] for found in by_text]
-    agrees = torch.cat([places.agrees for places in direct]).float()
-    surest = torch.cat([places.confidence for places in direct]).argsort(descending=True, stable=True)
+    together = JudgedPlaces.joined(direct)
     by_distance = [torch.cat([found[distance].agrees for found in by_text]) for distance in range(distances)]
     return RouteQuality(
-        agreement=_mean(agrees),
-        kl=_mean(torch.cat([places.kl for places in direct])),
-        agreement_confident={
-            share: _mean(agrees[surest[: max(1, round(float(share) * len(agrees)))]]) for share in CONFIDENT_SHARES
-        },
+        agreement=round(together.agreement(), 4),
+        kl=_mean(together.kl),
+        agreement_confident={share: round(together.agreement(float(share)), 4) for share in CONFIDENT_SHARES},
         relative_cost={width: round(cost, 4) for width, cost in relative_cost.items()},
         by_distance={distance: _mean(hits) for distance, hits in enumerate(by_distance) if len(hits)},
         by_task={

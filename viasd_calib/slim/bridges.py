@@ -45,6 +45,16 @@ class SkippedRun:
         return f"{('attention', 'mlp')[self.begin % 2]}_{self.begin // 2}"
 
 
+def skipped_numbers(route: Route) -> list[int]:
+    """Numbers of the sublayers that a route leaves out, rising.
+
+    Example:
+        >>> skipped_numbers(Route(attention_skip=[1, 2, 5], mlp_skip=[1]))
+        [2, 3, 4, 10]
+    """
+    return sorted([2 * layer for layer in route.attention_skip] + [2 * layer + 1 for layer in route.mlp_skip])
+
+
 def skipped_runs(route: Route) -> list[SkippedRun]:
     """The longest runs that a route leaves out, in the order they would have run.
 
@@ -52,7 +62,7 @@ def skipped_runs(route: Route) -> list[SkippedRun]:
         >>> skipped_runs(Route(attention_skip=[1, 2, 5], mlp_skip=[1]))
         [SkippedRun(begin=2, end=5), SkippedRun(begin=10, end=11)]
     """
-    numbers = sorted([2 * layer for layer in route.attention_skip] + [2 * layer + 1 for layer in route.mlp_skip])
+    numbers = skipped_numbers(route)
     if not numbers:
         return []
     breaks = [place for place, (one, other) in enumerate(pairwise(numbers), start=1) if other != one + 1]

@@ -16,6 +16,8 @@ from viasd_calib.training.teacher import read_residuals
 
 RIDGE = 1e-3
 """Weight of the penalty on the maps' size, relative to the inputs' mean square."""
+KEPT_BRIDGES = 256
+"""Fitted bridges that a search keeps for routes to come; one of SmolLM2-135M takes 1.3 MB."""
 
 
 @torch.no_grad()
@@ -39,12 +41,72 @@ def fit_bridges(
     numbers = sorted({number for run in runs for number in (run.begin, run.end)})
     problems = {run: LeastSquares(hidden + 1, hidden) for run in runs}
     for text in texts:
-        read = read_residuals(model, text.ids[None, :-1].to(model.device), numbers)  # [1, length, numbers, hidden]
-        stream = read[0, text.prompt_length - 1 :].float()  # [n, numbers, hidden]
+        stream = generated_residuals(model, text, numbers)
         for run, problem in problems.items():
-            before, behind = stream[:, numbers.index(run.begin)], stream[:, numbers.index(run.end)]
-            problem.add(torch.cat([before, torch.ones_like(before[:, :1])], 1), behind - before)
+            _add_examples(problem, stream[:, numbers.index(run.begin)], stream[:, numbers.index(run.end)])
     return [_bridges(route, problems, hidden, rank) for route in routes]
+
+
+def generated_residuals(model: RoutedModel, text: TraceText, numbers: Sequence[int]) -> Tensor:
+    """q's residual stream at the n places of a text where q wrote: [n, numbers, hidden], float32.
+
+    Args:
+        numbers: of the sublayers it enters, as :func:`~viasd_calib.training.teacher.read_residuals` takes them.
+    """
+    read = read_residuals(model, text.ids[None, :-1].to(model.device), numbers)  # [1, length, numbers, hidden]
+    return read[0, text.prompt_length - 1 :].float()
+
+
+def _add_examples(problem: LeastSquares, before: Tensor, behind: Tensor) -> None:
+    """What a run made of the residual stream ([n, hidden] each), as examples with a constant last input."""
+    problem.add(torch.cat([before, torch.ones_like(before[:, :1])], 1), behind - before)
+
+
+class BridgeFitter:
+    """Fits bridges for routes that are found one after another, as :func:`fit_bridges` does for routes known ahead.
+
+    A run that several routes leave out is fitted once, and they share its bridge.
+
+    Args:
+        model: what the bridges are for.
+        streams: q's residual stream before each sublayer and at the end, as :func:`all_streams` gives it.
+        rank: of the maps; None for full ones.
+    """
+
+    def __init__(self, model: RoutedModel, streams: Sequence[Tensor], rank: int | None = None) -> None:
+        self._model = model
+        self._streams = streams
+        self._rank = rank
+        self._kept: dict[SkippedRun, Bridge] = {}
+
+    def fit(self, route: Route) -> nn.ModuleDict:
+        """The bridges of a route, by name, ready to run; they are shared, so no one trains them."""
+        return nn.ModuleDict({run.name: self._bridge(run) for run in skipped_runs(route)})
+
+    def _bridge(self, run: SkippedRun) -> Bridge:
+        if run not in self._kept:
+            if len(self._kept) == KEPT_BRIDGES:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[run] = self._fit_run(run)
+        return self._kept[run]
+
+    def _fit_run(self, run: SkippedRun) -> Bridge:
+        hidden = self._model.config.hidden_size
+        problem = LeastSquares(hidden + 1, hidden)
+        _add_examples(problem, self._streams[run.begin], self._streams[run.end])
+        bridge = Bridge(hidden, self._rank)
+        set_least_squares(bridge, problem, self._rank)
+        return bridge.to(device=self._model.device, dtype=self._model.dtype).requires_grad_(False)
+
+
+def all_streams(model: RoutedModel, texts: Iterable[TraceText]) -> list[Tensor]:
+    """q's residual stream before each sublayer and at the end: [sublayers + 1] of [places, hidden], on the host.
+
+    A place takes (sublayers + 1) x hidden x 4 bytes: 140 kB for SmolLM2-135M.
+    """
+    numbers = range(len(model.full_sublayers) + 1)
+    read = torch.cat([generated_residuals(model, text, numbers).cpu() for text in texts])
+    return [stream.contiguous() for stream in read.unbind(1)]
 
 
 def _bridges(route: Route, problems: dict[SkippedRun, LeastSquares], hidden: int, rank: int | None) -> nn.ModuleDict:

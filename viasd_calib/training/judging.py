@@ -30,26 +30,61 @@ class JudgedPlaces:
     agrees: Tensor
     confidence: Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence[JudgedPlaces]) -> JudgedPlaces:
+        """The places of several texts, one text behind the other."""
+        return cls(
+            torch.cat([part.kl for part in parts]),
+            torch.cat([part.agrees for part in parts]),
+            torch.cat([part.confidence for part in parts]),
+        )
+
+    def agreement(self, share: float = 1.0) -> float:
+        """Agreement on this share of the places, those where q' is surest of its choice; on one at least.
+
+        Example:
+            >>> places = JudgedPlaces(torch.zeros(2), torch.tensor([True, False]), torch.tensor([0.9, 0.2]))
+            >>> places.agreement(), places.agreement(0.5)
+            (0.5, 1.0)
+        """
+        surest = self.confidence.argsort(descending=True, stable=True)
+        return float(self.agrees[surest[: max(1, round(share * len(surest)))]].float().mean())
+
 
 def read_for_judging(model: RoutedModel, text: TraceText) -> SharedCache:
     """q's keys and values along a text."""
     return read_text(model, text.ids[None, :-1].to(model.device))[1]
 
 
+def directly_behind(text: TraceText) -> Tensor:
+    """Starts for q' directly behind q: every place is a run of its own, [length - 1], long."""
+    return torch.arange(len(text.ids) - 1)
+
+
 @torch.no_grad()
-def judge_places(
+def slim_logits_along(
     model: RoutedModel, sublayers: Sequence[Sublayer], text: TraceText, cache: SharedCache, starts: Tensor
-) -> JudgedPlaces:
-    """Run q' along a text, reading q's cache up to the start of each place's run, and compare it with q.
+) -> Tensor:
+    """Run q' along a text, reading q's cache up to the start of each place's run.
 
     Args:
         sublayers: what q' runs.
         cache: q's, as :func:`read_for_judging` gives it.
         starts: of each place's run of pending tokens, [length - 1].
+
+    Returns:
+        Its logits at the n places where q wrote: [n, vocabulary], float32, on the host.
     """
     ids = text.ids[None, :-1].to(model.device)
     states = student_states(model, sublayers, ids, cache, starts.to(model.device), begin=text.prompt_length - 1)
-    logits = model.slim_logits(states[0]).float().cpu()  # [n, vocabulary]
+    return model.slim_logits(states[0]).float().cpu()
+
+
+def judge_places(
+    model: RoutedModel, sublayers: Sequence[Sublayer], text: TraceText, cache: SharedCache, starts: Tensor
+) -> JudgedPlaces:
+    """Run q' along a text, as :func:`slim_logits_along` does, and compare it with q."""
+    logits = slim_logits_along(model, sublayers, text, cache, starts)
     top, log_sum_exp = logits.max(-1), logits.logsumexp(-1)
     return JudgedPlaces(
         kl=top_k_kl(text.q_ids, text.q_log_probs, logits, log_sum_exp),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,12 +25,14 @@ from viasd_calib.training.bridge_fit import fit_bridges
 from viasd_calib.training.hard_concrete import HardConcrete
 from viasd_calib.training.head_vocabulary import check_size, choose_tokens
 from viasd_calib.training.objectives import OBJECTIVES, Objective
+from viasd_calib.training.search.methods import SearchMethod
+from viasd_calib.training.search.record import load_search
 from viasd_calib.training.spans import choose_span, span_routes
 from viasd_calib.training.student import run_starts, student_states
 from viasd_calib.training.teacher import read_text
 
 Stage = Literal["route", "adapter"]
-RouteChoice = Literal["span", "gates"]
+RouteChoice = Literal["span", "gates", "given"]
 
 ADAPTER_TARGETS = (
     *("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -45,9 +48,10 @@ class RouterModule(LightningModule):
     KL(q || q') (:mod:`viasd_calib.training.spans`), whatever the objective. ``gates`` trains, for ``route_steps``, one
     hard-concrete gate for each attention and MLP sublayer on the objective, with a multiplier that holds the expected
     relative cost at its target (a Lagrangian, ascended), makes the gates discrete, cheapest sufficient set first, and
-    then fits the bridges. For the remaining steps bridges and LoRA weights on the kept sublayers are distilled on the
-    same objective, each batch with a longest run of pending places of its own, so that q' is at home directly behind q
-    and further on. What is logged bears stage and objective in its name: ``route_kl``, ``adapter_kl``.
+    then fits the bridges. ``given`` takes a route that ``viasd search`` found, and fits its bridges.
+    For the remaining steps bridges and LoRA weights on the kept sublayers are distilled on the same objective, each
+    batch with a longest run of pending places of its own, so that q' is at home directly behind q and further on.
+    What is logged bears stage and objective in its name: ``route_kl``, ``adapter_kl``.
 
     A step learns from ``accumulate`` batches of each process, all of like weight, which may lie in two epochs. So n
     processes (strategy ``ddp``) do what one process does with ``accumulate`` n times as large, up to rounding and to
@@ -62,7 +66,9 @@ class RouterModule(LightningModule):
         objective: what both stages minimise (:mod:`viasd_calib.training.objectives`).
         accumulate: batches that each process learns from in a step.
         route_choice: how the route is found.
-        route_steps: optimiser steps for the gates; none are taken for a span.
+        route_file: what ``viasd search`` wrote, for a given route; target cost and kept layers are then the search's.
+        route_method: the search's method whose route is taken.
+        route_steps: optimiser steps for the gates; none are taken otherwise.
         route_learning_rate: of the gates.
         cost_learning_rate: of the multiplier.
         bridges: whether skipped runs are bridged.
@@ -93,6 +99,8 @@ class RouterModule(LightningModule):
         objective: Objective = "kl",
         accumulate: int = 1,
         route_choice: RouteChoice = "span",
+        route_file: str | None = None,
+        route_method: SearchMethod | None = None,
         route_steps: int = 60,
         route_learning_rate: float = 0.15,
         cost_learning_rate: float = 0.5,
@@ -115,6 +123,10 @@ class RouterModule(LightningModule):
             raise CalibrationError(f"objective is {objective!r}; give one of {', '.join(OBJECTIVES)}")
         if accumulate < 1:
             raise CalibrationError(f"accumulate is {accumulate}; give 1 batch a step or more")
+        if {route_file is not None, route_method is not None} != {route_choice == "given"}:
+            raise CalibrationError(
+                "route_file and route_method say which route is taken; give both, with route_choice given, or neither"
+            )
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.verifier_name = verifier
@@ -124,6 +136,8 @@ class RouterModule(LightningModule):
         self._gathered = 0  # batches since the last step
         self._gradients_to_restore: dict[str, Tensor] = {}
         self.route_choice = route_choice
+        self.route_file = route_file
+        self.route_method = route_method
         self.route_steps = route_steps if route_choice == "gates" else 0
         self.bridged = bridges
         self.bridge_rank = bridge_rank
@@ -184,8 +198,12 @@ class RouterModule(LightningModule):
             for name, parameter in layers.named_parameters():
                 parameter.requires_grad_("lora_" in name)
             self.slim_layers = layers.train()  # copied from a verifier that is in eval mode
-        if self.route_choice == "span" and not self.resumes:
+        if self.resumes:
+            return
+        if self.route_choice == "span":
             self._choose_span()
+        elif self.route_choice == "given":
+            self._take_given(verifier)
 
     def _choose_span(self) -> None:
         """Take the run of layers that is replaced best."""
@@ -200,6 +218,21 @@ class RouterModule(LightningModule):
         self._keep(route)
         if self.bridged:
             self._take_bridges(bridges)
+
+    def _take_given(self, verifier: Verifier) -> None:
+        """Take the route that a search found."""
+        assert self.route_file is not None, "refused when the module was made"
+        assert self.route_method is not None, "refused when the module was made"
+        self._keep(load_search(Path(self.route_file)).route_of(self.route_method, verifier.ref))
+        if self.bridged:
+            self._fit_bridges()
+
+    def _fit_bridges(self) -> nn.ModuleDict:
+        """Fit bridges for the discrete route and train them from here on."""
+        fitted = fit_bridges(self.model, [self.route], self._drawn_texts(self.bridge_texts), self.bridge_rank)
+        (bridges,) = self.trainer.strategy.broadcast(fitted)  # rounding must not part the processes
+        self._take_bridges(bridges)
+        return bridges
 
     def _keep(self, route: Route) -> None:
         """Make ``route`` the discrete route."""
@@ -378,9 +411,7 @@ class RouterModule(LightningModule):
         self.kept[order[within]] = True
         self.kept |= self._always()
         if self.bridged:
-            fitted = fit_bridges(self.model, [self.route], self._drawn_texts(self.bridge_texts), self.bridge_rank)
-            (bridges,) = self.trainer.strategy.broadcast(fitted)
-            self._take_bridges(bridges)
+            bridges = self._fit_bridges()
             optimizer: Any = self.optimizers()
             optimizer.add_param_group({"params": [*bridges.parameters()]})
 

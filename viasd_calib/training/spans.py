@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from viasd_calib.errors import CalibrationError
@@ -18,7 +17,7 @@ from viasd_calib.slim.forward import RoutedModel, Sublayer, sublayers_of
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceText
 from viasd_calib.training.bridge_fit import fit_bridges
-from viasd_calib.training.judging import JudgedPlaces, judge_places, read_for_judging
+from viasd_calib.training.judging import JudgedPlaces, directly_behind, judge_places, read_for_judging
 
 
 @dataclass(frozen=True)
@@ -79,16 +78,10 @@ def judge_routes(
     judged: list[list[JudgedPlaces]] = [[] for _ in routes]
     for text in texts:
         cache = read_for_judging(model, text)
-        alone = torch.arange(len(text.ids) - 1)  # every place is a run of its own
         for found, sublayers in zip(judged, routes, strict=True):
-            found.append(judge_places(model, sublayers, text, cache, alone))
-    return [
-        Judgement(
-            kl=float(torch.cat([places.kl for places in found]).mean()),
-            agreement=float(torch.cat([places.agrees for places in found]).float().mean()),
-        )
-        for found in judged
-    ]
+            found.append(judge_places(model, sublayers, text, cache, directly_behind(text)))
+    together = [JudgedPlaces.joined(found) for found in judged]
+    return [Judgement(kl=float(places.kl.mean()), agreement=places.agreement()) for places in together]
 
 
 def choose_span(

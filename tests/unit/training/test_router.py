@@ -15,22 +15,52 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
-from tests.tiny import EOS, TINY_FAMILIES, VOCAB, TinyFolder, even_costs, tiny_model
+from tests.tiny import EOS, TINY_FAMILIES, VOCAB, TinyFolder, even_costs, tiny_model, verifier_ref
 from viasd_calib.errors import CalibrationError, TraceError
 from viasd_calib.models import load_verifier
 from viasd_calib.prompts import SplitShares
 from viasd_calib.slim.adapter import adapted_layers, adapter_tensors
 from viasd_calib.slim.bridges import skipped_runs
+from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training import router as routing
 from viasd_calib.training.objectives import OBJECTIVES, Objective
 from viasd_calib.training.router import ADAPTER_TARGETS, RouteChoice, RouterModule
+from viasd_calib.training.search.record import FoundRoute, SearchResult, SearchSettings, save_search
 
 SHARES = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
 
 
+GIVEN = Route(attention_skip=[1], mlp_skip=[1, 2])
+
+
+def searched(tiny_folder: TinyFolder, folder: Path, **changes: Any) -> Path:
+    """What a search for routes of the tiny verifier wrote, with one method's route."""
+    found = FoundRoute(
+        route=GIVEN,
+        agreement=0.5,
+        agreement_confident={},
+        kl=1,
+        expected_cost=0.7,
+        relative_cost=0.7,
+        passes=1,
+        seconds=1,
+    )
+    entries: dict[str, Any] = {"verifier": load_verifier(str(tiny_folder)).ref, **changes}
+    result = SearchResult(
+        settings=SearchSettings(methods=("greedy",)), bridge_texts=1, judging_texts=1, held_back_texts=1,
+        prompts_sha256="a" * 64, found={"greedy": found}, **entries,
+    )  # fmt: skip
+    save_search(result, folder / "search.json")
+    return folder / "search.json"
+
+
 def router(tiny_folder: TinyFolder, choice: RouteChoice = "gates", **changes: Any) -> RouterModule:
     entries: dict[str, Any] = {"target_cost": 0.7, "route_steps": 3, "adapter_rank": 2, "max_run": 4, **changes}
+    if choice == "given":
+        entries = {
+            "route_file": str(searched(tiny_folder, tiny_folder)), "route_method": "greedy", **entries
+        }  # fmt: skip
     return RouterModule(str(tiny_folder), route_choice=choice, **entries)
 
 
@@ -85,6 +115,38 @@ def test_a_span_is_one_run_of_layers_with_its_bridge(tiny_folder: TinyFolder, tr
     assert len(skipped_runs(module.route)) == 1
     assert module.bridges is not None
     assert [*module.bridges] == [skipped_runs(module.route)[0].name]
+
+
+def test_a_given_route_is_taken_with_its_bridges(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    module = router(tiny_folder, "given")
+    fit(module, traces, tmp_path, steps=1)
+    assert module.route == GIVEN
+    assert module.bridges is not None
+    assert [*module.bridges] == [run.name for run in skipped_runs(GIVEN)]
+
+
+def test_a_given_route_is_refused_where_it_cannot_be_taken(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path
+) -> None:
+    other = searched(tiny_folder, tmp_path, verifier=verifier_ref())
+    with pytest.raises(CalibrationError, match="give the file of a search on it"):
+        fit(router(tiny_folder, "given", route_file=str(other)), traces, tmp_path, steps=1)
+    with pytest.raises(CalibrationError, match="did not run knapsack; choose from greedy"):
+        fit(router(tiny_folder, "given", route_method="knapsack"), traces, tmp_path, steps=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"route_choice": "given"},
+        {"route_choice": "given", "route_file": "search.json"},
+        {"route_choice": "span", "route_file": "search.json", "route_method": "greedy"},
+        {"route_choice": "gates", "route_method": "greedy"},
+    ],
+)
+def test_a_given_route_takes_file_and_method(options: dict[str, Any]) -> None:
+    with pytest.raises(CalibrationError, match="give both, with route_choice given, or neither"):
+        RouterModule(**options)
 
 
 def test_a_route_without_bridges_has_none(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:

@@ -1,0 +1,228 @@
+"""Every way of choosing a route, on tiny verifiers."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Callable
+from itertools import combinations
+
+import pytest
+import torch
+
+from tests.tiny import tiny_model, tiny_texts
+from viasd_calib.errors import CalibrationError
+from viasd_calib.slim.bridges import skipped_numbers
+from viasd_calib.slim.cost import SublayerCosts
+from viasd_calib.slim.forward import RoutedModel, sublayers_of
+from viasd_calib.spec import Route
+from viasd_calib.training import bridge_fit
+from viasd_calib.training.bridge_fit import BridgeFitter, all_streams, fit_bridges
+from viasd_calib.training.objectives import margin_cost
+from viasd_calib.training.search.alone import ablation_losses, ablation_order, greedy_removal, knapsack
+from viasd_calib.training.search.blind import best_random, best_span, evenly_spaced
+from viasd_calib.training.search.dimr import BAYES_EVERY, dimr
+from viasd_calib.training.search.judge import RouteJudge, read_once
+from viasd_calib.training.search.methods import CHOICES, SearchMethod
+from viasd_calib.training.search.similarity import cosines, most_alike
+from viasd_calib.training.search.space import SearchSpace, whole
+from viasd_calib.training.spans import judge_routes, span_routes
+
+ATTENTION, MLP, REST = 0.06, 0.12, 0.1
+LAYERS = 5
+
+
+def new_space(target: float = 0.6, always: tuple[int, ...] = (0,)) -> SearchSpace:
+    return SearchSpace(SublayerCosts(torch.tensor([ATTENTION, MLP] * LAYERS), REST), target, always)
+
+
+def verifier() -> RoutedModel:
+    return RoutedModel(tiny_model(layers=LAYERS))
+
+
+def new_judge(budget: int, bridged: bool = False, model: RoutedModel | None = None) -> RouteJudge:
+    model = model or verifier()
+    texts = tiny_texts(24, model=model)
+    fitter = BridgeFitter(model, all_streams(model, texts[4:])) if bridged else None
+    return RouteJudge(model, read_once(model, texts[:4]), budget, fitter)
+
+
+@pytest.mark.parametrize("bridged", [True, False])
+@pytest.mark.parametrize("method", CHOICES)
+def test_a_choice_keeps_to_target_layers_budget_and_seed(method: SearchMethod, bridged: bool) -> None:
+    space, budget = new_space(0.65, always=(0, 3)), 14
+    routes = []
+    for _ in range(2):
+        judge = new_judge(budget, bridged)
+        routes.append(CHOICES[method](space, judge, 3))
+        assert judge.spent <= budget
+    assert routes[0] == routes[1]
+    skipped = skipped_numbers(routes[0])
+    assert space.meets(skipped)
+    assert not {number // 2 for number in skipped} & {0, 3}
+
+
+def test_a_budget_that_is_spent_is_refused() -> None:
+    seen: list[int] = []
+    judge = new_judge(2)
+    judge = RouteJudge(judge.model, judge.texts, 2, on_pass=lambda: seen.append(1))
+    judge.loss(Route(mlp_skip=[1]))
+    judge.spend()
+    with pytest.raises(CalibrationError, match="1 passes, 0 of 2 are left; raise budget to 3"):
+        judge.loss(Route(mlp_skip=[1]))
+    assert len(seen) == judge.spent == 2
+
+
+@pytest.mark.parametrize("choice", [ablation_order, greedy_removal, knapsack, best_span])
+def test_what_the_budget_cannot_hold_is_refused_before_the_first_pass(choice: Callable[..., Route]) -> None:
+    judge = new_judge(1)
+    with pytest.raises(CalibrationError, match="raise budget to"):
+        choice(new_space(), judge, 0)
+    assert judge.spent == 0
+
+
+def test_a_route_is_judged_with_its_bridges() -> None:
+    model = verifier()
+    texts = tiny_texts(24, model=model)
+    route = Route(attention_skip=[1, 2], mlp_skip=[1])
+    (bridges,) = fit_bridges(model, [route], texts[4:])
+    kept = [sublayers_of(model.layers, model.layer_types, route, one) for one in (bridges, None)]
+    for bridged, judgement in zip((True, False), judge_routes(model, kept, texts[:4]), strict=True):
+        assert new_judge(1, bridged).loss(route) == pytest.approx(judgement.kl, rel=1e-4)
+
+
+def test_a_run_is_fitted_once_for_all_routes_that_leave_it_out() -> None:
+    model = verifier()
+    fitter = BridgeFitter(model, all_streams(model, tiny_texts(3, model=model)))
+    one = fitter.fit(Route(attention_skip=[1], mlp_skip=[3]))
+    other = fitter.fit(Route(attention_skip=[1, 2]))
+    assert one["attention_1"] is other["attention_1"]
+    assert [*one] == ["attention_1", "mlp_3"]
+
+
+def test_no_more_bridges_are_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridge_fit, "KEPT_BRIDGES", 2)
+    model = verifier()
+    fitter = BridgeFitter(model, all_streams(model, tiny_texts(3, model=model)))
+    first, kept = (fitter.fit(Route(mlp_skip=[layer])) for layer in (0, 1))
+    fitter.fit(Route(mlp_skip=[2]))
+    assert fitter.fit(Route(mlp_skip=[1]))["mlp_1"] is kept["mlp_1"]
+    again = fitter.fit(Route(mlp_skip=[0]))["mlp_0"]
+    assert again is not first["mlp_0"]
+    assert all(torch.equal(one, other) for one, other in zip(again.parameters(), first.parameters(), strict=True))
+
+
+def planted(layer: int) -> RoutedModel:
+    """A verifier one of whose layers does nothing."""
+    model = copy.deepcopy(tiny_model(layers=LAYERS))
+    found = model.get_decoder().layers[layer]
+    found.self_attn.o_proj.weight.zero_()
+    found.mlp.down_proj.weight.zero_()
+    return RoutedModel(model)
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+@pytest.mark.parametrize("choice", [ablation_order, greedy_removal, knapsack, best_span, most_alike])
+def test_a_layer_that_does_nothing_is_found(choice: Callable[..., Route], layer: int) -> None:
+    space = new_space(1 - ATTENTION - MLP)
+    route = choice(space, new_judge(20, model=planted(layer)), 0)
+    assert skipped_numbers(route) == whole([layer])
+
+
+def test_greedy_removal_with_budget_enough_tries_all_that_are_left() -> None:
+    space = new_space(0.7)
+    found = skipped_numbers(greedy_removal(space, new_judge(200), 0))
+    judge, skipped, loss = new_judge(200), [], 0.0
+    while not space.meets(skipped):
+        left = [number for number in space.free if number not in skipped]
+        losses = {number: judge.loss(space.route([*skipped, number])) for number in left}
+        best = min(left, key=lambda number: (losses[number] - loss) / space.share(number))
+        skipped.append(best)
+        loss = losses[best]
+    assert found == sorted(skipped)
+
+
+def test_greedy_removal_goes_on_where_its_budget_ends() -> None:
+    space = new_space(0.4)
+    judge = new_judge(len(space.free))
+    assert space.meets(skipped_numbers(greedy_removal(space, judge, 0)))
+    assert judge.left == 0
+
+
+def test_the_knapsack_loses_least_of_all_routes_that_meet_the_target() -> None:
+    space = new_space(0.7)
+    losses = ablation_losses(space, new_judge(20))
+    meeting = [
+        numbers
+        for count in range(len(space.free) + 1)
+        for numbers in combinations(space.free, count)
+        if space.meets(numbers)
+    ]
+    best = min(meeting, key=lambda numbers: sum(losses[number] for number in numbers))
+    assert skipped_numbers(knapsack(space, new_judge(20), 0)) == sorted(best)
+
+
+def test_the_ablation_order_begins_with_what_is_missed_least() -> None:
+    space = new_space(0.7)
+    losses = ablation_losses(space, new_judge(20))
+    skipped = skipped_numbers(ablation_order(space, new_judge(20), 0))
+    missed = [losses[number] for number in skipped]
+    assert max(missed) < min(losses[number] for number in space.free if number not in skipped)
+
+
+def test_random_routes_are_as_many_as_the_budget_and_the_best_is_taken() -> None:
+    space, judge = new_space(), new_judge(9)
+    more = best_random(space, judge, 5)
+    assert judge.left == 0
+    fewer = best_random(space, new_judge(2), 5)
+    judged = new_judge(2)
+    assert judged.loss(more) <= judged.loss(fewer)
+    assert len({tuple(skipped_numbers(best_random(space, new_judge(1), seed))) for seed in range(6)}) > 1
+
+
+@pytest.mark.parametrize(("target", "expected"), [(0.85, [3]), (0.7, [2, 4]), (0.5, [1, 3, 4]), (0.3, [1, 2, 3, 4])])
+def test_evenly_spaced_layers_take_no_pass(target: float, expected: list[int]) -> None:
+    route = evenly_spaced(new_space(target), new_judge(0), 0)
+    assert route.attention_skip == route.mlp_skip == expected
+
+
+def test_the_span_is_the_best_of_all_runs() -> None:
+    space, judge = new_space(), new_judge(20, bridged=True)
+    route = best_span(space, judge, 0)
+    others = span_routes(space.costs, space.target_cost, space.always, LAYERS)
+    assert len(others) > 1
+    assert judge.loss(route) == min(judge.loss(other) for other in others)
+
+
+def test_layers_are_alike_by_the_cosine_of_the_streams_between_them() -> None:
+    judge = new_judge(1)
+    alike = cosines(judge)
+    assert alike.shape == (LAYERS + 1, LAYERS + 1)
+    assert torch.allclose(alike.diagonal(), torch.ones(LAYERS + 1), atol=1e-5)
+    streams = all_streams(judge.model, [text for text, _ in judge.texts])
+    expected = torch.cosine_similarity(streams[2], streams[6], dim=-1).mean()
+    assert float(alike[1, 3]) == pytest.approx(float(expected), abs=1e-5)
+    route = most_alike(new_space(), judge, 0)
+    runs = span_routes(new_space().costs, 0.6, (0,), LAYERS)
+    by_cosine = {run.mlp_skip[0]: float(alike[run.mlp_skip[0], run.mlp_skip[-1] + 1]) for run in runs}
+    assert route.mlp_skip[0] == max(by_cosine, key=by_cosine.__getitem__)
+    assert judge.spent == 1
+
+
+def test_dimr_takes_the_trial_of_least_margin_cost() -> None:
+    space = new_space()
+    tried: list[Route] = []
+    judge = new_judge(2 * BAYES_EVERY)
+    loss = judge.loss
+    judge.loss = lambda route, of: tried.append(route) or loss(route, of)  # type: ignore[method-assign, assignment]
+    route = dimr(space, judge, 1)
+    assert len(tried) == judge.spent == 2 * BAYES_EVERY
+    again = new_judge(len(tried) + 1)
+    costs = [again.loss(one, of=margin_cost) for one in tried]
+    assert again.loss(route, of=margin_cost) == min(costs) < max(costs)
+
+
+def test_dimr_without_its_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CalibrationError, match=r"install viasd_calib\[search\]"):
+        dimr(new_space(), new_judge(3), 0)

@@ -1,0 +1,42 @@
+"""Options that are comma-separated lists of names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from viasd_calib.errors import ViasdError
+
+Name = TypeVar("Name", bound=str)
+
+
+def parse_methods(words: str, methods: Iterable[Name], error: type[ViasdError]) -> list[Name]:
+    """Methods from a comma-separated list, each once.
+
+    Args:
+        methods: those there are.
+        error: what is raised.
+
+    Raises:
+        ViasdError: of the type ``error``, for a method that does not exist; the ones that do are named.
+
+    Example:
+        >>> parse_methods("b, a,b", ["a", "b", "c"], ViasdError)
+        ['b', 'a']
+    """
+    known = {str(name): name for name in methods}
+    names = split_names(words)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise error(f"there is no method {unknown[0] if unknown else ''!r}; choose from {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+def split_names(words: str) -> list[str]:
+    """The words between commas, each once.
+
+    Example:
+        >>> split_names("runs/a, runs/b,")
+        ['runs/a', 'runs/b']
+    """
+    return list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))

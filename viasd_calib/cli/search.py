@@ -1,0 +1,130 @@
+"""``viasd search``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from viasd_calib.cli.lists import parse_methods, split_names
+from viasd_calib.cli.notices import say_written
+from viasd_calib.errors import CalibrationError, TraceError
+from viasd_calib.models import LoadVerifier, load_verifier
+from viasd_calib.prompts import Split, SplitShares
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import DType, first_problem
+from viasd_calib.tables import new_table
+from viasd_calib.traces.data import TraceDataModule
+from viasd_calib.training.search.compare import compare_choices, divide_texts, measured_space
+from viasd_calib.training.search.methods import CHOICES
+from viasd_calib.training.search.record import CONFIDENT_SHARES, SearchResult, SearchSettings, save_search
+
+
+def search(
+    traces: str,
+    json: str,
+    target_cost: float = 0.5,
+    methods: str = ",".join(CHOICES),
+    budget: int = 200,
+    limit_texts: int | None = 60,
+    bridges: bool = True,
+    bridge_rank: int | None = None,
+    keep_layers: Sequence[int] = (0, -1),
+    split: Split = "fit",
+    shares: SplitShares | None = None,
+    validation_share: float = 0.15,
+    seed: int = 0,
+    verifier: str | None = None,
+    dtype: DType = "float32",
+    device: str = "cpu",
+    _load: LoadVerifier = load_verifier,
+) -> SearchResult:
+    """Choose a route in several ways, each with the same texts and budget, and compare the routes on held-back texts.
+
+    Nothing is trained: bridges are fitted in closed form, and there is no adapter.
+
+    Args:
+        traces: trace folders, comma-separated.
+        json: where the result is written.
+        target_cost: measured cost of a slim pass over that of a full one, bridges left out.
+        methods: comma-separated; an unknown one is answered with the list of those there are.
+        budget: passes over the judging texts that each method may take.
+        limit_texts: texts to search on, a fifth of them for judging and the others for bridges; also the most that
+            routes are compared on. Null takes all.
+        bridges: whether bridges stand in for skipped runs.
+        bridge_rank: of the bridges; null for full ones.
+        keep_layers: layers that are never skipped; negative ones count from the end.
+        split: the split of prompts whose texts are taken, by hash.
+        shares: shares of the splits.
+        validation_share: prompts of the split that are held back, by hash.
+        seed: of the methods that draw.
+        verifier: where to find the verifier, in place of the name in the traces.
+        dtype: number format of the verifier.
+        device: where models run.
+    """
+    settings = _settings(
+        target_cost=target_cost,
+        methods=parse_methods(methods, CHOICES, CalibrationError),
+        budget=budget,
+        keep_layers=keep_layers,
+        bridges=bridges,
+        bridge_rank=bridge_rank,
+        seed=seed,
+    )
+    data = TraceDataModule(split_names(traces), split=split, shares=shares, validation_share=validation_share)
+    data.setup()
+    texts = divide_texts(data, limit_texts)
+    wanted = data.verifier_ref()
+    loaded = _load(verifier or wanted.name_or_path, dtype=dtype, device=device)
+    if loaded.ref.config_sha256 != wanted.config_sha256:
+        raise TraceError(f"the traces are of {wanted.name_or_path}, not of {verifier}; give its --verifier")
+    model = RoutedModel(loaded.model)
+    space = measured_space(model, settings)
+    result = SearchResult(
+        verifier=loaded.ref,
+        settings=settings,
+        bridge_texts=len(texts.bridges) if bridges else 0,
+        judging_texts=len(texts.judging),
+        held_back_texts=len(texts.held_back),
+        prompts_sha256=data.prompts_sha256(),
+        found={},
+    )
+    for method, found in compare_choices(model, space, texts, settings):
+        result.found[method] = found
+        save_search(result, Path(json))  # after each: a search may take hours, and the next method may fail
+    Console(highlight=False).print(search_table(result))
+    say_written(json)
+    return result
+
+
+def _settings(**options: object) -> SearchSettings:
+    """Settings from options.
+
+    Raises:
+        CalibrationError: naming the first option that makes no sense.
+    """
+    try:
+        return SearchSettings.model_validate(options)
+    except ValidationError as error:
+        raise CalibrationError(f"--{first_problem(error)}") from error
+
+
+def search_table(result: SearchResult) -> Table:
+    """What each method found, as a table: one row a method, in the order they were run."""
+    settings = result.settings
+    bridged = "each with its bridges" if settings.bridges else "without bridges"
+    table = new_table(
+        f"routes at cost {settings.target_cost:g}, {bridged}, on {result.held_back_texts} held-back texts",
+        ["", "agreement", *(f"surest {float(share):.0%}" for share in CONFIDENT_SHARES), "KL", "cost", "passes", "s"],
+        caption="cost: of a slim pass over a full one, measured, bridges included; passes over "
+        f"{result.judging_texts} judging texts, at most {settings.budget}; s: seconds of search",
+    )
+    for method, found in result.found.items():
+        surest = [f"{found.agreement_confident[share]:.4f}" for share in CONFIDENT_SHARES]
+        cost = f"{found.relative_cost:.2f}"
+        measured = [f"{found.agreement:.4f}", *surest, f"{found.kl:.4f}", cost, str(found.passes)]
+        table.add_row(method, *measured, f"{found.seconds:.1f}")
+    return table

@@ -1,0 +1,116 @@
+"""Every choice on the same texts and the same budget, compared on texts that none has seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from viasd_calib.errors import TraceError
+from viasd_calib.progress import progress_bar
+from viasd_calib.slim.bridges import skipped_numbers
+from viasd_calib.slim.cost import relative_cost, sublayer_costs
+from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.traces.data import TraceDataModule, TraceText
+from viasd_calib.training.bridge_fit import BridgeFitter, all_streams
+from viasd_calib.training.judging import JudgedPlaces, directly_behind, judge_places, read_for_judging
+from viasd_calib.training.search.judge import RouteJudge, read_once
+from viasd_calib.training.search.methods import CHOICES, SearchMethod
+from viasd_calib.training.search.record import CONFIDENT_SHARES, FoundRoute, SearchSettings
+from viasd_calib.training.search.space import SearchSpace
+
+COST_WIDTH = 4
+"""Tokens of the passes whose times are compared: those that sublayers are measured with."""
+
+
+@dataclass(frozen=True)
+class SearchTexts:
+    """Texts that q wrote on, by what they are for; no prompt of the last is among the others."""
+
+    bridges: Sequence[TraceText]
+    judging: Sequence[TraceText]
+    held_back: Sequence[TraceText]
+
+
+def divide_texts(data: TraceDataModule, limit: int | None = None) -> SearchTexts:
+    """A fifth of the training texts to judge on, the others for bridges, and the validation texts to compare on.
+
+    Args:
+        data: read already.
+        limit: of the training texts, and of those held back; the ones with the lowest hashes are taken.
+
+    Raises:
+        TraceError: there are too few texts.
+    """
+    written = [text for text in data.texts if len(text.generated)]
+    held_back = {text.index for text in data.validation_texts()}
+    fit = sorted((text for text in written if text.index not in held_back), key=lambda text: text.prompt_sha256)
+    kept = sorted((text for text in written if text.index in held_back), key=lambda text: text.prompt_sha256)
+    fit, kept = fit[:limit], kept[:limit]
+    if len(fit) < 2 or not kept:
+        raise TraceError(
+            f"{len(fit)} texts to search on and {len(kept)} to compare on are too few; capture more prompts, or change "
+            "limit_texts or validation_share"
+        )
+    judges = max(1, len(fit) // 5)
+    return SearchTexts(bridges=fit[judges:], judging=fit[:judges], held_back=kept)
+
+
+def measured_space(model: RoutedModel, settings: SearchSettings) -> SearchSpace:
+    """The routes there are at what sublayers cost on this machine.
+
+    Raises:
+        CalibrationError: no route meets the target.
+    """
+    layers = len(model.layers)
+    always = tuple(sorted({layer % layers for layer in settings.keep_layers}))
+    return SearchSpace(sublayer_costs(model), settings.target_cost, always)
+
+
+def compare_choices(
+    model: RoutedModel, space: SearchSpace, texts: SearchTexts, settings: SearchSettings
+) -> Iterator[tuple[SearchMethod, FoundRoute]]:
+    """Let one method after the other choose a route, and measure each route on the texts that were held back.
+
+    q is read once for all methods. Each has a budget and bridges of its own, so that none lives on what another paid.
+
+    Raises:
+        CalibrationError: the budget does not hold what a method takes, or a library is missing.
+    """
+    read = read_once(model, texts.judging)
+    streams = all_streams(model, texts.bridges) if settings.bridges else None
+    with progress_bar("passes") as bar:
+        for method in settings.methods:
+            task = bar.add_task(method, total=settings.budget)
+            fitter = None if streams is None else BridgeFitter(model, streams, settings.bridge_rank)
+            judge = RouteJudge(model, read, settings.budget, fitter, partial(bar.advance, task))
+            found = _chosen(method, space, judge, texts.held_back, settings.seed)
+            bar.update(task, total=judge.spent)
+            yield method, found
+
+
+def _chosen(
+    method: SearchMethod, space: SearchSpace, judge: RouteJudge, held_back: Sequence[TraceText], seed: int
+) -> FoundRoute:
+    begin = time.perf_counter()
+    route = CHOICES[method](space, judge, seed)
+    seconds = time.perf_counter() - begin
+    bridges = judge.bridges(route)
+    routed = RoutedModel(judge.model.model, route, SlimParts(bridges=bridges))
+    places = JudgedPlaces.joined(
+        [
+            judge_places(routed, routed.slim_sublayers, text, read_for_judging(routed, text), directly_behind(text))
+            for text in held_back
+        ]
+    )
+    return FoundRoute(
+        route=route,
+        agreement=round(places.agreement(), 4),
+        agreement_confident={share: round(places.agreement(float(share)), 4) for share in CONFIDENT_SHARES},
+        kl=round(float(places.kl.mean()), 4),
+        expected_cost=round(space.cost(skipped_numbers(route)), 4),
+        relative_cost=round(relative_cost(routed, widths=[COST_WIDTH])[COST_WIDTH], 4),
+        passes=judge.spent,
+        seconds=round(seconds, 2),
+    )

@@ -1,0 +1,112 @@
+"""The judge that every choice asks: what a route loses on some texts, for a counted pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from viasd_calib.errors import CalibrationError
+from viasd_calib.slim.cache import SharedCache
+from viasd_calib.slim.cost import nothing
+from viasd_calib.slim.forward import RoutedModel, sublayers_of
+from viasd_calib.spec import Route
+from viasd_calib.traces.data import TraceText
+from viasd_calib.training.bridge_fit import BridgeFitter
+from viasd_calib.training.judging import directly_behind, read_for_judging, slim_logits_along
+from viasd_calib.training.objectives import top_k_tail_kl
+
+PlaceLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From q's top ids and log-probabilities ([places, k] each) and the logits of q' ([places, vocabulary]) to [places]."""
+
+
+class ReadText(NamedTuple):
+    """A text, and q's keys and values along it."""
+
+    text: TraceText
+    cache: SharedCache
+
+
+def read_once(model: RoutedModel, texts: Iterable[TraceText]) -> list[ReadText]:
+    """Read q along texts that many routes are judged on; its keys and values stay in memory."""
+    return [ReadText(text, read_for_judging(model, text)) for text in texts]
+
+
+class RouteJudge:
+    """Gives the loss of routes, directly behind q at the places where q wrote, until its budget is spent.
+
+    A pass is one run of a route over all texts.
+
+    Args:
+        model: the opened verifier.
+        texts: with at least one place where q wrote.
+        budget: passes.
+        bridges: fits the bridges that a route is judged with; None judges routes without.
+        on_pass: called behind every pass.
+    """
+
+    def __init__(
+        self,
+        model: RoutedModel,
+        texts: Sequence[ReadText],
+        budget: int,
+        bridges: BridgeFitter | None = None,
+        on_pass: Callable[[], object] = nothing,
+    ) -> None:
+        self.model = model
+        self.texts = texts
+        self.budget = budget
+        self.spent = 0
+        self._bridges = bridges
+        self._on_pass = on_pass
+
+    @property
+    def left(self) -> int:
+        """Passes that the budget still holds."""
+        return self.budget - self.spent
+
+    def need(self, passes: int) -> None:
+        """Refuse at once what the budget does not hold.
+
+        Raises:
+            CalibrationError: naming the budget that is needed.
+        """
+        if passes > self.left:
+            raise CalibrationError(
+                f"this choice takes {passes} passes, {self.left} of {self.budget} are left; "
+                f"raise budget to {self.spent + passes} or leave the method out"
+            )
+
+    def spend(self) -> None:
+        """Count a pass.
+
+        Raises:
+            CalibrationError: the budget is spent.
+        """
+        self.need(1)
+        self.spent += 1
+        self._on_pass()
+
+    def bridges(self, route: Route) -> nn.ModuleDict:
+        """The bridges that a route is judged with; none where it is judged without."""
+        return nn.ModuleDict() if self._bridges is None else self._bridges.fit(route)
+
+    def loss(self, route: Route, of: PlaceLoss = top_k_tail_kl) -> float:
+        """Mean loss of a route over all places, for one pass.
+
+        Raises:
+            CalibrationError: the budget is spent.
+        """
+        self.spend()
+        sublayers = sublayers_of(self.model.layers, self.model.layer_types, route, self.bridges(route))
+        losses = [
+            of(
+                text.q_ids,
+                text.q_log_probs,
+                slim_logits_along(self.model, sublayers, text, cache, directly_behind(text)),
+            )
+            for text, cache in self.texts
+        ]
+        return float(torch.cat(losses).mean())
