@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from viasd_calib.errors import SpecError
+from viasd_calib.errors import ModelError, SpecError
 from viasd_calib.files import write_bytes
 from viasd_calib.slim.adapted import AdaptedLinear
 from viasd_calib.slim.forward import share_parameters
+from viasd_calib.slim.packed import PackedLinear
 from viasd_calib.spec import AdapterRef, Route, TensorFile, tensor_file
 
 
@@ -79,9 +80,12 @@ def load_slim_layers(model: PreTrainedModel, route: Route, folder: Path) -> nn.M
 
     Raises:
         SpecError: the adapter's tensors do not fit the verifier.
+        ModelError: the verifier has been prepared for backend ``packed``.
     """
     if route.adapter is None:
         return None
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        raise ModelError("the verifier's weights are packed for another decoder; load it anew for this spec")
     path = folder / route.adapter.tensors.path
     adapter = route.adapter
     layers = adapted_layers(model.get_decoder().layers, adapter.rank, adapter.alpha, adapter.targets)
