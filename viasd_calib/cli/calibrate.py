@@ -38,7 +38,7 @@ from viasd_calib.tables import new_table
 
 WORTH_PROMPTS = 8
 """Fit prompts on which strict decoding is timed with the slim tier and without it."""
-WORTH_TOKENS = 64
+WORTH_TOKENS = 32
 """Tokens of their answers at least: fewer say little about the time of one."""
 COST_REPEATS = 9
 """Timed rounds over the passes whose costs decide where drafting stops."""
