@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from viasd_calib.errors import StorageError
 
 
@@ -49,6 +51,11 @@ def write_text(target: Path, text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, model: BaseModel) -> None:
+    """Write a pydantic model as indented JSON, atomically."""
+    write_text(target, model.model_dump_json(indent=2) + "\n")
 
 
 def write_bytes(target: Path, data: bytes) -> None:

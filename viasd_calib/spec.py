@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from viasd_calib import __version__
 from viasd_calib.errors import SpecError, ViasdError
-from viasd_calib.files import write_text
+from viasd_calib.files import write_json
 
 SCHEMA_VERSION = "1.0"
 
@@ -457,7 +457,7 @@ def _check_tensors(folder: Path, reference: TensorFile) -> None:
 
 def save_spec(spec: RoutingSpec, path: str | Path) -> None:
     """Write a spec as JSON, atomically."""
-    write_text(Path(path), spec.model_dump_json(indent=2) + "\n")
+    write_json(Path(path), spec)
 
 
 def check_verifier(spec: RoutingSpec, verifier: VerifierRef) -> None:

@@ -15,7 +15,7 @@ from viasd_calib.calibration.certify import Tested
 from viasd_calib.calibration.gate_fitting import Reliability
 from viasd_calib.calibration.worth import SlimWorth
 from viasd_calib.errors import CalibrationError
-from viasd_calib.files import write_bytes, write_text
+from viasd_calib.files import write_bytes
 from viasd_calib.spec import Certificate, Gates, LogisticGate, Route, VerifierRef
 
 FIT_FILE = "fit.json"
@@ -134,11 +134,6 @@ def load_scores(folder: Path) -> TierScores:
         return TierScores(**load_file(folder / SCORES_FILE))
     except (OSError, SafetensorError, TypeError) as error:
         raise CalibrationError(f"{folder / SCORES_FILE} is missing or damaged; run viasd fit again") from error
-
-
-def save_artifact(artifact: BaseModel, path: Path) -> None:
-    """Write a fit or calibrate result as JSON, atomically."""
-    write_text(path, artifact.model_dump_json(indent=2) + "\n")
 
 
 def load_artifact(kind: type[Artifact], path: Path, command: str) -> Artifact:

@@ -75,8 +75,8 @@ def measure_slim_worth(
     """Decode ``prompts`` with the slim tier at several bounds and without it, in turns: drift strikes all alike.
 
     Args:
-        gates: with a bound for all tiers; it is tried beside ``STRICT_BOUNDS``.
         decoder_for: a decoder with these gates, and an audit that keeps the text the verifier's.
+        gates: with a bound for all tiers; it is tried beside ``STRICT_BOUNDS``.
         prompts: of the fit split, one at least; the first one is also the warm-up.
     """
     bounds = sorted({*STRICT_BOUNDS, gates.accept_at})

@@ -15,7 +15,6 @@ from viasd_calib.calibration.artifacts import (
     FitArtifact,
     load_artifact,
     load_scores,
-    save_artifact,
     tested_record,
 )
 from viasd_calib.calibration.candidates import DEFAULT_STOP, FRACTIONS, Candidate, propose
@@ -27,6 +26,7 @@ from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
 from viasd_calib.decoding.rounds import NEVER
 from viasd_calib.draft.build import name_draft
 from viasd_calib.errors import CalibrationError
+from viasd_calib.files import write_json
 from viasd_calib.models import LoadVerifier, Verifier, context_length, load_verifier
 from viasd_calib.planning.measure import decoder_passes, time_passes
 from viasd_calib.planning.profile import PassShape, ProfileSettings
@@ -38,7 +38,7 @@ from viasd_calib.tables import new_table
 
 WORTH_PROMPTS = 8
 """Fit prompts on which strict decoding is timed with the slim tier and without it."""
-WORTH_TOKENS = 64
+WORTH_TOKENS = 32
 """Tokens of their answers at least: fewer say little about the time of one."""
 COST_REPEATS = 9
 """Timed rounds over the passes whose costs decide where drafting stops."""
@@ -108,7 +108,7 @@ def calibrate(
     if artifact.certificate.bound is None:
         tried = draw_prompts(select_split(every, "fit", split) or chosen, WORTH_PROMPTS)
         artifact = _fastest_strict(artifact, engine, decoding, tried, max_new_tokens)
-    save_artifact(artifact, Path(out) / CALIBRATE_FILE)
+    write_json(Path(out) / CALIBRATE_FILE, artifact)
     _say(artifact)
     say_written(Path(out) / CALIBRATE_FILE)
     return artifact

@@ -32,7 +32,7 @@ from viasd_calib.evaluation.bench import (
     unexplained,
 )
 from viasd_calib.evaluation.report import ReportInputs, SampleText, TestedCandidate, write_report
-from viasd_calib.files import write_text
+from viasd_calib.files import write_json
 from viasd_calib.models import DTYPE_NAMES, LoadVerifier, encode_prompt, load_verifier
 from viasd_calib.planning.recording import RecordedText, TypicalRound, typical_round
 from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, read_prompts, select_split
@@ -96,7 +96,7 @@ def bench(
     if "three_tier" in settings.methods:
         notice_uncertified(engine.spec, audit)
     result = run_bench(engine, chosen, settings, _plain_verifier(engine, settings, verifier))
-    write_text(Path(json), result.model_dump_json(indent=2) + "\n")
+    write_json(Path(json), result)
     console = Console()
     console.print(bench_table(result))
     for task in result.by_task if len(result.by_task) > 1 else ():

@@ -16,11 +16,11 @@ from viasd_calib.calibration.artifacts import (
     HEAD_VOCAB_FILE,
     FitArtifact,
     reliability_record,
-    save_artifact,
     save_scores,
 )
 from viasd_calib.calibration.first_gates import FirstGates, fit_first_gates
 from viasd_calib.cli.notices import say_written
+from viasd_calib.files import write_json
 from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.prompts import SplitShares, combined_sha256
 from viasd_calib.slim.adapter import adapter_ref, save_adapter
@@ -113,7 +113,7 @@ def write_fit(router: RouterModule, data: TraceDataModule, out: Path, gate_folde
     gates = fit_first_gates(routed, judged.training_texts(), judged.validation_texts(), router.max_run)
     artifact = _artifact(route, [data, judged], gates, outside)
     save_scores(gates.scores, out)
-    save_artifact(artifact, out / FIT_FILE)
+    write_json(out / FIT_FILE, artifact)
     say_fit(artifact)
     say_written(out / FIT_FILE)
     return artifact

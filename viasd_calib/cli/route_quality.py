@@ -11,11 +11,12 @@ from rich.table import Table
 from viasd_calib.cli.evaluate import choose_prompts
 from viasd_calib.cli.notices import say_written
 from viasd_calib.decoding.decoder import load_engine
-from viasd_calib.evaluation.route_quality import RouteQuality, measure_quality, save_quality
+from viasd_calib.evaluation.route_quality import RouteQuality, measure_quality
+from viasd_calib.files import write_json
 from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares
 from viasd_calib.slim.backends import Backend
-from viasd_calib.slim.cost import relative_cost
+from viasd_calib.slim.cost import CONTEXT, relative_cost
 from viasd_calib.spec import DType
 from viasd_calib.tables import new_table
 from viasd_calib.traces.capture import CaptureSettings, capture
@@ -53,17 +54,19 @@ def route_quality(
         verifier: where to find the verifier, in place of the name in the spec.
         dtype: number format, in place of the spec's.
         device: where models run.
-        backend: what runs them: eager, or packed (CPU); the faster one where it is left out.
+        backend: what runs them: eager, packed (CPU) or compiled (for CUDA, not measured yet); the faster one of the
+            first two where it is left out.
     """
     chosen = choose_prompts(prompts, split, shares, limit)
     engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=_load)
+    engine.prepare_passes([CONTEXT])
     cost = relative_cost(engine.routed)  # before other work warms or fills the caches
     with tempfile.TemporaryDirectory(prefix="viasd-") as folder:
         settings = CaptureSettings(max_new_tokens=max_new_tokens, batch_size=batch_size)
         capture(engine.verifier, None, "none", chosen, Path(folder), settings)
         texts = read_texts(Path(folder))
     quality = measure_quality(engine.routed, texts, cost)
-    save_quality(quality, Path(json))
+    write_json(Path(json), quality)
     Console(highlight=False).print(quality_table(quality))
     say_written(json)
     return quality

@@ -13,7 +13,7 @@ from viasd_calib.cli.lists import parse_methods, split_names
 from viasd_calib.cli.notices import say_written
 from viasd_calib.errors import CalibrationError, TraceError
 from viasd_calib.models import LoadVerifier, load_verifier
-from viasd_calib.prompts import Split, SplitShares
+from viasd_calib.prompts import Split, SplitShares, combined_sha256
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import DType, first_problem
 from viasd_calib.tables import new_table
@@ -89,7 +89,7 @@ def search(
         bridge_texts=len(texts.bridges) if bridges else 0,
         judging_texts=len(texts.judging),
         held_back_texts=len(texts.held_back),
-        prompts_sha256=data.prompts_sha256(),
+        prompts_sha256=combined_sha256([text.prompt_sha256 for text in data.texts]),
         found={},
     )
     for method, found in compare_choices(model, space, texts, settings):

@@ -12,7 +12,7 @@ from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.draft.quantised import quantise_linears
 from viasd_calib.draft.shallow import ShallowDrafter, load_shallow
 from viasd_calib.errors import ModelError
-from viasd_calib.files import write_text
+from viasd_calib.files import write_json
 from viasd_calib.models import DTYPE_NAMES, load_verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import (
@@ -115,5 +115,5 @@ def describe_shallow(folder: Path, shape: ShallowShape) -> ShallowDraft:
     """Write the description of the shallow drafter whose tensors lie in ``folder``."""
     tensors = tensor_file(folder / SHALLOW_TENSORS, folder)
     spec = ShallowDraft(num_layers=shape.num_layers, head_vocab=shape.head_vocab, taps=shape.taps, tensors=tensors)
-    write_text(folder / SHALLOW_FILE, spec.model_dump_json(indent=2) + "\n")
+    write_json(folder / SHALLOW_FILE, spec)
     return spec

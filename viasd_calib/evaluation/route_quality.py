@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -11,7 +10,6 @@ from rich.progress import track
 from torch import Tensor
 
 from viasd_calib.errors import BenchError
-from viasd_calib.files import write_text
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.data import TraceText
 from viasd_calib.training.judging import JudgedPlaces, judge_places, read_for_judging
@@ -102,8 +100,3 @@ def _of_distance(judged: Sequence[tuple[Tensor, JudgedPlaces]], distance: int) -
         torch.cat([places.agrees[mask] for mask, places in chosen]),
         torch.cat([places.confidence[mask] for mask, places in chosen]),
     )
-
-
-def save_quality(quality: RouteQuality, path: Path) -> None:
-    """Write what was measured as JSON, atomically."""
-    write_text(path, quality.model_dump_json(indent=2) + "\n")

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from viasd_calib.errors import PlanningError
-from viasd_calib.files import write_text
+from viasd_calib.files import write_json
 from viasd_calib.spec import (
     DraftSpec,
     DType,
@@ -246,7 +246,7 @@ def _outside(tier: TierName, axis: str, points: Sequence[int], value: float) -> 
 
 def save_profile(profile: LatencyProfile, path: str | Path) -> None:
     """Write a profile as JSON, atomically."""
-    write_text(Path(path), profile.model_dump_json(indent=2) + "\n")
+    write_json(Path(path), profile)
 
 
 def load_profile(path: str | Path) -> LatencyProfile:

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from viasd_calib.errors import SpecError
-from viasd_calib.files import write_bytes
+from viasd_calib.errors import ModelError, SpecError
 from viasd_calib.slim.adapted import AdaptedLinear
 from viasd_calib.slim.forward import share_parameters
+from viasd_calib.slim.packed import PackedLinear
+from viasd_calib.slim.tensors import read_tensors, write_bfloat16
 from viasd_calib.spec import AdapterRef, Route, TensorFile, tensor_file
 
 
@@ -53,12 +52,8 @@ def adapter_tensors(layers: nn.Module) -> dict[str, Tensor]:
 
 def save_adapter(layers: nn.Module, skip: Route, path: Path) -> None:
     """Write the adapter of the sublayers that a route keeps, in bfloat16, atomically."""
-    kept = {
-        name: tensor.to(torch.bfloat16).contiguous().cpu()
-        for name, tensor in adapter_tensors(layers).items()
-        if not _is_skipped(name, skip)
-    }
-    write_bytes(path, save(kept))
+    kept = {name: tensor for name, tensor in adapter_tensors(layers).items() if not _is_skipped(name, skip)}
+    write_bfloat16(kept, path)
 
 
 def _is_skipped(name: str, route: Route) -> bool:
@@ -79,16 +74,16 @@ def load_slim_layers(model: PreTrainedModel, route: Route, folder: Path) -> nn.M
 
     Raises:
         SpecError: the adapter's tensors do not fit the verifier.
+        ModelError: the verifier has been prepared for backend ``packed``.
     """
     if route.adapter is None:
         return None
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        raise ModelError("the verifier's weights are packed for another decoder; load it anew for this spec")
     path = folder / route.adapter.tensors.path
     adapter = route.adapter
     layers = adapted_layers(model.get_decoder().layers, adapter.rank, adapter.alpha, adapter.targets)
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise SpecError(f"{path} cannot be read as adapter tensors ({error}); export the spec again") from error
+    tensors = read_tensors(path, "adapter tensors")
     own = adapter_tensors(layers)
     missing = sorted(name for name in own.keys() - tensors.keys() if not _is_skipped(name, route))
     if missing:

@@ -12,13 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from viasd_calib.errors import SpecError
-from viasd_calib.files import write_bytes
+from viasd_calib.slim.tensors import read_tensors, write_bfloat16
 from viasd_calib.spec import BridgesRef, Route, tensor_file
 
 
@@ -120,8 +118,7 @@ def new_bridges(route: Route, hidden: int, rank: int | None = None) -> nn.Module
 
 def save_bridges(bridges: nn.ModuleDict, path: Path) -> None:
     """Write bridges in bfloat16, atomically."""
-    tensors = {name: tensor.to(torch.bfloat16).contiguous().cpu() for name, tensor in bridges.state_dict().items()}
-    write_bytes(path, save(tensors))
+    write_bfloat16(bridges.state_dict(), path)
 
 
 def bridges_ref(path: Path, folder: Path, rank: int | None) -> BridgesRef:
@@ -139,10 +136,7 @@ def load_bridges(model: PreTrainedModel, route: Route, folder: Path) -> nn.Modul
         return None
     path = folder / route.bridges.tensors.path
     bridges = new_bridges(route, model.config.hidden_size, route.bridges.rank)
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise SpecError(f"{path} cannot be read as bridges ({error}); export the spec again") from error
+    tensors = read_tensors(path, "bridges")
     wrong = _first_misfit(bridges.state_dict(), tensors)
     if wrong is not None:
         raise SpecError(f"{path}: {wrong} does not fit the route; export the spec again")

@@ -10,12 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from viasd_calib.errors import SpecError
 from viasd_calib.files import write_bytes
+from viasd_calib.slim.tensors import read_tensors
 from viasd_calib.spec import HeadVocab, Route, tensor_file
 
 IDS = "ids"
@@ -90,10 +90,11 @@ def load_head_ids(route: Route, folder: Path, vocab_size: int) -> Tensor | None:
     if route.head_vocab is None:
         return None
     path, size = folder / route.head_vocab.tensors.path, route.head_vocab.size
+    what = "a head vocabulary"
     try:
-        ids = load_file(path)[IDS]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise SpecError(f"{path} cannot be read as a head vocabulary ({error}); export the spec again") from error
+        ids = read_tensors(path, what)[IDS]
+    except KeyError as error:
+        raise SpecError(f"{path} cannot be read as {what} ({error}); export the spec again") from error
     if ids.shape != (size,) or ids.is_floating_point():
         raise SpecError(
             f"{path} holds {ids.dtype} {list(ids.shape)}, the spec names {size} token ids; export the spec again"

@@ -33,9 +33,7 @@ def siblings_in(parent: nn.Module) -> list[list[nn.Linear]]:
     groups = []
     for names in SIBLINGS:
         present = [children[name] for name in names if name in children]
-        own = [
-            child for child in present if type(child) is nn.Linear
-        ]  # what derives from it may compute something else
+        own = [child for child in present if type(child) is nn.Linear]
         adapters = [child.down for child in present if type(child) is AdaptedLinear]
         groups += [own] if len(own) == len(names) else []
         groups += [adapters] if len(adapters) > 1 else []

@@ -95,10 +95,11 @@ def pack_linears(modules: Iterable[nn.Module]) -> None:
     while groups:
         group = groups.pop()
         keys = tuple(_key(layer) for layer in group)
-        product = products[keys] if keys in products else products.setdefault(keys, _joint_product(group))
+        if keys not in products:
+            products[keys] = _joint_product(group)
         for number, (key, layer) in enumerate(zip(keys, group, strict=True)):
             for place in [*alone.pop(key, ()), in_group.pop(id(layer))]:
-                place.put(JointPart(product, number))
+                place.put(JointPart(products[keys], number))
     while alone:
         _, same = alone.popitem()
         packed = PackedLinear(pack_weight(same[0].linear.weight), same[0].linear.bias)

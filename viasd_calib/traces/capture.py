@@ -24,7 +24,7 @@ from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.summary import stack_summaries, summarize
 from viasd_calib.draft.base import Drafter
 from viasd_calib.errors import TraceError
-from viasd_calib.files import atomic_path, write_text
+from viasd_calib.files import atomic_path, write_json
 from viasd_calib.models import Verifier, encode_prompt
 from viasd_calib.progress import progress_bar
 from viasd_calib.prompts import Prompt
@@ -143,7 +143,7 @@ def _open_folder(folder: Path, manifest: Manifest) -> None:
         return
     if any(folder.glob("shard-*.parquet")):
         raise TraceError(f"{folder} holds shards but no {MANIFEST}; choose another folder or remove them")
-    write_text(path, manifest.model_dump_json(indent=2) + "\n")
+    write_json(path, manifest)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
 from viasd_calib.errors import TraceError
-from viasd_calib.prompts import Split, SplitShares, combined_sha256, split_of
+from viasd_calib.prompts import Split, SplitShares, split_of
 from viasd_calib.spec import VerifierRef
 from viasd_calib.traces.capture import read_manifest
 
@@ -351,13 +351,13 @@ class TraceDataModule(LightningDataModule):
             raise TraceError("the trace folders come from different verifiers; give folders of one verifier")
         return refs[0]
 
-    def prompts_sha256(self) -> str:
-        """Hash of the set of prompts behind the texts, held back or not."""
-        return combined_sha256([text.prompt_sha256 for text in self.texts])
-
     def training_texts(self) -> list[TraceText]:
         """Texts to learn from."""
         return [text for text in self.texts if not self._held_back(text)]
+
+    def drawn_texts(self, count: int) -> list[TraceText]:
+        """At most ``count`` texts to learn from, for what is fitted in closed form: drawn by hash of their prompts."""
+        return sorted(self.training_texts(), key=lambda text: text.prompt_sha256)[:count]
 
     def validation_texts(self) -> list[TraceText]:
         """Texts held back; where the hash holds back none, the last text."""

@@ -17,7 +17,7 @@ from viasd_calib.errors import ModelError
 from viasd_calib.models import SMOLLM2, load_verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import ShallowDraft, ShallowShape
-from viasd_calib.traces.data import TraceBatch, TraceDataModule, TraceText
+from viasd_calib.traces.data import TraceBatch, TraceDataModule
 from viasd_calib.training.closed_form import fit_stand_in
 from viasd_calib.training.head_vocabulary import choose_tokens
 from viasd_calib.training.objectives import restricted_cross_entropy
@@ -93,7 +93,7 @@ class DrafterModule(LightningModule):
         data: TraceDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         drafter.use_vocabulary(choose_tokens(data.token_counts(), self.shape.head_vocab, verifier.config.vocab_size))
         if self.closed_form_texts and self.trainer.ckpt_path is None:  # a resumed run has left its start behind
-            fit_stand_in(drafter, verifier, (text.ids for text in self._drawn_texts()))
+            fit_stand_in(drafter, verifier, (text.ids for text in data.drawn_texts(self.closed_form_texts)))
         return drafter
 
     def _shape_at(self, folder: Path) -> ShallowShape:
@@ -111,11 +111,6 @@ class DrafterModule(LightningModule):
                 f"start: the drafter in {folder} is of shape {found!r}; set num_layers, head_vocab and taps so"
             )
         return found
-
-    def _drawn_texts(self) -> list[TraceText]:
-        """Training texts for the closed-form start, drawn by hash of their prompts."""
-        data: TraceDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return sorted(data.training_texts(), key=lambda text: text.prompt_sha256)[: self.closed_form_texts]
 
     def _parts(self) -> tuple[ShallowModel, TappedStates]:
         if self.drafter is None or self._teacher is None:

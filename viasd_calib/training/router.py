@@ -20,7 +20,7 @@ from viasd_calib.slim.bridges import new_bridges
 from viasd_calib.slim.cost import SublayerCosts, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel, SlimParts, Sublayer, sublayers_of
 from viasd_calib.spec import Route
-from viasd_calib.traces.data import TraceBatch, TraceDataModule, TraceText
+from viasd_calib.traces.data import TraceBatch, TraceDataModule
 from viasd_calib.training.bridge_fit import fit_bridges
 from viasd_calib.training.hard_concrete import HardConcrete
 from viasd_calib.training.head_vocabulary import check_size, choose_tokens
@@ -211,7 +211,7 @@ class RouterModule(LightningModule):
         always = sorted({index % layers for index in self.keep_layers})
         costs = SublayerCosts(self.costs.cpu(), float(self.rest_cost))
         routes = span_routes(costs, self.target_cost, always, layers)
-        texts = self._drawn_texts(self.bridge_texts)
+        texts = self._data.drawn_texts(self.bridge_texts)
         judges = max(1, len(texts) // 5)
         chosen = choose_span(self.model, routes, texts[judges:], texts[:judges], self.bridge_rank)
         route, bridges = self.trainer.strategy.broadcast(chosen)  # rounding must not part the processes
@@ -229,7 +229,7 @@ class RouterModule(LightningModule):
 
     def _fit_bridges(self) -> nn.ModuleDict:
         """Fit bridges for the discrete route and train them from here on."""
-        fitted = fit_bridges(self.model, [self.route], self._drawn_texts(self.bridge_texts), self.bridge_rank)
+        fitted = fit_bridges(self.model, [self.route], self._data.drawn_texts(self.bridge_texts), self.bridge_rank)
         (bridges,) = self.trainer.strategy.broadcast(fitted)  # rounding must not part the processes
         self._take_bridges(bridges)
         return bridges
@@ -244,10 +244,10 @@ class RouterModule(LightningModule):
         """Train these bridges from here on."""
         self.bridges = bridges.to(device=self.device, dtype=self.model.dtype).requires_grad_(True)
 
-    def _drawn_texts(self, count: int) -> list[TraceText]:
-        """Training texts for what is fitted in closed form, drawn by hash of their prompts."""
+    @property
+    def _data(self) -> TraceDataModule:
         data: TraceDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return sorted(data.training_texts(), key=lambda text: text.prompt_sha256)[:count]
+        return data
 
     @property
     def model(self) -> RoutedModel:

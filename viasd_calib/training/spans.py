@@ -7,9 +7,9 @@ decides: so a handful of candidates is judged, each with its bridge, on q's own 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from viasd_calib.errors import CalibrationError
 from viasd_calib.slim.cost import SublayerCosts
@@ -17,20 +17,7 @@ from viasd_calib.slim.forward import RoutedModel, Sublayer, sublayers_of
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceText
 from viasd_calib.training.bridge_fit import fit_bridges
-from viasd_calib.training.judging import JudgedPlaces, directly_behind, judge_places, read_for_judging
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """How well a q' speaks for q on some texts.
-
-    Attributes:
-        kl: KL(q || q') over q's traced top k and the rest, mean over generated places, in nats.
-        agreement: share of generated places where both choose the same token.
-    """
-
-    kl: float
-    agreement: float
+from viasd_calib.training.judging import directly_behind, judge_places, read_for_judging
 
 
 def span_routes(costs: SublayerCosts, target_cost: float, always: Sequence[int], layers: int) -> list[Route]:
@@ -67,21 +54,18 @@ def span_routes(costs: SublayerCosts, target_cost: float, always: Sequence[int],
     return found
 
 
-def judge_routes(
-    model: RoutedModel, routes: Sequence[Sequence[Sublayer]], texts: Iterable[TraceText]
-) -> list[Judgement]:
-    """How well each of several q' speaks for q directly behind it, at the places where q wrote.
+def judge_routes(model: RoutedModel, routes: Sequence[Sequence[Sublayer]], texts: Iterable[TraceText]) -> list[float]:
+    """KL(q || q') of several q' directly behind q, mean over the places where q wrote, in nats.
 
     Args:
         routes: what each q' runs.
     """
-    judged: list[list[JudgedPlaces]] = [[] for _ in routes]
+    found: list[list[Tensor]] = [[] for _ in routes]
     for text in texts:
         cache = read_for_judging(model, text)
-        for found, sublayers in zip(judged, routes, strict=True):
-            found.append(judge_places(model, sublayers, text, cache, directly_behind(text)))
-    together = [JudgedPlaces.joined(found) for found in judged]
-    return [Judgement(kl=float(places.kl.mean()), agreement=places.agreement()) for places in together]
+        for divergence, sublayers in zip(found, routes, strict=True):
+            divergence.append(judge_places(model, sublayers, text, cache, directly_behind(text)).kl)
+    return [float(torch.cat(divergence).mean()) for divergence in found]
 
 
 def choose_span(
@@ -105,6 +89,6 @@ def choose_span(
         sublayers_of(model.layers, model.layer_types, route, bridges)
         for route, bridges in zip(routes, fitted, strict=True)
     ]
-    judgements = judge_routes(model, kept, judge_on)
-    best = min(range(len(routes)), key=lambda place: judgements[place].kl)
+    divergence = judge_routes(model, kept, judge_on)
+    best = min(range(len(routes)), key=divergence.__getitem__)
     return routes[best], fitted[best]

@@ -255,3 +255,13 @@ def test_a_folded_adapter_makes_a_product_of_its_own(tmp_path: Path) -> None:
     assert slim[0].mlp.gate_proj.product is model.get_decoder().layers[0].mlp.gate_proj.product
     hidden = torch.randn(1, 3, 16)
     assert torch.allclose(own.k_proj(hidden), full.k_proj(hidden), atol=1e-6)
+
+
+@pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="this PyTorch has no oneDNN")
+def test_an_adapter_for_a_packed_verifier_is_refused(tmp_path: Path) -> None:
+    model = copy.deepcopy(tiny_model())
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(adapted_layers(model.get_decoder().layers, 2, 4, ["q_proj"]), Route(), path)
+    pack_linears([model])
+    with pytest.raises(ModelError, match="load it anew"):
+        load_slim_layers(model, Route(adapter=adapter_ref(path, tmp_path, 2, 4, ["q_proj"])), tmp_path)

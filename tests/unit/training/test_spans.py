@@ -50,9 +50,6 @@ def test_the_span_with_the_least_divergence_is_taken() -> None:
         sublayers_of(model.layers, model.layer_types, tried, fitted)
         for tried, fitted in zip(routes, fit_bridges(model, routes, seen), strict=True)
     ]
-    divergence = {
-        tried.mlp_skip[0]: judgement.kl
-        for tried, judgement in zip(routes, judge_routes(model, kept, judges), strict=True)
-    }
+    divergence = {tried.mlp_skip[0]: kl for tried, kl in zip(routes, judge_routes(model, kept, judges), strict=True)}
     assert route.mlp_skip[0] == min(divergence, key=divergence.__getitem__)
     assert [*bridges] == [f"attention_{route.mlp_skip[0]}"]

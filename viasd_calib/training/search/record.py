@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from viasd_calib.errors import CalibrationError
-from viasd_calib.files import write_text
+from viasd_calib.files import write_json
 from viasd_calib.spec import Route, VerifierRef
 from viasd_calib.training.search.methods import SearchMethod
 
@@ -103,7 +103,7 @@ class SearchResult(BaseModel):
 
 def save_search(result: SearchResult, path: Path) -> None:
     """Write what was found as JSON, atomically."""
-    write_text(path, result.model_dump_json(indent=2) + "\n")
+    write_json(path, result)
 
 
 def load_search(path: Path) -> SearchResult:

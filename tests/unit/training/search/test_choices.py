@@ -87,8 +87,8 @@ def test_a_route_is_judged_with_its_bridges() -> None:
     route = Route(attention_skip=[1, 2], mlp_skip=[1])
     (bridges,) = fit_bridges(model, [route], texts[4:])
     kept = [sublayers_of(model.layers, model.layer_types, route, one) for one in (bridges, None)]
-    for bridged, judgement in zip((True, False), judge_routes(model, kept, texts[:4]), strict=True):
-        assert new_judge(1, bridged).loss(route) == pytest.approx(judgement.kl, rel=1e-4)
+    for bridged, divergence in zip((True, False), judge_routes(model, kept, texts[:4]), strict=True):
+        assert new_judge(1, bridged).loss(route) == pytest.approx(divergence, rel=1e-4)
 
 
 def test_a_run_is_fitted_once_for_all_routes_that_leave_it_out() -> None:
