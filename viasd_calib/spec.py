@@ -303,7 +303,7 @@ class Decoding(SpecModel):
 class Certificate(SpecModel):
     """Which loss bound holds, how sure, and on what data it was shown.
 
-    ``bound`` is null where nothing could be certified; the audit is then ``strict``.
+    ``bound`` is null where nothing could be certified, or exact decoding was faster; the audit is then ``strict``.
     """
 
     loss: Literal["divergence"] = "divergence"

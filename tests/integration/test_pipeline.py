@@ -59,7 +59,7 @@ def job(place: Path) -> Path:
          "--data.folders", f"[{out}/traces]", "--trainer.default_root_dir", f"{out}/fit"],
         ["calibrate", "--fit", f"{out}/fit", "--out", f"{out}/calibrate", *common, "--max_loss", "0.9",
          "--max_new_tokens", "12"],
-        ["export", "--calibrate", f"{out}/calibrate", "--out", f"{out}/spec/routing.json"],
+        ["export", "--calibrate", f"{out}/calibrate", "--out", f"{out}/spec/routing.json", "--audit", "off"],
         ["bench", "--spec", f"{out}/spec/routing.json", *common, "--split", "test", "--max-new-tokens", "16",
          "--methods", "autoregressive,speculative,three_tier", "--audit", "strict", "--json", f"{out}/bench.json"],
         ["report", "--spec", f"{out}/spec/routing.json", "--bench", f"{out}/bench.json", "--calibrate",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
@@ -14,9 +14,9 @@ from viasd_calib.calibration.candidates import TierScores
 from viasd_calib.calibration.certify import Tested
 from viasd_calib.calibration.gate_fitting import Reliability
 from viasd_calib.calibration.worth import SlimWorth
-from viasd_calib.errors import CalibrationError
+from viasd_calib.errors import CalibrationError, SpecError
 from viasd_calib.files import write_bytes
-from viasd_calib.spec import Certificate, Gates, LogisticGate, Route, VerifierRef
+from viasd_calib.spec import Audit, Certificate, Gates, LogisticGate, Route, VerifierRef
 
 FIT_FILE = "fit.json"
 SCORES_FILE = "scores.safetensors"
@@ -81,23 +81,62 @@ class TestedRecord(BaseModel):
     full_passes_per_token: float
 
 
+class Policy(NamedTuple):
+    """What decides how a spec decodes, and how far it may stray."""
+
+    audit: Audit
+    gates: Gates
+    certificate: Certificate
+
+
 class CalibrateArtifact(BaseModel):
     """What ``viasd calibrate`` came to.
 
     Attributes:
-        gates: the certified ones, or the most careful candidate's, without a slim tier that does not pay.
-        slim_worth: whether it pays; None where a certificate, which holds for whole policies, settles the gates.
+        gates: those of the fastest exact policy: without a slim tier that does not pay.
+        certified_gates: those the certificate holds for; None where nothing is certified.
+        certificate: of the certified policy, or of why there is none.
+        slim_worth: how fast these policies are.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     fit: str
     gates: Gates
+    certified_gates: Gates | None
     draft_length: int
     max_pending: int
     certificate: Certificate
-    slim_worth: SlimWorth | None = None
+    slim_worth: SlimWorth
     tested: list[TestedRecord]
+
+    def policy(self, audit: Audit | None = None) -> Policy:
+        """What a spec with this audit consists of; without one, the fastest policy.
+
+        Raises:
+            SpecError: an ``audit`` that nothing certifies.
+        """
+        audit = audit or ("off" if self.slim_worth.straying_pays else "strict")
+        if audit == "strict":
+            return Policy(audit, self.gates, self._exact_certificate())
+        if self.certified_gates is None:
+            raise SpecError(
+                f"nothing is certified, so no spec can be exported with audit {audit}; "
+                "leave out --audit, or calibrate with more prompts or a larger --max_loss"
+            )
+        return Policy(audit, self.certified_gates, self.certificate)
+
+    def _exact_certificate(self) -> Certificate:
+        """The certificate beside gates of an exact policy: it bounds nothing that they would do without the audit."""
+        found, worth = self.certificate, self.slim_worth
+        if found.bound is None or worth.seconds_per_token_certified is None:
+            return found
+        note = (
+            f"exact: strays from nothing. A policy that strays from at most {found.bound} of tokens is certified too "
+            f"(observed {found.observed:.4f}) and took {1000 * worth.seconds_per_token_certified:.1f} ms a token, this "
+            f"one {1000 * worth.seconds_per_token_exact:.1f}; viasd export --audit off writes it"
+        )
+        return found.model_copy(update={"bound": None, "observed": None, "p_value": None, "note": note})
 
 
 def tested_record(tested: Tested) -> TestedRecord:

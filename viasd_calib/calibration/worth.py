@@ -1,4 +1,4 @@
-"""Whether the slim tier earns its passes: decoding with it and without it, on the clock."""
+"""Whether the slim tier earns its passes, and a certified loss its time: policies side by side, on the clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from viasd_calib.decoding.rounds import NEVER
 from viasd_calib.models import Verifier
 from viasd_calib.progress import progress_bar
 from viasd_calib.prompts import Prompt
-from viasd_calib.spec import Gates
+from viasd_calib.spec import Audit, Gates
 
 STRICT_BOUNDS = (0.5, 0.7, 0.85)
 """Bounds that are tried beside the candidate's: with audit ``strict`` a wrong pending token costs time alone, so that
@@ -21,17 +21,19 @@ less careful ones than a stated loss asks for may be faster."""
 
 
 class SlimWorth(BaseModel):
-    """What the same prompts took with the slim tier and without it, by the same audit.
+    """What the same prompts took with the slim tier and without it.
 
     Attributes:
-        by_bound: seconds a token with the slim tier, by the score at which a tier trusts a token.
-        seconds_per_token_without: with draft gate and full verifier alone.
+        by_bound: seconds a token of exact decoding with the slim tier, by the score at which a tier trusts a token.
+        seconds_per_token_without: of exact decoding with draft gate and full verifier alone.
+        seconds_per_token_certified: of the certified policy, whose text may stray; None where there is none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     by_bound: dict[float, float] = Field(min_length=1)
     seconds_per_token_without: float = Field(gt=0)
+    seconds_per_token_certified: float | None = Field(None, gt=0)
     n_prompts: int = Field(ge=1)
 
     @property
@@ -45,14 +47,25 @@ class SlimWorth(BaseModel):
         return self.by_bound[self.bound]
 
     @property
+    def seconds_per_token_exact(self) -> float:
+        """Of the fastest policy whose text is the verifier's."""
+        return min(self.seconds_per_token, self.seconds_per_token_without)
+
+    @property
     def pays(self) -> bool:
-        """Whether the slim tier makes decoding faster.
+        """Whether the slim tier makes exact decoding faster.
 
         Example:
             >>> SlimWorth(by_bound={0.7: 0.05, 0.9: 0.06}, seconds_per_token_without=0.03, n_prompts=8).pays
             False
         """
         return self.seconds_per_token < self.seconds_per_token_without
+
+    @property
+    def straying_pays(self) -> bool:
+        """Whether there is a certified policy that is faster than all exact ones."""
+        certified = self.seconds_per_token_certified
+        return certified is not None and certified < self.seconds_per_token_exact
 
 
 def without_slim(gates: Gates) -> Gates:
@@ -66,21 +79,42 @@ def with_bound(gates: Gates, bound: float) -> Gates:
 
 
 def measure_slim_worth(
-    decoder_for: Callable[[Gates], Decoder],
+    decoder_for: Callable[[Gates, Audit], Decoder],
     gates: Gates,
     verifier: Verifier,
     prompts: Sequence[Prompt],
     max_new_tokens: int,
+    *,
+    certified: bool,
 ) -> SlimWorth:
-    """Decode ``prompts`` with the slim tier at several bounds and without it, in turns: drift strikes all alike.
+    """Decode ``prompts`` by several policies in turns: drift strikes all alike.
+
+    They are exact decoding with the slim tier at several bounds, exact decoding without it and, where ``gates`` are
+    certified, they themselves with audit ``off``.
 
     Args:
-        decoder_for: a decoder with these gates, and an audit that keeps the text the verifier's.
+        decoder_for: a decoder with these gates and this audit.
         gates: with a bound for all tiers; it is tried beside ``STRICT_BOUNDS``.
-        prompts: of the fit split, one at least; the first one is also the warm-up.
+        prompts: one at least; the first one is also the warm-up.
     """
     bounds = sorted({*STRICT_BOUNDS, gates.accept_at})
-    decoders = [*(decoder_for(with_bound(gates, bound)) for bound in bounds), decoder_for(without_slim(gates))]
+    decoders = [*(decoder_for(with_bound(gates, bound), "strict") for bound in bounds)]
+    decoders.append(decoder_for(without_slim(gates), "strict"))
+    if certified:
+        decoders.append(decoder_for(gates, "off"))
+    seconds = _seconds_per_token(decoders, verifier, prompts, max_new_tokens)
+    return SlimWorth(
+        by_bound=dict(zip(bounds, seconds[: len(bounds)], strict=True)),
+        seconds_per_token_without=seconds[len(bounds)],
+        seconds_per_token_certified=seconds[-1] if certified else None,
+        n_prompts=len(prompts),
+    )
+
+
+def _seconds_per_token(
+    decoders: Sequence[Decoder], verifier: Verifier, prompts: Sequence[Prompt], max_new_tokens: int
+) -> list[float]:
+    """Seconds a token that each decoder takes on the same prompts, after one of them as a warm-up."""
     seconds, tokens = [0.0] * len(decoders), [0] * len(decoders)
     for decoder in decoders:
         list(converse(decoder, verifier, prompts[0], max_new_tokens))
@@ -93,9 +127,4 @@ def measure_slim_worth(
                 seconds[which] += time.perf_counter() - begin
                 tokens[which] += sum(len(turn.generation.tokens) for turn in turns)
             progress.update(task, advance=1)
-    *with_slim, without = (spent / count for spent, count in zip(seconds, tokens, strict=True))
-    return SlimWorth(
-        by_bound=dict(zip(bounds, with_slim, strict=True)),
-        seconds_per_token_without=without,
-        n_prompts=len(prompts),
-    )
+    return [spent / count for spent, count in zip(seconds, tokens, strict=True)]

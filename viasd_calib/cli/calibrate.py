@@ -17,8 +17,8 @@ from viasd_calib.calibration.artifacts import (
     load_scores,
     tested_record,
 )
-from viasd_calib.calibration.candidates import DEFAULT_STOP, FRACTIONS, Candidate, propose
-from viasd_calib.calibration.certify import Verdict, certify
+from viasd_calib.calibration.candidates import DEFAULT_STOP, FRACTIONS, propose
+from viasd_calib.calibration.certify import certify
 from viasd_calib.calibration.stopping import PassCosts, best_stop
 from viasd_calib.calibration.worth import measure_slim_worth, with_bound, without_slim
 from viasd_calib.cli.notices import say_written
@@ -30,14 +30,14 @@ from viasd_calib.files import write_json
 from viasd_calib.models import LoadVerifier, Verifier, context_length, load_verifier
 from viasd_calib.planning.measure import decoder_passes, time_passes
 from viasd_calib.planning.profile import PassShape, ProfileSettings
-from viasd_calib.prompts import EMBEDDED, Prompt, SplitShares, draw_prompts, read_prompts, select_split, split_sha256
+from viasd_calib.prompts import EMBEDDED, SplitShares, draw_prompts, read_prompts, select_split, split_sha256
 from viasd_calib.slim.backends import default_backend
 from viasd_calib.slim.cost import CONTEXT
-from viasd_calib.spec import Decoding, DType, Gates, RoutingSpec
+from viasd_calib.spec import Audit, Decoding, DType, Gates, RoutingSpec
 from viasd_calib.tables import new_table
 
 WORTH_PROMPTS = 8
-"""Fit prompts on which strict decoding is timed with the slim tier and without it."""
+"""Prompts on which policies are timed."""
 WORTH_TOKENS = 32
 """Tokens of their answers at least: fewer say little about the time of one."""
 COST_REPEATS = 9
@@ -63,6 +63,7 @@ def calibrate(
 ) -> CalibrateArtifact:
     """Propose bounds from traces, decode the calibrate split with each, and certify the fastest that holds.
 
+    What is certified is then timed beside exact decoding, with the slim tier and without it: the fastest is exported.
     Where drafting stops is chosen by a replay of the fit's held-back texts at the costs of passes on this machine.
 
     Args:
@@ -89,14 +90,14 @@ def calibrate(
     every = read_prompts(prompts)
     split = shares or SplitShares()
     chosen = draw_prompts(select_split(every, "calibrate", split), limit)
-    decoding = Decoding(audit="off", draft_length=draft_length, max_pending=max_pending)
+    decoding = Decoding(draft_length=draft_length, max_pending=max_pending)
     engine = _engine(fitted, folder, loaded)
     scores = load_scores(folder)
     stop = best_stop(scores, draft_length, measure_costs(engine, draft_length), DEFAULT_STOP)
     candidates = propose(fitted.draft_gate, fitted.slim_gate, scores, max_loss, fractions, stop)
 
     verdict = certify(
-        candidates, lambda candidate: _decoder(engine, candidate.gates, decoding), loaded, engine.routed, chosen,
+        candidates, lambda candidate: _decoder(engine, decoding, candidate.gates, "off"), loaded, engine.routed, chosen,
         max_loss=max_loss, confidence=confidence, max_new_tokens=max_new_tokens,
         split_sha256={
             "fit": fitted.fit_sha256,
@@ -104,10 +105,22 @@ def calibrate(
             "test": split_sha256(select_split(every, "test", split)),
         },
     )  # fmt: skip
-    artifact = _artifact(fit, verdict, candidates[0], decoding)
-    if artifact.certificate.bound is None:
-        tried = draw_prompts(select_split(every, "fit", split) or chosen, WORTH_PROMPTS)
-        artifact = _fastest_strict(artifact, engine, decoding, tried, max_new_tokens)
+    gates = (verdict.chosen or candidates[0]).gates
+    # Which prompts decide between an exact policy and a certified one is all the same to the certificate.
+    worth = measure_slim_worth(
+        partial(_decoder, engine, decoding), gates, loaded, draw_prompts(chosen, WORTH_PROMPTS),
+        max(max_new_tokens, WORTH_TOKENS), certified=verdict.chosen is not None,
+    )  # fmt: skip
+    artifact = CalibrateArtifact(
+        fit=fit,
+        gates=with_bound(gates, worth.bound) if worth.pays else without_slim(gates),
+        certified_gates=gates if verdict.chosen else None,
+        draft_length=draft_length,
+        max_pending=max_pending,
+        certificate=verdict.certificate,
+        slim_worth=worth,
+        tested=[tested_record(result) for result in verdict.tested],
+    )
     write_json(Path(out) / CALIBRATE_FILE, artifact)
     _say(artifact)
     say_written(Path(out) / CALIBRATE_FILE)
@@ -123,19 +136,9 @@ def _engine(fitted: FitArtifact, folder: Path, loaded: Verifier) -> Engine:
     return assemble(spec, folder, loaded, draft_folder=draft_folder, backend=backend)
 
 
-def _decoder(engine: Engine, gates: Gates, decoding: Decoding) -> Decoder:
-    method = three_tier(gates, decoding, engine.routed.device)
+def _decoder(engine: Engine, decoding: Decoding, gates: Gates, audit: Audit) -> Decoder:
+    method = three_tier(gates, decoding.model_copy(update={"audit": audit}), engine.routed.device)
     return Decoder(engine.routed, engine.drafter, method, engine.verifier.eos_ids)
-
-
-def _fastest_strict(
-    artifact: CalibrateArtifact, engine: Engine, decoding: Decoding, prompts: Sequence[Prompt], max_new_tokens: int
-) -> CalibrateArtifact:
-    """The result at the bound that makes strict decoding fastest, or without the slim tier: the text stays q's."""
-    decoder_for = partial(_decoder, engine, decoding=decoding.model_copy(update={"audit": "strict"}))
-    worth = measure_slim_worth(decoder_for, artifact.gates, engine.verifier, prompts, max(max_new_tokens, WORTH_TOKENS))
-    gates = with_bound(artifact.gates, worth.bound) if worth.pays else without_slim(artifact.gates)
-    return artifact.model_copy(update={"slim_worth": worth, "gates": gates})
 
 
 def measure_costs(engine: Engine, draft_length: int) -> PassCosts:
@@ -147,17 +150,6 @@ def measure_costs(engine: Engine, draft_length: int) -> PassCosts:
     seconds = {one.shape: one.seconds for one in time_passes(wanted, COST_REPEATS, engine.routed.device)}
     full = [seconds[PassShape("full", width, context, 1)] for width in widths]
     return PassCosts(seconds[PassShape("draft", 1, context, 1)], full)
-
-
-def _artifact(fit: str, verdict: Verdict, careful: Candidate, decoding: Decoding) -> CalibrateArtifact:
-    return CalibrateArtifact(
-        fit=fit,
-        gates=(verdict.chosen or careful).gates,
-        draft_length=decoding.draft_length,
-        max_pending=decoding.max_pending,
-        certificate=verdict.certificate,
-        tested=[tested_record(result) for result in verdict.tested],
-    )
 
 
 def _say(artifact: CalibrateArtifact) -> None:
@@ -172,20 +164,21 @@ def _say(artifact: CalibrateArtifact) -> None:
         )  # fmt: skip
     console = Console()
     console.print(table)
-    worth = artifact.slim_worth
-    if worth is not None:
-        console.print(
-            f"strict decoding takes {1000 * worth.seconds_per_token:.1f} ms a token with the slim tier "
-            f"(bound {worth.bound:.2f}), "
-            f"{1000 * worth.seconds_per_token_without:.1f} without ({worth.n_prompts} prompts): "
-            f"it is {'kept' if worth.pays else 'left out'}"
-        )
     certificate = artifact.certificate
     if certificate.bound is None:
-        console.print(f"{certificate.note}. The spec will be exported with audit strict.")
+        console.print(certificate.note)
     else:
         console.print(
             f"certified: at most {certificate.bound} of emitted tokens stray from the full verifier, "
             f"confidence {certificate.confidence}, observed {certificate.observed:.4f} "
             f"on {certificate.n_prompts} prompts"
         )
+    worth = artifact.slim_worth
+    console.print(
+        f"exact decoding takes {1000 * worth.seconds_per_token:.1f} ms a token with the slim tier "
+        f"(bound {worth.bound:.2f}), {1000 * worth.seconds_per_token_without:.1f} without "
+        f"({worth.n_prompts} prompts): it is {'kept' if worth.pays else 'left out'}"
+    )
+    if worth.seconds_per_token_certified is not None:
+        console.print(f"the certified policy takes {1000 * worth.seconds_per_token_certified:.1f} ms a token")
+    console.print(f"The spec will be exported with audit {artifact.policy().audit}.")

@@ -17,7 +17,6 @@ from viasd_calib.calibration.artifacts import (
 )
 from viasd_calib.cli.notices import say_written
 from viasd_calib.draft.build import name_draft
-from viasd_calib.errors import SpecError
 from viasd_calib.evaluation.bench import BenchResult, load_bench
 from viasd_calib.files import atomic_path
 from viasd_calib.models import DTYPE_NAMES, LoadVerifier, load_verifier
@@ -61,7 +60,8 @@ def export(
     Args:
         calibrate: folder that ``viasd calibrate`` wrote.
         out: path of the spec (JSON).
-        audit: in place of what the certificate allows; "strict" is always safe.
+        audit: "strict" for the fastest exact policy, "off" for the certified one; the faster of the two where it is
+            left out.
         evidence: JSON of ``viasd bench`` to record as evidence.
         verifier: where to find the verifier, in place of the name in the fit.
         dtype: number format the relative cost is measured in, and the decoder's default.
@@ -74,24 +74,19 @@ def export(
     fit_folder = Path(calibrated.fit)
     fitted = load_artifact(FitArtifact, fit_folder / FIT_FILE, "viasd fit")
     path = Path(out)
-    certified = calibrated.certificate.bound is not None
-    if not certified and audit not in (None, "strict"):
-        raise SpecError(
-            f"nothing is certified, so no spec can be exported with audit {audit}; "
-            "leave out --audit, or calibrate with more prompts or a larger --max_loss"
-        )
+    policy = calibrated.policy(audit)
     loaded = _load(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
     spec = RoutingSpec(
         verifier=fitted.verifier.model_copy(update={"dtype": dtype}),
         draft=_copy_draft(fitted.draft, path.parent),
         route=_copy_route(fitted.route, fit_folder, path.parent),
-        gates=calibrated.gates,
+        gates=policy.gates,
         decoding=Decoding(
-            audit=audit or ("off" if certified else "strict"),
+            audit=policy.audit,
             draft_length=calibrated.draft_length,
             max_pending=calibrated.max_pending,
         ),
-        certificate=calibrated.certificate,
+        certificate=policy.certificate,
         evidence=None if evidence is None else evidence_of(load_bench(evidence)),
     )
     check_verifier(spec, loaded.ref)

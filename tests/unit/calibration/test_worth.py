@@ -15,7 +15,7 @@ from viasd_calib.decoding.decoder import Decoder, three_tier
 from viasd_calib.models import Verifier
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel, States
-from viasd_calib.spec import Decoding, Gates, Route
+from viasd_calib.spec import Audit, Decoding, Gates, Route
 
 GATES = Gates(
     draft=constant_gate("draft_margin", 0.0),
@@ -47,9 +47,10 @@ class Clock(RoutedModel):
         return super().slim(ids, window, taps)
 
 
+@pytest.mark.parametrize("certified", [True, False])
 @pytest.mark.parametrize(("slim_seconds", "pays"), [(1.0, False), (0.01, True)])
 def test_the_clock_decides(
-    tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch, slim_seconds: float, pays: bool
+    tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch, slim_seconds: float, pays: bool, certified: bool
 ) -> None:
     """A q' that is q itself is always right: its passes pay where they are cheap, and not where they cost as much."""
     routed = Clock(tiny_verifier.model, Route())
@@ -57,17 +58,20 @@ def test_the_clock_decides(
     monkeypatch.setattr(worth, "time", routed)
     drafter = make_drafter("near", routed)
 
-    def decoder_for(gates: Gates) -> Decoder:
-        return Decoder(routed, drafter, three_tier(gates, Decoding(audit="strict", draft_length=2)))
+    def decoder_for(gates: Gates, audit: Audit) -> Decoder:
+        return Decoder(routed, drafter, three_tier(gates, Decoding(audit=audit, draft_length=2)))
 
-    measured = worth.measure_slim_worth(decoder_for, GATES, tiny_verifier, tiny_prompts(3), 24)
+    measured = worth.measure_slim_worth(decoder_for, GATES, tiny_verifier, tiny_prompts(3), 24, certified=certified)
     assert measured.pays is pays
+    assert (measured.seconds_per_token_certified is not None) == certified
     assert measured.n_prompts == 3
     assert sorted(measured.by_bound) == [0.4, *worth.STRICT_BOUNDS]  # the gates' own is tried too
     assert measured.by_bound[0.7] == pytest.approx(measured.by_bound[0.85])  # no score of 0.5 meets them
     if pays:
         assert measured.bound <= 0.5
         assert measured.seconds_per_token < measured.by_bound[0.7]
+        if certified:  # nothing strays from a q' that is q, and cheap slim passes settle all
+            assert measured.seconds_per_token_certified < measured.seconds_per_token_without  # type: ignore[operator]
 
 
 def test_a_bound_is_that_of_every_tier() -> None:
