@@ -29,7 +29,7 @@ from viasd_calib.training.search.methods import SearchMethod
 from viasd_calib.training.search.record import load_search
 from viasd_calib.training.spans import choose_span, span_routes
 from viasd_calib.training.student import run_starts, student_states
-from viasd_calib.training.teacher import read_text
+from viasd_calib.training.teacher import KnownCaches
 
 Stage = Literal["route", "adapter"]
 RouteChoice = Literal["span", "gates", "given"]
@@ -81,6 +81,8 @@ class RouterModule(LightningModule):
         fold_adapter: whether the decoder adds the adapter into copies of the weights it sits on: faster where a
             pass is many small products, as of a small verifier on a CPU, for the copies' memory.
         max_run: longest run of pending places that q' is trained for.
+        cache_gib: host memory, in GiB, for q's keys and values along texts that were read: later epochs then read them
+            no more. 0 keeps none.
         keep_layers: layers whose sublayers are never skipped; negative ones count from the end.
         head_vocab: output tokens of q', the most frequent ones of the traces with those that end a text; 0 for all.
             They are chosen once q' is trained, on its whole output, and their head is what the target cost counts.
@@ -113,6 +115,7 @@ class RouterModule(LightningModule):
         adapter_learning_rate: float = 1e-3,
         fold_adapter: bool = False,
         max_run: int = 8,
+        cache_gib: float = 0.0,
         keep_layers: Sequence[int] = (0, -1),
         head_vocab: int = 0,
     ) -> None:
@@ -150,12 +153,14 @@ class RouterModule(LightningModule):
         self.adapter_learning_rate = adapter_learning_rate
         self.fold_adapter = fold_adapter
         self.max_run = max_run
+        self.cache_gib = cache_gib
         self.keep_layers = tuple(keep_layers)
         self.head_vocab = head_vocab
         self._eos_ids: frozenset[int] = frozenset()
         self.agreement = MeanMetric()
         self.load_verifier: Callable[..., Verifier] = load_verifier
         self._frozen: list[RoutedModel] = []  # in a list, so that the verifier is no submodule
+        self._caches: list[KnownCaches] = []  # the same
         self.gates: HardConcrete | None = None
         self.slim_layers: nn.ModuleList | None = None
         self.bridges: nn.ModuleDict | None = None
@@ -185,6 +190,7 @@ class RouterModule(LightningModule):
             timed = RoutedModel(verifier.model, slim=SlimParts(head_ids=any_tokens))
         self._eos_ids = verifier.eos_ids
         self._frozen.append(model)
+        self._caches.append(KnownCaches(model, self.cache_gib * 2**30))
         count = len(model.full_sublayers)
         self.gates = HardConcrete(count)
         self.register_buffer("multiplier", torch.zeros(()))
@@ -292,7 +298,7 @@ class RouterModule(LightningModule):
 
     def _student(self, batch: TraceBatch, sublayers: Sequence[Sublayer], gates: Tensor | None, seed: int) -> Tensor:
         """Logits of q' at the places that predict: [places, vocabulary]."""
-        _, cache = read_text(self.model, batch.ids)
+        cache = self._caches[0].of(batch.indices, batch.ids)
         generator = torch.Generator().manual_seed(seed)
         longest = int(torch.randint(1, self.max_run + 1, (), generator=generator))
         starts = run_starts(batch.ids.shape[1], longest, generator).to(batch.ids.device)

@@ -394,3 +394,14 @@ def test_an_adapter_reaches_what_every_family_projects_with(family: str) -> None
     adapted = {name.split(".")[2] for name in adapter_tensors(layers)}
     fused = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
     assert adapted == (fused if family.startswith("phi3") else set(ADAPTER_TARGETS) - {"qkv_proj", "gate_up_proj"})
+
+
+def test_a_remembered_text_trains_as_one_that_is_read(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    states = []
+    for cache_gib in (0.0, 1.0):
+        module = router(tiny_folder, "span", cache_gib=cache_gib)
+        torch.manual_seed(0)
+        fit(module, traces, tmp_path / str(cache_gib), steps=8)  # more than an epoch
+        states.append(adapter_tensors(module.slim_layers))  # type: ignore[arg-type]
+    for name, tensor in states[0].items():
+        assert torch.allclose(tensor, states[1][name], atol=1e-4), name
