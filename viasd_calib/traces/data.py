@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,8 @@ class TraceDataModule(LightningDataModule):
         shares: shares of the splits.
         validation_share: prompts of the split that are held back, by hash.
         max_batch_tokens: tokens of a batch, padding included.
+        limit_tokens: most generated tokens to learn from, of whole texts drawn by hash of their prompts; one text at
+            least. None takes all.
         seed: of the order of batches.
     """
 
@@ -314,6 +317,7 @@ class TraceDataModule(LightningDataModule):
         shares: SplitShares | None = None,
         validation_share: float = 0.1,
         max_batch_tokens: int = 4096,
+        limit_tokens: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -322,6 +326,7 @@ class TraceDataModule(LightningDataModule):
         self.shares = shares or SplitShares()
         self.validation_share = validation_share
         self.max_batch_tokens = max_batch_tokens
+        self.limit_tokens = limit_tokens
         self.seed = seed
         self.texts: list[TraceText] = []
         self._training: TraceLoader | None = None
@@ -353,11 +358,17 @@ class TraceDataModule(LightningDataModule):
 
     def training_texts(self) -> list[TraceText]:
         """Texts to learn from."""
-        return [text for text in self.texts if not self._held_back(text)]
+        texts = [text for text in self.texts if not self._held_back(text)]
+        if self.limit_tokens is None:
+            return texts
+        drawn = _by_hash(texts)
+        until = accumulate(len(text.generated) for text in drawn)
+        within = [text for text, tokens in zip(drawn, until, strict=True) if tokens <= self.limit_tokens]
+        return within or drawn[:1]
 
     def drawn_texts(self, count: int) -> list[TraceText]:
         """At most ``count`` texts to learn from, for what is fitted in closed form: drawn by hash of their prompts."""
-        return sorted(self.training_texts(), key=lambda text: text.prompt_sha256)[:count]
+        return _by_hash(self.training_texts())[:count]
 
     def validation_texts(self) -> list[TraceText]:
         """Texts held back; where the hash holds back none, the last text."""
@@ -412,6 +423,10 @@ class TraceDataModule(LightningDataModule):
             rank=rank,
         )
         return TraceLoader(texts, batches)
+
+
+def _by_hash(texts: Iterable[TraceText]) -> list[TraceText]:
+    return sorted(texts, key=lambda text: text.prompt_sha256)
 
 
 def _renumbered(text: TraceText, index: int) -> TraceText:

@@ -203,3 +203,17 @@ def test_tokens_are_counted_in_training_texts_alone() -> None:
 
 def test_a_module_that_has_not_trained_has_no_state() -> None:
     assert module_of(3, 0.0).state_dict() == {}
+
+
+@given(limit=st.integers(0, 40))
+def test_a_limit_takes_whole_texts_by_hash_and_no_others_when_it_grows(limit: int) -> None:
+    data = module_of(20, 0.3)
+    every, longest = data.training_texts(), max(len(text.generated) for text in data.texts)
+    data.limit_tokens = limit
+    taken = data.training_texts()
+    tokens = sum(len(text.generated) for text in taken)
+    assert tokens <= limit or len(taken) == 1
+    assert len(taken) == len(every) or tokens + longest > limit
+    data.limit_tokens = limit + 10
+    assert {text.index for text in taken} <= {text.index for text in data.training_texts()}
+    assert len(data.validation_texts()) + len(every) == 20

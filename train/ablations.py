@@ -1,0 +1,144 @@
+"""What each part of the router's recipe is worth: one fit with and without it, judged on texts of other prompts.
+
+Every variant is `viasd fit` with the same configuration, seed and number of steps, but for what its name says. Routes
+come from a `viasd search`, so that no variant looks for its own. A variant that is done is not trained again.
+
+    python train/ablations.py --config configs/fit/ablations.yaml --search runs/search.json \
+        --judge runs/smollm2-135m/traces-gates --out runs/ablations
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from viasd_calib.calibration.artifacts import FIT_FILE, FitArtifact, load_artifact
+from viasd_calib.cli.fit import fit, gate_texts
+from viasd_calib.files import write_json
+from viasd_calib.host_memory import keep_freed_memory
+from viasd_calib.models import Verifier, load_verifier
+from viasd_calib.slim.loading import load_routed
+from viasd_calib.tables import new_table
+from viasd_calib.traces.data import TraceText
+from viasd_calib.training.judging import JudgedPlaces, directly_behind, judge_places, read_for_judging
+from viasd_calib.training.search.record import SearchResult, load_search
+from viasd_calib.training.student import run_starts
+
+RUN = 8
+"""Longest run of pending places that every variant is judged at, whatever it was trained for."""
+ONE_STEP = ("--trainer.max_steps", "1", "--model.adapter_learning_rate", "0", "--model.bridge_learning_rate", "0")
+"""What is fitted in closed form stays as it is."""
+NO_ADAPTER = ("--model.adapter_rank", "0")
+NO_BRIDGES = ("--model.bridges", "false")
+
+PARTS: Mapping[str, Sequence[str]] = {
+    "nothing trained, no bridge": (*NO_ADAPTER, *NO_BRIDGES, *ONE_STEP),
+    "bridge in closed form": (*NO_ADAPTER, *ONE_STEP),
+    "bridge, trained": NO_ADAPTER,
+    "adapter alone": NO_BRIDGES,
+    "bridge and adapter": (),
+    "trained directly behind q alone": ("--model.max_run", "1"),
+    "trained on its own cache": ("--model.max_run", "100000"),
+    "total variation": ("--model.objective", "total_variation"),
+    "margin cost": ("--model.objective", "margin"),
+    "10,000 trace tokens": ("--data.limit_tokens", "10000"),
+    "50,000 trace tokens": ("--data.limit_tokens", "50000"),
+}
+"""Options of ``viasd fit`` by what they leave out or put in another's place; all on the route of the span."""
+
+
+class Row(BaseModel):
+    """One variant on the judging texts.
+
+    Attributes:
+        agreement: directly behind q.
+        confident: the same on the 60 % of places where q' is surest.
+        pending: agreement up to ``RUN`` - 1 places behind q, as a decoder meets them.
+        kl: KL(q || q') directly behind q, in nats.
+    """
+
+    agreement: float
+    confident: float
+    pending: float
+    kl: float
+
+
+class Ablations(BaseModel):
+    """All variants, by name."""
+
+    rows: dict[str, Row]
+
+
+def variants(found: SearchResult, search: str) -> Iterator[tuple[str, list[str]]]:
+    """Every variant's name and its options."""
+    for name, options in PARTS.items():
+        yield name, [*given(search, "span"), *options]
+    for method in found.found:
+        if method != "span":
+            yield f"route by {method}", given(search, method)
+
+
+def given(search: str, method: str) -> list[str]:
+    """Options that take a route which was searched."""
+    return ["--model.route_choice", "given", "--model.route_file", search, "--model.route_method", method]
+
+
+def judge(verifier: Verifier, folder: Path, texts: Sequence[TraceText]) -> Row:
+    """The q' of a fit on texts that it did not learn from."""
+    fitted = load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit")
+    routed = load_routed(verifier.model, fitted.route, folder)
+    draw = torch.Generator().manual_seed(0)
+    behind: list[JudgedPlaces] = []
+    pending: list[JudgedPlaces] = []
+    for text in texts:
+        cache = read_for_judging(routed, text)
+        starts = run_starts(len(text.ids) - 1, RUN, draw)
+        behind.append(judge_places(routed, routed.slim_sublayers, text, cache, directly_behind(text)))
+        pending.append(judge_places(routed, routed.slim_sublayers, text, cache, starts))
+    close = JudgedPlaces.joined(behind)
+    return Row(
+        agreement=close.agreement(),
+        confident=close.agreement(0.6),
+        pending=JudgedPlaces.joined(pending).agreement(),
+        kl=float(close.kl.mean()),
+    )
+
+
+def table_of(rows: Mapping[str, Row]) -> Table:
+    """One row a variant."""
+    table = new_table("variants of one fit", ["", "agreement", "surest 60 %", f"0 to {RUN - 1} pending", "KL"])
+    for name, row in rows.items():
+        table.add_row(name, f"{row.agreement:.3f}", f"{row.confident:.3f}", f"{row.pending:.3f}", f"{row.kl:.3f}")
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train variants of one fit and judge them on the same texts.")
+    parser.add_argument("--config", required=True, help="of viasd fit, for all of them")
+    parser.add_argument("--search", required=True, help="what viasd search wrote, with the method span")
+    parser.add_argument("--judge", required=True, help="trace folder with texts of other prompts")
+    parser.add_argument("--limit", type=int, default=100, help="texts to judge on")
+    parser.add_argument("--out", required=True, help="folder for the fits and the table")
+    options = parser.parse_args()
+    keep_freed_memory()
+    out = Path(options.out)
+    rows: dict[str, Row] = {}
+    judging = gate_texts([options.judge], seed=0)
+    verifier = load_verifier(judging.verifier_ref().name_or_path)
+    for name, words in variants(load_search(Path(options.search)), options.search):
+        folder = out / name.replace(" ", "-")
+        if not (folder / FIT_FILE).is_file():
+            fit(["--config", options.config, "--out", str(folder), *words])
+        rows[name] = judge(verifier, folder, judging.drawn_texts(options.limit))
+        write_json(out / "ablations.json", Ablations(rows=rows))
+    Console(highlight=False).print(table_of(rows))
+
+
+if __name__ == "__main__":
+    main()
