@@ -19,6 +19,7 @@ from viasd_calib.evaluation import plots
 from viasd_calib.evaluation.bench import BenchResult
 from viasd_calib.evaluation.metrics import Interval, MethodResult
 from viasd_calib.files import write_text
+from viasd_calib.slim.bridges import skipped_runs
 from viasd_calib.spec import (
     CausalLMDraft,
     Certificate,
@@ -354,7 +355,9 @@ def _route_words(route: Route, num_layers: int) -> str:
     attention, mlp = num_layers - len(route.attention_skip), num_layers - len(route.mlp_skip)
     adapter = f", with a LoRA adapter of rank {route.adapter.rank}" if route.adapter else ""
     head = f", {route.head_vocab.size:,} output tokens" if route.head_vocab else ""
-    return f"{attention} of {num_layers} attention and {mlp} of {num_layers} MLP sublayers kept{adapter}{head}"
+    count = len(skipped_runs(route)) if route.bridges else 0
+    bridges = {0: "", 1: ", a bridge for the run skipped"}.get(count, f", bridges for the {count} runs skipped")
+    return f"{attention} of {num_layers} attention and {mlp} of {num_layers} MLP sublayers kept{bridges}{adapter}{head}"
 
 
 def _cost_words(route: Route) -> str:

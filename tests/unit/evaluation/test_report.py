@@ -17,6 +17,7 @@ from viasd_calib.evaluation.metrics import Interval, MethodResult
 from viasd_calib.evaluation.report import ReportInputs, SampleText, render_report, write_report
 from viasd_calib.planning.recording import RecordedRound, Span, TypicalRound
 from viasd_calib.spec import (
+    BridgesRef,
     CausalLMDraft,
     Certificate,
     Decoding,
@@ -25,6 +26,7 @@ from viasd_calib.spec import (
     RelativeCost,
     Route,
     RoutingSpec,
+    TensorFile,
     WeightFormat,
 )
 
@@ -47,6 +49,7 @@ ROUNDS = {
     "speculative": TypicalRound(RecordedRound((*DRAFTED, *VERIFIED), 0.07), 21, 30, 0.0876),
     "three_tier": TypicalRound(RecordedRound((*DRAFTED, *SLIM), 0.05), 7, 11, 0.1234),
 }
+TENSORS = TensorFile(path="bridges/bridges.safetensors", sha256="0" * 64)
 PICTURES = ("route", "reliability", "tiers", "speed", "candidates", "rounds")
 
 
@@ -370,6 +373,25 @@ def test_the_route_map_shows_every_sublayer() -> None:
     cells = figure.axes[0].patches
     assert len(cells) == 10
     assert sorted(cell.get_xy() for cell in cells if cell.get_hatch()) == [(-0.42, 0), (-0.42, 1), (1.58, 0)]
+
+
+def test_the_route_map_shows_each_bridge_over_its_run() -> None:
+    route = Route(attention_skip=[1, 2, 4], mlp_skip=[1], bridges=BridgesRef(tensors=TENSORS))
+    bars = [patch for patch in plots.route_map(route, num_layers=5).axes[0].patches if patch.get_y() > 2]
+    assert [(bar.get_x(), bar.get_width()) for bar in bars] == [
+        (pytest.approx(0.58), pytest.approx(1.84)),  # layer 1 and the attention of layer 2
+        (pytest.approx(3.58), pytest.approx(0.84)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("skipped", "words"), [([1, 2], "a bridge for the run skipped"), ([1, 3], "bridges for the 2 runs skipped")]
+)
+def test_bridges_are_named(skipped: list[int], words: str) -> None:
+    route = Route(attention_skip=skipped, mlp_skip=skipped, bridges=BridgesRef(tensors=TENSORS))
+    spec = full().spec
+    assert words in render_report(full(spec=spec.model_copy(update={"route": route})))
+    assert "bridge" not in report._route_words(Route(attention_skip=[1]), 5)
 
 
 def test_shares_by_place_count_only_texts_that_reach_a_place() -> None:
