@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,21 @@ from viasd_calib.errors import ModelError
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.compiled import CompiledModel
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.packed import pack_linears
 from viasd_calib.spec import Route
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
 @torch.inference_mode()
-def test_inductor_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inductor_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
     """One kind of pass at two places, with taps; what was compiled lies where the environment says."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model, route, taps = tiny_model(layers=2), Route(mlp_skip=[1]), (1,)
-    compiled, eager = CompiledModel(model, route), RoutedModel(model, route)
+    eager = RoutedModel(copy.deepcopy(model), route)
+    if packed:
+        pack_linears([model])
+    compiled = CompiledModel(model, route)
     compiled.expect_taps(taps)
     caches = compiled.new_cache(7), eager.new_cache(7)
     ids = torch.tensor([[5, 1, 17]])

@@ -80,7 +80,7 @@ def bench(
         seed: of the order of methods and of the bootstrap.
         verifier: where to find the verifier, in place of the name in the spec.
         device: where models run.
-        backend: what runs them: eager, packed (CPU) or compiled (for CUDA, not measured yet); the faster one of the
+        backend: what runs them: eager, packed (CPU) or compiled (minutes to compile first); the faster one of the
             first two where it is left out. transformers' own generate always runs eager.
     """
     chosen = choose_prompts(prompts, split, shares, limit)

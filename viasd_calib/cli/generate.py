@@ -56,7 +56,7 @@ def generate(
         verifier: where to find the verifier, in place of the name in the spec.
         dtype: in place of the spec's.
         device: where models run.
-        backend: what runs them: eager, packed (CPU) or compiled (for CUDA, not measured yet); the faster one of the
+        backend: what runs them: eager, packed (CPU) or compiled (minutes to compile first); the faster one of the
             first two where it is left out.
     """
     engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=_load)

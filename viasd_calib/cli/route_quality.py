@@ -54,7 +54,7 @@ def route_quality(
         verifier: where to find the verifier, in place of the name in the spec.
         dtype: number format, in place of the spec's.
         device: where models run.
-        backend: what runs them: eager, packed (CPU) or compiled (for CUDA, not measured yet); the faster one of the
+        backend: what runs them: eager, packed (CPU) or compiled (minutes to compile first); the faster one of the
             first two where it is left out.
     """
     chosen = choose_prompts(prompts, split, shares, limit)

@@ -19,16 +19,17 @@ from viasd_calib.spec import Route
 Backend = Literal["eager", "packed", "compiled"]
 """``eager`` runs the modules as they are; ``packed`` has their weights in the order of the CPU's kernels, and layers
 that read the same input as one product; ``compiled`` has each pass as one graph of static shapes
-(:mod:`viasd_calib.slim.compiled`). The latter two have query heads that share keys as rows of one product, where
-attention is ``sdpa``."""
+(:mod:`viasd_calib.slim.compiled`), of packed weights where those are faster. The latter two have query heads that share
+keys as rows of one product, where attention is ``sdpa``."""
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
 def default_backend(device: torch.device, dtype: torch.dtype) -> Backend:
-    """The backend that measured best: in float32 PyTorch's own kernels read plain weights as fast as packed ones.
+    """The backend that measured best of those that are ready at once.
 
-    ``compiled`` gained nothing over ``packed`` on a CPU, and was not measured on CUDA, which it is made for.
+    In float32 PyTorch's own kernels read plain weights as fast as packed ones. ``compiled`` is faster on a CPU, but has
+    to compile for minutes first; on CUDA, which it is made for, it was not measured.
 
     Example:
         >>> default_backend(torch.device("cpu"), torch.float32)
@@ -52,7 +53,7 @@ def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device
     if backend == "eager":
         return
     modules = tuple(modules)
-    if backend == "compiled":
+    if backend == "compiled" and default_backend(device, dtype) != "packed":
         group_heads(modules)
         return
     if not can_pack(device, dtype):

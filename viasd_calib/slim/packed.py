@@ -7,6 +7,8 @@ each call, which takes longer than the product itself where a pass has few token
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import count
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,21 @@ TYPICAL_WIDTH = 8
 _Key = tuple[int, int]
 """A layer by its weight and its bias: what tells whether two layers are one."""
 
+_OPS = torch.library.Library("viasd_calib", "FRAGMENT")
+_OPS.define("packed_linear(Tensor inputs, int handle, int out) -> Tensor")
+_handles = count()
+_by_handle: WeakValueDictionary[int, PackedLinear] = WeakValueDictionary()
+
+
+@torch.library.impl(_OPS, "packed_linear", "CPU")
+def _packed_linear(inputs: Tensor, handle: int, _out: int) -> Tensor:
+    return _by_handle[handle].product(inputs)
+
+
+@torch.library.register_fake("viasd_calib::packed_linear", lib=_OPS)
+def _shape_of_packed_linear(inputs: Tensor, _handle: int, out: int) -> Tensor:
+    return inputs.new_empty((*inputs.shape[:-1], out))
+
 
 class PackedLinear(nn.Module):
     """A linear layer in oneDNN's own order; gives what the layer it was made from gives, up to rounding.
@@ -32,7 +49,10 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self._weight = weight
+        self._out: int = weight.shape[0]
         self.bias = bias
+        self._handle = next(_handles)
+        _by_handle[self._handle] = self
 
     @property
     def weight(self) -> Tensor:
@@ -45,6 +65,13 @@ class PackedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
+        if torch.compiler.is_compiling():  # a graph cannot hold a weight in oneDNN's order, but a number that finds it
+            traced: Tensor = torch.ops.viasd_calib.packed_linear(inputs, self._handle, self._out)
+            return traced
+        return self.product(inputs)
+
+    def product(self, inputs: Tensor) -> Tensor:
+        """The same, by oneDNN itself."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self.bias, "none", [], "")
         return product
 

@@ -7,6 +7,7 @@ import gc
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.compiled import WIDTHS, CompiledModel, StaticPass, static_capacity
 from viasd_calib.slim.forward import RoutedModel, SlimParts, States
 from viasd_calib.slim.grouped import GROUPED
+from viasd_calib.slim.packed import PackedLinear, can_pack, pack_linears
 from viasd_calib.spec import Route
 
 ROUTE = Route(attention_skip=[1], mlp_skip=[2])
@@ -108,6 +110,32 @@ def test_slim_layers_with_an_adapter_say_the_same() -> None:
     prepare([model, slim], "compiled", compiled.device, compiled.dtype)
     assert {layer.self_attn.config._attn_implementation for layer in [*compiled.layers, *slim]} == {GROUPED}
     assert_alike(compiled, eager)
+
+
+@pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+@torch.inference_mode()
+def test_packed_weights_are_found_from_graphs(family: str) -> None:
+    """Graphs name packed layers, joint ones too, and hold none: layers are gone with their model."""
+    model = copy.deepcopy(tiny_model(0, family))
+    pack_linears([model])
+    packed = [weakref.ref(module) for module in model.modules() if isinstance(module, PackedLinear)]
+    compiled = CompiledModel(model, ROUTE, compiler=Traced())
+    assert_alike(compiled, RoutedModel(tiny_model(0, family), ROUTE))
+    assert packed
+    del compiled, model
+    torch._dynamo.reset()
+    gc.collect()
+    assert not any(layer() for layer in packed)
+
+
+@pytest.mark.parametrize(("dtype", "packs"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_weights_are_packed_for_graphs_where_that_is_faster(dtype: torch.dtype, packs: bool) -> None:
+    if not can_pack(torch.device("cpu"), dtype):
+        pytest.skip(f"this CPU does not calculate in {dtype}")
+    model = copy.deepcopy(tiny_model()).to(dtype)
+    prepare([model], "compiled", model.device, dtype)
+    assert any(isinstance(module, PackedLinear) for module in model.modules()) is packs
 
 
 def test_what_waits_in_the_middle_of_a_pass_is_refused() -> None:
