@@ -32,8 +32,9 @@ class SearchSpace:
         >>> space = SearchSpace(SublayerCosts(torch.full((6,), 0.15), rest=0.1), 0.75, always=(0,))
         >>> space.free
         [2, 3, 4, 5]
-        >>> space.route(space.until_met([5, 2, 4]))
-        Route(attention_skip=[1], mlp_skip=[2], bridges=None, head_vocab=None, adapter=None, relative_cost=None)
+        >>> route = space.route(space.until_met([5, 2, 4]))
+        >>> route.attention_skip, route.mlp_skip
+        ([1], [2])
     """
 
     costs: SublayerCosts
