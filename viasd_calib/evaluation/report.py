@@ -354,7 +354,8 @@ def _route_words(route: Route, num_layers: int) -> str:
     attention, mlp = num_layers - len(route.attention_skip), num_layers - len(route.mlp_skip)
     adapter = f", with a LoRA adapter of rank {route.adapter.rank}" if route.adapter else ""
     head = f", {route.head_vocab.size:,} output tokens" if route.head_vocab else ""
-    return f"{attention} of {num_layers} attention and {mlp} of {num_layers} MLP sublayers kept{adapter}{head}"
+    narrow = f" ({len(route.narrowed)} of them narrow)" if route.narrowed else ""
+    return f"{attention} of {num_layers} attention and {mlp} of {num_layers} MLP sublayers kept{narrow}{adapter}{head}"
 
 
 def _cost_words(route: Route) -> str:

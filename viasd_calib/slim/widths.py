@@ -159,7 +159,7 @@ def _plain(mlp: nn.Module, name: str) -> nn.Linear:
     return layer
 
 
-def _taken(parameter: nn.Parameter, index: Tensor, dim: int) -> nn.Parameter:
+def _taken(parameter: Tensor, index: Tensor, dim: int) -> nn.Parameter:
     return nn.Parameter(parameter.detach().index_select(dim, index), requires_grad=parameter.requires_grad)
 
 

@@ -6,11 +6,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from viasd_calib.errors import CalibrationError
-from viasd_calib.slim.cost import SublayerCosts
+from viasd_calib.slim.cost import TOLERANCE, SublayerCosts
 from viasd_calib.spec import Route
-
-TOLERANCE = 1e-6
-"""What a cost may exceed its target by: rounding of float32 shares."""
 
 
 @dataclass(frozen=True)
