@@ -89,13 +89,13 @@ def load_slim_layers(model: PreTrainedModel, route: Route, folder: Path) -> nn.M
     if widths:
         layers = narrow_layers(layers, widths)
     if route.adapter is not None:
-        layers = _load_adapted(layers, route, route.adapter, folder / route.adapter.tensors.path)
-        layers = layers.to(device=model.device, dtype=model.dtype)
+        trained = _load_adapted(layers, route, route.adapter, folder / route.adapter.tensors.path)
+        layers = _to_run(trained.to(device=model.device, dtype=model.dtype), route, route.adapter.folded)
     return layers.eval().requires_grad_(False)
 
 
 def _load_adapted(layers: nn.ModuleList, route: Route, adapter: AdapterRef, path: Path) -> nn.ModuleList:
-    """Layers with the adapter whose tensors lie at ``path``, to be run."""
+    """Layers with the adapter whose tensors lie at ``path``, as peft runs it."""
     layers = adapted_layers(layers, adapter.rank, adapter.alpha, adapter.targets)
     tensors = read_tensors(path, "adapter tensors")
     own = adapter_tensors(layers)
@@ -106,7 +106,7 @@ def _load_adapted(layers: nn.ModuleList, route: Route, adapter: AdapterRef, path
         if name not in own or own[name].shape != tensor.shape:
             raise SpecError(f"{path}: {name} does not fit the verifier; export the spec again")
         own[name].copy_(tensor)
-    return _to_run(layers, route, adapter.folded)
+    return layers
 
 
 @torch.no_grad()

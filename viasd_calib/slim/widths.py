@@ -77,7 +77,8 @@ def order_neurons(mlp: nn.Module, order: Tensor) -> None:
     """Put the neurons of an MLP of q into ``order`` ([intermediate], as the verifier's own file counts them).
 
     Its parameters are exchanged, not written into: whoever else holds the old ones (an adapter of another spec, a
-    prefix of another order) goes on reading what it was made for, and keeps their memory alive.
+    prefix of another order) goes on reading what it was made for, and keeps their memory alive. A model that is saved
+    after that is another file: specs that name neurons go with the first one.
 
     Raises:
         ModelError: its layers are no plain linear ones.
