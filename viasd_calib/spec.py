@@ -195,14 +195,26 @@ class HeadVocab(SpecModel):
     tensors: TensorFile
 
 
+class MlpWidths(SpecModel):
+    """MLP sublayers that the slim verifier runs with some of their neurons alone.
+
+    ``keep`` says how many, by layer. The file holds each of these layers' order of neurons, kept ones first, as the
+    verifier's own file counts them (:mod:`viasd_calib.slim.widths`).
+    """
+
+    keep: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    tensors: TensorFile
+
+
 class Route(SpecModel):
     """Which sublayers the slim verifier leaves out; decoder layers are counted from 0.
 
-    Without ``head_vocab`` it has the whole output vocabulary.
+    Without ``mlp_keep`` its MLP sublayers are whole, without ``head_vocab`` it has the whole output vocabulary.
     """
 
     attention_skip: list[int] = Field(default_factory=list)
     mlp_skip: list[int] = Field(default_factory=list)
+    mlp_keep: MlpWidths | None = None
     bridges: BridgesRef | None = None
     head_vocab: HeadVocab | None = None
     adapter: AdapterRef | None = None
@@ -215,13 +227,28 @@ class Route(SpecModel):
             raise ValueError("layers must be given once each, in rising order, counted from 0")
         return layers
 
+    @model_validator(mode="after")
+    def _narrows_what_runs(self) -> Route:
+        both = sorted(self.narrowed.intersection(self.mlp_skip))
+        if both:
+            raise ValueError(
+                f"mlp_keep and mlp_skip both name layer {both[0]}; an MLP is narrowed or skipped, take it out of one"
+            )
+        return self
+
+    @property
+    def narrowed(self) -> frozenset[int]:
+        """Layers whose MLP sublayer runs with some of its neurons."""
+        return frozenset() if self.mlp_keep is None else frozenset(self.mlp_keep.keep)
+
     def check_layers(self, num_layers: int) -> None:
         """Refuse a layer that the verifier does not have.
 
         Raises:
             SpecError: naming the layer.
         """
-        for name, layers in (("attention_skip", self.attention_skip), ("mlp_skip", self.mlp_skip)):
+        named = {"attention_skip": self.attention_skip, "mlp_skip": self.mlp_skip, "mlp_keep": sorted(self.narrowed)}
+        for name, layers in named.items():
             beyond = [layer for layer in layers if layer >= num_layers]
             if beyond:
                 raise SpecError(f"route.{name} names layer {beyond[0]}, the verifier has layers 0 to {num_layers - 1}")
@@ -394,7 +421,7 @@ def tensor_files(spec: RoutingSpec) -> list[TensorFile]:
     match spec.draft:
         case ShallowDraft(tensors=tensors) | CombinedDraft(model=ShallowDraft(tensors=tensors)):
             files.append(tensors)
-    parts = (spec.route.bridges, spec.route.head_vocab, spec.route.adapter)
+    parts = (spec.route.mlp_keep, spec.route.bridges, spec.route.head_vocab, spec.route.adapter)
     files += [part.tensors for part in parts if part is not None]
     return files
 

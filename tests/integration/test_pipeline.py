@@ -30,7 +30,15 @@ FIT = {
         "enable_model_summary": False,
         "logger": False,
     },
-    "model": {"target_cost": 0.8, "route_steps": 3, "adapter_rank": 2, "max_run": 4, "head_vocab": 18},
+    "model": {
+        "target_cost": 0.8,
+        "route_steps": 3,
+        "adapter_rank": 2,
+        "max_run": 4,
+        "head_vocab": 18,
+        "mlp_keep": 0.6,
+        "keep_layers": [3],
+    },
     "data": {"shares": {"fit": 0.4, "calibrate": 0.4, "test": 0.2}, "validation_share": 0.3, "max_batch_tokens": 256},
 }
 
@@ -78,6 +86,10 @@ def test_the_spec_is_valid(job: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert spec.route.head_vocab is not None
     assert spec.route.head_vocab.size == 18
     assert spec.route.head_vocab.tensors.path == "head_vocab/head_vocab.safetensors"
+    assert spec.route.mlp_keep is not None
+    assert set(spec.route.mlp_keep.keep.values()) == {19}
+    assert spec.route.narrowed.isdisjoint([3, *spec.route.mlp_skip])
+    assert spec.route.mlp_keep.tensors.path == "mlp_keep/mlp_keep.safetensors"
     assert set(spec.route.relative_cost.measured) == {1, 4, 8}  # type: ignore[union-attr]
 
 

@@ -25,6 +25,7 @@ from viasd_calib.spec import (
     Gates,
     HeadVocab,
     LogisticGate,
+    MlpWidths,
     PromptLookupDraft,
     RelativeCost,
     Route,
@@ -85,10 +86,12 @@ def full_spec(folder: Path) -> RoutingSpec:
     adapter = tensor_file(folder / "slim" / "adapter.safetensors", folder)
     (folder / "slim" / "head.safetensors").write_bytes(b"head")
     (folder / "slim" / "bridges.safetensors").write_bytes(b"bridges")
+    (folder / "slim" / "widths.safetensors").write_bytes(b"widths")
     return small_spec(
         draft=ShallowDraft(**tiny_shape().model_dump(), tensors=tensor_file(folder / "draft.safetensors", folder)),
         route=Route(
             attention_skip=[0],
+            mlp_keep=MlpWidths(keep={1: 20, 2: 9}, tensors=tensor_file(folder / "slim" / "widths.safetensors", folder)),
             head_vocab=HeadVocab(size=5, tensors=tensor_file(folder / "slim" / "head.safetensors", folder)),
             bridges=BridgesRef(rank=3, tensors=tensor_file(folder / "slim" / "bridges.safetensors", folder)),
             adapter=AdapterRef(rank=4, alpha=8.0, targets=["q_proj"], folded=True, tensors=adapter),
@@ -182,6 +185,7 @@ def test_a_spec_with_all_its_parts_is_loaded_with_its_tensors(tmp_path: Path) ->
     assert load_spec(str(tmp_path / "routing.json")) == spec
     assert [file.path for file in tensor_files(spec)] == [
         "draft.safetensors",
+        "slim/widths.safetensors",
         "slim/bridges.safetensors",
         "slim/head.safetensors",
         "slim/adapter.safetensors",
@@ -288,7 +292,9 @@ def test_a_spec_that_cannot_be_read(tmp_path: Path, name: str) -> None:
         load_spec(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["draft.safetensors", "slim/adapter.safetensors", "slim/head.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["draft.safetensors", "slim/adapter.safetensors", "slim/head.safetensors", "slim/widths.safetensors"]
+)
 def test_foreign_and_missing_tensors_are_refused(tmp_path: Path, name: str) -> None:
     save_spec(full_spec(tmp_path), tmp_path / "routing.json")
     (tmp_path / name).write_bytes(b"another")
@@ -371,6 +377,27 @@ def test_a_layer_beyond_the_verifier_is_refused(tmp_path: Path, name: str) -> No
         0,
         LAYERS - 1,
     ]
+
+
+WIDTHS_FILE = TensorFile(path="widths.safetensors", sha256=HASH)
+
+
+def test_an_mlp_is_narrowed_or_skipped(tmp_path: Path) -> None:
+    widths = MlpWidths(keep={2: 9, 0: 20}, tensors=WIDTHS_FILE)
+    assert Route(mlp_skip=[1], mlp_keep=widths).narrowed == {0, 2}
+    with pytest.raises(ValidationError, match=r"mlp_keep and mlp_skip both name layer 2; .* take it out of one"):
+        Route(mlp_skip=[1, 2], mlp_keep=widths)
+
+
+def test_a_narrowed_layer_beyond_the_verifier_is_refused() -> None:
+    with pytest.raises(SpecError, match=rf"route\.mlp_keep names layer {LAYERS}.* 0 to {LAYERS - 1}"):
+        small_spec(route=Route(mlp_keep=MlpWidths(keep={0: 1, LAYERS: 1}, tensors=WIDTHS_FILE)))
+
+
+@pytest.mark.parametrize("keep", [{}, {0: 0}, {-1: 4}])
+def test_widths_that_cannot_be_are_refused(keep: dict[int, int]) -> None:
+    with pytest.raises(ValidationError, match="keep"):
+        MlpWidths(keep=keep, tensors=WIDTHS_FILE)
 
 
 @pytest.mark.parametrize("layers", [[1, 1], [2, 1], [-1]])

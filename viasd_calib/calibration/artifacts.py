@@ -22,6 +22,7 @@ FIT_FILE = "fit.json"
 SCORES_FILE = "scores.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
 BRIDGES_FILE = "bridges.safetensors"
+MLP_KEEP_FILE = "mlp_keep.safetensors"
 HEAD_VOCAB_FILE = "head_vocab.safetensors"
 CALIBRATE_FILE = "calibrate.json"
 

@@ -33,6 +33,7 @@ from viasd_calib.spec import (
     DType,
     Evidence,
     HeadVocab,
+    MlpWidths,
     RelativeCost,
     Route,
     RoutingSpec,
@@ -122,8 +123,14 @@ def _copy_shallow(draft: ShallowDraft, source: Path, folder: Path) -> ShallowDra
 
 
 def _copy_route(route: Route, source: Path, folder: Path) -> Route:
-    copied: dict[str, AdapterRef | BridgesRef | HeadVocab] = {}
-    for name, part in (("adapter", route.adapter), ("bridges", route.bridges), ("head_vocab", route.head_vocab)):
+    copied: dict[str, AdapterRef | BridgesRef | HeadVocab | MlpWidths] = {}
+    parts = {
+        "adapter": route.adapter,
+        "bridges": route.bridges,
+        "head_vocab": route.head_vocab,
+        "mlp_keep": route.mlp_keep,
+    }
+    for name, part in parts.items():
         if part is not None:
             target = folder / name / Path(part.tensors.path).name
             _copy(source / part.tensors.path, target)

@@ -14,6 +14,7 @@ from viasd_calib.calibration.artifacts import (
     BRIDGES_FILE,
     FIT_FILE,
     HEAD_VOCAB_FILE,
+    MLP_KEEP_FILE,
     FitArtifact,
     reliability_record,
     save_scores,
@@ -27,6 +28,7 @@ from viasd_calib.slim.adapter import adapter_ref, save_adapter
 from viasd_calib.slim.bridges import bridges_ref, save_bridges
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.head import save_head_ids
+from viasd_calib.slim.widths import save_widths
 from viasd_calib.spec import Route
 from viasd_calib.tables import new_table
 from viasd_calib.traces.capture import read_manifest
@@ -86,12 +88,15 @@ def fit(words: Sequence[str], _load: LoadVerifier = load_verifier) -> None:
 
 
 def write_fit(router: RouterModule, data: TraceDataModule, out: Path, gate_folders: Sequence[str] = ()) -> FitArtifact:
-    """Write route, bridges, adapter and head vocabulary, fit the first gates on them, and write those.
+    """Write route, widths, bridges, adapter and head vocabulary, fit the first gates on them, and write those.
 
     Args:
         gate_folders: traces for the gates; none for the texts that the route learned from, and those held back.
     """
     route = router.route
+    widths = {layer: kept for layer, kept in router.widths.items() if layer not in route.mlp_skip}
+    if widths:
+        route = route.model_copy(update={"mlp_keep": save_widths(widths, out / MLP_KEEP_FILE, out)})
     if router.bridges is not None:
         save_bridges(router.bridges, out / BRIDGES_FILE)
         reference = bridges_ref(out / BRIDGES_FILE, out, router.bridge_rank)
@@ -161,6 +166,9 @@ def say_fit(artifact: FitArtifact) -> None:
     console.print(table)
     console.print(gates)
     console.print(f"agreement of slim and full verifier: {artifact.agreement:.4f}")
+    if route.mlp_keep is not None:
+        neurons = runs(sorted(set(route.mlp_keep.keep.values())))
+        console.print(f"MLPs of layers {runs(sorted(route.narrowed))} are narrow: {neurons} neurons each")
     if route.head_vocab is not None:
         console.print(
             f"the slim verifier has {route.head_vocab.size:,} of {artifact.verifier.vocab_size:,} output tokens: the "

@@ -7,7 +7,10 @@ from viasd_calib.spec import DType
 
 
 class SharedVerifiers:
-    """Loads each verifier once, for steps of one job; nothing changes a loaded verifier."""
+    """Loads each verifier once, for steps of one job; nothing changes what a loaded verifier says.
+
+    Narrow MLPs put its neurons into another order, which is noted in its modules.
+    """
 
     def __init__(self) -> None:
         self._loaded: dict[tuple[str, DType, str], Verifier] = {}

@@ -357,7 +357,9 @@ def _route_words(route: Route, num_layers: int) -> str:
     head = f", {route.head_vocab.size:,} output tokens" if route.head_vocab else ""
     count = len(skipped_runs(route)) if route.bridges else 0
     bridges = {0: "", 1: ", a bridge for the run skipped"}.get(count, f", bridges for the {count} runs skipped")
-    return f"{attention} of {num_layers} attention and {mlp} of {num_layers} MLP sublayers kept{bridges}{adapter}{head}"
+    narrow = f" ({len(route.narrowed)} of them narrow)" if route.narrowed else ""
+    parts = f"{narrow}{bridges}{adapter}{head}"
+    return f"{attention} of {num_layers} attention and {mlp} of {num_layers} MLP sublayers kept{parts}"
 
 
 def _cost_words(route: Route) -> str:

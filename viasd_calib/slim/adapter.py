@@ -16,8 +16,10 @@ from transformers import PreTrainedModel
 from viasd_calib.errors import ModelError, SpecError
 from viasd_calib.slim.adapted import AdaptedLinear
 from viasd_calib.slim.forward import share_parameters
+from viasd_calib.slim.linears import linear_of
 from viasd_calib.slim.packed import PackedLinear
 from viasd_calib.slim.tensors import read_tensors, write_bfloat16
+from viasd_calib.slim.widths import load_widths, narrow_layers
 from viasd_calib.spec import AdapterRef, Route, TensorFile, tensor_file
 
 
@@ -72,17 +74,29 @@ def adapter_ref(
 def load_slim_layers(model: PreTrainedModel, route: Route, folder: Path) -> nn.ModuleList | None:
     """The layers q' runs under a route whose spec lies in ``folder``, to be run alone; None where they are q's own.
 
+    Where the route narrows MLPs, q's neurons are put into its order (:func:`~viasd_calib.slim.widths.narrow_layers`).
+
     Raises:
-        SpecError: the adapter's tensors do not fit the verifier.
+        SpecError: the adapter's tensors or the MLPs' widths do not fit the verifier.
         ModelError: the verifier has been prepared for backend ``packed``.
     """
-    if route.adapter is None:
+    if route.adapter is None and route.mlp_keep is None:
         return None
     if any(isinstance(module, PackedLinear) for module in model.modules()):
         raise ModelError("the verifier's weights are packed for another decoder; load it anew for this spec")
-    path = folder / route.adapter.tensors.path
-    adapter = route.adapter
-    layers = adapted_layers(model.get_decoder().layers, adapter.rank, adapter.alpha, adapter.targets)
+    layers: nn.ModuleList = model.get_decoder().layers
+    widths = load_widths(route, folder, model.config.intermediate_size)
+    if widths:
+        layers = narrow_layers(layers, widths)
+    if route.adapter is not None:
+        trained = _load_adapted(layers, route, route.adapter, folder / route.adapter.tensors.path)
+        layers = _to_run(trained.to(device=model.device, dtype=model.dtype), route, route.adapter.folded)
+    return layers.eval().requires_grad_(False)
+
+
+def _load_adapted(layers: nn.ModuleList, route: Route, adapter: AdapterRef, path: Path) -> nn.ModuleList:
+    """Layers with the adapter whose tensors lie at ``path``, as peft runs it."""
+    layers = adapted_layers(layers, adapter.rank, adapter.alpha, adapter.targets)
     tensors = read_tensors(path, "adapter tensors")
     own = adapter_tensors(layers)
     missing = sorted(name for name in own.keys() - tensors.keys() if not _is_skipped(name, route))
@@ -92,9 +106,7 @@ def load_slim_layers(model: PreTrainedModel, route: Route, folder: Path) -> nn.M
         if name not in own or own[name].shape != tensor.shape:
             raise SpecError(f"{path}: {name} does not fit the verifier; export the spec again")
         own[name].copy_(tensor)
-    return (
-        _to_run(layers.to(device=model.device, dtype=model.dtype), route, adapter.folded).eval().requires_grad_(False)
-    )
+    return layers
 
 
 @torch.no_grad()
@@ -121,6 +133,4 @@ def _adapted(lora: Any, folded: bool) -> nn.Module:
     if not folded:
         return AdaptedLinear(base, down, up)
     whole = base.weight.float() + up.weight.float() @ down.weight.float()  # [out, in]
-    layer = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
-    layer.weight, layer.bias = nn.Parameter(whole.to(base.weight.dtype), requires_grad=False), base.bias
-    return layer
+    return linear_of(whole.to(base.weight.dtype), base.bias)

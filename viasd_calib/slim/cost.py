@@ -12,20 +12,26 @@ import torch
 from torch import Tensor
 
 from viasd_calib.slim.cache import CacheWindow
-from viasd_calib.slim.forward import RoutedModel, SublayerKind
+from viasd_calib.slim.forward import RoutedModel, Sublayer, SublayerKind, sublayers_of
+from viasd_calib.slim.widths import NarrowMLP
 
 CONTEXT = 128
 """Cached tokens before the timed ones."""
 WARM_UP = 2
 """Rounds before the timed ones; what only a first call costs falls into them."""
 
+TOLERANCE = 1e-6
+"""What a cost may exceed its target by: rounding of float32 shares."""
+
 
 @dataclass(frozen=True)
 class SublayerCosts:
-    """Shares of a full pass; ``shares`` and ``rest`` sum to 1, or to less where q' has a head of its own.
+    """Shares of a full pass.
+
+    ``shares`` and ``rest`` sum to 1, or to less where q' has narrow MLPs or a head of its own.
 
     Attributes:
-        shares: of each sublayer, in the order they run, [sublayers].
+        shares: of each sublayer as q' would run it, in the order they run, [sublayers].
         rest: of what a slim pass does beside its sublayers (embedding, norm, its head).
     """
 
@@ -78,32 +84,40 @@ def median_seconds(runs: Sequence[Callable[[], object]], repeats: int, device: t
 def sublayer_costs(model: RoutedModel, width: int = 4, repeats: int = 15) -> SublayerCosts:
     """Measure what attention and MLP sublayers, and the rest of a slim pass, cost: as shares of a full pass.
 
-    One layer of each kind is timed, the middle one: a model's layers are of one shape.
+    One layer of each kind and MLP width is timed, the middle one: a model's layers are of one shape.
 
     Args:
+        model: its route does not matter, its narrow MLPs and its reduced head do.
         width: of both passes, in tokens.
     """
-    middle = len(model.layers) // 2
     cache = model.new_cache(CONTEXT + width)
     window = CacheWindow(cache, CONTEXT, width, CONTEXT + width)
     ids = torch.zeros(1, width, dtype=torch.long, device=model.device)
     hidden = model.embed(ids)
     inputs = model.attention_inputs(hidden, window.positions(), window.mask, window)
-    chosen = {sublayer.kind: sublayer for sublayer in model.full_sublayers if sublayer.index == middle}
+    candidates = sublayers_of(model.slim_layers, model.layer_types)
+    middle = len(model.layers) // 2
+    by_distance = sorted([*model.full_sublayers, *candidates], key=lambda one: abs(one.index - middle), reverse=True)
+    chosen = {_shape(sublayer): sublayer for sublayer in by_distance}  # the nearest one comes last, and stays
 
-    def run(kind: SublayerKind) -> Callable[[], object]:
-        return lambda: model.step(chosen[kind], hidden, inputs)
+    def run(sublayer: Sublayer) -> Callable[[], object]:
+        return lambda: model.step(sublayer, hidden, inputs)
 
     def rest(head: Callable[[Tensor], Tensor]) -> Callable[[], object]:
         return lambda: head(model.final_norm(model.embed(ids)))
 
-    attention, mlp, full_rest, slim_rest = median_seconds(
-        [run("attention"), run("mlp"), rest(model.logits), rest(model.slim_logits)], repeats, model.device
-    )
-    by_kind = {"attention": attention, "mlp": mlp}
-    seconds = torch.tensor([by_kind[sublayer.kind] for sublayer in model.full_sublayers])
-    total = float(seconds.sum()) + full_rest
-    return SublayerCosts(seconds / total, slim_rest / total)
+    runs = [*map(run, chosen.values()), rest(model.logits), rest(model.slim_logits)]
+    *each, full_rest, slim_rest = median_seconds(runs, repeats, model.device)
+    seconds = dict(zip(chosen, each, strict=True))
+    total = sum(seconds[_shape(sublayer)] for sublayer in model.full_sublayers) + full_rest
+    shares = torch.tensor([seconds[_shape(sublayer)] for sublayer in candidates]) / total
+    return SublayerCosts(shares, slim_rest / total)
+
+
+def _shape(sublayer: Sublayer) -> tuple[SublayerKind, int | None]:
+    """What the time of a sublayer hangs on: its kind, and the neurons of a narrow MLP."""
+    mlp = sublayer.layer.mlp
+    return sublayer.kind, mlp.keep if sublayer.kind == "mlp" and isinstance(mlp, NarrowMLP) else None
 
 
 @torch.no_grad()

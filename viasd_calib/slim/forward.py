@@ -58,7 +58,7 @@ class SlimParts:
     """What q' runs beside q's own modules.
 
     Attributes:
-        layers: the layers q' runs where they differ from q's by an adapter; None for q's own.
+        layers: the layers q' runs where they differ from q's by an adapter or narrow MLPs; None for q's own.
         bridges: what stands in for runs of skipped sublayers, by name (:mod:`viasd_calib.slim.bridges`).
         head_ids: the verifier ids of the output tokens of q', [head vocabulary], long; None for all. Their rows of q's
             head are gathered once, when the model is opened.
@@ -143,7 +143,7 @@ class RoutedModel:
 
     Raises:
         ModelError: the family, a layer type or the attention implementation is not supported, or the route names a
-            head vocabulary whose ids are not given.
+            head vocabulary whose ids, or widths of MLPs whose layers, are not given.
     """
 
     def __init__(
@@ -167,8 +167,11 @@ class RoutedModel:
         self._rotary: nn.Module = decoder.rotary_emb
         self.full_sublayers = sublayers_of(self.layers, self.layer_types)
         parts = slim or SlimParts()
-        own = self.layers if parts.layers is None else parts.layers
-        self.slim_sublayers = sublayers_of(own, self.layer_types, route, parts.bridges)
+        if parts.layers is None and route is not None and route.mlp_keep is not None:
+            raise ModelError("the route names widths of MLPs, but not their neurons; open it with load_routed")
+        self.slim_layers: nn.ModuleList = self.layers if parts.layers is None else parts.layers
+        """The layers whose sublayers q' runs: q's own, or copies with an adapter or narrow MLPs."""
+        self.slim_sublayers = sublayers_of(self.slim_layers, self.layer_types, route, parts.bridges)
         self._slim_head = self._reduced_head(route, parts.head_ids)
         heads = () if self._slim_head is None else (self._slim_head,)
         self.slim_networks: tuple[nn.Module, ...] = (*(parts.layers or ()), parts.bridges, *heads)

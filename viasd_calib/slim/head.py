@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from viasd_calib.errors import SpecError
 from viasd_calib.files import write_bytes
+from viasd_calib.slim.linears import linear_of
 from viasd_calib.slim.tensors import read_tensors
 from viasd_calib.spec import HeadVocab, Route, tensor_file
 
@@ -34,9 +35,7 @@ class SlimHead(nn.Module):
 
     def __init__(self, rows: Tensor, ids: Tensor) -> None:
         super().__init__()
-        size, hidden = rows.shape
-        self.linear = nn.Linear(hidden, size, bias=False, device="meta")  # a child, so that a backend can exchange it
-        self.linear.weight = nn.Parameter(rows, requires_grad=False)
+        self.linear = linear_of(rows)  # a child, so that a backend can exchange it
         self.register_buffer("ids", ids)
 
     def forward(self, hidden: Tensor) -> Tensor:

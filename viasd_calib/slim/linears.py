@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class LinearPlace(NamedTuple):
@@ -24,6 +24,29 @@ class LinearPlace(NamedTuple):
     def put(self, module: nn.Module) -> None:
         """Let ``module`` stand there from now on."""
         setattr(self.holder, self.name, module)
+
+
+def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A linear layer that reads these very tensors; what is no parameter yet becomes one that is not trained.
+
+    Args:
+        weight: [out, in].
+        bias: [out].
+
+    Example:
+        >>> weight = nn.Linear(3, 3).weight.detach()
+        >>> linear_of(weight[:2]).weight.data_ptr() == weight.data_ptr()
+        True
+    """
+    out, inputs = weight.shape
+    layer = nn.Linear(inputs, out, bias=False, device="meta")
+    layer.weight = _parameter(weight)
+    layer.register_parameter("bias", None if bias is None else _parameter(bias))
+    return layer
+
+
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
 
 
 def plain_linears(modules: Iterable[nn.Module]) -> list[LinearPlace]:

@@ -40,7 +40,7 @@ def fit_bridges(
     runs = sorted({run for route in routes for run in skipped_runs(route)}, key=lambda run: (run.begin, run.end))
     numbers = sorted({number for run in runs for number in (run.begin, run.end)})
     problems = {run: LeastSquares(hidden + 1, hidden) for run in runs}
-    for text in texts:
+    for text in texts if runs else ():
         stream = generated_residuals(model, text, numbers)
         for run, problem in problems.items():
             _add_examples(problem, stream[:, numbers.index(run.begin)], stream[:, numbers.index(run.end)])

@@ -17,13 +17,15 @@ from viasd_calib.errors import CalibrationError
 from viasd_calib.models import SMOLLM2, Verifier, load_verifier
 from viasd_calib.slim.adapter import adapted_layers
 from viasd_calib.slim.bridges import new_bridges
-from viasd_calib.slim.cost import SublayerCosts, sublayer_costs
+from viasd_calib.slim.cost import TOLERANCE, SublayerCosts, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel, SlimParts, Sublayer, sublayers_of
+from viasd_calib.slim.widths import KeptNeurons, narrow_layers
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceBatch, TraceDataModule
 from viasd_calib.training.bridge_fit import fit_bridges
 from viasd_calib.training.hard_concrete import HardConcrete
 from viasd_calib.training.head_vocabulary import check_size, choose_tokens
+from viasd_calib.training.neuron_ranking import rank_neurons
 from viasd_calib.training.objectives import OBJECTIVES, Objective
 from viasd_calib.training.search.methods import SearchMethod
 from viasd_calib.training.search.record import load_search
@@ -57,8 +59,11 @@ class RouterModule(LightningModule):
     processes (strategy ``ddp``) do what one process does with ``accumulate`` n times as large, up to rounding and to
     the fewer than n batches that they leave out of an epoch.
 
-    Checkpoints hold gates, multiplier, route, bridges and adapter, and between two steps the gradients gathered so far;
-    never the verifier.
+    Narrow MLPs (``mlp_keep``) come before all that: neurons are ranked on the texts that bridges are fitted on
+    (:mod:`viasd_calib.training.neuron_ranking`), and costs, route, bridges and adapter are those of a q' that has them.
+
+    Checkpoints hold gates, multiplier, route, orders of neurons, bridges and adapter, and between two steps the
+    gradients gathered so far; never the verifier.
 
     Args:
         verifier: name or path of the verifier.
@@ -83,7 +88,8 @@ class RouterModule(LightningModule):
         max_run: longest run of pending places that q' is trained for.
         cache_gib: host memory, in GiB, for q's keys and values along texts that were read: later epochs then read them
             no more. 0 keeps none.
-        keep_layers: layers whose sublayers are never skipped; negative ones count from the end.
+        keep_layers: layers whose sublayers are never skipped nor narrowed; negative ones count from the end.
+        mlp_keep: share of its neurons that each other MLP sublayer of q' has; 1 for whole ones.
         head_vocab: output tokens of q', the most frequent ones of the traces with those that end a text; 0 for all.
             They are chosen once q' is trained, on its whole output, and their head is what the target cost counts.
     """
@@ -93,6 +99,7 @@ class RouterModule(LightningModule):
     steps_done: Tensor
     costs: Tensor
     rest_cost: Tensor
+    neuron_orders: Tensor
 
     def __init__(
         self,
@@ -117,6 +124,7 @@ class RouterModule(LightningModule):
         max_run: int = 8,
         cache_gib: float = 0.0,
         keep_layers: Sequence[int] = (0, -1),
+        mlp_keep: float = 1.0,
         head_vocab: int = 0,
     ) -> None:
         super().__init__()
@@ -124,6 +132,8 @@ class RouterModule(LightningModule):
             raise CalibrationError(f"target_cost is {target_cost}; give a share of q's cost between 0 and 1")
         if objective not in OBJECTIVES:
             raise CalibrationError(f"objective is {objective!r}; give one of {', '.join(OBJECTIVES)}")
+        if not 0 < mlp_keep <= 1:
+            raise CalibrationError(f"mlp_keep is {mlp_keep}; give a share of neurons above 0, at most 1")
         if accumulate < 1:
             raise CalibrationError(f"accumulate is {accumulate}; give 1 batch a step or more")
         if {route_file is not None, route_method is not None} != {route_choice == "given"}:
@@ -155,6 +165,7 @@ class RouterModule(LightningModule):
         self.max_run = max_run
         self.cache_gib = cache_gib
         self.keep_layers = tuple(keep_layers)
+        self.mlp_keep = mlp_keep
         self.head_vocab = head_vocab
         self._eos_ids: frozenset[int] = frozenset()
         self.agreement = MeanMetric()
@@ -183,27 +194,24 @@ class RouterModule(LightningModule):
                 "and not the frozen verifier; set trainer.strategy to ddp"
             )
         verifier = self.load_verifier(self.verifier_name, device=str(self.device))
-        model = timed = RoutedModel(verifier.model)
         if self.head_vocab:
-            check_size(self.head_vocab, model.config.vocab_size, verifier.eos_ids)
-            any_tokens = torch.arange(self.head_vocab)  # as many of others cost the same
-            timed = RoutedModel(verifier.model, slim=SlimParts(head_ids=any_tokens))
+            check_size(self.head_vocab, verifier.model.config.vocab_size, verifier.eos_ids)
         self._eos_ids = verifier.eos_ids
-        self._frozen.append(model)
-        self._caches.append(KnownCaches(model, self.cache_gib * 2**30))
-        count = len(model.full_sublayers)
+        self._frozen.append(RoutedModel(verifier.model))
+        self._caches.append(KnownCaches(self.model, self.cache_gib * 2**30))
+        if self._narrowed:
+            self.register_buffer("neuron_orders", self._rank_neurons())
+        self._open_slim()
+        count = len(self.model.full_sublayers)
         self.gates = HardConcrete(count)
         self.register_buffer("multiplier", torch.zeros(()))
         self.register_buffer("kept", torch.ones(count, dtype=torch.bool))
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
+        any_tokens = torch.arange(self.head_vocab) if self.head_vocab else None  # as many of others cost the same
+        timed = RoutedModel(verifier.model, slim=SlimParts(self._narrow_layers, head_ids=any_tokens))
         costs = strategy.broadcast(sublayer_costs(timed))  # times differ, and the route hangs on them
         self.register_buffer("costs", costs.shares)  # [sublayers], shares of a full pass
         self.register_buffer("rest_cost", torch.tensor(costs.rest))
-        if self.adapter_rank:
-            layers = adapted_layers(model.layers, self.adapter_rank, 2 * self.adapter_rank, self.adapter_targets)
-            for name, parameter in layers.named_parameters():
-                parameter.requires_grad_("lora_" in name)
-            self.slim_layers = layers.train()  # copied from a verifier that is in eval mode
         if self.resumes:
             return
         if self.route_choice == "span":
@@ -211,12 +219,61 @@ class RouterModule(LightningModule):
         elif self.route_choice == "given":
             self._take_given(verifier)
 
+    @property
+    def _staying(self) -> list[int]:
+        """Layers that always stay as they are, rising."""
+        return sorted({index % len(self.model.layers) for index in self.keep_layers})
+
+    @property
+    def _narrowed(self) -> list[int]:
+        """Layers whose MLPs are narrow where the route keeps them."""
+        narrow = self._kept_neurons < self.model.config.intermediate_size
+        return [layer for layer in range(len(self.model.layers)) if narrow and layer not in self._staying]
+
+    @property
+    def _kept_neurons(self) -> int:
+        """Neurons that a narrow MLP has."""
+        neurons: int = self.model.config.intermediate_size
+        return max(1, round(self.mlp_keep * neurons))
+
+    @property
+    def widths(self) -> dict[int, KeptNeurons]:
+        """The narrow MLPs of q', by layer; those that the route skips are among them."""
+        return {
+            layer: KeptNeurons(order, self._kept_neurons)
+            for layer, order in zip(self._narrowed, self.neuron_orders if self._narrowed else (), strict=True)
+        }
+
+    def _rank_neurons(self) -> Tensor:
+        """Neurons of the MLPs that are to be narrow, most important first: [narrow layers, intermediate], long."""
+        if self.resumes:  # the checkpoint brings them
+            return torch.arange(self.model.config.intermediate_size).repeat(len(self._narrowed), 1)
+        ranked = rank_neurons(self.model, self._narrowed, self._data.drawn_texts(self.bridge_texts))
+        orders = torch.stack([ranked[layer] for layer in self._narrowed])
+        return self.trainer.strategy.broadcast(orders)  # rounding must not part the processes
+
+    def _open_slim(self) -> None:
+        """Open the verifier with the narrow MLPs of q', and begin an adapter on its layers."""
+        layers = narrow_layers(self.model.layers, self.widths) if self._narrowed else None
+        self._frozen[:] = [RoutedModel(self.model.model, slim=SlimParts(layers))]
+        if self.adapter_rank:
+            adapted = adapted_layers(
+                self.model.slim_layers, self.adapter_rank, 2 * self.adapter_rank, self.adapter_targets
+            )
+            for name, parameter in adapted.named_parameters():
+                parameter.requires_grad_("lora_" in name)
+            self.slim_layers = adapted.train()  # copied from a verifier that is in eval mode
+
+    @property
+    def _narrow_layers(self) -> nn.ModuleList | None:
+        """The layers of q' without its adapter, where some are narrow."""
+        return self.model.slim_layers if self._narrowed else None
+
     def _choose_span(self) -> None:
         """Take the run of layers that is replaced best."""
         layers = len(self.model.layers)
-        always = sorted({index % layers for index in self.keep_layers})
         costs = SublayerCosts(self.costs.cpu(), float(self.rest_cost))
-        routes = span_routes(costs, self.target_cost, always, layers)
+        routes = span_routes(costs, self.target_cost, self._staying, layers)
         texts = self._data.drawn_texts(self.bridge_texts)
         judges = max(1, len(texts) // 5)
         chosen = choose_span(self.model, routes, texts[judges:], texts[:judges], self.bridge_rank)
@@ -286,8 +343,7 @@ class RouterModule(LightningModule):
 
     def _always(self) -> Tensor:
         """Sublayers that no route may skip: [sublayers], bool."""
-        layers = {index % len(self.model.layers) for index in self.keep_layers}
-        flags = [sublayer.index in layers for sublayer in self.model.full_sublayers]
+        flags = [sublayer.index in self._staying for sublayer in self.model.full_sublayers]
         return torch.tensor(flags, device=self.kept.device)
 
     @property
@@ -306,12 +362,12 @@ class RouterModule(LightningModule):
         return self.model.logits(states[batch.predicts[:, batch.begin :]])
 
     def _kept_sublayers(self) -> list[Sublayer]:
-        layers = self.model.layers if self.slim_layers is None else self.slim_layers
+        layers = self.model.slim_layers if self.slim_layers is None else self.slim_layers
         return sublayers_of(layers, self.model.layer_types, self.route, self.bridges)
 
     def slim_parts(self, head_ids: Tensor | None = None) -> SlimParts:
         """What q' runs beside q's own modules, ready to decode with; ``head_ids`` as :meth:`head_ids` gives them."""
-        layers = None if self.slim_layers is None else self.slim_layers.eval()
+        layers = self._narrow_layers if self.slim_layers is None else self.slim_layers.eval()
         bridges = nn.ModuleDict() if self.bridges is None else self.bridges.eval()
         return SlimParts(layers, bridges, head_ids)
 
@@ -343,7 +399,7 @@ class RouterModule(LightningModule):
         assert self.gates is not None, "made by configure_model"
         noise = torch.Generator(self.device).manual_seed(self._batch_number)  # the same after a resume
         drawn = torch.where(self._always(), 1.0, self.gates.sample(noise))
-        logits = self._student(batch, self.model.full_sublayers, drawn, self._batch_number)
+        logits = self._student(batch, self.model.slim_sublayers, drawn, self._batch_number)
         cost = self._expected_cost()
         self.log("expected_cost", cost, prog_bar=True, batch_size=len(batch.q_ids))
         return self._objective(batch, logits) + self.multiplier * (cost - self._target_now())
@@ -412,7 +468,7 @@ class RouterModule(LightningModule):
         assert self.gates is not None, "made by configure_model"
         chance = torch.where(self._always(), 2.0, self.gates.chance_open())
         order = chance.argsort(descending=True)
-        within = self.costs[order].cumsum(0) + self.rest_cost <= self.target_cost + 1e-6
+        within = self.costs[order].cumsum(0) + self.rest_cost <= self.target_cost + TOLERANCE
         self.kept.zero_()
         self.kept[order[within]] = True
         self.kept |= self._always()
@@ -488,6 +544,9 @@ class RouterModule(LightningModule):
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load what ``state_dict`` holds; the frozen weights are the verifier's and stay."""
+        if self._narrowed and "neuron_orders" in state_dict:
+            self.neuron_orders.copy_(state_dict["neuron_orders"])
+            self._open_slim()
         if any(name.startswith("bridges.") for name in state_dict):
             self.kept.copy_(state_dict["kept"])
             self._take_bridges(new_bridges(self.route, self.model.config.hidden_size, self.bridge_rank))

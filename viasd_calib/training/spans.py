@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from viasd_calib.errors import CalibrationError
-from viasd_calib.slim.cost import SublayerCosts
+from viasd_calib.slim.cost import TOLERANCE, SublayerCosts
 from viasd_calib.slim.forward import RoutedModel, Sublayer, sublayers_of
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceText
@@ -22,6 +22,8 @@ from viasd_calib.training.judging import directly_behind, judge_places, read_for
 
 def span_routes(costs: SublayerCosts, target_cost: float, always: Sequence[int], layers: int) -> list[Route]:
     """Routes that leave out one run of whole layers, just long enough for the target.
+
+    Where narrow MLPs and a reduced head meet it by themselves, the one route that leaves out nothing.
 
     Args:
         always: layers that stay, from 0.
@@ -34,17 +36,20 @@ def span_routes(costs: SublayerCosts, target_cost: float, always: Sequence[int],
         >>> [route.mlp_skip for route in span_routes(costs, 0.6, always=[0], layers=4)]
         [[1, 2], [2, 3]]
     """
+    whole = float(costs.shares.sum()) + costs.rest
+    if whole <= target_cost + TOLERANCE:
+        return [Route()]
     by_layer = costs.shares.view(layers, 2).sum(1).tolist()
     found: list[Route] = []
     for begin in range(layers):
         skipped: list[int] = []
         saved = 0.0
         for layer in range(begin, layers):
-            if layer in always or 1 - saved <= target_cost + 1e-6:
+            if layer in always or whole - saved <= target_cost + TOLERANCE:
                 break
             skipped.append(layer)
             saved += by_layer[layer]
-        if 1 - saved <= target_cost + 1e-6 and skipped:
+        if whole - saved <= target_cost + TOLERANCE and skipped:
             found.append(Route(attention_skip=skipped, mlp_skip=skipped))
     if not found:
         raise CalibrationError(
@@ -86,7 +91,7 @@ def choose_span(
         bridges.to(device=model.device, dtype=model.dtype) for bridges in fit_bridges(model, routes, fit_on, rank)
     ]
     kept = [
-        sublayers_of(model.layers, model.layer_types, route, bridges)
+        sublayers_of(model.slim_layers, model.layer_types, route, bridges)
         for route, bridges in zip(routes, fitted, strict=True)
     ]
     divergence = judge_routes(model, kept, judge_on)

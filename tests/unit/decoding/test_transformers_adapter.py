@@ -41,7 +41,8 @@ from viasd_calib.decoding.decoder import load_engine
 from viasd_calib.errors import ModelError, PromptError, SpecError
 from viasd_calib.models import Verifier
 from viasd_calib.slim.adapter import adapted_layers, adapter_ref, save_adapter
-from viasd_calib.spec import CausalLMDraft, Decoding, Gates, Route, RoutingSpec, save_spec
+from viasd_calib.slim.widths import KeptNeurons, save_widths
+from viasd_calib.spec import CausalLMDraft, Decoding, Gates, Route, RoutingSpec, load_spec, save_spec
 
 PROMPTS = [[1, 4, 9, 7, 5], [6], [8, 3, 3, 20, 11, 12, 13], [23, 22]]
 
@@ -217,6 +218,20 @@ def test_the_model_is_left_as_it_was(model: Any, spec_path: Path, tmp_path: Path
     assert all(after[name].requires_grad == grad and torch.equal(after[name], w) for name, (grad, w) in before.items())
     model.save_pretrained(tmp_path / "saved")
     assert any(grad for grad, _ in before.values())
+
+
+def test_neurons_in_another_order_leave_the_text_and_what_can_be_trained(model: Any, spec_path: Path) -> None:
+    expected = plain(model, PROMPTS[0], do_sample=False, max_new_tokens=16)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    spec, order = load_spec(spec_path), torch.arange(32).flip(0)
+    widths = save_widths({1: KeptNeurons(order, 20)}, spec_path.parent / "widths.safetensors", spec_path.parent)
+    narrow = spec_path.with_name("narrow.json")
+    save_spec(spec.model_copy(update={"route": spec.route.model_copy(update={"mlp_keep": widths})}), narrow)
+    assert routed(model, narrow, PROMPTS[0], do_sample=False, max_new_tokens=16).tolist() == expected.tolist()
+    after = dict(model.named_parameters())
+    assert all(weight.requires_grad for weight in after.values())
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert torch.equal(after[name], before[name][:, order])
 
 
 def test_an_engine_may_stand_for_its_spec(model: Any, spec_path: Path, tiny_folder: TinyFolder) -> None:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.tiny import tiny_model
 from viasd_calib.slim.cost import WARM_UP, interleaved_seconds, median_seconds, relative_cost, sublayer_costs
-from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.forward import RoutedModel, SlimParts, Sublayer
+from viasd_calib.slim.widths import KeptNeurons, NarrowMLP, narrow_layers
 
 CPU = torch.device("cpu")
 
@@ -60,3 +64,32 @@ def test_a_slim_pass_is_charged_with_its_own_head(monkeypatch: pytest.MonkeyPatc
     costs = sublayer_costs(model, repeats=2)
     assert costs.rest == 0.25
     assert costs.shares.tolist() == [0.0] * len(model.full_sublayers)
+
+
+class NeuronClock(RoutedModel):
+    """A verifier whose MLPs alone take time: a second for each neuron."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        """The time, in seconds."""
+        return self.now
+
+    def step(self, sublayer: Sublayer, hidden: Tensor, inputs: Any) -> Tensor:
+        if sublayer.kind == "mlp":
+            mlp: Any = sublayer.layer.mlp
+            self.now += mlp.keep if isinstance(mlp, NarrowMLP) else 32
+        return super().step(sublayer, hidden, inputs)
+
+
+def test_a_narrow_mlp_is_charged_with_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The middle layer, which stands for others, is whole here; and each width is timed."""
+    model = copy.deepcopy(tiny_model())
+    order = torch.arange(32)
+    layers = narrow_layers(model.get_decoder().layers, {1: KeptNeurons(order, 8), 3: KeptNeurons(order, 16)})
+    clock = NeuronClock(model, slim=SlimParts(layers))
+    monkeypatch.setattr("viasd_calib.slim.cost.time", clock)
+    costs = sublayer_costs(clock, repeats=2)
+    assert costs.shares.tolist() == [0, 0.25, 0, 0.0625, 0, 0.25, 0, 0.125]
+    assert costs.rest == 0.0
+    assert relative_cost(clock, widths=(1,), repeats=2) == {1: 88 / 128}

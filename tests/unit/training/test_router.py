@@ -15,12 +15,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
-from tests.tiny import EOS, TINY_FAMILIES, VOCAB, TinyFolder, even_costs, tiny_model, verifier_ref
+from tests.tiny import EOS, TINY_FAMILIES, VOCAB, TinyFolder, even_costs, tiny_model, transformers_logits, verifier_ref
 from viasd_calib.errors import CalibrationError, TraceError
 from viasd_calib.models import load_verifier
 from viasd_calib.prompts import SplitShares
 from viasd_calib.slim.adapter import adapted_layers, adapter_tensors
 from viasd_calib.slim.bridges import skipped_runs
+from viasd_calib.slim.cost import SublayerCosts
+from viasd_calib.slim.widths import NarrowMLP
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training import router as routing
@@ -183,6 +185,71 @@ def test_bridges_come_back_with_a_checkpoint(
     assert second.route == first.route
     expected = first.bridges.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in second.bridges.state_dict().items())
+
+
+@pytest.mark.parametrize("choice", get_args(RouteChoice))
+def test_kept_mlps_are_narrow_but_those_of_layers_that_stay(
+    choice: RouteChoice, tiny_folder: TinyFolder, traces: Path, tmp_path: Path
+) -> None:
+    """Costs, route and adapter are those of narrow MLPs, and the verifier says what it said."""
+    module = router(tiny_folder, choice, mlp_keep=0.6)
+    fit(module, traces, tmp_path, steps=5)
+    assert {layer: kept.keep for layer, kept in module.widths.items()} == {1: 19, 2: 19}
+    assert module.slim_layers is not None
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in adapter_tensors(module.slim_layers).items()
+        if "down_proj.lora_A" in name
+    }
+    assert [shapes[f"{layer}.mlp.down_proj.lora_A.default.weight"] for layer in range(4)] == [
+        (2, 32), (2, 19), (2, 19), (2, 32)
+    ]  # fmt: skip
+    narrow = [sublayer.layer.mlp for sublayer in module.model.slim_sublayers if sublayer.kind == "mlp"]
+    assert [isinstance(mlp, NarrowMLP) for mlp in narrow] == [False, True, True, False]
+    ids = [5, 1, 17, 3]
+    found = transformers_logits(module.model.model, ids)
+    expected = transformers_logits(load_verifier(str(tiny_folder)).model, ids)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_orders_of_neurons_come_back_with_a_checkpoint(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is ranked again; neurons, and the adapter on them, are those of the first run."""
+    first = router(tiny_folder, "span", mlp_keep=0.6)
+    fit(first, traces, tmp_path, steps=4)
+    assert not torch.equal(first.neuron_orders, torch.arange(32).repeat(2, 1))
+    monkeypatch.setattr(routing, "rank_neurons", lambda *_: pytest.fail("neurons were ranked again"))
+    second = router(tiny_folder, "span", mlp_keep=0.6)
+    second.resumes = True
+    fit(second, traces, tmp_path, steps=4, resume=str(tmp_path / "last.ckpt"))
+    assert torch.equal(second.neuron_orders, first.neuron_orders)
+    one, other = (
+        module.model.slim_layers[1].mlp.down_proj.weight  # type: ignore[union-attr]
+        for module in (first, second)
+    )
+    assert torch.equal(one, other)  # type: ignore[arg-type]
+    assert first.slim_layers is not None
+    assert second.slim_layers is not None
+    expected = adapter_tensors(first.slim_layers)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in adapter_tensors(second.slim_layers).items())
+
+
+def test_a_target_that_narrow_mlps_meet_skips_nothing(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = SublayerCosts(torch.full((8,), 0.08), 0.05)
+    monkeypatch.setattr(routing, "sublayer_costs", lambda _: costs)
+    module = router(tiny_folder, "span", mlp_keep=0.6, keep_layers=())
+    fit(module, traces, tmp_path, steps=2)
+    assert module.route == Route()
+    assert len(module.widths) == 4
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
+def test_a_share_of_neurons_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(CalibrationError, match=rf"mlp_keep is {share}; give a share of neurons"):
+        RouterModule(mlp_keep=share)
 
 
 def test_resuming_goes_on_where_it_stopped(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from tests.tiny import LAYERS, tiny_model, tiny_texts
 from viasd_calib.errors import CalibrationError
 from viasd_calib.slim.cost import SublayerCosts
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
+from viasd_calib.spec import Route
 from viasd_calib.training.bridge_fit import fit_bridges
 from viasd_calib.training.spans import choose_span, judge_routes, span_routes
 
@@ -33,6 +34,14 @@ def test_spans_meet_the_target_and_not_more_than_they_must(layers: int, target: 
         assert not set(skipped) & set(stay)
         assert 1 - share * len(skipped) <= target + 1e-5 < 1 - share * (len(skipped) - 1) + 2e-5
     assert len({route.mlp_skip[0] for route in routes}) == len(routes)
+
+
+def test_what_narrow_mlps_and_a_reduced_head_save_counts() -> None:
+    """Costs that sum to 0.8, a layer's are 0.175."""
+    costs = SublayerCosts(torch.full((8,), 0.7 / 8), 0.1)
+    assert [route.mlp_skip for route in span_routes(costs, 0.6, [0], 4)] == [[1, 2], [2, 3]]
+    assert [route.mlp_skip for route in span_routes(costs, 0.63, [0], 4)] == [[1], [2], [3]]
+    assert span_routes(costs, 0.8, [0], 4) == [Route()]
 
 
 def test_a_target_beyond_reach_is_refused() -> None:

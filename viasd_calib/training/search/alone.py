@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from viasd_calib.slim.cost import TOLERANCE
 from viasd_calib.spec import Route
 from viasd_calib.training.search.judge import RouteJudge
 from viasd_calib.training.search.knapsack import dearest_within
-from viasd_calib.training.search.space import TOLERANCE, SearchSpace
+from viasd_calib.training.search.space import SearchSpace
 
 KNAPSACK_UNITS = 10_000
 """What a full pass costs in the knapsack's whole numbers; shares are rounded up."""

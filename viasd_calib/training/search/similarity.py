@@ -20,6 +20,8 @@ def most_alike(space: SearchSpace, judge: RouteJudge, _seed: int) -> Route:
     ShortGPT (arXiv 2403.03853) scores single layers by their mean cosine. Here it is the mean cosine of a run over all
     places where q wrote.
     """
+    if space.meets([]):
+        return space.route([])
     routes = span_routes(space.costs, space.target_cost, space.always, space.layers)
     judge.spend()
     alike = cosines(judge)

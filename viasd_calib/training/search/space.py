@@ -6,11 +6,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from viasd_calib.errors import CalibrationError
-from viasd_calib.slim.cost import SublayerCosts
+from viasd_calib.slim.cost import TOLERANCE, SublayerCosts
 from viasd_calib.spec import Route
-
-TOLERANCE = 1e-6
-"""What a cost may exceed its target by: rounding of float32 shares."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,9 @@ class SearchSpace:
         >>> space = SearchSpace(SublayerCosts(torch.full((6,), 0.15), rest=0.1), 0.75, always=(0,))
         >>> space.free
         [2, 3, 4, 5]
-        >>> space.route(space.until_met([5, 2, 4]))
-        Route(attention_skip=[1], mlp_skip=[2], bridges=None, head_vocab=None, adapter=None, relative_cost=None)
+        >>> route = space.route(space.until_met([5, 2, 4]))
+        >>> route.attention_skip, route.mlp_skip
+        ([1], [2])
     """
 
     costs: SublayerCosts
