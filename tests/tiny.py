@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -335,6 +336,19 @@ def even_costs(model: RoutedModel) -> SublayerCosts:
     """Every sublayer costs the same, on any machine."""
     count = len(model.full_sublayers)
     return SublayerCosts(torch.full((count,), 1 / (count + 1)), 1 / (count + 1))
+
+
+def tiny_fit(verifier: TinyFolder, traces: Sequence[Path], out: Path, steps: int = 3) -> list[str]:
+    """Words of a ``viasd fit`` that takes a second: few steps, a small adapter, every prompt of the traces."""
+    return [
+        "--out", str(out), "--model.verifier", str(verifier), "--model.target_cost", "0.7", "--model.adapter_rank", "2",
+        "--model.max_run", "4", "--data.folders", json.dumps([str(folder) for folder in traces]), "--data.shares",
+        '{"fit": 1.0, "calibrate": 0.0, "test": 0.0}', "--data.validation_share", "0.3",
+        "--data.max_batch_tokens", "128", "--trainer.accelerator", "cpu", "--trainer.devices", "1",
+        "--trainer.max_steps", str(steps), "--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "1",
+        "--trainer.logger", "false", "--trainer.enable_checkpointing", "false", "--trainer.enable_progress_bar",
+        "false", "--trainer.default_root_dir", str(out),
+    ]  # fmt: skip
 
 
 def tiny_spec(verifier: TinyFolder, folder: Path) -> Path:

@@ -26,6 +26,7 @@ from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
 from viasd_calib.decoding.rounds import NEVER
 from viasd_calib.draft.build import name_draft
 from viasd_calib.errors import CalibrationError
+from viasd_calib.evaluation.frontier import load_frontier
 from viasd_calib.files import write_json
 from viasd_calib.models import LoadVerifier, Verifier, context_length, load_verifier
 from viasd_calib.planning.measure import decoder_passes, time_passes
@@ -47,6 +48,7 @@ COST_REPEATS = 9
 def calibrate(
     fit: str,
     out: str,
+    cost: float | None = None,
     max_loss: float = 0.02,
     confidence: float = 0.95,
     prompts: str = EMBEDDED,
@@ -66,8 +68,10 @@ def calibrate(
     Where drafting stops is chosen by a replay of the fit's held-back texts at the costs of passes on this machine.
 
     Args:
-        fit: folder that ``viasd fit`` wrote.
+        fit: folder that ``viasd fit`` wrote; with ``cost``, that ``viasd frontier`` wrote.
         out: folder for the result.
+        cost: take the member of the frontier that agrees best among those whose slim pass costs at most this share of
+            a full one, measured at width 4.
         max_loss: largest share of emitted tokens that the verifier would not have chosen.
         confidence: that the bound holds on unseen prompts.
         prompts: prompt file (JSONL), or "embedded" for the package's own.
@@ -83,7 +87,7 @@ def calibrate(
     """
     if not 0 < max_loss < 1 or not 0 < confidence < 1:
         raise CalibrationError("max_loss and confidence must lie between 0 and 1")
-    folder = Path(fit)
+    folder = Path(fit) if cost is None else Path(fit) / load_frontier(Path(fit)).best(cost).folder
     fitted = load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit")
     loaded = _load(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
     every = read_prompts(prompts)
@@ -104,7 +108,7 @@ def calibrate(
             "test": split_sha256(select_split(every, "test", split)),
         },
     )  # fmt: skip
-    artifact = _artifact(fit, verdict, candidates[0], decoding)
+    artifact = _artifact(str(folder), verdict, candidates[0], decoding)
     if artifact.certificate.bound is None:
         tried = draw_prompts(select_split(every, "fit", split) or chosen, WORTH_PROMPTS)
         artifact = _fastest_strict(artifact, engine, decoding, tried, max_new_tokens)

@@ -21,9 +21,8 @@ from viasd_calib.errors import SpecError
 from viasd_calib.evaluation.bench import BenchResult, load_bench
 from viasd_calib.files import atomic_path
 from viasd_calib.models import DTYPE_NAMES, LoadVerifier, load_verifier
-from viasd_calib.slim.backends import default_backend, prepare
 from viasd_calib.slim.cost import relative_cost
-from viasd_calib.slim.loading import load_routed
+from viasd_calib.slim.loading import load_ready
 from viasd_calib.spec import (
     AdapterRef,
     Audit,
@@ -95,9 +94,7 @@ def export(
         evidence=None if evidence is None else evidence_of(load_bench(evidence)),
     )
     check_verifier(spec, loaded.ref)
-    backend = default_backend(loaded.model.device, loaded.model.dtype)
-    routed = load_routed(loaded.model, spec.route, path.parent, backend)
-    prepare((loaded.model, *routed.slim_networks), backend, routed.device, routed.dtype)
+    routed = load_ready(loaded.model, spec.route, path.parent)
     cost = RelativeCost(
         measured={width: round(share, 4) for width, share in relative_cost(routed).items()},
         device=device,
