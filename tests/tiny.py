@@ -238,6 +238,14 @@ def constant_gate(name: str, logit: float) -> LogisticGate:
     return LogisticGate(features=[name], mean=[0.0], scale=[1.0], weight=[0.0], bias=logit)
 
 
+def trusting_gates() -> Gates:
+    """Gates that always take q' at its word, and never the drafter."""
+    return Gates(
+        draft=constant_gate("draft_depth", 0.0), slim=constant_gate("slim_margin", 0.0),
+        draft_accept_at=2.0, accept_at=2.0, regenerate_at=0.2,
+    )  # fmt: skip
+
+
 def transformers_text(model: PreTrainedModel, prompt: Sequence[int], count: int, eos: Collection[int]) -> list[int]:
     """The new tokens of transformers' own greedy ``generate``."""
     ids = torch.tensor([list(prompt)])
@@ -324,7 +332,8 @@ def tiny_texts(count: int, length: int = 40, model: RoutedModel | None = None) -
         said = model.logits(read_text(model, ids[None, :-1])[0].last)[0, 4:].log_softmax(-1).topk(8)
         found.append(
             TraceText(
-                index=index, prompt_sha256=f"{index:064x}", task="qa", ids=ids, prompt_length=5,
+                index=index, prompt_id=str(index), prompt_sha256=f"{index:064x}", task="qa", turn=0,
+                ids=ids, prompt_length=5,
                 q_ids=said.indices, q_log_probs=said.values,
                 p_token=nothing, p_depth=nothing, p_said=None, p_entropy=nothing, p_margin=nothing,
             )

@@ -21,20 +21,18 @@ from viasd_calib.calibration.candidates import DEFAULT_STOP, FRACTIONS, Candidat
 from viasd_calib.calibration.certify import Verdict, certify
 from viasd_calib.calibration.stopping import PassCosts, best_stop
 from viasd_calib.calibration.worth import measure_slim_worth, with_bound, without_slim
+from viasd_calib.cli.fitted import decoder_at, open_fit
 from viasd_calib.cli.notices import say_written
-from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
-from viasd_calib.decoding.rounds import NEVER
-from viasd_calib.draft.build import name_draft
+from viasd_calib.decoding.decoder import Engine
 from viasd_calib.errors import CalibrationError
 from viasd_calib.evaluation.frontier import load_frontier
 from viasd_calib.files import write_json
-from viasd_calib.models import LoadVerifier, Verifier, context_length, load_verifier
+from viasd_calib.models import LoadVerifier, context_length, load_verifier
 from viasd_calib.planning.measure import decoder_passes, time_passes
 from viasd_calib.planning.profile import PassShape, ProfileSettings
 from viasd_calib.prompts import EMBEDDED, Prompt, SplitShares, draw_prompts, read_prompts, select_split, split_sha256
-from viasd_calib.slim.backends import default_backend
 from viasd_calib.slim.cost import CONTEXT
-from viasd_calib.spec import Decoding, DType, Gates, RoutingSpec
+from viasd_calib.spec import Decoding, DType
 from viasd_calib.tables import new_table
 
 WORTH_PROMPTS = 8
@@ -94,13 +92,13 @@ def calibrate(
     split = shares or SplitShares()
     chosen = draw_prompts(select_split(every, "calibrate", split), limit)
     decoding = Decoding(audit="off", draft_length=draft_length, max_pending=max_pending)
-    engine = _engine(fitted, folder, loaded)
+    engine = open_fit(fitted, folder, loaded)
     scores = load_scores(folder)
     stop = best_stop(scores, draft_length, measure_costs(engine, draft_length), DEFAULT_STOP)
     candidates = propose(fitted.draft_gate, fitted.slim_gate, scores, max_loss, fractions, stop)
 
     verdict = certify(
-        candidates, lambda candidate: _decoder(engine, candidate.gates, decoding), loaded, engine.routed, chosen,
+        candidates, lambda candidate: decoder_at(engine, candidate.gates, decoding), loaded, engine.routed, chosen,
         max_loss=max_loss, confidence=confidence, max_new_tokens=max_new_tokens,
         split_sha256={
             "fit": fitted.fit_sha256,
@@ -118,25 +116,11 @@ def calibrate(
     return artifact
 
 
-def _engine(fitted: FitArtifact, folder: Path, loaded: Verifier) -> Engine:
-    """What the fit names, with gates that trust nothing."""
-    draft, draft_folder = name_draft(fitted.draft)
-    gates = Gates(draft=fitted.draft_gate, slim=fitted.slim_gate, accept_at=NEVER, regenerate_at=NEVER)
-    spec = RoutingSpec(verifier=fitted.verifier, draft=draft, route=fitted.route, gates=gates)
-    backend = default_backend(loaded.model.device, loaded.model.dtype)  # what will decode is what is timed
-    return assemble(spec, folder, loaded, draft_folder=draft_folder, backend=backend)
-
-
-def _decoder(engine: Engine, gates: Gates, decoding: Decoding) -> Decoder:
-    method = three_tier(gates, decoding, engine.routed.device)
-    return Decoder(engine.routed, engine.drafter, method, engine.verifier.eos_ids)
-
-
 def _fastest_strict(
     artifact: CalibrateArtifact, engine: Engine, decoding: Decoding, prompts: Sequence[Prompt], max_new_tokens: int
 ) -> CalibrateArtifact:
     """The result at the bound that makes strict decoding fastest, or without the slim tier: the text stays q's."""
-    decoder_for = partial(_decoder, engine, decoding=decoding.model_copy(update={"audit": "strict"}))
+    decoder_for = partial(decoder_at, engine, decoding=decoding.model_copy(update={"audit": "strict"}))
     worth = measure_slim_worth(decoder_for, artifact.gates, engine.verifier, prompts, max(max_new_tokens, WORTH_TOKENS))
     gates = with_bound(artifact.gates, worth.bound) if worth.pays else without_slim(artifact.gates)
     return artifact.model_copy(update={"slim_worth": worth, "gates": gates})

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from viasd_calib.calibration.artifacts import FIT_FILE, FitArtifact, load_artifact
-from viasd_calib.cli.fit import fit, runs
+from viasd_calib.cli.fit import fit
+from viasd_calib.cli.fit_result import runs
 from viasd_calib.cli.loading import SharedVerifiers
 from viasd_calib.cli.notices import say_written
 from viasd_calib.errors import CalibrationError
