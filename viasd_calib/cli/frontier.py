@@ -59,15 +59,7 @@ def frontier(words: Sequence[str]) -> Frontier | None:
     check_free(of_fit)
     out = Path(options.out)
     fit_members(of_fit, out, costs)
-    if rank_zero_only.rank != 0:
-        return None
-    found = measure_frontier(out, costs, options.verifier, options.dtype, options.device)
-    write_json(out / FRONTIER_FILE, found)
-    write_figure(frontier_picture(found), out / PICTURE)
-    Console(highlight=False).print(frontier_table(found))
-    say_written(out / FRONTIER_FILE)
-    say_written(out / PICTURE)
-    return found
+    return write_frontier(out, costs, options)
 
 
 def fit_members(words: Sequence[str], out: Path, costs: Sequence[float]) -> None:
@@ -78,6 +70,18 @@ def fit_members(words: Sequence[str], out: Path, costs: Sequence[float]) -> None
         if not (folder / FIT_FILE).is_file():
             own = ["--out", str(folder), "--model.target_cost", str(cost), "--trainer.default_root_dir", str(folder)]
             fit([*words, *own], _load=load)
+
+
+@rank_zero_only
+def write_frontier(out: Path, costs: Sequence[float], options: Namespace) -> Frontier:
+    """Measure the members, write table and picture, and say where they are."""
+    found = measure_frontier(out, costs, options.verifier, options.dtype, options.device)
+    write_json(out / FRONTIER_FILE, found)
+    write_figure(frontier_picture(found), out / PICTURE)
+    Console(highlight=False).print(frontier_table(found))
+    say_written(out / FRONTIER_FILE)
+    say_written(out / PICTURE)
+    return found
 
 
 def parse_options(words: Sequence[str]) -> tuple[Namespace, list[str]]:

@@ -75,7 +75,7 @@ def fit_rounds(words: Sequence[str], options: Namespace, load: LoadVerifier) -> 
         earlier = [round_folder(out, one) for one in range(1, number)]
         if not (folder / FIT_FILE).is_file():
             announce(f"round {number}/{options.rounds}")
-            own = ["--out", str(folder), "--trainer.default_root_dir", str(folder)]
+            own = ["--rounds", "1", "--out", str(folder), "--trainer.default_root_dir", str(folder)]
             for option, name in (("--data.folders", "traces"), ("--gate_folders", "gate_traces")):
                 if name in sources:
                     folders = [*sources[name].folders, *(one / name for one in earlier)]

@@ -86,7 +86,7 @@ class OptionsCLI(RouterCLI):
     """The options of ``viasd fit`` alone, read and checked; nothing is made of them."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        super().__init__(load=load_verifier, args=[*words], run=False)
+        super().__init__(load=load_verifier, args=[*words], run=False, parser_kwargs={"prog": "viasd fit"})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what the subcommand ``fit`` has of the trainer."""
