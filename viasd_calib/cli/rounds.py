@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from viasd_calib.files import copy_file
 from viasd_calib.models import LoadVerifier, Verifier
 from viasd_calib.spec import Decoding
 from viasd_calib.traces.capture import CaptureReport, CaptureSettings, capture_again, read_manifest
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.data import TraceDataModule, TraceText
 from viasd_calib.traces.on_policy import Policy, policy_name
 from viasd_calib.training.handing_over import STATE_FILE
 
@@ -38,6 +38,10 @@ ROUND_LOSS = 0.05
 what follows a strayed token is seen, few enough that the texts stay sensible."""
 DECODING = Decoding(audit="off")
 """How they are decoded: nothing that was emitted is taken back."""
+
+TRACES, GATE_TRACES = "traces", "gate_traces"
+"""Folders of a round with the decoder's answers to the prompts that are learned from, and to those for gates alone."""
+FOLDER_OPTIONS = {TRACES: "--data.folders", GATE_TRACES: "--gate_folders"}
 
 RESULTS = (SCORES_FILE, ADAPTER_FILE, BRIDGES_FILE, HEAD_VOCAB_FILE, FIT_FILE)
 """What a fit leaves behind, the file that says it is finished last."""
@@ -66,22 +70,15 @@ def fit_rounds(words: Sequence[str], options: Namespace, load: LoadVerifier) -> 
     if options.ckpt_path is not None:
         raise CalibrationError("--rounds goes on from its own rounds; leave out --ckpt_path")
     out, gate_folders = Path(options.out), options.gate_folders or []
-    # what is answered anew between rounds, and where the answers lie: prompts to learn from, and those for gates
-    sources = {"traces": data_of(options)}
+    sources = {TRACES: data_of(options)}  # what is answered anew between rounds, by the name of the answers' folder
     if gate_folders:
-        sources["gate_traces"] = gate_texts(gate_folders, options.data.seed)
+        sources[GATE_TRACES] = gate_texts(gate_folders, options.data.seed)
     for number in range(1, options.rounds + 1):
         folder = round_folder(out, number)
         earlier = [round_folder(out, one) for one in range(1, number)]
         if not (folder / FIT_FILE).is_file():
             announce(f"round {number}/{options.rounds}")
-            own = ["--rounds", "1", "--out", str(folder), "--trainer.default_root_dir", str(folder)]
-            for option, name in (("--data.folders", "traces"), ("--gate_folders", "gate_traces")):
-                if name in sources:
-                    folders = [*sources[name].folders, *(one / name for one in earlier)]
-                    own += [option, json.dumps([str(one) for one in folders])]
-            if earlier:
-                own += ["--ckpt_path", str(earlier[-1] / STATE_FILE)]
+            own = words_of_round(folder, sources, earlier)
             RouterCLI(load=load, state=folder / STATE_FILE, args=["fit", *words, *own])
         if number < options.rounds:
             verifier = load(options.model.verifier, device=device_of(options.trainer.accelerator))
@@ -90,6 +87,20 @@ def fit_rounds(words: Sequence[str], options: Namespace, load: LoadVerifier) -> 
                 say_written(report.folder, f"{report.texts} texts of the three-tier decoder, {report.tokens} tokens")
     keep_as_result(folder, out)
     say_written(out / FIT_FILE, f"that of round {options.rounds}")
+
+
+def words_of_round(folder: Path, sources: Mapping[str, TraceDataModule], earlier: Sequence[Path]) -> list[str]:
+    """What a round says to ``viasd fit`` beside the user's words.
+
+    Args:
+        sources: the user's traces, by the name of the folder that a round's answers to their prompts lie in.
+        earlier: folders of the rounds before it.
+    """
+    words = ["--rounds", "1", "--out", str(folder), "--trainer.default_root_dir", str(folder)]
+    for name, source in sources.items():
+        folders = [*source.folders, *(one / name for one in earlier)]
+        words += [FOLDER_OPTIONS[name], json.dumps([str(one) for one in folders])]
+    return [*words, "--ckpt_path", str(earlier[-1] / STATE_FILE)] if earlier else words
 
 
 def capture_round(
