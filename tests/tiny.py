@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -237,6 +238,14 @@ def constant_gate(name: str, logit: float) -> LogisticGate:
     return LogisticGate(features=[name], mean=[0.0], scale=[1.0], weight=[0.0], bias=logit)
 
 
+def trusting_gates() -> Gates:
+    """Gates that always take q' at its word, and never the drafter."""
+    return Gates(
+        draft=constant_gate("draft_depth", 0.0), slim=constant_gate("slim_margin", 0.0),
+        draft_accept_at=2.0, accept_at=2.0, regenerate_at=0.2,
+    )  # fmt: skip
+
+
 def transformers_text(model: PreTrainedModel, prompt: Sequence[int], count: int, eos: Collection[int]) -> list[int]:
     """The new tokens of transformers' own greedy ``generate``."""
     ids = torch.tensor([list(prompt)])
@@ -323,7 +332,8 @@ def tiny_texts(count: int, length: int = 40, model: RoutedModel | None = None) -
         said = model.logits(read_text(model, ids[None, :-1])[0].last)[0, 4:].log_softmax(-1).topk(8)
         found.append(
             TraceText(
-                index=index, prompt_sha256=f"{index:064x}", task="qa", ids=ids, prompt_length=5,
+                index=index, prompt_id=str(index), prompt_sha256=f"{index:064x}", task="qa", turn=0,
+                ids=ids, prompt_length=5,
                 q_ids=said.indices, q_log_probs=said.values,
                 p_token=nothing, p_depth=nothing, p_said=None, p_entropy=nothing, p_margin=nothing,
             )
@@ -335,6 +345,19 @@ def even_costs(model: RoutedModel) -> SublayerCosts:
     """Every sublayer costs the same, on any machine."""
     count = len(model.full_sublayers)
     return SublayerCosts(torch.full((count,), 1 / (count + 1)), 1 / (count + 1))
+
+
+def tiny_fit(verifier: TinyFolder, traces: Sequence[Path], out: Path, steps: int = 3) -> list[str]:
+    """Words of a ``viasd fit`` that takes a second: few steps, a small adapter, every prompt of the traces."""
+    return [
+        "--out", str(out), "--model.verifier", str(verifier), "--model.target_cost", "0.7", "--model.adapter_rank", "2",
+        "--model.max_run", "4", "--data.folders", json.dumps([str(folder) for folder in traces]), "--data.shares",
+        '{"fit": 1.0, "calibrate": 0.0, "test": 0.0}', "--data.validation_share", "0.3",
+        "--data.max_batch_tokens", "128", "--trainer.accelerator", "cpu", "--trainer.devices", "1",
+        "--trainer.max_steps", str(steps), "--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "1",
+        "--trainer.logger", "false", "--trainer.enable_checkpointing", "false", "--trainer.enable_progress_bar",
+        "false", "--trainer.default_root_dir", str(out),
+    ]  # fmt: skip
 
 
 def tiny_spec(verifier: TinyFolder, folder: Path) -> Path:

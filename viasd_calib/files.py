@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,3 +63,11 @@ def write_bytes(target: Path, data: bytes) -> None:
     """Write ``data``, atomically."""
     with atomic_path(target) as temporary:
         temporary.write_bytes(data)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, atomically; nothing is done where the two are one."""
+    if target.exists() and target.samefile(source):
+        return
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.tiny import small_disk
 from viasd_calib.errors import StorageError
-from viasd_calib.files import atomic_path, describe_os_error, write_bytes, write_text
+from viasd_calib.files import atomic_path, copy_file, describe_os_error, write_bytes, write_text
 
 
 def test_writes_the_whole_file_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -96,3 +96,16 @@ def test_a_target_that_is_a_folder(tmp_path: Path) -> None:
 def test_quota_counts_as_a_full_disk() -> None:
     assert "no space left" in describe_os_error(Path("a"), OSError(errno.EDQUOT, "quota"))
     assert "no space left" not in describe_os_error(Path("a"), OSError(errno.EACCES, "denied"))
+
+
+def test_a_copy_takes_the_place_of_the_old_file_whole(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "new" / "target"
+    source.write_bytes(b"x" * 5000)
+    copy_file(source, target)
+    assert target.read_bytes() == source.read_bytes()
+    source.write_bytes(b"y" * 5000)
+    with pytest.raises(StorageError), small_disk(1000):
+        copy_file(source, target)
+    assert target.read_bytes() == b"x" * 5000
+    copy_file(target, target)
+    assert list(target.parent.iterdir()) == [target]

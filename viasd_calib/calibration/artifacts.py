@@ -82,7 +82,7 @@ class TestedRecord(BaseModel):
     full_passes_per_token: float
 
 
-class Policy(NamedTuple):
+class SpecPolicy(NamedTuple):
     """What decides how a spec decodes, and how far it may stray."""
 
     audit: Audit
@@ -111,7 +111,7 @@ class CalibrateArtifact(BaseModel):
     slim_worth: SlimWorth
     tested: list[TestedRecord]
 
-    def policy(self, audit: Audit | None = None) -> Policy:
+    def policy(self, audit: Audit | None = None) -> SpecPolicy:
         """What a spec with this audit consists of; without one, the fastest policy.
 
         Raises:
@@ -119,13 +119,13 @@ class CalibrateArtifact(BaseModel):
         """
         audit = audit or ("off" if self.slim_worth.straying_pays else "strict")
         if audit == "strict":
-            return Policy(audit, self.gates, self._exact_certificate())
+            return SpecPolicy(audit, self.gates, self._exact_certificate())
         if self.certified_gates is None:
             raise SpecError(
                 f"nothing is certified, so no spec can be exported with audit {audit}; "
                 "leave out --audit, or calibrate with more prompts or a larger --max_loss"
             )
-        return Policy(audit, self.certified_gates, self.certificate)
+        return SpecPolicy(audit, self.certified_gates, self.certificate)
 
     def _exact_certificate(self) -> Certificate:
         """The certificate beside gates of an exact policy: it bounds nothing that they would do without the audit."""

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.traces.on_policy import read_answer
 
 
-@torch.inference_mode()
 def diverging(verifier: RoutedModel, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
     """Which tokens q would not have chosen at their place: [tokens], bool.
 
@@ -21,8 +20,5 @@ def diverging(verifier: RoutedModel, prompt: Sequence[int], tokens: Sequence[int
         prompt: ids, at least one.
         tokens: the decoded tokens, at least one.
     """
-    text = torch.tensor([*prompt, *tokens], device=verifier.device)  # [length]
-    width = text.shape[0] - 1
-    window = CacheWindow(verifier.new_cache(width), 0, width, width)
-    hidden = verifier.full(text[None, :-1], window).last[0, len(prompt) - 1 :]  # [tokens, hidden]
-    return verifier.logits(hidden).argmax(-1) != text[len(prompt) :]
+    logits, _ = read_answer(verifier, prompt, tokens)  # [tokens, vocabulary]
+    return logits.argmax(-1) != torch.tensor(tokens, device=logits.device)

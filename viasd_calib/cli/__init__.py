@@ -17,18 +17,25 @@ from viasd_calib.host_memory import keep_freed_memory
 
 @dataclass(frozen=True)
 class Command:
-    """Where a subcommand lives, and what it does in one line."""
+    """Where a subcommand lives, and what it does in one line.
+
+    Attributes:
+        positional: whether options without a default are given without their names.
+        raw: whether the function is given the words as they are, and parses them itself.
+    """
 
     module: str
     function: str
     summary: str
     positional: bool = False
+    raw: bool = False
 
 
 COMMANDS: dict[str, Command] = {
     "run": Command("pipeline", "run", "the main job: capture, fit, calibrate, export, bench, report"),
     "capture": Command("capture", "capture", "log what draft model and verifier say on your prompts"),
-    "fit": Command("fit", "fit", "learn route, adapter and first gates from traces (LightningCLI)"),
+    "fit": Command("fit", "fit", "learn route, adapter and first gates from traces (LightningCLI)", raw=True),
+    "frontier": Command("frontier", "frontier", "fit for several target costs: agreement against cost", raw=True),
     "calibrate": Command("calibrate", "calibrate", "choose the gates' bounds and certify them on-policy"),
     "export": Command("export", "export", "write the routing spec"),
     "validate": Command("export", "validate", "check a routing spec and the tensors beside it", positional=True),
@@ -88,7 +95,7 @@ def dispatch(name: str, words: Sequence[str]) -> None:
     command = COMMANDS[name]
     module = importlib.import_module(f"viasd_calib.cli.{command.module}")
     function = getattr(module, command.function)
-    if name == "fit":
+    if command.raw:
         function(list(words))
         return
     from jsonargparse import auto_cli

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -21,19 +20,18 @@ from viasd_calib.calibration.candidates import DEFAULT_STOP, FRACTIONS, propose
 from viasd_calib.calibration.certify import certify
 from viasd_calib.calibration.stopping import PassCosts, best_stop
 from viasd_calib.calibration.worth import measure_slim_worth, with_bound, without_slim
+from viasd_calib.cli.fitted import decoder_at, open_fit
 from viasd_calib.cli.notices import say_written
-from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
-from viasd_calib.decoding.rounds import NEVER
-from viasd_calib.draft.build import name_draft
+from viasd_calib.decoding.decoder import Decoder, Engine
 from viasd_calib.errors import CalibrationError
+from viasd_calib.evaluation.frontier import load_frontier
 from viasd_calib.files import write_json
-from viasd_calib.models import LoadVerifier, Verifier, context_length, load_verifier
+from viasd_calib.models import LoadVerifier, context_length, load_verifier
 from viasd_calib.planning.measure import decoder_passes, time_passes
 from viasd_calib.planning.profile import PassShape, ProfileSettings
 from viasd_calib.prompts import EMBEDDED, SplitShares, draw_prompts, read_prompts, select_split, split_sha256
-from viasd_calib.slim.backends import default_backend
 from viasd_calib.slim.cost import CONTEXT
-from viasd_calib.spec import Audit, Decoding, DType, Gates, RoutingSpec
+from viasd_calib.spec import Audit, Decoding, DType, Gates
 from viasd_calib.tables import new_table
 
 WORTH_PROMPTS = 8
@@ -47,6 +45,7 @@ COST_REPEATS = 9
 def calibrate(
     fit: str,
     out: str,
+    cost: float | None = None,
     max_loss: float = 0.02,
     confidence: float = 0.95,
     prompts: str = EMBEDDED,
@@ -67,8 +66,10 @@ def calibrate(
     Where drafting stops is chosen by a replay of the fit's held-back texts at the costs of passes on this machine.
 
     Args:
-        fit: folder that ``viasd fit`` wrote.
+        fit: folder that ``viasd fit`` wrote; with ``cost``, that ``viasd frontier`` wrote.
         out: folder for the result.
+        cost: take the member of the frontier that agrees best among those whose slim pass costs at most this share of
+            a full one, measured at width 4.
         max_loss: largest share of emitted tokens that the verifier would not have chosen.
         confidence: that the bound holds on unseen prompts.
         prompts: prompt file (JSONL), or "embedded" for the package's own.
@@ -84,20 +85,23 @@ def calibrate(
     """
     if not 0 < max_loss < 1 or not 0 < confidence < 1:
         raise CalibrationError("max_loss and confidence must lie between 0 and 1")
-    folder = Path(fit)
+    folder = Path(fit) if cost is None else Path(fit) / load_frontier(Path(fit)).best(cost).folder
     fitted = load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit")
     loaded = _load(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
     every = read_prompts(prompts)
     split = shares or SplitShares()
     chosen = draw_prompts(select_split(every, "calibrate", split), limit)
     decoding = Decoding(draft_length=draft_length, max_pending=max_pending)
-    engine = _engine(fitted, folder, loaded)
+    engine = open_fit(fitted, folder, loaded)
     scores = load_scores(folder)
     stop = best_stop(scores, draft_length, measure_costs(engine, draft_length), DEFAULT_STOP)
     candidates = propose(fitted.draft_gate, fitted.slim_gate, scores, max_loss, fractions, stop)
 
+    def decoder_for(gates: Gates, audit: Audit) -> Decoder:
+        return decoder_at(engine, gates, decoding.model_copy(update={"audit": audit}))
+
     verdict = certify(
-        candidates, lambda candidate: _decoder(engine, decoding, candidate.gates, "off"), loaded, engine.routed, chosen,
+        candidates, lambda candidate: decoder_for(candidate.gates, "off"), loaded, engine.routed, chosen,
         max_loss=max_loss, confidence=confidence, max_new_tokens=max_new_tokens,
         split_sha256={
             "fit": fitted.fit_sha256,
@@ -108,11 +112,11 @@ def calibrate(
     gates = (verdict.chosen or candidates[0]).gates
     # Which prompts decide between an exact policy and a certified one is all the same to the certificate.
     worth = measure_slim_worth(
-        partial(_decoder, engine, decoding), gates, loaded, draw_prompts(chosen, WORTH_PROMPTS),
-        max(max_new_tokens, WORTH_TOKENS), certified=verdict.chosen is not None,
+        decoder_for, gates, loaded, draw_prompts(chosen, WORTH_PROMPTS), max(max_new_tokens, WORTH_TOKENS),
+        certified=verdict.chosen is not None,
     )  # fmt: skip
     artifact = CalibrateArtifact(
-        fit=fit,
+        fit=str(folder),
         gates=with_bound(gates, worth.bound) if worth.pays else without_slim(gates),
         certified_gates=gates if verdict.chosen else None,
         draft_length=draft_length,
@@ -125,20 +129,6 @@ def calibrate(
     _say(artifact)
     say_written(Path(out) / CALIBRATE_FILE)
     return artifact
-
-
-def _engine(fitted: FitArtifact, folder: Path, loaded: Verifier) -> Engine:
-    """What the fit names, with gates that trust nothing."""
-    draft, draft_folder = name_draft(fitted.draft)
-    gates = Gates(draft=fitted.draft_gate, slim=fitted.slim_gate, accept_at=NEVER, regenerate_at=NEVER)
-    spec = RoutingSpec(verifier=fitted.verifier, draft=draft, route=fitted.route, gates=gates)
-    backend = default_backend(loaded.model.device, loaded.model.dtype)  # what will decode is what is timed
-    return assemble(spec, folder, loaded, draft_folder=draft_folder, backend=backend)
-
-
-def _decoder(engine: Engine, decoding: Decoding, gates: Gates, audit: Audit) -> Decoder:
-    method = three_tier(gates, decoding.model_copy(update={"audit": audit}), engine.routed.device)
-    return Decoder(engine.routed, engine.drafter, method, engine.verifier.eos_ids)
 
 
 def measure_costs(engine: Engine, draft_length: int) -> PassCosts:

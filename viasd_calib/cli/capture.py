@@ -8,20 +8,24 @@ from rich.console import Console
 from rich.table import Table
 
 from viasd_calib.cli.notices import say_written
+from viasd_calib.decoding.decoder import Engine, load_engine
+from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.draft.build import build_drafter, name_draft
+from viasd_calib.errors import SpecError
 from viasd_calib.models import SMOLLM2, LoadVerifier, load_verifier
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares, draw_prompts, read_prompts, select_split
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import DType
+from viasd_calib.spec import Audit, DType
 from viasd_calib.tables import new_table
 from viasd_calib.traces import capture as capturing
 from viasd_calib.traces.agreement import DraftAgreement, draft_agreement
 from viasd_calib.traces.capture import CaptureReport, CaptureSettings
+from viasd_calib.traces.on_policy import Policy, policy_name
 
 
 def capture(
     out: str,
-    verifier: str = SMOLLM2,
+    verifier: str | None = None,
     draft: str = "prompt_lookup",
     prompts: str = EMBEDDED,
     split: Split | None = "fit",
@@ -32,6 +36,8 @@ def capture(
     top_k: int = 16,
     temperature: float = 0.0,
     seed: int = 0,
+    spec: str | None = None,
+    audit: Audit | None = None,
     dtype: DType = "float32",
     device: str = "cpu",
     _load: LoadVerifier = load_verifier,
@@ -42,7 +48,7 @@ def capture(
 
     Args:
         out: folder for the trace shards.
-        verifier: hub id, folder, .gguf file or "smollm2-135m".
+        verifier: hub id, folder, .gguf file or "smollm2-135m"; where it is left out the spec's, or smollm2-135m.
         draft: "prompt_lookup", a folder with a shallow drafter, a model with the verifier's vocabulary,
             "prompt_lookup+" and one of the latter two for both together, or "none"; "int8:" or "int4:" before
             folder or model gives it integer weights.
@@ -55,6 +61,9 @@ def capture(
         top_k: tokens of each distribution that are logged.
         temperature: 0 for greedy texts.
         seed: of sampling.
+        spec: let the three-tier decoder of this routing spec write the texts, in place of the verifier, which says all
+            along what it would have chosen; proposals are those of ``draft``, whatever the spec decodes with.
+        audit: of that decoder, in place of the spec's; with "strict" the texts are the verifier's own.
         dtype: number format of the verifier.
         device: where models run.
     """
@@ -62,17 +71,37 @@ def capture(
     if split is not None:
         chosen = select_split(chosen, split, shares or SplitShares())
     chosen = draw_prompts(chosen, limit)
-    loaded = _load(verifier, dtype=dtype, device=device)
+    if spec is None:
+        if audit is not None:
+            raise SpecError("audit is that of a spec's decoder; give --spec too, or leave out --audit")
+        loaded, policy = _load(verifier or SMOLLM2, dtype=dtype, device=device), None
+    else:
+        # eager: another backend would change in place the weights that the drafter is built on
+        engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend="eager", load=_load)
+        sampling = Sampling(temperature=temperature, top_k=CaptureSettings().sampling_top_k, seed=seed)
+        loaded, policy = engine.verifier, policy_of(engine, audit, sampling)
     drafter = None if draft == "none" else build_drafter(*name_draft(draft), RoutedModel(loaded.model))
     settings = CaptureSettings(
         max_new_tokens=max_new_tokens, batch_size=batch_size, top_k=top_k, temperature=temperature, seed=seed
     )
-    report = capturing.capture(loaded, drafter, draft, chosen, Path(out), settings)
+    report = capturing.capture(loaded, drafter, draft, chosen, Path(out), settings, policy)
     held = f"{report.texts} texts, {report.tokens} tokens, {report.bytes_per_token:.0f} bytes per token"
     if drafter is not None:
         Console().print(agreement_table(draft_agreement(report.folder)))
     say_written(report.folder, held)
     return report
+
+
+def policy_of(engine: Engine, audit: Audit | None, sampling: Sampling) -> Policy:
+    """The three-tier decoder of a spec as what writes texts.
+
+    Raises:
+        SamplingError: the spec's certificate does not hold for such sampling.
+    """
+    decoder = engine.decoder("three_tier", audit, sampling)
+    spec = engine.spec
+    decoding = spec.decoding if audit is None else spec.decoding.model_copy(update={"audit": audit})
+    return Policy(policy_name("three_tier", spec.draft.model_dump_json(), spec.route, spec.gates, decoding), decoder)
 
 
 def agreement_table(found: DraftAgreement) -> Table:

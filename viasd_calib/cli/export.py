@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -18,11 +17,10 @@ from viasd_calib.calibration.artifacts import (
 from viasd_calib.cli.notices import say_written
 from viasd_calib.draft.build import name_draft
 from viasd_calib.evaluation.bench import BenchResult, load_bench
-from viasd_calib.files import atomic_path
+from viasd_calib.files import copy_file
 from viasd_calib.models import DTYPE_NAMES, LoadVerifier, load_verifier
-from viasd_calib.slim.backends import default_backend, prepare
 from viasd_calib.slim.cost import relative_cost
-from viasd_calib.slim.loading import load_routed
+from viasd_calib.slim.loading import load_ready
 from viasd_calib.spec import (
     AdapterRef,
     Audit,
@@ -91,9 +89,7 @@ def export(
         evidence=None if evidence is None else evidence_of(load_bench(evidence)),
     )
     check_verifier(spec, loaded.ref)
-    backend = default_backend(loaded.model.device, loaded.model.dtype)
-    routed = load_routed(loaded.model, spec.route, path.parent, backend)
-    prepare((loaded.model, *routed.slim_networks), backend, routed.device, routed.dtype)
+    routed = load_ready(loaded.model, spec.route, path.parent)
     cost = RelativeCost(
         measured={width: round(share, 4) for width, share in relative_cost(routed).items()},
         device=device,
@@ -118,7 +114,7 @@ def _copy_draft(name: str, folder: Path) -> DraftSpec:
 
 def _copy_shallow(draft: ShallowDraft, source: Path, folder: Path) -> ShallowDraft:
     target = folder / "draft" / Path(draft.tensors.path).name
-    _copy(source / draft.tensors.path, target)
+    copy_file(source / draft.tensors.path, target)
     return draft.model_copy(update={"tensors": tensor_file(target, folder)})
 
 
@@ -133,16 +129,9 @@ def _copy_route(route: Route, source: Path, folder: Path) -> Route:
     for name, part in parts.items():
         if part is not None:
             target = folder / name / Path(part.tensors.path).name
-            _copy(source / part.tensors.path, target)
+            copy_file(source / part.tensors.path, target)
             copied[name] = part.model_copy(update={"tensors": tensor_file(target, folder)})
     return route.model_copy(update=copied)
-
-
-def _copy(source: Path, target: Path) -> None:
-    if target.exists() and target.samefile(source):
-        return
-    with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)
 
 
 def record_evidence(spec: str, evidence: str) -> RoutingSpec:

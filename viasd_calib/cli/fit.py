@@ -1,190 +1,20 @@
-"""``viasd fit``: LightningCLI for the router, then the first gates."""
+"""``viasd fit``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from rich.console import Console
-
-from viasd_calib.calibration.artifacts import (
-    ADAPTER_FILE,
-    BRIDGES_FILE,
-    FIT_FILE,
-    HEAD_VOCAB_FILE,
-    MLP_KEEP_FILE,
-    FitArtifact,
-    reliability_record,
-    save_scores,
-)
-from viasd_calib.calibration.first_gates import FirstGates, fit_first_gates
-from viasd_calib.cli.notices import say_written
-from viasd_calib.files import write_json
+from viasd_calib.cli.rounds import fit_rounds
+from viasd_calib.cli.router_cli import OptionsCLI, RouterCLI
 from viasd_calib.models import LoadVerifier, load_verifier
-from viasd_calib.prompts import SplitShares, combined_sha256
-from viasd_calib.slim.adapter import adapter_ref, save_adapter
-from viasd_calib.slim.bridges import bridges_ref, save_bridges
-from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.head import save_head_ids
-from viasd_calib.slim.widths import save_widths
-from viasd_calib.spec import Route
-from viasd_calib.tables import new_table
-from viasd_calib.traces.capture import read_manifest
-from viasd_calib.traces.data import TraceDataModule
-from viasd_calib.training.head_vocabulary import share_outside
 from viasd_calib.training.lightning_output import quiet_lightning
-from viasd_calib.training.router import RouterModule
-
-
-class RouterCLI(LightningCLI):
-    """LightningCLI with the folder that route, adapter and gates are written to.
-
-    Args:
-        load: where the router's verifier comes from.
-        options: LightningCLI's own.
-    """
-
-    def __init__(self, *, load: LoadVerifier, **options: Any) -> None:
-        self._load = load
-        super().__init__(**options)
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add ``--out``, and give the data module the router's verifier."""
-        parser.add_argument("--out", type=str, default="runs/fit", help="folder for route, adapter and gates")
-        parser.add_argument(
-            "--gate_folders",
-            type=list[str] | None,
-            default=None,
-            help="traces that gates are fitted and judged on, in place of those the route learned from: of prompts "
-            "that neither drafter nor slim verifier was trained on, whose answers both know too well",
-        )
-
-    def before_fit(self) -> None:
-        """Let the router have its verifier from where this command has, and know whether it goes on."""
-        self.model.load_verifier = self._load
-        self.model.resumes = self.config["fit"]["ckpt_path"] is not None
-
-    def after_fit(self) -> None:
-        """Write what was learned, and fit the first gates on it; where several processes train, the first one alone."""
-        if self.trainer.is_global_zero:
-            options = self.config["fit"]
-            write_fit(self.model, self.datamodule, Path(options["out"]), options["gate_folders"] or ())
 
 
 def fit(words: Sequence[str], _load: LoadVerifier = load_verifier) -> None:
     """Run ``viasd fit`` with LightningCLI's options."""
     quiet_lightning()
-    RouterCLI(
-        load=_load,
-        model_class=RouterModule,
-        datamodule_class=TraceDataModule,
-        args=["fit", *words],
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        trainer_defaults={"max_epochs": 1, "enable_model_summary": False, "num_sanity_val_steps": 0},
-    )
-
-
-def write_fit(router: RouterModule, data: TraceDataModule, out: Path, gate_folders: Sequence[str] = ()) -> FitArtifact:
-    """Write route, widths, bridges, adapter and head vocabulary, fit the first gates on them, and write those.
-
-    Args:
-        gate_folders: traces for the gates; none for the texts that the route learned from, and those held back.
-    """
-    route = router.route
-    widths = {layer: kept for layer, kept in router.widths.items() if layer not in route.mlp_skip}
-    if widths:
-        route = route.model_copy(update={"mlp_keep": save_widths(widths, out / MLP_KEEP_FILE, out)})
-    if router.bridges is not None:
-        save_bridges(router.bridges, out / BRIDGES_FILE)
-        reference = bridges_ref(out / BRIDGES_FILE, out, router.bridge_rank)
-        route = route.model_copy(update={"bridges": reference})
-    if router.slim_layers is not None:
-        save_adapter(router.slim_layers, route, out / ADAPTER_FILE)
-        rank = router.adapter_rank
-        adapter = adapter_ref(
-            out / ADAPTER_FILE, out, rank, 2 * rank, router.adapter_targets, folded=router.fold_adapter
-        )
-        route = route.model_copy(update={"adapter": adapter})
-    head_ids = router.head_ids(data.token_counts())
-    outside = 0.0
-    if head_ids is not None:
-        route = route.model_copy(update={"head_vocab": save_head_ids(head_ids, out / HEAD_VOCAB_FILE, out)})
-        outside = share_outside(head_ids, data.validation_texts())
-    routed = RoutedModel(router.model.model, route, router.slim_parts(head_ids))
-    judged = gate_texts(gate_folders, data.seed) if gate_folders else data
-    gates = fit_first_gates(routed, judged.training_texts(), judged.validation_texts(), router.max_run)
-    artifact = _artifact(route, [data, judged], gates, outside)
-    save_scores(gates.scores, out)
-    write_json(out / FIT_FILE, artifact)
-    say_fit(artifact)
-    say_written(out / FIT_FILE)
-    return artifact
-
-
-def gate_texts(folders: Sequence[str], seed: int) -> TraceDataModule:
-    """Traces for gates alone: every text of them, a third held back to judge the gates on."""
-    everything = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
-    data = TraceDataModule([*folders], shares=everything, validation_share=1 / 3, seed=seed)
-    data.setup()
-    return data
-
-
-def _artifact(route: Route, sources: Sequence[TraceDataModule], gates: FirstGates, outside: float) -> FitArtifact:
-    """What was learned from ``sources``: the texts of the route, and those of the gates."""
-    data, judged = sources
-    return FitArtifact(
-        verifier=data.verifier_ref(),
-        draft=read_manifest(judged.folders[0]).draft,
-        route=route,
-        draft_gate=gates.draft.gate,
-        slim_gate=gates.slim.gate,
-        reliability={
-            "draft": reliability_record(gates.draft.reliability),
-            "slim": reliability_record(gates.slim.reliability),
-        },
-        agreement=gates.agreement,
-        outside_head_vocab=outside,
-        fit_sha256=combined_sha256([text.prompt_sha256 for source in sources for text in source.texts]),
-    )
-
-
-def say_fit(artifact: FitArtifact) -> None:
-    """Say what was learned: the route, how good the gates are, and how often q' and q agree."""
-    route, layers = artifact.route, artifact.verifier.num_layers
-    table = new_table("what was learned", ["", "kept", "layers skipped"])
-    for name, skipped in (("attention", route.attention_skip), ("MLP", route.mlp_skip)):
-        table.add_row(name, f"{layers - len(skipped)} of {layers}", runs(skipped))
-    gates = new_table("gates, on texts they were not fitted on", ["", "calibration error", "AUROC", "candidates"])
-    for name, record in artifact.reliability.items():
-        found = record.reliability()
-        error = f"{found.expected_calibration_error:.4f}"
-        gates.add_row(name, error, f"{found.auroc:.2f}", f"{sum(found.count):,}")
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(gates)
-    console.print(f"agreement of slim and full verifier: {artifact.agreement:.4f}")
-    if route.mlp_keep is not None:
-        neurons = runs(sorted(set(route.mlp_keep.keep.values())))
-        console.print(f"MLPs of layers {runs(sorted(route.narrowed))} are narrow: {neurons} neurons each")
-    if route.head_vocab is not None:
-        console.print(
-            f"the slim verifier has {route.head_vocab.size:,} of {artifact.verifier.vocab_size:,} output tokens: the "
-            f"full verifier's choice is none of them at {artifact.outside_head_vocab:.4f} of held-back places, "
-            "agreement lost at most"
-        )
-
-
-def runs(places: Sequence[int]) -> str:
-    """Rising numbers, with runs of them written as one.
-
-    Example:
-        >>> runs([3, 4, 5, 7]), runs([])
-        ('3-5, 7', 'none')
-    """
-    begins = [place for place in places if place - 1 not in places]
-    ends = [place for place in places if place + 1 not in places]
-    words = (str(begin) if begin == end else f"{begin}-{end}" for begin, end in zip(begins, ends, strict=True))
-    return ", ".join(words) or "none"
+    options = OptionsCLI(words).config
+    if options.rounds == 1:
+        RouterCLI(load=_load, args=["fit", *words])
+    else:
+        fit_rounds(words, options, _load)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.rule import Rule
 
 from viasd_calib.spec import Audit, RoutingSpec
 
@@ -27,3 +28,8 @@ def notice_uncertified(spec: RoutingSpec, audit: Audit | None) -> None:
 def say_written(path: str | Path, what: str = "") -> None:
     """Say where a result is, in one line that is not broken, and in a few words what it holds."""
     Console(highlight=False, soft_wrap=True).print(f"wrote {path}{': ' if what else ''}{what}", markup=False)
+
+
+def announce(title: str) -> None:
+    """Say which step of a longer job begins."""
+    Console().print(Rule(title, align="left"))

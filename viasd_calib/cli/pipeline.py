@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
-from rich.rule import Rule
 
 from viasd_calib.calibration.artifacts import CALIBRATE_FILE, FIT_FILE
 from viasd_calib.calibration.candidates import FRACTIONS
@@ -18,6 +17,7 @@ from viasd_calib.cli.export import export, record_evidence, validate
 from viasd_calib.cli.fit import fit
 from viasd_calib.cli.generate import generate
 from viasd_calib.cli.loading import SharedVerifiers
+from viasd_calib.cli.notices import announce
 from viasd_calib.models import SMOLLM2
 from viasd_calib.prompts import EMBEDDED
 
@@ -111,8 +111,3 @@ def run(
     announce("7/7 generate")
     generate(spec=str(spec), prompt=sample_prompt, max_new_tokens=64, show_tiers=True, verifier=verifier, _load=load)
     Console().print(f"\nspec: {spec}\nreport: {folder / 'report.html'}\nbenchmark: {measured}")
-
-
-def announce(title: str) -> None:
-    """Say which step begins."""
-    Console().print(Rule(title, align="left"))

@@ -29,6 +29,7 @@ from viasd_calib.slim.bridges import SkippedRun, skipped_runs
 
 if TYPE_CHECKING:
     from viasd_calib.calibration.gate_fitting import Reliability
+    from viasd_calib.evaluation.frontier import Frontier
     from viasd_calib.evaluation.metrics import MethodResult
     from viasd_calib.planning.profile import LatencyProfile, Measured, RoundTimes
     from viasd_calib.planning.recording import RecordedRound
@@ -258,6 +259,29 @@ def candidates_tested(
              ylabel="full-verifier passes per token")  # fmt: skip
     _percent_axis(axes)
     _legend(axes, ncols=2)
+    return figure
+
+
+def frontier_picture(frontier: Frontier) -> Figure:
+    """Agreement of the members of a frontier against their measured cost: on all places, and where q' is surest."""
+    figure, axes = _figure(5.4, 3.9)
+    members = sorted(frontier.members, key=lambda member: member.cost)
+    costs = [member.cost for member in members]
+    looks = zip(("o", "^", "s", "D"), (TIER_COLOURS[Tier.ACCEPT], *[TIER_COLOURS[Tier.REGENERATE]] * 3), strict=True)
+    lines = {"all places": [member.agreement for member in members]}
+    for share in members[0].agreement_confident:
+        lines[f"surest {float(share):.0%}"] = [member.agreement_confident[share] for member in members]
+    for (label, agreements), (marker, colour) in zip(lines.items(), looks, strict=False):
+        axes.plot(costs, [100 * one for one in agreements], marker=marker, color=colour, markersize=5,
+                  linewidth=1.4, label=label)  # fmt: skip
+    for member in members:
+        axes.annotate(f"{member.target_cost:g}", (member.cost, 100 * member.agreement), xytext=(4, -11),
+                      textcoords="offset points", color=INK, fontsize=_SMALL)  # fmt: skip
+    axes.set(xlabel="measured cost of a slim pass over a full one; numbers: target costs",
+             ylabel="agreement with q on held-back texts")  # fmt: skip
+    axes.margins(0.08)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.3g} %"))
+    _legend(axes, ncols=len(lines))
     return figure
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from viasd_calib.slim.adapter import load_slim_layers
-from viasd_calib.slim.backends import Backend, open_model
+from viasd_calib.slim.backends import Backend, default_backend, open_model, prepare
 from viasd_calib.slim.bridges import load_bridges
 from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.slim.head import load_head_ids
@@ -31,3 +31,16 @@ def load_routed(model: PreTrainedModel, route: Route, folder: Path, backend: Bac
         head_ids=load_head_ids(route, folder, model.config.vocab_size),
     )
     return open_model(model, route, parts, backend)
+
+
+def load_ready(model: PreTrainedModel, route: Route, folder: Path) -> RoutedModel:
+    """The same on the backend that decodes by default, ready for it; that backend may change ``model`` in place.
+
+    Raises:
+        SpecError: bridges, adapter or head vocabulary do not fit the verifier.
+        ModelError: the verifier is not of a supported kind.
+    """
+    backend = default_backend(model.device, model.dtype)
+    routed = load_routed(model, route, folder, backend)
+    prepare((model, *routed.slim_networks), backend, routed.device, routed.dtype)
+    return routed

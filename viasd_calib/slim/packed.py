@@ -33,7 +33,7 @@ def _packed_linear(inputs: Tensor, handle: int, _out: int) -> Tensor:
     return _by_handle[handle].product(inputs)
 
 
-@torch.library.register_fake("viasd_calib::packed_linear", lib=_OPS)
+@torch.library.register_fake("viasd_calib::packed_linear", lib=_OPS)  # type: ignore[untyped-decorator]
 def _shape_of_packed_linear(inputs: Tensor, _handle: int, out: int) -> Tensor:
     return inputs.new_empty((*inputs.shape[:-1], out))
 

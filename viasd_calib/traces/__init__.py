@@ -1,1 +1,1 @@
-"""Draft traces: what p and q said at every position of q's own texts."""
+"""Draft traces: what p and q said at every position of texts that q, or a policy in its place, wrote."""

@@ -1,4 +1,4 @@
-"""Capture: let q answer prompts in batches and log what p and q said at every place.
+"""Capture: let q, or a policy in its place, answer prompts in batches and log what p and q said at every place.
 
 A trace folder holds ``capture.json`` (what it was made with) and shards. Each shard is written whole or
 not at all and its texts follow from its number alone, so that a run that was killed goes on where it
@@ -8,10 +8,10 @@ stopped, without a lost or doubled text.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +31,10 @@ from viasd_calib.prompts import Prompt
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import VerifierRef
 from viasd_calib.traces.generation import Answer, generate_batch
+from viasd_calib.traces.on_policy import Policy
 from viasd_calib.traces.schema import summary_columns, trace_features
+
+Item = TypeVar("Item")
 
 MANIFEST = "capture.json"
 MAX_DEPTH = 6
@@ -52,7 +55,11 @@ class CaptureSettings(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Identity of a trace folder."""
+    """Identity of a trace folder.
+
+    Attributes:
+        policy: name of what decoded the texts; None where q wrote them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,6 +68,18 @@ class Manifest(BaseModel):
     settings: CaptureSettings
     prompts_sha256: str
     n_prompts: int
+    policy: str | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one text answers: a turn of a prompt, with all that came before it, as token ids."""
+
+    prompt_id: str
+    prompt_sha256: str
+    task: str
+    turn: int
+    ids: list[int]
 
 
 @dataclass(frozen=True)
@@ -82,7 +101,11 @@ def shard_name(number: int) -> str:
 def plan_shards(prompts: Sequence[Prompt], batch_size: int) -> list[list[Prompt]]:
     """Batches of prompts of like length; the order follows from the prompts alone."""
     ordered = sorted(prompts, key=lambda prompt: (sum(map(len, prompt.turns)), prompt.sha256, prompt.id))
-    return [ordered[begin : begin + batch_size] for begin in range(0, len(ordered), batch_size)]
+    return _cut(ordered, batch_size)
+
+
+def _cut(ordered: Sequence[Item], size: int) -> list[list[Item]]:
+    return [list(ordered[begin : begin + size]) for begin in range(0, len(ordered), size)]
 
 
 def capture(
@@ -92,15 +115,17 @@ def capture(
     prompts: Sequence[Prompt],
     folder: Path,
     settings: CaptureSettings,
+    policy: Policy | None = None,
 ) -> CaptureReport:
     """Fill ``folder`` with the traces of ``prompts``; shards that are there already are kept.
 
     Args:
         drafter: whose proposals are logged beside q's choices; None logs q alone.
         draft_name: how the drafter is named in the manifest.
+        policy: what answers; None for q.
 
     Raises:
-        TraceError: the folder holds traces of other prompts, models or settings.
+        TraceError: the folder holds traces of other prompts, models, settings or another policy.
         PromptError: a prompt does not fit the verifier's context.
         StorageError: a shard cannot be written.
     """
@@ -108,27 +133,75 @@ def capture(
         verifier=verifier.ref,
         draft=draft_name,
         settings=settings,
-        prompts_sha256=_ordered_sha256(prompts),
+        prompts_sha256=_ordered_sha256(f"{prompt.id}\t{prompt.sha256}" for prompt in prompts),
         n_prompts=len(prompts),
+        policy=None if policy is None else policy.name,
     )
-    _open_folder(folder, manifest)
-    model = RoutedModel(verifier.model)
+    tracer = _Tracer(RoutedModel(verifier.model), verifier.eos_ids, drafter, settings, policy)
     shards = plan_shards(prompts, settings.batch_size)
+    return _fill(folder, manifest, shards, lambda shard, number: _trace_turns(tracer, verifier, shard, number))
+
+
+def capture_again(
+    verifier: Verifier,
+    drafter: Drafter,
+    draft_name: str,
+    asked: Sequence[Asked],
+    folder: Path,
+    settings: CaptureSettings,
+    policy: Policy,
+) -> CaptureReport:
+    """Fill ``folder`` with a policy's answers to what earlier traces were asked, as :func:`capture` does.
+
+    A later turn stands behind the answers that it stood behind in the earlier traces.
+
+    Raises:
+        TraceError: the folder holds other traces.
+        StorageError: a shard cannot be written.
+    """
+    manifest = Manifest(
+        verifier=verifier.ref,
+        draft=draft_name,
+        settings=settings,
+        prompts_sha256=_ordered_sha256(f"{one.prompt_id}\t{one.ids}" for one in asked),
+        n_prompts=len(asked),
+        policy=policy.name,
+    )
+    tracer = _Tracer(RoutedModel(verifier.model), verifier.eos_ids, drafter, settings, policy)
+    ordered = sorted(asked, key=lambda one: (len(one.ids), one.prompt_sha256, one.prompt_id, one.turn, one.ids))
+    shards = _cut(ordered, settings.batch_size)
+    return _fill(folder, manifest, shards, lambda shard, number: tracer.rows(shard, _seed(settings, number)))
+
+
+def _fill(
+    folder: Path,
+    manifest: Manifest,
+    shards: Sequence[list[Item]],
+    rows_of: Callable[[list[Item], int], Iterable[dict[str, Any]]],
+) -> CaptureReport:
+    """Write the shards that are missing.
+
+    Args:
+        rows_of: the rows of a shard, from what it answers and its number.
+    """
+    _open_folder(folder, manifest)
     missing = [number for number in range(len(shards)) if not (folder / shard_name(number)).is_file()]
     with progress_bar("texts") as progress:
         total = sum(len(shard) for shard in shards)
         done = total - sum(len(shards[number]) for number in missing)
         task = progress.add_task("capture", total=total, completed=done)
         for number in missing:
-            rows = list(_trace_shard(verifier, model, drafter, shards[number], number, settings))
-            _write_shard(folder / shard_name(number), rows)
+            _write_shard(folder / shard_name(number), list(rows_of(shards[number], number)))
             progress.update(task, advance=len(shards[number]))
     return _report(folder, len(shards) - len(missing))
 
 
-def _ordered_sha256(prompts: Sequence[Prompt]) -> str:
-    lines = sorted(f"{prompt.id}\t{prompt.sha256}" for prompt in prompts)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def _ordered_sha256(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _seed(settings: CaptureSettings, shard: int) -> int:
+    return settings.seed + 1000 * shard
 
 
 def _open_folder(folder: Path, manifest: Manifest) -> None:
@@ -163,45 +236,68 @@ def read_manifest(folder: Path) -> Manifest:
         raise TraceError(f"{path} is damaged ({type(error).__name__}); capture again into another folder") from error
 
 
-def _trace_shard(
-    verifier: Verifier,
-    model: RoutedModel,
-    drafter: Drafter | None,
-    prompts: Sequence[Prompt],
-    number: int,
-    settings: CaptureSettings,
-) -> Iterator[dict[str, Any]]:
-    """Rows of one shard: every turn of its prompts, later turns after q's own earlier answers."""
-    answers: dict[str, list[str]] = {prompt.id: [] for prompt in prompts}
-    for turn in range(max(len(prompt.turns) for prompt in prompts)):
-        asked = [prompt for prompt in prompts if turn < len(prompt.turns)]
-        ids = [encode_prompt(verifier, prompt, answers[prompt.id], settings.max_new_tokens) for prompt in asked]
-        sampling = Sampling(
-            temperature=settings.temperature,
-            top_k=settings.sampling_top_k,
-            seed=settings.seed + 1000 * number + turn,
-        )
-        texts = generate_batch(
-            model,
-            ids,
-            max_new_tokens=settings.max_new_tokens,
-            eos_ids=verifier.eos_ids,
-            sampling=sampling,
-            summary_top=settings.top_k,
-            taps=() if drafter is None else drafter.taps,
-        )
-        for place, (prompt, prompt_ids, answer) in enumerate(zip(asked, ids, texts, strict=True)):
-            answers[prompt.id].append(str(verifier.tokenizer.decode(answer.tokens, skip_special_tokens=True)))
-            yield {
-                "prompt_id": prompt.id,
-                "prompt_sha256": prompt.sha256,
-                "task": prompt.task,
-                "turn": turn,
-                "prompt_tokens": prompt_ids,
+@dataclass(frozen=True)
+class _Tracer:
+    """Who answers, who drafts, and what is logged of it."""
+
+    model: RoutedModel
+    eos_ids: frozenset[int]
+    drafter: Drafter | None
+    settings: CaptureSettings
+    policy: Policy | None
+
+    def rows(self, asked: Sequence[Asked], seed: int) -> list[dict[str, Any]]:
+        """A row for each text, in the order of ``asked``."""
+        answers = self._answers([one.ids for one in asked], seed)
+        return [
+            {
+                "prompt_id": one.prompt_id,
+                "prompt_sha256": one.prompt_sha256,
+                "task": one.task,
+                "turn": one.turn,
+                "prompt_tokens": one.ids,
                 "tokens": answer.tokens,
                 **summary_columns("q", stack_summaries(answer.said)),
-                **draft_columns(drafter, prompt_ids, answer, settings, seed=sampling.seed * 1000 + place),
+                **draft_columns(self.drafter, one.ids, answer, self.settings, seed=seed * 1000 + place),
             }
+            for place, (one, answer) in enumerate(zip(asked, answers, strict=True))
+        ]
+
+    def _answers(self, prompts: Sequence[Sequence[int]], seed: int) -> list[Answer]:
+        settings = self.settings
+        taps = () if self.drafter is None else self.drafter.taps
+        if self.policy is not None:
+            return self.policy.answer(
+                prompts, max_new_tokens=settings.max_new_tokens, summary_top=settings.top_k, taps=taps
+            )
+        return generate_batch(
+            self.model,
+            prompts,
+            max_new_tokens=settings.max_new_tokens,
+            eos_ids=self.eos_ids,
+            sampling=Sampling(temperature=settings.temperature, top_k=settings.sampling_top_k, seed=seed),
+            summary_top=settings.top_k,
+            taps=taps,
+        )
+
+
+def _trace_turns(
+    tracer: _Tracer, verifier: Verifier, prompts: Sequence[Prompt], number: int
+) -> Iterator[dict[str, Any]]:
+    """Rows of one shard: every turn of its prompts, later turns after the earlier answers of whoever answers."""
+    settings = tracer.settings
+    answers: dict[str, list[str]] = {prompt.id: [] for prompt in prompts}
+    for turn in range(max(len(prompt.turns) for prompt in prompts)):
+        asked = [
+            Asked(
+                prompt.id, prompt.sha256, prompt.task, turn,
+                encode_prompt(verifier, prompt, answers[prompt.id], settings.max_new_tokens),
+            )
+            for prompt in prompts if turn < len(prompt.turns)
+        ]  # fmt: skip
+        for row in tracer.rows(asked, _seed(settings, number) + turn):
+            answers[row["prompt_id"]].append(str(verifier.tokenizer.decode(row["tokens"], skip_special_tokens=True)))
+            yield row
 
 
 @torch.inference_mode()

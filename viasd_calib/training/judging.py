@@ -47,8 +47,16 @@ class JudgedPlaces:
             >>> places.agreement(), places.agreement(0.5)
             (0.5, 1.0)
         """
-        surest = self.confidence.argsort(descending=True, stable=True)
-        return float(self.agrees[surest[: max(1, round(share * len(surest)))]].float().mean())
+        return surest_agreement(self.agrees, self.confidence, share)
+
+
+def surest_agreement(agrees: Tensor, confidence: Tensor, share: float) -> float:
+    """Share of ``agrees`` ([n], bool) that holds on the ``share`` of places with the highest ``confidence`` ([n]).
+
+    One place at least is looked at; of equally sure ones, the earlier.
+    """
+    surest = confidence.argsort(descending=True, stable=True)
+    return float(agrees[surest[: max(1, round(share * len(surest)))]].float().mean())
 
 
 def read_for_judging(model: RoutedModel, text: TraceText) -> SharedCache:

@@ -478,18 +478,23 @@ class RouterModule(LightningModule):
             optimizer.add_param_group({"params": [*bridges.parameters()]})
 
     def _adapter_schedule(self) -> float:
-        """Warm-up over 20 steps, then linear decay to a tenth at the end of training."""
+        """Warm-up over 20 steps, then linear decay to a tenth at the end of training.
+
+        A training that goes on from another's state decays over the steps of both: its rate begins higher than the
+        other's ended.
+        """
         step = int(self.steps_done) - self.route_steps
         total = max(self._all_steps() - self.route_steps, 1)
         return min(1.0, (step + 1) / 20) * max(0.1, 1 - step / total)
 
     def _all_steps(self) -> int:
-        """Steps of the whole training; Lightning's own estimate takes each batch for one."""
+        """Steps of the whole training, and of those it goes on from; Lightning's own estimate takes a batch for one."""
         trainer = self.trainer
+        earlier = int(self.steps_done) - trainer.global_step  # which a resumed training counts as its own
         estimate = int(trainer.estimated_stepping_batches)
         if trainer.max_epochs is None or trainer.max_epochs < 0:
-            return estimate  # bounded by max_steps alone, which counts steps
-        return min(estimate, int(trainer.num_training_batches) * trainer.max_epochs // self.accumulate)
+            return earlier + estimate  # bounded by max_steps alone, which counts steps
+        return earlier + min(estimate, int(trainer.num_training_batches) * trainer.max_epochs // self.accumulate)
 
     @staticmethod
     def _set_learning_rate(optimizer: Any, *rates: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from itertools import pairwise
@@ -25,6 +26,8 @@ def text_of(index: int, prompt: int, generated: int) -> TraceText:
     places = torch.arange(1, generated + 1)
     return TraceText(
         index=index,
+        prompt_id=str(index),
+        turn=0,
         prompt_sha256=hashlib.sha256(str(index).encode()).hexdigest(),
         task="qa",
         ids=torch.arange(1, prompt + generated + 1) + 100 * index,
@@ -199,6 +202,12 @@ def test_tokens_are_counted_in_training_texts_alone() -> None:
     counts = data.token_counts()
     assert counts.total() == sum(len(text.generated) for text in data.training_texts())
     assert not any(int(token) in counts for text in data.validation_texts() for token in text.generated)
+
+
+def test_what_q_would_have_chosen_is_counted_where_a_policy_wrote() -> None:
+    data = module_of(4, 0.0)
+    data.texts = [dataclasses.replace(text, q_ids=torch.full_like(text.q_ids, 7)) for text in data.texts]
+    assert set(data.token_counts()) == {7}
 
 
 def test_a_module_that_has_not_trained_has_no_state() -> None:

@@ -21,7 +21,7 @@ def trace_text(choices: list[int]) -> TraceText:
     """A text of which nothing but q's choices, and what it chose second, is known."""
     nothing = torch.zeros(0)
     q_ids = torch.tensor([[choice, (choice + 1) % VOCAB] for choice in choices])
-    return TraceText(0, "", "", nothing, 0, q_ids, nothing, nothing, nothing, None, nothing, nothing)
+    return TraceText(0, "", "", "", 0, nothing, 0, q_ids, nothing, nothing, nothing, None, nothing, nothing)
 
 
 @given(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.tiny import TinyFolder, tiny_prompts
-from viasd_calib.cli.fit import gate_texts
+from viasd_calib.cli.fit_result import gate_texts
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.models import load_verifier
 from viasd_calib.traces.capture import CaptureSettings, capture

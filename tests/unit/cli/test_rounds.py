@@ -1,0 +1,176 @@
+"""``viasd fit --rounds``: what a round hands to the next, and where a job that was killed goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.tiny import TinyFolder, even_costs, tiny_fit, tiny_prompts
+from viasd_calib.calibration.artifacts import FIT_FILE, FitArtifact, load_artifact
+from viasd_calib.calibration.losses import diverging
+from viasd_calib.cli import main, router_cli
+from viasd_calib.cli.fit import fit
+from viasd_calib.cli.fitted import open_fit
+from viasd_calib.cli.rounds import RESULTS, settings_like
+from viasd_calib.draft.lookup import PromptLookup
+from viasd_calib.models import load_verifier
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.traces import capture as capturing
+from viasd_calib.traces.capture import CaptureSettings, capture, read_manifest
+from viasd_calib.traces.data import read_texts
+from viasd_calib.training import router
+from viasd_calib.training.handing_over import HANDED_OVER, STATE_FILE
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def traces(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("traces")
+    settings = CaptureSettings(max_new_tokens=12, batch_size=9, top_k=4)
+    capture(load_verifier(str(tiny_folder)), PromptLookup(), "prompt_lookup", tiny_prompts(24), folder, settings)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _costs_that_do_not_vary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router, "sublayer_costs", even_costs)
+
+
+def run(verifier: TinyFolder, traces: Path, out: Path, *more: str) -> Path:
+    assert main(["fit", *tiny_fit(verifier, [traces], out, STEPS), *more, "--debug"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def two_rounds(tiny_folder: TinyFolder, traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(router, "sublayer_costs", even_costs)
+        return run(tiny_folder, traces, tmp_path_factory.mktemp("rounds") / "out", "--rounds", "2")
+
+
+def test_between_rounds_the_decoder_answers_every_prompt(
+    tiny_folder: TinyFolder, traces: Path, two_rounds: Path
+) -> None:
+    own, written = two_rounds / "round-1" / "traces", {text.prompt_id: text for text in read_texts(traces)}
+    texts = read_texts(own)
+    assert sorted(text.prompt_id for text in texts) == sorted(written)
+    policy = read_manifest(own).policy
+    assert policy is not None
+    assert policy.startswith("three_tier ")
+    assert read_manifest(traces).policy is None
+    for text in texts:
+        assert text.asked == written[text.prompt_id].asked
+        assert len(text.generated) == len(text.q_ids) == len(text.p_token)
+    assert not (two_rounds / "round-2" / "traces").exists(), "nobody would learn from them"
+
+
+def test_q_judges_every_place_of_the_decoders_texts(tiny_folder: TinyFolder, traces: Path, two_rounds: Path) -> None:
+    texts = read_texts(two_rounds / "round-1" / "traces")
+    routed = RoutedModel(load_verifier(str(tiny_folder)).model)
+    strayed = [text.generated != text.q_ids[:, 0] for text in texts]
+    for text, found in zip(texts, strayed, strict=True):
+        prompt, answer = text.asked.ids, text.generated.tolist()
+        assert torch.equal(found, diverging(routed, prompt, answer))
+    assert any(found.any() for found in strayed), "texts of q alone would show nothing that follows a strayed token"
+
+
+def test_training_goes_on_and_learns_from_old_and_new_texts(traces: Path, two_rounds: Path) -> None:
+    first, second = (torch.load(two_rounds / f"round-{n}" / STATE_FILE, weights_only=True) for n in (1, 2))
+    assert set(first) <= set(HANDED_OVER)
+    assert [int(state["state_dict"]["steps_done"]) for state in (first, second)] == [STEPS, 2 * STEPS]
+    assert torch.equal(first["state_dict"]["kept"], second["state_dict"]["kept"])
+    taken = [next(iter(state["optimizer_states"][0]["state"].values()))["step"] for state in (first, second)]
+    assert [int(step) for step in taken] == [STEPS, 2 * STEPS], "Adam's moments go on too"
+    words = (two_rounds / "round-2" / "config.yaml").read_text()
+    assert str(traces) in words
+    assert str(two_rounds / "round-1" / "traces") in words
+
+
+def test_the_last_round_is_the_result(tiny_folder: TinyFolder, two_rounds: Path) -> None:
+    kept = [name for name in RESULTS if (two_rounds / "round-2" / name).is_file()]
+    assert len(kept) == 4  # every one but the head vocabulary
+    for name in kept:
+        assert (two_rounds / name).read_bytes() == (two_rounds / "round-2" / name).read_bytes()
+    fitted = load_artifact(FitArtifact, two_rounds / FIT_FILE, "viasd fit")
+    open_fit(fitted, two_rounds, load_verifier(str(tiny_folder)))  # its tensors are found
+    assert load_artifact(FitArtifact, two_rounds / "round-1" / FIT_FILE, "viasd fit") != fitted
+
+
+@pytest.mark.parametrize("where", ["in the second round", "while capturing"])
+def test_a_killed_job_goes_on_with_the_round_it_was_in(
+    where: str, tiny_folder: TinyFolder, traces: Path, two_rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(Exception):
+        """Stands for the end of the process."""
+
+    def dying(function: Callable[..., Any], at: int) -> Callable[..., Any]:
+        left = iter(range(at))
+
+        def call(*args: Any, **options: Any) -> Any:
+            if next(left, None) is None:
+                raise Killed
+            return function(*args, **options)
+
+        return call
+
+    words = [*tiny_fit(tiny_folder, [traces], tmp_path / "out", STEPS), "--rounds", "2"]
+    with monkeypatch.context() as patch:
+        if where == "while capturing":
+            patch.setattr(capturing, "_write_shard", dying(capturing._write_shard, 1))
+        else:
+            patch.setattr(router_cli, "write_fit", dying(router_cli.write_fit, 1))
+        with pytest.raises(Killed):
+            fit(words)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/round-1").rglob("*") if path.is_file()}
+    assert tmp_path / "out/round-1" / FIT_FILE in before
+    fit(words)
+    for path, written in before.items():
+        assert path.stat().st_mtime_ns == written, f"{path} was there already"
+    whole, rest = (
+        torch.load(out / "round-2" / STATE_FILE, weights_only=True)["state_dict"]
+        for out in (two_rounds, tmp_path / "out")
+    )
+    for name, tensor in whole.items():
+        assert torch.allclose(rest[name].float(), tensor.float(), atol=1e-5), name
+    shards = [sorted((out / "round-1/traces").glob("*.parquet")) for out in (two_rounds, tmp_path / "out")]
+    assert [pq.read_table(one).to_pylist() for one in shards[0]] == [
+        pq.read_table(one).to_pylist() for one in shards[1]
+    ]
+
+
+def test_one_round_more_goes_on_from_those_there_are(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    out = run(tiny_folder, traces, tmp_path / "out", "--rounds", "2")
+    first = (out / "round-2" / FIT_FILE).stat().st_mtime_ns
+    run(tiny_folder, traces, out, "--rounds", "3", "--gate_folders", f"[{traces}]")
+    assert (out / "round-2" / FIT_FILE).stat().st_mtime_ns == first
+    state = torch.load(out / "round-3" / STATE_FILE, weights_only=True)["state_dict"]
+    assert int(state["steps_done"]) == 3 * STEPS
+    assert read_manifest(out / "round-2/traces").policy != read_manifest(out / "round-1/traces").policy
+    assert (out / FIT_FILE).read_bytes() == (out / "round-3" / FIT_FILE).read_bytes()
+    assert (out / "round-2/gate_traces").is_dir(), (
+        "gates that have prompts of their own see the decoder's answers to them"
+    )
+
+
+def test_settings_are_greedy_and_as_short_as_the_shortest(tiny_folder: TinyFolder, tmp_path: Path) -> None:
+    loaded = load_verifier(str(tiny_folder))
+    for name, length, temperature in (("a", 6, 0.7), ("b", 4, 0.0)):
+        settings = CaptureSettings(max_new_tokens=length, temperature=temperature, top_k=3)
+        capture(loaded, None, "none", tiny_prompts(2), tmp_path / name, settings)
+    found = settings_like([tmp_path / "a", tmp_path / "b"])
+    assert found == CaptureSettings(max_new_tokens=4, temperature=0.0, top_k=3)
+
+
+def test_a_checkpoint_beside_rounds_is_refused(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tiny_fit(tiny_folder, [traces], tmp_path / "out")
+    assert main(["fit", *words, "--rounds", "2", "--ckpt_path", str(tmp_path / "last.ckpt")]) == 1
+    assert "leave out --ckpt_path" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

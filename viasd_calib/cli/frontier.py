@@ -1,0 +1,176 @@
+"""``viasd frontier``: one fit for each of several target costs, measured side by side."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, get_args
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from pydantic import Field, TypeAdapter, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from viasd_calib.calibration.artifacts import FIT_FILE, FitArtifact, load_artifact
+from viasd_calib.cli.fit import fit
+from viasd_calib.cli.fit_result import runs
+from viasd_calib.cli.loading import SharedVerifiers
+from viasd_calib.cli.notices import say_written
+from viasd_calib.errors import CalibrationError
+from viasd_calib.evaluation.frontier import (
+    CONFIDENT_SHARES,
+    FRONTIER_FILE,
+    Frontier,
+    FrontierMember,
+    check_comparable,
+    measure_member,
+)
+from viasd_calib.evaluation.plots import frontier_picture, write_figure
+from viasd_calib.files import write_json
+from viasd_calib.hardware import hardware
+from viasd_calib.models import load_verifier
+from viasd_calib.slim.loading import load_ready
+from viasd_calib.spec import DType
+from viasd_calib.tables import new_table
+
+PICTURE = "frontier.png"
+OWN_OPTIONS = ("--model.target_cost", "--ckpt_path")
+"""Options of ``viasd fit`` that differ from member to member."""
+
+Costs = TypeAdapter(Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)])
+
+
+def frontier(words: Sequence[str]) -> Frontier | None:
+    """Run ``viasd frontier``; what is no option of its own is one of ``viasd fit``.
+
+    A member whose fit is there already is kept; costs of passes are measured anew for all of them, one after the other.
+
+    Returns:
+        The frontier; None in a process that only helps to train.
+
+    Raises:
+        CalibrationError: target costs that cannot be, an option that is not the user's to set, or members that were
+            fitted on different prompts.
+    """
+    options, of_fit = parse_options(words)
+    costs = parse_costs(options.target_costs)
+    check_free(of_fit)
+    out = Path(options.out)
+    fit_members(of_fit, out, costs)
+    return write_frontier(out, costs, options)
+
+
+def fit_members(words: Sequence[str], out: Path, costs: Sequence[float]) -> None:
+    """Fit the members that are not there yet; their verifier is loaded once."""
+    load = SharedVerifiers()
+    for cost in costs:
+        folder = member_folder(out, cost)
+        if not (folder / FIT_FILE).is_file():
+            own = ["--out", str(folder), "--model.target_cost", str(cost), "--trainer.default_root_dir", str(folder)]
+            fit([*words, *own], _load=load)
+
+
+@rank_zero_only
+def write_frontier(out: Path, costs: Sequence[float], options: Namespace) -> Frontier:
+    """Measure the members, write table and picture, and say where they are."""
+    found = measure_frontier(out, costs, options.verifier, options.dtype, options.device)
+    write_json(out / FRONTIER_FILE, found)
+    write_figure(frontier_picture(found), out / PICTURE)
+    Console(highlight=False).print(frontier_table(found))
+    say_written(out / FRONTIER_FILE)
+    say_written(out / PICTURE)
+    return found
+
+
+def parse_options(words: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """The command's own options, and the words that are meant for ``viasd fit``."""
+    parser = ArgumentParser(
+        "viasd frontier",
+        allow_abbrev=False,
+        description="Fit a slim verifier for each of several target costs, and set agreement against cost.",
+        epilog="All other options, --config among them, are those of viasd fit: see viasd fit --help.",
+    )
+    parser.add_argument("--target_costs", required=True, help="JSON list of target costs: '[0.35, 0.5, 0.65]'")
+    parser.add_argument("--out", required=True, help="folder for the fits, the table and the picture")
+    parser.add_argument("--verifier", help="where to find the verifier for the timing, in place of the name in the fit")
+    parser.add_argument("--dtype", choices=get_args(DType), default="float32", help="number format of the timing")
+    parser.add_argument("--device", default="cpu", help="where passes are timed")
+    return parser.parse_known_args(words)
+
+
+def parse_costs(words: str) -> list[float]:
+    """Target costs, rising, each once.
+
+    Raises:
+        CalibrationError: no list of costs.
+
+    Example:
+        >>> parse_costs("[0.5, 0.35, 0.5]")
+        [0.35, 0.5]
+    """
+    try:
+        return sorted(set(Costs.validate_json(words)))
+    except ValidationError as error:
+        raise CalibrationError(
+            f"--target_costs is {words!r}; give a JSON list of shares of q's cost between 0 and 1: '[0.35, 0.5]'"
+        ) from error
+
+
+def check_free(words: Sequence[str]) -> None:
+    """Refuse options of ``viasd fit`` that are the frontier's to set.
+
+    Raises:
+        CalibrationError: naming the first one.
+    """
+    taken = [word for word in words if word.partition("=")[0] in OWN_OPTIONS]
+    if taken:
+        raise CalibrationError(f"{taken[0]} differs from member to member of a frontier, which sets it; leave it out")
+
+
+def member_folder(out: Path, cost: float) -> Path:
+    """Where the fit of a target cost lies.
+
+    Example:
+        >>> member_folder(Path("runs"), 0.50).as_posix()
+        'runs/cost-0.5'
+    """
+    return out / f"cost-{cost}"
+
+
+def measure_frontier(out: Path, costs: Sequence[float], verifier: str | None, dtype: DType, device: str) -> Frontier:
+    """Measure the fits that lie in ``out``; the verifier is loaded anew for each, as a backend may change it in place.
+
+    Args:
+        verifier: where to find it, in place of the name in the fits.
+
+    Raises:
+        CalibrationError: a fit is missing or damaged, or the fits cannot be compared.
+    """
+    folders = [member_folder(out, cost) for cost in costs]
+    fits = [load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit") for folder in folders]
+    check_comparable(fits)
+    members: list[FrontierMember] = []
+    for cost, folder, fitted in zip(costs, folders, fits, strict=True):
+        model = load_verifier(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device).model
+        members.append(measure_member(folder, cost, load_ready(model, fitted.route, folder)))
+    return Frontier(dtype=dtype, device=device, hardware=hardware(torch.device(device)), members=members)
+
+
+def frontier_table(frontier: Frontier) -> Table:
+    """What was measured, as a table: one row a member."""
+    widths = list(frontier.members[0].relative_cost)
+    headings = ["", *(f"cost, width {width}" for width in widths), "agreement"]
+    surest = [f"surest {float(share):.0%}" for share in CONFIDENT_SHARES]
+    table = new_table(
+        "frontier, on texts held back",
+        [*headings, *surest, "attention skipped", "MLP skipped"],
+        caption=f"cost: of a slim pass over a full one, measured; {frontier.dtype}, {frontier.hardware['device']}",
+    )
+    for member in frontier.members:
+        costs = [f"{member.relative_cost[width]:.2f}" for width in widths]
+        confident = [f"{member.agreement_confident[share]:.4f}" for share in CONFIDENT_SHARES]
+        skipped = [runs(member.attention_skip), runs(member.mlp_skip)]
+        table.add_row(member.folder, *costs, f"{member.agreement:.4f}", *confident, *skipped)
+    return table

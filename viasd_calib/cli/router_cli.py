@@ -1,0 +1,106 @@
+"""LightningCLI for the router: the options of ``viasd fit``, and what one training does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
+from lightning import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from viasd_calib.cli.fit_result import write_fit
+from viasd_calib.errors import CalibrationError
+from viasd_calib.models import LoadVerifier, load_verifier
+from viasd_calib.prompts import SplitShares
+from viasd_calib.traces.data import TraceDataModule
+from viasd_calib.training.handing_over import hand_over
+from viasd_calib.training.router import RouterModule
+
+
+class RouterCLI(LightningCLI):
+    """LightningCLI with the folder that route, adapter and gates are written to.
+
+    Args:
+        load: where the router's verifier comes from.
+        state: where the trained state is written for a next round to go on from; None for nowhere.
+        options: LightningCLI's own.
+    """
+
+    def __init__(self, *, load: LoadVerifier, state: Path | None = None, **options: Any) -> None:
+        self._load = load
+        self._state = state
+        super().__init__(
+            model_class=RouterModule,
+            datamodule_class=TraceDataModule,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"max_epochs": 1, "enable_model_summary": False, "num_sanity_val_steps": 0},
+            **options,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options that are not Lightning's."""
+        parser.add_argument("--out", type=str, default="runs/fit", help="folder for route, adapter and gates")
+        parser.add_argument(
+            "--gate_folders",
+            type=list[str] | None,
+            default=None,
+            help="traces that gates are fitted and judged on, in place of those the route learned from: of prompts "
+            "that neither drafter nor slim verifier was trained on, whose answers both know too well",
+        )
+        parser.add_argument(
+            "--rounds",
+            type=PositiveInt,
+            default=1,
+            help="how often to train, trainer.max_steps each: between two rounds the three-tier decoder answers the "
+            "prompts of the traces, and the next round learns from these texts too (all are under OUT/round-1, ...)",
+        )
+
+    def before_fit(self) -> None:
+        """Let the router have its verifier from where this command has, and know whether it goes on.
+
+        Raises:
+            CalibrationError: several processes train in rounds.
+        """
+        if self._state is not None and self.trainer.world_size > 1:
+            raise CalibrationError(
+                f"rounds train in one process, not in {self.trainer.world_size}; set trainer.devices to 1, or leave "
+                "out --rounds and capture between two fits with viasd capture --spec"
+            )
+        self.model.load_verifier = self._load
+        self.model.resumes = self.config["fit"]["ckpt_path"] is not None
+
+    def after_fit(self) -> None:
+        """Write what was learned, and fit the first gates on it; where several processes train, the first one alone."""
+        if self._state is not None:
+            hand_over(self.trainer, self._state)
+        if self.trainer.is_global_zero:
+            options = self.config["fit"]
+            write_fit(self.model, self.datamodule, Path(options["out"]), options["gate_folders"] or ())
+
+
+class OptionsCLI(RouterCLI):
+    """The options of ``viasd fit`` alone, read and checked; nothing is made of them."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        super().__init__(load=load_verifier, args=[*words], run=False, parser_kwargs={"prog": "viasd fit"})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what the subcommand ``fit`` has of the trainer."""
+        super().add_arguments_to_parser(parser)
+        parser.add_method_arguments(Trainer, "fit", skip={*self.subcommands()["fit"]})
+
+    def instantiate_classes(self) -> None:
+        """Make neither trainer nor module."""
+
+
+def data_of(options: Namespace) -> TraceDataModule:
+    """The traces that options of ``viasd fit`` name."""
+    entries = options.data.as_dict()
+    shares = entries.pop("shares")
+    data = TraceDataModule(**entries, shares=None if shares is None else SplitShares.model_validate(shares))
+    data.setup()
+    return data
