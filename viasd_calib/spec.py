@@ -161,18 +161,36 @@ class RelativeCost(SpecModel):
     dtype: DType
 
 
+AdapterKind = Literal["lora", "dora", "norms"]
+"""``lora`` (Hu et al. 2021, arXiv 2106.09685) and ``dora`` (Liu et al. 2024, arXiv 2402.09353) add products of low rank
+to linear layers; ``norms`` are other weights of norms (Zhao et al. 2023, arXiv 2312.11420) and cost a pass nothing."""
+
+
 class AdapterRef(SpecModel):
-    """A LoRA adapter in peft's format, active on the slim path alone.
+    """An adapter in peft's format, active on the slim path alone.
 
     A ``folded`` one is added, when it is loaded, into copies of the weights that it sits on: a pass then has no
-    products of its own for it, and the copies take memory.
+    products of its own for it, and the copies take memory. ``dora`` is always folded; ``norms`` have neither rank nor
+    alpha, and nothing to fold.
     """
 
-    rank: int = Field(ge=1)
-    alpha: int = Field(gt=0)
+    kind: AdapterKind = "lora"
+    rank: int | None = Field(None, ge=1)
+    alpha: int | None = Field(None, gt=0)
     targets: list[str] = Field(min_length=1)
     folded: bool = False
     tensors: TensorFile
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> AdapterRef:
+        ranked = self.rank is not None and self.alpha is not None
+        if self.kind == "norms" and (self.rank is not None or self.alpha is not None or self.folded):
+            raise ValueError("an adapter of kind norms has no rank and no alpha, and is not folded; leave them out")
+        if self.kind != "norms" and not ranked:
+            raise ValueError(f"an adapter of kind {self.kind} needs rank and alpha")
+        if self.kind == "dora" and not self.folded:
+            raise ValueError("an adapter of kind dora is folded when it is loaded; set folded to true")
+        return self
 
 
 class BridgesRef(SpecModel):

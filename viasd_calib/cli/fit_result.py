@@ -50,10 +50,11 @@ def write_fit(router: RouterModule, data: TraceDataModule, out: Path, gate_folde
         route = route.model_copy(update={"bridges": reference})
     if router.slim_layers is not None:
         save_adapter(router.slim_layers, route, out / ADAPTER_FILE)
-        rank = router.adapter_rank
+        kind = router.adapter_kind
         adapter = adapter_ref(
-            out / ADAPTER_FILE, out, rank, 2 * rank, router.adapter_targets, folded=router.fold_adapter
-        )
+            out / ADAPTER_FILE, out, router.adapter_rank, router.adapter_alpha, router.adapter_targets,
+            kind=kind, folded=kind == "dora" or (kind == "lora" and router.fold_adapter),
+        )  # fmt: skip
         route = route.model_copy(update={"adapter": adapter})
     head_ids = router.head_ids(data.token_counts())
     outside = 0.0

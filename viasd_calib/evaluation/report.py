@@ -21,6 +21,7 @@ from viasd_calib.evaluation.metrics import Interval, MethodResult
 from viasd_calib.files import write_text
 from viasd_calib.slim.bridges import skipped_runs
 from viasd_calib.spec import (
+    AdapterKind,
     CausalLMDraft,
     Certificate,
     CombinedDraft,
@@ -145,6 +146,13 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "sample": _sample(inputs.sample),
         "legend": [(f"t{tier.value}", plots.TIER_NAMES[tier], MEANINGS[tier]) for tier in Tier],
     }
+
+
+ADAPTER_WORDS: dict[AdapterKind, str] = {
+    "lora": "with a LoRA adapter of rank {}",
+    "dora": "with a DoRA adapter of rank {}",
+    "norms": "with norms of their own",
+}
 
 
 # Numbers as text
@@ -353,7 +361,7 @@ def _weight_words(quantize: WeightFormat | None) -> str:
 
 def _route_words(route: Route, num_layers: int) -> str:
     attention, mlp = num_layers - len(route.attention_skip), num_layers - len(route.mlp_skip)
-    adapter = f", with a LoRA adapter of rank {route.adapter.rank}" if route.adapter else ""
+    adapter = f", {ADAPTER_WORDS[route.adapter.kind].format(route.adapter.rank)}" if route.adapter else ""
     head = f", {route.head_vocab.size:,} output tokens" if route.head_vocab else ""
     count = len(skipped_runs(route)) if route.bridges else 0
     bridges = {0: "", 1: ", a bridge for the run skipped"}.get(count, f", bridges for the {count} runs skipped")

@@ -1,4 +1,4 @@
-"""The adapter of the slim path: LoRA weights on copies of q's layers that share q's parameters.
+"""The adapter of the slim path: weights of its own on copies of q's layers that share q's parameters.
 
 q's own modules are never touched, so that q costs and says what it did without an adapter.
 """
@@ -20,36 +20,70 @@ from viasd_calib.slim.linears import linear_of
 from viasd_calib.slim.packed import PackedLinear
 from viasd_calib.slim.tensors import read_tensors, write_bfloat16
 from viasd_calib.slim.widths import load_widths, narrow_layers
-from viasd_calib.spec import AdapterRef, Route, TensorFile, tensor_file
+from viasd_calib.spec import AdapterKind, AdapterRef, Route, TensorFile, tensor_file
+
+LOW_RANK_TARGETS = (
+    *("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    *("qkv_proj", "gate_up_proj"),  # the same ones where a family has fused them, as Phi-3 has
+)
+"""Modules that an adapter of low rank sits on by default; a family has some of them."""
+
+NORM_TARGETS = (
+    *("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    *("q_norm", "k_norm"),
+)
+"""Norms that ``norms`` are about by default; a family has some of them."""
 
 
 def adapted_layers(
-    layers: Iterable[nn.Module], rank: int, alpha: int, targets: Sequence[str], dropout: float = 0.0
+    layers: Iterable[nn.Module],
+    rank: int | None,
+    alpha: int | None,
+    targets: Sequence[str],
+    kind: AdapterKind = "lora",
 ) -> nn.ModuleList:
-    """Copies of decoder layers with LoRA (Hu et al. 2021, arXiv 2106.09685) on their ``targets``.
+    """Copies of decoder layers with an adapter on their ``targets``.
 
-    The copies share the originals' parameters; only the adapter's are new. The adapter begins as zero.
+    The copies share the originals' parameters; only the adapter's are new. It begins as what changes nothing.
+
+    Args:
+        rank: of ``lora`` and ``dora``; None for ``norms``.
+        alpha: the same.
 
     Raises:
         SpecError: no module of a layer bears one of the target names.
     """
-    from peft import (
-        LoraConfig,
-        inject_adapter_in_model,
-    )  # peft is needed where there is an adapter, not before
+    from peft import inject_adapter_in_model  # peft is needed where there is an adapter, not before
 
     shared = nn.ModuleList(share_parameters(layer) for layer in layers)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=dropout)
     try:
-        inject_adapter_in_model(config, shared)
+        inject_adapter_in_model(_peft_config(rank, alpha, targets, kind), shared)
     except ValueError as error:
         raise SpecError(f"the adapter's targets {list(targets)} name no module of the verifier's layers") from error
     return shared
 
 
+def _peft_config(rank: int | None, alpha: int | None, targets: Sequence[str], kind: AdapterKind) -> Any:
+    from peft import LNTuningConfig, LoraConfig
+
+    if rank is None or alpha is None:
+        return LNTuningConfig(target_modules=list(targets))
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), use_dora=kind == "dora")
+
+
+def of_adapter(name: str) -> bool:
+    """Whether the tensor of this name is an adapter's own.
+
+    Example:
+        >>> of_adapter("0.mlp.up_proj.lora_A.default.weight"), of_adapter("0.mlp.up_proj.base_layer.weight")
+        (True, False)
+    """
+    return "lora_" in name or ".ln_tuning_layers." in name
+
+
 def adapter_tensors(layers: nn.Module) -> dict[str, Tensor]:
     """The adapter's own tensors, by their names within the layers."""
-    return {name: tensor for name, tensor in layers.state_dict().items() if "lora_" in name}
+    return {name: tensor for name, tensor in layers.state_dict().items() if of_adapter(name)}
 
 
 def save_adapter(layers: nn.Module, skip: Route, path: Path) -> None:
@@ -59,16 +93,25 @@ def save_adapter(layers: nn.Module, skip: Route, path: Path) -> None:
 
 
 def _is_skipped(name: str, route: Route) -> bool:
+    """Whether no sublayer that the route keeps runs the module of this name; a layer's norms stay with either."""
     index, module = name.split(".")[:2]
-    return int(index) in (route.attention_skip if module == "self_attn" else route.mlp_skip)
+    without = {"self_attn": [route.attention_skip], "mlp": [route.mlp_skip]}
+    return all(int(index) in skipped for skipped in without.get(module, [route.attention_skip, route.mlp_skip]))
 
 
 def adapter_ref(
-    path: Path, folder: Path, rank: int, alpha: int, targets: Sequence[str], *, folded: bool = False
+    path: Path,
+    folder: Path,
+    rank: int | None,
+    alpha: int | None,
+    targets: Sequence[str],
+    *,
+    kind: AdapterKind = "lora",
+    folded: bool = False,
 ) -> AdapterRef:
     """How a spec in ``folder`` names the adapter at ``path``."""
     tensors: TensorFile = tensor_file(path, folder)
-    return AdapterRef(rank=rank, alpha=alpha, targets=list(targets), folded=folded, tensors=tensors)
+    return AdapterRef(kind=kind, rank=rank, alpha=alpha, targets=list(targets), folded=folded, tensors=tensors)
 
 
 def load_slim_layers(model: PreTrainedModel, route: Route, folder: Path) -> nn.ModuleList | None:
@@ -96,7 +139,7 @@ def load_slim_layers(model: PreTrainedModel, route: Route, folder: Path) -> nn.M
 
 def _load_adapted(layers: nn.ModuleList, route: Route, adapter: AdapterRef, path: Path) -> nn.ModuleList:
     """Layers with the adapter whose tensors lie at ``path``, as peft runs it."""
-    layers = adapted_layers(layers, adapter.rank, adapter.alpha, adapter.targets)
+    layers = adapted_layers(layers, adapter.rank, adapter.alpha, adapter.targets, adapter.kind)
     tensors = read_tensors(path, "adapter tensors")
     own = adapter_tensors(layers)
     missing = sorted(name for name in own.keys() - tensors.keys() if not _is_skipped(name, route))
@@ -115,13 +158,20 @@ def _to_run(layers: nn.ModuleList, route: Route, folded: bool) -> nn.ModuleList:
 
     Where the route skips a sublayer, q's own layer comes back.
     """
+    from peft.tuners.ln_tuning.layer import LNTuningLayer
     from peft.tuners.lora import Linear as LoraLinear
 
     for path, parent in list(layers.named_modules()):
         for name, child in parent.named_children():
-            if isinstance(child, LoraLinear):
-                skipped = _is_skipped(f"{path}.{name}", route)
-                setattr(parent, name, child.base_layer if skipped else _adapted(child, folded))
+            if not isinstance(child, LoraLinear | LNTuningLayer):
+                continue
+            if _is_skipped(f"{path}.{name}", route):
+                setattr(parent, name, child.base_layer)
+            elif isinstance(child, LoraLinear):
+                setattr(parent, name, _adapted(child, folded))
+            else:
+                (adapter,) = child.active_adapters
+                setattr(parent, name, child.ln_tuning_layers[adapter])
     return layers
 
 
@@ -133,4 +183,7 @@ def _adapted(lora: Any, folded: bool) -> nn.Module:
     if not folded:
         return AdaptedLinear(base, down, up)
     whole = base.weight.float() + up.weight.float() @ down.weight.float()  # [out, in]
+    if adapter in lora.lora_magnitude_vector:  # DoRA (arXiv 2402.09353), equation 5: rows of a length of their own
+        length = lora.lora_magnitude_vector[adapter].weight.float()  # [out]
+        whole = whole * (length / whole.norm(dim=1))[:, None]
     return linear_of(whole.to(base.weight.dtype), base.bias)

@@ -15,12 +15,12 @@ from torchmetrics import MeanMetric
 
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import SMOLLM2, Verifier, load_verifier
-from viasd_calib.slim.adapter import adapted_layers
+from viasd_calib.slim.adapter import LOW_RANK_TARGETS, NORM_TARGETS, adapted_layers, of_adapter
 from viasd_calib.slim.bridges import new_bridges
 from viasd_calib.slim.cost import TOLERANCE, SublayerCosts, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel, SlimParts, Sublayer, sublayers_of
 from viasd_calib.slim.widths import KeptNeurons, narrow_layers
-from viasd_calib.spec import Route
+from viasd_calib.spec import AdapterKind, Route
 from viasd_calib.traces.data import TraceBatch, TraceDataModule
 from viasd_calib.training.bridge_fit import fit_bridges
 from viasd_calib.training.hard_concrete import HardConcrete
@@ -35,12 +35,6 @@ from viasd_calib.training.teacher import KnownCaches
 
 Stage = Literal["route", "adapter"]
 RouteChoice = Literal["span", "gates", "given"]
-
-ADAPTER_TARGETS = (
-    *("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-    *("qkv_proj", "gate_up_proj"),  # the same ones where a family has fused them, as Phi-3 has
-)
-"""Modules an adapter sits on by default; a family has some of them."""
 
 
 class RouterModule(LightningModule):
@@ -80,8 +74,9 @@ class RouterModule(LightningModule):
         bridge_rank: of the bridges; None for full ones.
         bridge_texts: texts that bridges are fitted on in closed form; a fifth of them judges spans.
         bridge_learning_rate: of the bridges, behind their closed form.
-        adapter_rank: LoRA rank; 0 for no adapter.
-        adapter_targets: module names the adapter sits on.
+        adapter_kind: products of low rank, LoRA's or DoRA's, or other weights of norms, which cost a pass nothing.
+        adapter_rank: of LoRA and DoRA; 0 for no adapter.
+        adapter_targets: module names the adapter sits on; None for those usual with its kind.
         adapter_learning_rate: of the adapter.
         fold_adapter: whether the decoder adds the adapter into copies of the weights it sits on: faster where a
             pass is many small products, as of a small verifier on a CPU, for the copies' memory.
@@ -117,8 +112,9 @@ class RouterModule(LightningModule):
         bridge_rank: int | None = None,
         bridge_texts: int = 200,
         bridge_learning_rate: float = 1e-4,
+        adapter_kind: AdapterKind = "lora",
         adapter_rank: int = 32,
-        adapter_targets: Sequence[str] = ADAPTER_TARGETS,
+        adapter_targets: Sequence[str] | None = None,
         adapter_learning_rate: float = 1e-3,
         fold_adapter: bool = False,
         max_run: int = 8,
@@ -158,8 +154,9 @@ class RouterModule(LightningModule):
         self.bridge_learning_rate = bridge_learning_rate
         self.route_learning_rate = route_learning_rate
         self.cost_learning_rate = cost_learning_rate
-        self.adapter_rank = adapter_rank
-        self.adapter_targets = tuple(adapter_targets)
+        self.adapter_kind: AdapterKind = adapter_kind
+        self.adapter_rank = None if adapter_kind == "norms" else adapter_rank
+        self.adapter_targets = tuple(adapter_targets or (NORM_TARGETS if adapter_kind == "norms" else LOW_RANK_TARGETS))
         self.adapter_learning_rate = adapter_learning_rate
         self.fold_adapter = fold_adapter
         self.max_run = max_run
@@ -256,12 +253,12 @@ class RouterModule(LightningModule):
         """Open the verifier with the narrow MLPs of q', and begin an adapter on its layers."""
         layers = narrow_layers(self.model.layers, self.widths) if self._narrowed else None
         self._frozen[:] = [RoutedModel(self.model.model, slim=SlimParts(layers))]
-        if self.adapter_rank:
+        if self.adapter_rank != 0:
             adapted = adapted_layers(
-                self.model.slim_layers, self.adapter_rank, 2 * self.adapter_rank, self.adapter_targets
+                self.model.slim_layers, self.adapter_rank, self.adapter_alpha, self.adapter_targets, self.adapter_kind
             )
             for name, parameter in adapted.named_parameters():
-                parameter.requires_grad_("lora_" in name)
+                parameter.requires_grad_(of_adapter(name))
             self.slim_layers = adapted.train()  # copied from a verifier that is in eval mode
 
     @property
@@ -306,6 +303,11 @@ class RouterModule(LightningModule):
     def _take_bridges(self, bridges: nn.ModuleDict) -> None:
         """Train these bridges from here on."""
         self.bridges = bridges.to(device=self.device, dtype=self.model.dtype).requires_grad_(True)
+
+    @property
+    def adapter_alpha(self) -> int | None:
+        """Twice the rank: products of low rank begin with a weight of 2; None where there are none."""
+        return None if self.adapter_rank is None else 2 * self.adapter_rank
 
     @property
     def _data(self) -> TraceDataModule:
@@ -545,7 +547,7 @@ class RouterModule(LightningModule):
 
     @staticmethod
     def _is_frozen(name: str) -> bool:
-        return "slim_layers." in name and "lora_" not in name
+        return "slim_layers." in name and not of_adapter(name)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load what ``state_dict`` holds; the frozen weights are the verifier's and stay."""

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tests.tiny import LAYERS, small_disk, tiny_model
+from tests.tiny import LAYERS, TINY_FAMILIES, small_disk, tiny_model
 from viasd_calib.errors import SpecError, StorageError
 from viasd_calib.slim.adapter import (
+    LOW_RANK_TARGETS,
+    NORM_TARGETS,
     adapted_layers,
     adapter_ref,
     adapter_tensors,
@@ -18,7 +22,7 @@ from viasd_calib.slim.adapter import (
 )
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel, SlimParts
-from viasd_calib.spec import Route
+from viasd_calib.spec import AdapterKind, AdapterRef, Route
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 ROUTE = Route(attention_skip=[1], mlp_skip=[2])
@@ -124,6 +128,56 @@ def test_a_folded_adapter_says_the_same_in_copies_of_what_it_sits_on(tmp_path: P
     own = {name for name, parameter in layers.named_parameters() if id(parameter) not in theirs}
     assert len(own) == LAYERS * len(TARGETS) - 3
     assert all(name.split(".")[2] in TARGETS for name in own)
+
+
+def of_kind(kind: AdapterKind, family: str) -> nn.ModuleList:
+    """An adapter of any kind on a tiny verifier, as it begins."""
+    layers, rank = tiny_model(family=family).get_decoder().layers, None if kind == "norms" else 2
+    targets = NORM_TARGETS if kind == "norms" else LOW_RANK_TARGETS
+    return adapted_layers(layers, rank, rank and 2 * rank, targets, kind).eval()
+
+
+@pytest.mark.parametrize("kind", get_args(AdapterKind))
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_adapters_of_all_kinds_say_what_peft_says(tmp_path: Path, kind: AdapterKind, family: str) -> None:
+    """As they begin they change nothing; trained, saved and loaded they run without peft, and leave q as it was."""
+    model = tiny_model(family=family)
+    plain, before = states(RoutedModel(model, ROUTE), slim=True), states(RoutedModel(model), slim=False)
+    trained = of_kind(kind, family)
+    torch.testing.assert_close(states(RoutedModel(model, ROUTE, SlimParts(trained)), slim=True), plain)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in adapter_tensors(trained).values():
+            tensor.copy_((tensor + 0.1 * torch.randn(tensor.shape, generator=draw)).to(torch.bfloat16))
+    said = states(RoutedModel(model, ROUTE, SlimParts(trained)), slim=True)
+    assert not torch.allclose(said, plain, atol=1e-2)
+
+    path, rank = tmp_path / "adapter.safetensors", None if kind == "norms" else 2
+    targets = NORM_TARGETS if kind == "norms" else LOW_RANK_TARGETS
+    save_adapter(trained, ROUTE, path)
+    adapter = adapter_ref(path, tmp_path, rank, rank and 2 * rank, targets, kind=kind, folded=kind == "dora")
+    layers = load_slim_layers(model, ROUTE.model_copy(update={"adapter": adapter}), tmp_path)
+    assert layers is not None
+    assert not [module for module in layers.modules() if type(module).__module__.startswith("peft")]
+    torch.testing.assert_close(
+        states(RoutedModel(model, ROUTE, SlimParts(layers)), slim=True), said, atol=1e-4, rtol=1e-4
+    )
+    assert torch.equal(states(RoutedModel(model), slim=False), before)
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"kind": "norms", "rank": 2, "alpha": 4}, "norms has no rank"),
+        ({"kind": "norms", "folded": True}, "not folded"),
+        ({"kind": "dora", "rank": 2, "alpha": 4}, "set folded to true"),
+        ({"kind": "lora", "alpha": 4}, "needs rank and alpha"),
+    ],
+)
+def test_entries_that_do_not_fit_the_kind_are_refused(entries: dict[str, Any], words: str) -> None:
+    tensors = {"path": "adapter.safetensors", "sha256": "0" * 64}
+    with pytest.raises(ValidationError, match=words):
+        AdapterRef.model_validate({"targets": ["q_proj"], "tensors": tensors, **entries})
 
 
 def test_skipped_sublayers_are_not_stored(tmp_path: Path) -> None:

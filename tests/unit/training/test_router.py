@@ -19,15 +19,15 @@ from tests.tiny import EOS, TINY_FAMILIES, VOCAB, TinyFolder, even_costs, tiny_m
 from viasd_calib.errors import CalibrationError, TraceError
 from viasd_calib.models import load_verifier
 from viasd_calib.prompts import SplitShares
-from viasd_calib.slim.adapter import adapted_layers, adapter_tensors
+from viasd_calib.slim.adapter import LOW_RANK_TARGETS, adapted_layers, adapter_tensors
 from viasd_calib.slim.bridges import skipped_runs
 from viasd_calib.slim.cost import SublayerCosts
 from viasd_calib.slim.widths import NarrowMLP
-from viasd_calib.spec import Route
+from viasd_calib.spec import AdapterKind, Route
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training import router as routing
 from viasd_calib.training.objectives import OBJECTIVES, Objective
-from viasd_calib.training.router import ADAPTER_TARGETS, RouteChoice, RouterModule
+from viasd_calib.training.router import RouteChoice, RouterModule
 from viasd_calib.training.search.record import FoundRoute, SearchResult, SearchSettings, save_search
 
 SHARES = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
@@ -457,10 +457,10 @@ def test_batches_hold_every_text_once_within_the_limit(traces: Path) -> None:
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_an_adapter_reaches_what_every_family_projects_with(family: str) -> None:
-    layers = adapted_layers(tiny_model(0, family).get_decoder().layers[:1], 2, 4, ADAPTER_TARGETS)
+    layers = adapted_layers(tiny_model(0, family).get_decoder().layers[:1], 2, 4, LOW_RANK_TARGETS)
     adapted = {name.split(".")[2] for name in adapter_tensors(layers)}
     fused = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
-    assert adapted == (fused if family.startswith("phi3") else set(ADAPTER_TARGETS) - {"qkv_proj", "gate_up_proj"})
+    assert adapted == (fused if family.startswith("phi3") else set(LOW_RANK_TARGETS) - {"qkv_proj", "gate_up_proj"})
 
 
 def test_a_remembered_text_trains_as_one_that_is_read(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
@@ -472,3 +472,22 @@ def test_a_remembered_text_trains_as_one_that_is_read(tiny_folder: TinyFolder, t
         states.append(adapter_tensors(module.slim_layers))  # type: ignore[arg-type]
     for name, tensor in states[0].items():
         assert torch.allclose(tensor, states[1][name], atol=1e-4), name
+
+
+@pytest.mark.parametrize("kind", ["dora", "norms"])
+def test_other_kinds_of_adapters_learn_and_are_kept(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path, kind: AdapterKind
+) -> None:
+    first = router(tiny_folder, "span", adapter_kind=kind)
+    fit(first, traces, tmp_path, steps=2)
+    again = router(tiny_folder, "span", adapter_kind=kind)
+    again.resumes = True
+    fit(again, traces, tmp_path / "again", steps=2, resume=str(tmp_path / "last.ckpt"))
+    begun = adapted_layers(first.model.layers, first.adapter_rank, first.adapter_alpha, first.adapter_targets, kind)
+    before, learned, resumed = (
+        adapter_tensors(one)
+        for one in (begun, first.slim_layers, again.slim_layers)  # type: ignore[arg-type]
+    )
+    assert learned.keys() == before.keys() == resumed.keys()
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in learned.items() if "lora_A" not in name)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in learned.items())
