@@ -271,7 +271,7 @@ def _says_something(speedup: Interval) -> bool:
 def certificate_sentence(certificate: Certificate | None) -> str:
     """What is certified, in one sentence; a spec without a bound has audit strict."""
     if certificate is None or certificate.bound is None:
-        begin = "No certificate" if certificate is None else "Nothing certified"
+        begin = "No certificate" if certificate is None else "No bound certified for this policy"
         return f"{begin}, audit strict: every token is the full verifier's choice."
     return (
         f"Certified with {percent(certificate.confidence, 0)} confidence: on prompts like the calibration prompts, "
@@ -417,7 +417,7 @@ def _certificate_rows(certificate: Certificate | None) -> list[tuple[str, str]]:
 
 def _held(candidates: Sequence[TestedCandidate], certificate: Certificate | None) -> list[bool]:
     count = 0
-    if certificate is not None and certificate.bound is not None:
+    if certificate is not None:
         count = certified([candidate.p_value for candidate in candidates], certificate.confidence)
     return [place < count for place in range(len(candidates))]
 

@@ -264,9 +264,17 @@ def test_nothing_certified_is_said() -> None:
     refused = certificate(bound=None, observed=None, p_value=None, note=note)
     strict = spec(certificate=refused, decoding=Decoding(audit="strict"))
     page = Page(render_report(full(spec=strict, candidates=CANDIDATES[1:])))
-    assert "Nothing certified, audit strict" in page.text
+    assert "No bound certified for this policy, audit strict" in page.text
     assert note in page.text
     assert [row[-1] for row in next(table for table in page.tables if table[0][0] == "candidate")[1:]] == ["no"]
+
+
+def test_a_certified_candidate_is_shown_where_exact_decoding_was_faster() -> None:
+    note = "exact: strays from nothing"
+    exact = certificate(bound=None, observed=None, p_value=None, note=note)
+    page = Page(render_report(full(spec=spec(certificate=exact, decoding=Decoding(audit="strict")))))
+    assert note in page.text
+    assert [row[-1] for row in next(table for table in page.tables if table[0][0] == "candidate")[1:]] == ["yes", "no"]
 
 
 def test_a_candidate_behind_a_failed_one_is_not_certified() -> None:
