@@ -21,11 +21,11 @@ def test_something_is_shipped() -> None:
 def test_shipped_specs_load(path: Path) -> None:
     """Hashes of drafter and adapter are checked on the way."""
     spec = load_spec(path)
-    assert spec.verifier.name_or_path == path.parent.name
+    assert spec.verifier.name_or_path.startswith(path.parent.name), "the verifier itself, not where it once lay"
     assert spec.evidence is not None, "a shipped spec says how fast it was"
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent / "draft" for path in SPECS}), ids=str)
+@pytest.mark.parametrize("folder", sorted(CHECKPOINTS.glob("*/draft")), ids=str)
 def test_shipped_drafters_are_what_their_description_says(folder: Path) -> None:
     """The drafter by itself, as `viasd capture --draft` takes it."""
     described, _ = name_draft(str(folder))
