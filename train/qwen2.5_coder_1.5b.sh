@@ -12,7 +12,7 @@ python train/self_prompts.py --per-opening 30 --seed 9000 --out "$run/gate_promp
 viasd capture --out "$run/traces-gates" --verifier "$verifier" --draft "$draft" --prompts "$run/gate_prompts.jsonl" \
     --split null --limit 64 --max-new-tokens 64 --batch-size 64
 viasd fit --config configs/fit/qwen2.5-coder-1.5b.yaml --gate_folders "[$run/traces-gates]"
-viasd calibrate --fit "$run/fit" --out "$run/calibrate" --max-loss 0.05 --confidence 0.95 --limit 60 --max-new-tokens 48 \
+viasd calibrate --fit "$run/fit" --out "$run/calibrate" --max-loss 0.1 --confidence 0.95 --limit 40 --max-new-tokens 32 \
     --fractions '[0.1]' --dtype bfloat16
 viasd export --calibrate "$run/calibrate" --out "$ship/routing.json" --dtype bfloat16
 viasd bench --spec "$ship/routing.json" --split test --limit 20 --max-new-tokens 64 --json "$run/bench.json"
