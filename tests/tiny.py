@@ -54,6 +54,7 @@ from viasd_calib.spec import (
     VerifierRef,
     save_spec,
 )
+from viasd_calib.traces.capture import CaptureSettings, capture
 from viasd_calib.traces.data import TraceText
 from viasd_calib.training.teacher import read_text
 
@@ -321,6 +322,13 @@ def tiny_prompts(count: int, *, turns: int = 1, longest: int = 6) -> list[Prompt
         )
         for number in range(count)
     ]
+
+
+def tiny_traces(verifier: TinyFolder, folder: Path, count: int, **settings: Any) -> Path:
+    """Fill ``folder`` with the verifier's answers to ``count`` prompts, and what prompt lookup proposes along them."""
+    prompts, chosen = tiny_prompts(count), CaptureSettings(**settings)
+    capture(load_verifier(str(verifier)), PromptLookup(), "prompt_lookup", prompts, folder, chosen)
+    return folder
 
 
 def tiny_texts(count: int, length: int = 40, model: RoutedModel | None = None) -> list[TraceText]:

@@ -124,8 +124,10 @@ def route_map(route: Route, num_layers: int) -> Figure:
     axes.tick_params(length=0)
     kept = Patch(facecolor=TIER_COLOURS[Tier.ACCEPT], label="kept: q and q′ run it")
     skips = Patch(facecolor="none", edgecolor=MUTED, hatch="////", linewidth=0.7, label="skipped by q′")
-    bridges = [Patch(facecolor=TIER_COLOURS[Tier.REGENERATE], label="bridge, for the run below it")] * bool(bridged)
-    _legend(axes, handles=[kept, skips, *bridges], ncols=3)
+    handles = [kept, skips]
+    if bridged:
+        handles.append(Patch(facecolor=TIER_COLOURS[Tier.REGENERATE], label="bridge, for the run below it"))
+    _legend(axes, handles=handles, ncols=3)
     return figure
 
 

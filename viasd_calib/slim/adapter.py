@@ -5,7 +5,7 @@ q's own modules are never touched, so that q costs and says what it did without 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,16 @@ from viasd_calib.slim.tensors import read_tensors, write_bfloat16
 from viasd_calib.slim.widths import load_widths, narrow_layers
 from viasd_calib.spec import AdapterKind, AdapterRef, Route, TensorFile, tensor_file
 
-LOW_RANK_TARGETS = (
+_LINEARS = (
     *("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     *("qkv_proj", "gate_up_proj"),  # the same ones where a family has fused them, as Phi-3 has
 )
-"""Modules that an adapter of low rank sits on by default; a family has some of them."""
-
-NORM_TARGETS = (
+_NORMS = (
     *("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
     *("q_norm", "k_norm"),
 )
-"""Norms that ``norms`` are about by default; a family has some of them."""
+DEFAULT_TARGETS: Mapping[AdapterKind, tuple[str, ...]] = {"lora": _LINEARS, "dora": _LINEARS, "norms": _NORMS}
+"""Modules that an adapter sits on by default, by its kind; a family has some of them."""
 
 
 def adapted_layers(

@@ -129,14 +129,8 @@ def capture(
         PromptError: a prompt does not fit the verifier's context.
         StorageError: a shard cannot be written.
     """
-    manifest = Manifest(
-        verifier=verifier.ref,
-        draft=draft_name,
-        settings=settings,
-        prompts_sha256=_ordered_sha256(f"{prompt.id}\t{prompt.sha256}" for prompt in prompts),
-        n_prompts=len(prompts),
-        policy=None if policy is None else policy.name,
-    )
+    asked = [f"{prompt.id}\t{prompt.sha256}" for prompt in prompts]
+    manifest = _manifest(verifier, draft_name, settings, asked, policy)
     tracer = _Tracer(RoutedModel(verifier.model), verifier.eos_ids, drafter, settings, policy)
     shards = plan_shards(prompts, settings.batch_size)
     return _fill(folder, manifest, shards, lambda shard, number: _trace_turns(tracer, verifier, shard, number))
@@ -159,14 +153,8 @@ def capture_again(
         TraceError: the folder holds other traces.
         StorageError: a shard cannot be written.
     """
-    manifest = Manifest(
-        verifier=verifier.ref,
-        draft=draft_name,
-        settings=settings,
-        prompts_sha256=_ordered_sha256(f"{one.prompt_id}\t{one.ids}" for one in asked),
-        n_prompts=len(asked),
-        policy=policy.name,
-    )
+    lines = [f"{one.prompt_id}\t{one.ids}" for one in asked]
+    manifest = _manifest(verifier, draft_name, settings, lines, policy)
     tracer = _Tracer(RoutedModel(verifier.model), verifier.eos_ids, drafter, settings, policy)
     ordered = sorted(asked, key=lambda one: (len(one.ids), one.prompt_sha256, one.prompt_id, one.turn, one.ids))
     shards = _cut(ordered, settings.batch_size)
@@ -196,8 +184,18 @@ def _fill(
     return _report(folder, len(shards) - len(missing))
 
 
-def _ordered_sha256(lines: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+def _manifest(
+    verifier: Verifier, draft_name: str, settings: CaptureSettings, asked: Sequence[str], policy: Policy | None
+) -> Manifest:
+    """What identifies a folder; ``asked`` has a line for each thing that is answered, in any order."""
+    return Manifest(
+        verifier=verifier.ref,
+        draft=draft_name,
+        settings=settings,
+        prompts_sha256=hashlib.sha256("\n".join(sorted(asked)).encode()).hexdigest(),
+        n_prompts=len(asked),
+        policy=None if policy is None else policy.name,
+    )
 
 
 def _seed(settings: CaptureSettings, shard: int) -> int:

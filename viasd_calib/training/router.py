@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import SMOLLM2, Verifier, load_verifier
-from viasd_calib.slim.adapter import LOW_RANK_TARGETS, NORM_TARGETS, adapted_layers, of_adapter
+from viasd_calib.slim.adapter import DEFAULT_TARGETS, adapted_layers, of_adapter
 from viasd_calib.slim.bridges import new_bridges
 from viasd_calib.slim.cost import TOLERANCE, SublayerCosts, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel, SlimParts, Sublayer, sublayers_of
@@ -156,7 +156,7 @@ class RouterModule(LightningModule):
         self.cost_learning_rate = cost_learning_rate
         self.adapter_kind: AdapterKind = adapter_kind
         self.adapter_rank = None if adapter_kind == "norms" else adapter_rank
-        self.adapter_targets = tuple(adapter_targets or (NORM_TARGETS if adapter_kind == "norms" else LOW_RANK_TARGETS))
+        self.adapter_targets = tuple(adapter_targets or DEFAULT_TARGETS[adapter_kind])
         self.adapter_learning_rate = adapter_learning_rate
         self.fold_adapter = fold_adapter
         self.max_run = max_run

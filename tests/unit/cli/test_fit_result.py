@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.tiny import TinyFolder, tiny_prompts
+from tests.tiny import TinyFolder, tiny_prompts, tiny_traces
 from viasd_calib.cli.fit_result import gate_texts
-from viasd_calib.draft.lookup import PromptLookup
-from viasd_calib.models import load_verifier
-from viasd_calib.traces.capture import CaptureSettings, capture
 
 
 def test_texts_for_gates_are_of_every_split_and_a_third_is_held_back(tiny_folder: TinyFolder, tmp_path: Path) -> None:
-    settings = CaptureSettings(max_new_tokens=4, batch_size=24)
-    capture(load_verifier(str(tiny_folder)), PromptLookup(), "prompt_lookup", tiny_prompts(48), tmp_path, settings)
+    tiny_traces(tiny_folder, tmp_path, 48, max_new_tokens=4, batch_size=24)
     data = gate_texts([str(tmp_path)], seed=0)
     fitted = {text.prompt_sha256 for text in data.training_texts()}
     held_back = {text.prompt_sha256 for text in data.validation_texts()}

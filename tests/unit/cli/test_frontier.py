@@ -5,25 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import TinyFolder, even_costs, tiny_fit, tiny_prompts
+from tests.tiny import TinyFolder, even_costs, tiny_fit, tiny_prompts, tiny_traces
 from viasd_calib.calibration.artifacts import CALIBRATE_FILE, FIT_FILE, CalibrateArtifact, FitArtifact, load_artifact
 from viasd_calib.cli import main
 from viasd_calib.cli.frontier import PICTURE, parse_costs, parse_options
-from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.errors import CalibrationError
 from viasd_calib.evaluation.frontier import FRONTIER_FILE, load_frontier
 from viasd_calib.files import write_json
-from viasd_calib.models import load_verifier
-from viasd_calib.traces.capture import CaptureSettings, capture
 from viasd_calib.training import router
 
 
 @pytest.fixture(scope="module")
 def traces(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("traces")
-    settings = CaptureSettings(max_new_tokens=12, batch_size=12)
-    capture(load_verifier(str(tiny_folder)), PromptLookup(), "prompt_lookup", tiny_prompts(24), folder, settings)
-    return folder
+    return tiny_traces(tiny_folder, tmp_path_factory.mktemp("traces"), 24, max_new_tokens=12, batch_size=12)
 
 
 @pytest.fixture

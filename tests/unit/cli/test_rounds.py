@@ -10,14 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.tiny import TinyFolder, even_costs, tiny_fit, tiny_prompts
+from tests.tiny import TinyFolder, even_costs, tiny_fit, tiny_prompts, tiny_traces
 from viasd_calib.calibration.artifacts import FIT_FILE, FitArtifact, load_artifact
 from viasd_calib.calibration.losses import diverging
 from viasd_calib.cli import main, router_cli
 from viasd_calib.cli.fit import fit
 from viasd_calib.cli.fitted import open_fit
 from viasd_calib.cli.rounds import RESULTS, settings_like
-from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.models import load_verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces import capture as capturing
@@ -31,10 +30,7 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def traces(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("traces")
-    settings = CaptureSettings(max_new_tokens=12, batch_size=9, top_k=4)
-    capture(load_verifier(str(tiny_folder)), PromptLookup(), "prompt_lookup", tiny_prompts(24), folder, settings)
-    return folder
+    return tiny_traces(tiny_folder, tmp_path_factory.mktemp("traces"), 24, max_new_tokens=12, batch_size=9, top_k=4)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,8 +13,7 @@ from torch import Tensor, nn
 from tests.tiny import LAYERS, TINY_FAMILIES, small_disk, tiny_model
 from viasd_calib.errors import SpecError, StorageError
 from viasd_calib.slim.adapter import (
-    LOW_RANK_TARGETS,
-    NORM_TARGETS,
+    DEFAULT_TARGETS,
     adapted_layers,
     adapter_ref,
     adapter_tensors,
@@ -132,9 +132,13 @@ def test_a_folded_adapter_says_the_same_in_copies_of_what_it_sits_on(tmp_path: P
 
 def of_kind(kind: AdapterKind, family: str) -> nn.ModuleList:
     """An adapter of any kind on a tiny verifier, as it begins."""
-    layers, rank = tiny_model(family=family).get_decoder().layers, None if kind == "norms" else 2
-    targets = NORM_TARGETS if kind == "norms" else LOW_RANK_TARGETS
-    return adapted_layers(layers, rank, rank and 2 * rank, targets, kind).eval()
+    return adapted_layers(tiny_model(family=family).get_decoder().layers, *shape_of(kind), kind).eval()
+
+
+def shape_of(kind: AdapterKind) -> tuple[int | None, int | None, Sequence[str]]:
+    """Rank, alpha and targets of a small adapter."""
+    rank, alpha = (None, None) if kind == "norms" else (2, 4)
+    return rank, alpha, DEFAULT_TARGETS[kind]
 
 
 @pytest.mark.parametrize("kind", get_args(AdapterKind))
@@ -152,10 +156,9 @@ def test_adapters_of_all_kinds_say_what_peft_says(tmp_path: Path, kind: AdapterK
     said = states(RoutedModel(model, ROUTE, SlimParts(trained)), slim=True)
     assert not torch.allclose(said, plain, atol=1e-2)
 
-    path, rank = tmp_path / "adapter.safetensors", None if kind == "norms" else 2
-    targets = NORM_TARGETS if kind == "norms" else LOW_RANK_TARGETS
+    path = tmp_path / "adapter.safetensors"
     save_adapter(trained, ROUTE, path)
-    adapter = adapter_ref(path, tmp_path, rank, rank and 2 * rank, targets, kind=kind, folded=kind == "dora")
+    adapter = adapter_ref(path, tmp_path, *shape_of(kind), kind=kind, folded=kind == "dora")
     layers = load_slim_layers(model, ROUTE.model_copy(update={"adapter": adapter}), tmp_path)
     assert layers is not None
     assert not [module for module in layers.modules() if type(module).__module__.startswith("peft")]

@@ -13,10 +13,7 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from tests.tiny import TinyFolder, tiny_prompts
-from viasd_calib.draft.lookup import PromptLookup
-from viasd_calib.models import load_verifier
-from viasd_calib.traces.capture import CaptureSettings, capture
+from tests.tiny import TinyFolder, tiny_traces
 from viasd_calib.training.lightning_output import BESIDE_THE_POINT, quiet_lightning
 
 ROOT = Path(__file__).parents[3]
@@ -26,10 +23,7 @@ FIT = "import sys; from viasd_calib.cli import main; sys.exit(main(sys.argv[1:])
 
 @pytest.fixture(scope="module")
 def traces(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("traces")
-    settings = CaptureSettings(max_new_tokens=8, batch_size=8)
-    capture(load_verifier(str(tiny_folder)), PromptLookup(), "prompt_lookup", tiny_prompts(16), folder, settings)
-    return folder
+    return tiny_traces(tiny_folder, tmp_path_factory.mktemp("traces"), 16, max_new_tokens=8, batch_size=8)
 
 
 @pytest.mark.slow

@@ -18,11 +18,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.tiny import TinyFolder, tiny_prompts
+from tests.tiny import TinyFolder, tiny_traces
 from viasd_calib.calibration.artifacts import ADAPTER_FILE, BRIDGES_FILE
-from viasd_calib.draft.lookup import PromptLookup
-from viasd_calib.models import load_verifier
-from viasd_calib.traces.capture import CaptureSettings, capture
 from viasd_calib.training.router import RouteChoice
 
 ROOT = Path(__file__).parents[3]
@@ -41,10 +38,7 @@ CHECKPOINTS = json.dumps(
 
 @pytest.fixture(scope="module")
 def traces(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("traces")
-    settings = CaptureSettings(max_new_tokens=8, batch_size=8)
-    capture(load_verifier(str(tiny_folder)), PromptLookup(), "prompt_lookup", tiny_prompts(TEXTS), folder, settings)
-    return folder
+    return tiny_traces(tiny_folder, tmp_path_factory.mktemp("traces"), TEXTS, max_new_tokens=8, batch_size=8)
 
 
 class Fitted(NamedTuple):

@@ -19,7 +19,7 @@ from tests.tiny import EOS, TINY_FAMILIES, VOCAB, TinyFolder, even_costs, tiny_m
 from viasd_calib.errors import CalibrationError, TraceError
 from viasd_calib.models import load_verifier
 from viasd_calib.prompts import SplitShares
-from viasd_calib.slim.adapter import LOW_RANK_TARGETS, adapted_layers, adapter_tensors
+from viasd_calib.slim.adapter import DEFAULT_TARGETS, adapted_layers, adapter_tensors
 from viasd_calib.slim.bridges import skipped_runs
 from viasd_calib.slim.cost import SublayerCosts
 from viasd_calib.slim.widths import NarrowMLP
@@ -457,10 +457,12 @@ def test_batches_hold_every_text_once_within_the_limit(traces: Path) -> None:
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_an_adapter_reaches_what_every_family_projects_with(family: str) -> None:
-    layers = adapted_layers(tiny_model(0, family).get_decoder().layers[:1], 2, 4, LOW_RANK_TARGETS)
+    layers = adapted_layers(tiny_model(0, family).get_decoder().layers[:1], 2, 4, DEFAULT_TARGETS["lora"])
     adapted = {name.split(".")[2] for name in adapter_tensors(layers)}
     fused = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
-    assert adapted == (fused if family.startswith("phi3") else set(LOW_RANK_TARGETS) - {"qkv_proj", "gate_up_proj"})
+    assert adapted == (
+        fused if family.startswith("phi3") else set(DEFAULT_TARGETS["lora"]) - {"qkv_proj", "gate_up_proj"}
+    )
 
 
 def test_a_remembered_text_trains_as_one_that_is_read(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
