@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -42,6 +42,7 @@ from viasd_calib.draft.shallow import ShallowDrafter, ShallowModel
 from viasd_calib.models import load_verifier
 from viasd_calib.planning.profile import LatencyProfile, Measured, PassShape, ProfileSettings
 from viasd_calib.prompts import Prompt
+from viasd_calib.slim.bridges import new_bridges
 from viasd_calib.slim.cost import SublayerCosts
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import (
@@ -127,6 +128,16 @@ def longrope_config(context: int) -> PreTrainedConfig:
         "original_max_position_embeddings": context,
     }
     return tiny_config("phi3", head_dim=4, original_max_position_embeddings=context, rope_parameters=longrope)
+
+
+def random_bridges(route: Route, rank: int | None = None, carry: bool = False) -> nn.ModuleDict:
+    """Bridges for a tiny model, exact in bfloat16."""
+    bridges = new_bridges(route, 16, rank, carry)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in bridges.state_dict().values():
+            tensor.copy_((0.1 * torch.randn(tensor.shape, generator=generator)).to(torch.bfloat16))
+    return bridges.eval().requires_grad_(False)
 
 
 @functools.cache

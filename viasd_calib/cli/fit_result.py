@@ -46,7 +46,7 @@ def write_fit(router: RouterModule, data: TraceDataModule, out: Path, gate_folde
         route = route.model_copy(update={"mlp_keep": save_widths(widths, out / MLP_KEEP_FILE, out)})
     if router.bridges is not None:
         save_bridges(router.bridges, out / BRIDGES_FILE)
-        reference = bridges_ref(out / BRIDGES_FILE, out, router.bridge_rank)
+        reference = bridges_ref(out / BRIDGES_FILE, out, router.bridge_rank, router.bridge_carry)
         route = route.model_copy(update={"bridges": reference})
     if router.slim_layers is not None:
         save_adapter(router.slim_layers, route, out / ADAPTER_FILE)

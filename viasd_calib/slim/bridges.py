@@ -1,7 +1,7 @@
 """Bridges: linear maps of the residual stream that stand in for runs of skipped sublayers.
 
 The idea is ReplaceMe's (Shopkhoev et al. 2025, arXiv 2505.02819): what a run of layers adds to the residual stream is
-nearly linear in what enters it. A bridge costs one small product in place of the whole run.
+nearly linear in what enters it. A bridge costs one small product in place of the whole run, two with a carry.
 """
 
 from __future__ import annotations
@@ -71,9 +71,13 @@ def skipped_runs(route: Route) -> list[SkippedRun]:
 class Bridge(nn.Module):
     """x -> W x + b, what a run of sublayers would have added to the residual stream x.
 
+    With a carry, C y is added to that, where y is the stream behind the run at the place before
+    (:mod:`viasd_calib.slim.carry`).
+
     Args:
         hidden: width of the residual stream.
-        rank: of W; None for a full one.
+        rank: of W and C; None for full ones.
+        carry: whether there is C.
 
     Example:
         >>> bridge = Bridge(6, rank=2)
@@ -81,39 +85,81 @@ class Bridge(nn.Module):
         0.0
     """
 
-    def __init__(self, hidden: int, rank: int | None = None) -> None:
+    def __init__(self, hidden: int, rank: int | None = None, carry: bool = False) -> None:
         super().__init__()
-        self.down = nn.Identity() if rank is None else nn.Linear(hidden, rank, bias=False)
+        self.down = _down(hidden, rank)
         self.up = nn.Linear(hidden if rank is None else rank, hidden)
+        self.carry_down = _down(hidden, rank) if carry else None
+        self.carry_up = nn.Linear(self.up.in_features, hidden, bias=False) if carry else None
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
+        if self.carry_up is not None:
+            nn.init.zeros_(self.carry_up.weight)
+
+    @property
+    def carries(self) -> bool:
+        """Whether it reads the place before."""
+        return self.carry_up is not None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., hidden] -> [..., hidden]."""
+        """W x + b: [..., hidden] -> [..., hidden]."""
         return self.up(self.down(hidden))  # type: ignore[no-any-return]
 
+    def onward(self, stream: Tensor) -> Tensor:
+        """C y, what the stream behind the run says to the next place: [..., hidden] -> [..., hidden]."""
+        assert self.carry_down is not None, "asked of a bridge with a carry"
+        assert self.carry_up is not None, "asked of a bridge with a carry"
+        return self.carry_up(self.carry_down(stream))  # type: ignore[no-any-return]
+
     @torch.no_grad()
-    def set_map(self, weight: Tensor, bias: Tensor, directions: Tensor | None = None) -> None:
-        """Take a map that was fitted.
+    def set_map(
+        self, weight: Tensor, bias: Tensor, carry: Tensor | None = None, directions: Tensor | None = None
+    ) -> None:
+        """Take maps that were fitted.
 
         Args:
-            weight: [hidden, hidden], output by input.
+            weight: W, [hidden, hidden], output by input.
             bias: [hidden].
+            carry: C, [hidden, hidden]; None for a bridge without.
             directions: of the outputs that a bridge of low rank keeps, orthonormal, [hidden, rank].
         """
-        self.up.bias.copy_(bias)
-        if isinstance(self.down, nn.Identity):
-            self.up.weight.copy_(weight)
-        else:
-            assert directions is not None, "a low rank says which directions it keeps"
-            self.down.weight.copy_(directions.T @ weight)
-            self.up.weight.copy_(directions)
-            self.up.bias.copy_(directions @ (directions.T @ bias))
+        _set_product(self.down, self.up, weight, directions)
+        self.up.bias.copy_(bias if directions is None else directions @ (directions.T @ bias))
+        if self.carry_down is not None:
+            assert self.carry_up is not None, "made together"
+            assert carry is not None, "a bridge with a carry is fitted with one"
+            _set_product(self.carry_down, self.carry_up, carry, directions)
 
 
-def new_bridges(route: Route, hidden: int, rank: int | None = None) -> nn.ModuleDict:
+def _down(hidden: int, rank: int | None) -> nn.Module:
+    return nn.Identity() if rank is None else nn.Linear(hidden, rank, bias=False)
+
+
+def _set_product(down: nn.Module, up: nn.Linear, weight: Tensor, directions: Tensor | None) -> None:
+    """Make ``up`` of ``down`` the map ``weight``, or its part in some directions."""
+    if isinstance(down, nn.Linear):
+        assert directions is not None, "a low rank says which directions it keeps"
+        down.weight.copy_(directions.T @ weight)
+        up.weight.copy_(directions)
+    else:
+        up.weight.copy_(weight)
+
+
+def new_bridges(route: Route, hidden: int, rank: int | None = None, carry: bool = False) -> nn.ModuleDict:
     """A bridge for every run that a route leaves out, by name; they begin as nothing."""
-    return nn.ModuleDict({run.name: Bridge(hidden, rank) for run in skipped_runs(route)})
+    return nn.ModuleDict({run.name: Bridge(hidden, rank, carry) for run in skipped_runs(route)})
+
+
+def carried_ends(route: Route, bridges: nn.ModuleDict) -> list[int]:
+    """Numbers of the sublayers before which a bridge's carry is the residual stream, rising.
+
+    Example:
+        >>> route = Route(attention_skip=[1, 2], mlp_skip=[1])
+        >>> carried_ends(route, new_bridges(route, hidden=4, carry=True)), carried_ends(route, new_bridges(route, 4))
+        ([5], [])
+    """
+    held = {run.end: bridges[run.name] for run in skipped_runs(route) if run.name in bridges}
+    return [end for end, bridge in held.items() if isinstance(bridge, Bridge) and bridge.carries]
 
 
 def save_bridges(bridges: nn.ModuleDict, path: Path) -> None:
@@ -121,9 +167,9 @@ def save_bridges(bridges: nn.ModuleDict, path: Path) -> None:
     write_bfloat16(bridges.state_dict(), path)
 
 
-def bridges_ref(path: Path, folder: Path, rank: int | None) -> BridgesRef:
+def bridges_ref(path: Path, folder: Path, rank: int | None, carry: bool = False) -> BridgesRef:
     """How a spec in ``folder`` names the bridges at ``path``."""
-    return BridgesRef(rank=rank, tensors=tensor_file(path, folder))
+    return BridgesRef(rank=rank, carry=carry, tensors=tensor_file(path, folder))
 
 
 def load_bridges(model: PreTrainedModel, route: Route, folder: Path) -> nn.ModuleDict | None:
@@ -135,7 +181,7 @@ def load_bridges(model: PreTrainedModel, route: Route, folder: Path) -> nn.Modul
     if route.bridges is None:
         return None
     path = folder / route.bridges.tensors.path
-    bridges = new_bridges(route, model.config.hidden_size, route.bridges.rank)
+    bridges = new_bridges(route, model.config.hidden_size, route.bridges.rank, route.bridges.carry)
     tensors = read_tensors(path, "bridges")
     wrong = _first_misfit(bridges.state_dict(), tensors)
     if wrong is not None:

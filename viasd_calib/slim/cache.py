@@ -1,9 +1,9 @@
-"""The one key/value cache that the full and the slim verifier share."""
+"""The one cache that the full and the slim verifier share: keys and values, and what bridges carry."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from viasd_calib.errors import PromptError
 from viasd_calib.models import context_length
+from viasd_calib.slim.carry import place_after_place, repeated
 
 
 class Lengths:
@@ -49,7 +50,7 @@ class Lengths:
 
 
 class SharedCache(Lengths):
-    """Keys and values of every attention sublayer, in slots that are positions of the text.
+    """Keys and values of every attention sublayer, and the stream behind bridged runs, by position of the text.
 
     The lengths are those of a single text; the rows of a batch have their own, see :meth:`rows`.
 
@@ -57,6 +58,7 @@ class SharedCache(Lengths):
         config: the verifier's configuration (layers, key/value heads, head width).
         capacity: positions there is room for.
         batch: texts, one a row.
+        carries: bridges that read the stream at the place before (:mod:`viasd_calib.slim.carry`).
 
     Example:
         >>> from transformers import LlamaConfig
@@ -75,6 +77,7 @@ class SharedCache(Lengths):
         capacity: int,
         *,
         batch: int = 1,
+        carries: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -86,6 +89,8 @@ class SharedCache(Lengths):
         self.capacity = capacity
         self.keys = torch.zeros(shape, dtype=dtype, device=device)  # [layers, batch, heads, capacity, width]
         self.values = torch.zeros(shape, dtype=dtype, device=device)  # the same
+        streams = (carries, batch, capacity, config.hidden_size)
+        self.carried = torch.zeros(streams, dtype=dtype, device=device)  # [carries, batch, capacity, hidden]
 
     @property
     def batch(self) -> int:
@@ -102,12 +107,14 @@ class SharedCache(Lengths):
             return self
         alone = copy.copy(self)
         alone.keys, alone.values = self.keys[:, row : row + 1], self.values[:, row : row + 1]
+        alone.carried = self.carried[:, row : row + 1]
         return alone
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drop every row of the batch but ``rows`` ([kept], long)."""
         self.keys = self.keys.index_select(1, rows)
         self.values = self.values.index_select(1, rows)
+        self.carried = self.carried.index_select(1, rows)
 
 
 def check_context(config: PreTrainedConfig, capacity: int) -> None:
@@ -236,6 +243,30 @@ class CacheWindow:
         if self.rows is None:
             return read
         return read[0].index_select(0, self.rows), read[1].index_select(0, self.rows)
+
+    def keep(self, slot: int, stream: Tensor) -> None:
+        """Write the stream behind a bridged run: [batch, width, hidden]."""
+        carried = self.cache.carried[slot]  # [cache rows, capacity, hidden]
+        if isinstance(self.start, int):
+            carried[:, self.start : self.start + self.width] = stream
+        else:
+            carried[self._places] = stream
+
+    def along(self, slot: int, local: Tensor, onward: Callable[[Tensor], Tensor]) -> Tensor:
+        """The stream of q' behind a bridged run, which is kept; see ``CarryStore.along``."""
+        repeats = None if self.widths is None else repeated(self.positions())
+        stream = place_after_place(local, self._before(slot), onward, repeats)
+        self.keep(slot, stream)
+        return stream
+
+    def _before(self, slot: int) -> Tensor:
+        """The stream at the place before the first one of each row, [batch, hidden]; 0 before the text begins."""
+        carried = self.cache.carried[slot]
+        if isinstance(self.start, int):
+            return carried[:, self.start - 1] if self.start else torch.zeros_like(carried[:, 0])
+        rows, _ = self._places
+        before = carried[rows[:, 0], (self.start - 1).clamp(min=0)]
+        return torch.where(self.start[:, None] > 0, before, 0)
 
     @cached_property
     def _places(self) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from viasd_calib.errors import ModelError
 from viasd_calib.models import context_length
 from viasd_calib.progress import progress_bar
 from viasd_calib.slim.cache import CacheWindow, SharedCache, check_context, readable, to_device
+from viasd_calib.slim.carry import place_after_place, repeated
 from viasd_calib.slim.forward import RoutedModel, SlimParts, States, Sublayer, Window
 from viasd_calib.spec import Route
 
@@ -35,9 +36,9 @@ SMALLEST_CAPACITY = 256
 CALLS_TO_WARM = 3
 """The first call compiles, the second records a CUDA graph, the third replays it."""
 
-StaticPass = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]], States]
+StaticPass = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], States]
 """A pass of one width on one text: ids [1, width], positions [width], each layer's keys and values
-[1, heads, capacity, head width], which it writes into."""
+[1, heads, capacity, head width] and each bridge's carried stream [1, capacity, hidden], which it writes into."""
 
 Compiler = Callable[[StaticPass], StaticPass]
 """What makes a graph of a pass."""
@@ -78,11 +79,13 @@ class StaticWindow:
     Attributes:
         keys: of each layer, [1, heads, capacity, head width].
         values: the same.
+        carried: of each bridge with a carry, [1, capacity, hidden].
         slots: positions of the tokens, [width], long; padding repeats the last one, so that it writes the same again.
     """
 
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
+    carried: Sequence[Tensor]
     slots: Tensor
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
@@ -90,6 +93,19 @@ class StaticWindow:
         self.keys[layer].index_copy_(2, self.slots, keys)
         self.values[layer].index_copy_(2, self.slots, values)
         return self.keys[layer], self.values[layer]
+
+    def keep(self, slot: int, stream: Tensor) -> None:
+        """Write the stream behind a bridged run: [1, width, hidden]."""
+        self.carried[slot].index_copy_(1, self.slots, stream)
+
+    def along(self, slot: int, local: Tensor, onward: Callable[[Tensor], Tensor]) -> Tensor:
+        """The stream of q' behind a bridged run, which is kept; see ``CarryStore.along``."""
+        first = self.slots[:1]  # [1]
+        before = self.carried[slot].index_select(1, (first - 1).clamp(min=0))[:, 0]  # [1, hidden]
+        before = torch.where(first > 0, before, 0)
+        stream = place_after_place(local, before, onward, repeated(self.positions()))
+        self.keep(slot, stream)
+        return stream
 
     def positions(self) -> Tensor:
         """Positions of the tokens: [1, width]."""
@@ -108,6 +124,7 @@ class Held:
         keys: a view of each layer: writing into these is all that a graph does to the cache, while one tensor of all
             layers would be copied as a whole at every write.
         values: the same.
+        carried: the same of each bridge with a carry.
     """
 
     def __init__(self, memory: SharedCache) -> None:
@@ -115,7 +132,8 @@ class Held:
         self._user: weakref.ref[SharedCache] | None = None
         self.keys = memory.keys.unbind()
         self.values = memory.values.unbind()
-        for view in (*self.keys, *self.values):
+        self.carried = memory.carried.unbind()
+        for view in (*self.keys, *self.values, *self.carried):
             # Unguarded: other memory of the same shape is recorded anew, not compiled anew.
             torch._dynamo.mark_static_address(view, guard=False)
 
@@ -138,6 +156,7 @@ class Held:
         # What an earlier text left is never read, but a value that is not a number would spoil what is masked.
         self._memory.keys.zero_()
         self._memory.values.zero_()
+        self._memory.carried.zero_()
         cache = copy.copy(self._memory)
         self._user = weakref.ref(cache)
         return cache
@@ -240,7 +259,7 @@ class CompiledModel(RoutedModel):
         slots = to_device([start + min(step, own - 1) for step in range(width)], ids.device)
         if ids.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
-        states = self._graphs[kind](padded, slots, held.keys, held.values)
+        states = self._graphs[kind](padded, slots, held.keys, held.values, held.carried)
         # The next replay writes over what this one has put out.
         return States(states.last[:, :own].clone(), states.tapped[:, :own].clone())
 
@@ -280,8 +299,10 @@ class CompiledModel(RoutedModel):
         forward, taps = super()._forward, self._taps
         sublayers = self.full_sublayers if kind.full else self.slim_sublayers
 
-        def run(ids: Tensor, slots: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> States:
-            return forward(sublayers, ids, StaticWindow(keys, values, slots), taps)
+        def run(
+            ids: Tensor, slots: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], carried: Sequence[Tensor]
+        ) -> States:
+            return forward(sublayers, ids, StaticWindow(keys, values, carried, slots), taps)
 
         # Compiled code is kept with a function's code object, which all these would share, up to a limit of eight.
         name = f"{'full' if kind.full else 'slim'}_pass_{kind.width}_of_{kind.capacity}"

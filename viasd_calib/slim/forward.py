@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from viasd_calib.errors import ModelError
-from viasd_calib.slim.bridges import skipped_runs
+from viasd_calib.slim.bridges import Bridge, carried_ends, skipped_runs
 from viasd_calib.slim.cache import CacheWindow, SharedCache
+from viasd_calib.slim.carry import CarryStore
 from viasd_calib.slim.families import (
     AttentionInputs,
     Family,
@@ -45,12 +46,14 @@ class Sublayer:
     Attributes:
         index: of the decoder layer; of the first one that a bridge stands in for.
         layer: the decoder layer, or the bridge.
+        end: number of the sublayer that runs behind it in q (:class:`~viasd_calib.slim.bridges.SkippedRun`).
     """
 
     kind: SublayerKind
     index: int
     layer: nn.Module
     layer_type: LayerType
+    end: int
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class SlimParts:
     head_ids: Tensor | None = None
 
 
-class Window(KeyValueStore, Protocol):
+class Window(KeyValueStore, CarryStore, Protocol):
     """Where one forward writes and reads; :class:`~viasd_calib.slim.cache.CacheWindow` is one."""
 
     def positions(self) -> Tensor:
@@ -112,15 +115,16 @@ def sublayers_of(
         [('mlp', 0), ('attention', 1), ('mlp', 1)]
     """
     route = route or Route()
-    bridged = {run.begin: bridges[run.name] for run in skipped_runs(route) if bridges and run.name in bridges}
+    bridged = {run.begin: run for run in skipped_runs(route) if bridges and run.name in bridges}
     kinds: tuple[tuple[SublayerKind, list[int]], ...] = (("attention", route.attention_skip), ("mlp", route.mlp_skip))
     kept: list[Sublayer] = []
     for index, (layer, layer_type) in enumerate(zip(layers, layer_types, strict=True)):
-        for place, (kind, skipped) in enumerate(kinds):
+        for number, (kind, skipped) in enumerate(kinds, start=2 * index):
             if index not in skipped:
-                kept.append(Sublayer(kind, index, layer, layer_type))
-            elif 2 * index + place in bridged:
-                kept.append(Sublayer("bridge", index, bridged[2 * index + place], layer_type))
+                kept.append(Sublayer(kind, index, layer, layer_type, number + 1))
+            elif bridges is not None and number in bridged:
+                run = bridged[number]
+                kept.append(Sublayer("bridge", index, bridges[run.name], layer_type, run.end))
     return kept
 
 
@@ -172,6 +176,8 @@ class RoutedModel:
         self.slim_layers: nn.ModuleList = self.layers if parts.layers is None else parts.layers
         """The layers whose sublayers q' runs: q's own, or copies with an adapter or narrow MLPs."""
         self.slim_sublayers = sublayers_of(self.slim_layers, self.layer_types, route, parts.bridges)
+        self.carried_ends: Sequence[int] = carried_ends(route or Route(), parts.bridges)
+        """Numbers of the sublayers before which q's passes keep the residual stream, for bridges with a carry."""
         self._slim_head = self._reduced_head(route, parts.head_ids)
         heads = () if self._slim_head is None else (self._slim_head,)
         self.slim_networks: tuple[nn.Module, ...] = (*(parts.layers or ()), parts.bridges, *heads)
@@ -220,7 +226,8 @@ class RoutedModel:
 
     def new_cache(self, capacity: int, batch: int = 1) -> SharedCache:
         """An empty cache with room for ``capacity`` positions."""
-        return SharedCache(self.config, capacity, batch=batch, dtype=self.dtype, device=self.device)
+        carries = len(self.carried_ends)
+        return SharedCache(self.config, capacity, batch=batch, carries=carries, dtype=self.dtype, device=self.device)
 
     def full(self, ids: Tensor, window: CacheWindow, taps: Sequence[int] = ()) -> States:
         """q over ``ids`` ([batch, width]).
@@ -296,7 +303,7 @@ class RoutedModel:
         return additive_mask(mask, dtype)
 
     def step(self, sublayer: Sublayer, hidden: Tensor, inputs: Mapping[LayerType, AttentionInputs]) -> Tensor:
-        """What one sublayer adds to the residual stream: [batch, width, hidden]."""
+        """What one sublayer adds to the residual stream, a bridge without its carry: [batch, width, hidden]."""
         match sublayer.kind:
             case "attention":
                 return self.family.attention(sublayer.layer, hidden, inputs[sublayer.layer_type])
@@ -305,13 +312,30 @@ class RoutedModel:
             case "bridge":
                 return sublayer.layer(hidden)  # type: ignore[no-any-return]
 
+    def advance(
+        self, sublayer: Sublayer, hidden: Tensor, inputs: Mapping[LayerType, AttentionInputs], carries: CarryStore
+    ) -> Tensor:
+        """The residual stream behind one sublayer, kept in ``carries`` where a bridge is to read it.
+
+        Args:
+            hidden: the stream before it, [batch, width, hidden].
+        """
+        stream = hidden + self.step(sublayer, hidden, inputs)
+        if sublayer.end not in self.carried_ends:
+            return stream
+        slot = self.carried_ends.index(sublayer.end)
+        if isinstance(sublayer.layer, Bridge):
+            return carries.along(slot, stream, sublayer.layer.onward)
+        carries.keep(slot, stream)
+        return stream
+
     def _forward(self, sublayers: Sequence[Sublayer], ids: Tensor, window: Window, taps: Sequence[int]) -> States:
         hidden = self.embed(ids)  # [batch, width, hidden]
         inputs = self.attention_inputs(hidden, window.positions(), window.mask, window)
         tapped: list[Tensor] = []
         for sublayer in sublayers:
             tapped += [hidden for tap in taps[len(tapped) :] if tap <= sublayer.index]
-            hidden = hidden + self.step(sublayer, hidden, inputs)
+            hidden = self.advance(sublayer, hidden, inputs, window)
         tapped += [hidden] * (len(taps) - len(tapped))
         stacked = torch.stack(tapped, 2) if tapped else hidden.new_empty((*ids.shape, 0, hidden.shape[-1]))
         return States(self.final_norm(hidden), stacked)

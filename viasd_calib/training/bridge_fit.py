@@ -22,7 +22,11 @@ KEPT_BRIDGES = 256
 
 @torch.no_grad()
 def fit_bridges(
-    model: RoutedModel, routes: Sequence[Route], texts: Iterable[TraceText], rank: int | None = None
+    model: RoutedModel,
+    routes: Sequence[Route],
+    texts: Iterable[TraceText],
+    rank: int | None = None,
+    carry: bool = False,
 ) -> list[nn.ModuleDict]:
     """Fit the bridges of several routes in one reading of the texts.
 
@@ -32,6 +36,7 @@ def fit_bridges(
 
     Args:
         rank: of the maps; None for full ones.
+        carry: whether they read q's stream behind the run at the place before, too.
 
     Returns:
         The bridges of each route, by name.
@@ -39,33 +44,41 @@ def fit_bridges(
     hidden = model.config.hidden_size
     runs = sorted({run for route in routes for run in skipped_runs(route)}, key=lambda run: (run.begin, run.end))
     numbers = sorted({number for run in runs for number in (run.begin, run.end)})
-    problems = {run: LeastSquares(hidden + 1, hidden) for run in runs}
+    problems = {run: LeastSquares((1 + carry) * hidden + 1, hidden) for run in runs}
     for text in texts if runs else ():
-        stream = generated_residuals(model, text, numbers)
+        stream = generated_residuals(model, text, numbers, lead=1)
         for run, problem in problems.items():
-            _add_examples(problem, stream[:, numbers.index(run.begin)], stream[:, numbers.index(run.end)])
+            before, behind = stream[:, numbers.index(run.begin)], stream[:, numbers.index(run.end)]
+            _add_examples(problem, before[1:], behind[1:], behind[:-1] if carry else None)
     return [_bridges(route, problems, hidden, rank) for route in routes]
 
 
-def generated_residuals(model: RoutedModel, text: TraceText, numbers: Sequence[int]) -> Tensor:
-    """q's residual stream at the n places of a text where q wrote: [n, numbers, hidden], float32.
+def generated_residuals(model: RoutedModel, text: TraceText, numbers: Sequence[int], lead: int = 0) -> Tensor:
+    """q's residual stream at the n places of a text where q wrote: [lead + n, numbers, hidden], float32.
 
     Args:
         numbers: of the sublayers it enters, as :func:`~viasd_calib.training.teacher.read_residuals` takes them.
+        lead: places before those, to be given too; zeros before the text begins.
     """
-    read = read_residuals(model, text.ids[None, :-1].to(model.device), numbers)  # [1, length, numbers, hidden]
-    return read[0, text.prompt_length - 1 :].float()
+    read = read_residuals(model, text.ids[None, :-1].to(model.device), numbers)[0].float()  # [length, numbers, hidden]
+    return torch.nn.functional.pad(read, (0, 0, 0, 0, lead, 0))[text.prompt_length - 1 :]
 
 
-def _add_examples(problem: LeastSquares, before: Tensor, behind: Tensor) -> None:
-    """What a run made of the residual stream ([n, hidden] each), as examples with a constant last input."""
-    problem.add(torch.cat([before, torch.ones_like(before[:, :1])], 1), behind - before)
+def _add_examples(problem: LeastSquares, before: Tensor, behind: Tensor, carried: Tensor | None = None) -> None:
+    """What a run made of the residual stream ([n, hidden] each), as examples with a constant last input.
+
+    Args:
+        carried: the stream behind the run, one place earlier; None for bridges without a carry.
+    """
+    inputs = [before, *([] if carried is None else [carried]), torch.ones_like(before[:, :1])]
+    problem.add(torch.cat(inputs, 1), behind - before)
 
 
 class BridgeFitter:
     """Fits bridges for routes that are found one after another, as :func:`fit_bridges` does for routes known ahead.
 
-    A run that several routes leave out is fitted once, and they share its bridge.
+    A run that several routes leave out is fitted once, and they share its bridge. Bridges have no carry: a search would
+    have to keep q's stream behind every run that it may come to try.
 
     Args:
         model: what the bridges are for.
@@ -110,7 +123,8 @@ def all_streams(model: RoutedModel, texts: Iterable[TraceText]) -> list[Tensor]:
 
 
 def _bridges(route: Route, problems: dict[SkippedRun, LeastSquares], hidden: int, rank: int | None) -> nn.ModuleDict:
-    bridges = new_bridges(route, hidden, rank)
+    carry = any(problem.gram.shape[0] > hidden + 1 for problem in problems.values())
+    bridges = new_bridges(route, hidden, rank, carry)
     for run in skipped_runs(route):
         bridge = bridges[run.name]
         assert isinstance(bridge, Bridge)
@@ -121,9 +135,10 @@ def _bridges(route: Route, problems: dict[SkippedRun, LeastSquares], hidden: int
 def set_least_squares(bridge: Bridge, problem: LeastSquares, rank: int | None) -> None:
     """Give a bridge the map that solves a problem whose last input is the constant 1."""
     mean_square = float(problem.gram.diagonal()[:-1].mean()) / max(problem.count, 1)
-    solution = problem.solve(slice(None), RIDGE * mean_square)  # [hidden + 1, hidden]
+    solution = problem.solve(slice(None), RIDGE * mean_square)  # [hidden + 1, hidden], or [2 hidden + 1, hidden]
     directions = None if rank is None else _directions(problem.gram, solution, rank)
-    bridge.set_map(solution[:-1].T.float(), solution[-1].float(), directions)
+    weight, *carry = solution[:-1].float().split(solution.shape[1])
+    bridge.set_map(weight.T, solution[-1].float(), carry[0].T if carry else None, directions)
 
 
 def _directions(gram: Tensor, solution: Tensor, rank: int) -> Tensor:

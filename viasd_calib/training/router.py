@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import SMOLLM2, Verifier, load_verifier
 from viasd_calib.slim.adapter import DEFAULT_TARGETS, adapted_layers, of_adapter
-from viasd_calib.slim.bridges import new_bridges
+from viasd_calib.slim.bridges import carried_ends, new_bridges
 from viasd_calib.slim.cost import TOLERANCE, SublayerCosts, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel, SlimParts, Sublayer, sublayers_of
 from viasd_calib.slim.widths import KeptNeurons, narrow_layers
@@ -72,6 +72,8 @@ class RouterModule(LightningModule):
         cost_learning_rate: of the multiplier.
         bridges: whether skipped runs are bridged.
         bridge_rank: of the bridges; None for full ones.
+        bridge_carry: whether a bridge also reads the stream behind its run at the place before
+            (:mod:`viasd_calib.slim.carry`).
         bridge_texts: texts that bridges are fitted on in closed form; a fifth of them judges spans.
         bridge_learning_rate: of the bridges, behind their closed form.
         adapter_kind: products of low rank, LoRA's or DoRA's, or other weights of norms, which cost a pass nothing.
@@ -110,6 +112,7 @@ class RouterModule(LightningModule):
         cost_learning_rate: float = 0.5,
         bridges: bool = True,
         bridge_rank: int | None = None,
+        bridge_carry: bool = True,
         bridge_texts: int = 200,
         bridge_learning_rate: float = 1e-4,
         adapter_kind: AdapterKind = "lora",
@@ -150,6 +153,7 @@ class RouterModule(LightningModule):
         self.route_steps = route_steps if route_choice == "gates" else 0
         self.bridged = bridges
         self.bridge_rank = bridge_rank
+        self.bridge_carry = bridge_carry
         self.bridge_texts = bridge_texts
         self.bridge_learning_rate = bridge_learning_rate
         self.route_learning_rate = route_learning_rate
@@ -195,10 +199,10 @@ class RouterModule(LightningModule):
             check_size(self.head_vocab, verifier.model.config.vocab_size, verifier.eos_ids)
         self._eos_ids = verifier.eos_ids
         self._frozen.append(RoutedModel(verifier.model))
-        self._caches.append(KnownCaches(self.model, self.cache_gib * 2**30))
         if self._narrowed:
             self.register_buffer("neuron_orders", self._rank_neurons())
         self._open_slim()
+        self._caches[:] = [self._new_caches()]
         count = len(self.model.full_sublayers)
         self.gates = HardConcrete(count)
         self.register_buffer("multiplier", torch.zeros(()))
@@ -273,7 +277,7 @@ class RouterModule(LightningModule):
         routes = span_routes(costs, self.target_cost, self._staying, layers)
         texts = self._data.drawn_texts(self.bridge_texts)
         judges = max(1, len(texts) // 5)
-        chosen = choose_span(self.model, routes, texts[judges:], texts[:judges], self.bridge_rank)
+        chosen = choose_span(self.model, routes, texts[judges:], texts[:judges], self.bridge_rank, self.bridge_carry)
         route, bridges = self.trainer.strategy.broadcast(chosen)  # rounding must not part the processes
         self._keep(route)
         if self.bridged:
@@ -289,7 +293,8 @@ class RouterModule(LightningModule):
 
     def _fit_bridges(self) -> nn.ModuleDict:
         """Fit bridges for the discrete route and train them from here on."""
-        fitted = fit_bridges(self.model, [self.route], self._data.drawn_texts(self.bridge_texts), self.bridge_rank)
+        texts = self._data.drawn_texts(self.bridge_texts)
+        fitted = fit_bridges(self.model, [self.route], texts, self.bridge_rank, self.bridge_carry)
         (bridges,) = self.trainer.strategy.broadcast(fitted)  # rounding must not part the processes
         self._take_bridges(bridges)
         return bridges
@@ -303,6 +308,11 @@ class RouterModule(LightningModule):
     def _take_bridges(self, bridges: nn.ModuleDict) -> None:
         """Train these bridges from here on."""
         self.bridges = bridges.to(device=self.device, dtype=self.model.dtype).requires_grad_(True)
+        self.model.carried_ends = carried_ends(self.route, bridges)
+        self._caches[:] = [self._new_caches()]  # those so far hold nothing of what the bridges read
+
+    def _new_caches(self) -> KnownCaches:
+        return KnownCaches(self.model, self.cache_gib * 2**30)
 
     @property
     def adapter_alpha(self) -> int | None:
@@ -556,7 +566,8 @@ class RouterModule(LightningModule):
             self._open_slim()
         if any(name.startswith("bridges.") for name in state_dict):
             self.kept.copy_(state_dict["kept"])
-            self._take_bridges(new_bridges(self.route, self.model.config.hidden_size, self.bridge_rank))
+            hidden = self.model.config.hidden_size
+            self._take_bridges(new_bridges(self.route, hidden, self.bridge_rank, self.bridge_carry))
         missing, unexpected = super().load_state_dict(state_dict, strict=False, assign=assign)
         lacking = [name for name in missing if not self._is_frozen(name)]
         if strict and (lacking or unexpected):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from viasd_calib.errors import CalibrationError
+from viasd_calib.slim.bridges import carried_ends
 from viasd_calib.slim.cost import TOLERANCE, SublayerCosts
 from viasd_calib.slim.forward import RoutedModel, Sublayer, sublayers_of
 from viasd_calib.spec import Route
@@ -79,6 +80,7 @@ def choose_span(
     fit_on: Sequence[TraceText],
     judge_on: Sequence[TraceText],
     rank: int | None = None,
+    carry: bool = False,
 ) -> tuple[Route, nn.ModuleDict]:
     """The route whose bridges, fitted in closed form, leave the least KL(q || q').
 
@@ -86,14 +88,19 @@ def choose_span(
         fit_on: texts for the bridges.
         judge_on: other texts, for the choice.
         rank: of the bridges; None for full ones.
+        carry: whether they read the stream at the place before.
     """
     fitted = [
-        bridges.to(device=model.device, dtype=model.dtype) for bridges in fit_bridges(model, routes, fit_on, rank)
+        bridges.to(device=model.device, dtype=model.dtype)
+        for bridges in fit_bridges(model, routes, fit_on, rank, carry)
     ]
+    every = (carried_ends(route, bridges) for route, bridges in zip(routes, fitted, strict=True))
+    model.carried_ends = sorted({end for ends in every for end in ends})  # what q's passes keep for one or the other
     kept = [
         sublayers_of(model.slim_layers, model.layer_types, route, bridges)
         for route, bridges in zip(routes, fitted, strict=True)
     ]
     divergence = judge_routes(model, kept, judge_on)
+    model.carried_ends = ()
     best = min(range(len(routes)), key=divergence.__getitem__)
     return routes[best], fitted[best]

@@ -7,7 +7,7 @@ q passes, for every place of a text in one forward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -18,10 +18,18 @@ from viasd_calib.slim.forward import RoutedModel, Sublayer
 
 
 class MixedStore:
-    """Key/value store of a student pass: q's exact slots, and the student's own behind them."""
+    """Store of a student pass: q's exact keys, values and carried streams, and the student's own behind them.
 
-    def __init__(self, teacher: SharedCache) -> None:
+    Args:
+        teacher: q's cache over the same text.
+        starts: of each place's run, [length].
+        begin: the first place that is run.
+    """
+
+    def __init__(self, teacher: SharedCache, starts: Tensor, begin: int = 0) -> None:
         self._teacher = teacher
+        self._starts = starts
+        self._begin = begin
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """q's and the student's keys and values of ``layer``: [batch, heads, q's length and the student's, width]."""
@@ -29,6 +37,25 @@ class MixedStore:
             torch.cat([self._teacher.keys[layer], keys], 2),
             torch.cat([self._teacher.values[layer], values], 2),
         )
+
+    def keep(self, slot: int, stream: Tensor) -> None:
+        """Nothing: what a student's own sublayers give at the end of a run is read by no one."""
+
+    def along(self, slot: int, local: Tensor, onward: Callable[[Tensor], Tensor]) -> Tensor:
+        """The student's stream behind a bridged run: from q's where a run begins, from its own inside.
+
+        Args:
+            local: [batch, length - begin, hidden].
+        """
+        length = self._starts.shape[0]
+        exact = torch.nn.functional.pad(self._teacher.carried[slot], (0, 0, 1, 0))[:, self._begin : length]
+        places = torch.arange(self._begin, length, device=local.device)
+        behind_start = places - self._starts[self._begin :].clamp(min=self._begin)  # [length - begin]
+        stream = local + onward(exact)  # right where a run begins
+        for distance in range(1, int(behind_start.max()) + 1):
+            due = (behind_start == distance).nonzero().squeeze(1)
+            stream = stream.index_copy(1, due, local[:, due] + onward(stream[:, due - 1]))
+        return stream
 
 
 def run_starts(length: int, max_run: int, generator: torch.Generator) -> Tensor:
@@ -83,8 +110,11 @@ def student_states(
     """
     hidden = model.embed(ids[:, begin:])  # [batch, length - begin, hidden]
     positions = torch.arange(begin, ids.shape[1], device=ids.device)[None]
-    inputs = model.attention_inputs(hidden, positions, partial(mixed_mask, starts, begin=begin), MixedStore(teacher))
+    store = MixedStore(teacher, starts, begin)
+    inputs = model.attention_inputs(hidden, positions, partial(mixed_mask, starts, begin=begin), store)
     for place, sublayer in enumerate(sublayers):
-        update = model.step(sublayer, hidden, inputs)
-        hidden = hidden + (update if gates is None else gates[place] * update)
+        if gates is None:
+            hidden = model.advance(sublayer, hidden, inputs, store)
+        else:
+            hidden = hidden + gates[place] * model.step(sublayer, hidden, inputs)
     return model.final_norm(hidden)

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests.tiny import LAYERS, TINY_FAMILIES, tiny_model
+from tests.tiny import LAYERS, TINY_FAMILIES, random_bridges, tiny_model
 from viasd_calib.errors import SpecError
 from viasd_calib.slim.bridges import (
     Bridge,
     SkippedRun,
     bridges_ref,
     load_bridges,
-    new_bridges,
     save_bridges,
     skipped_runs,
 )
@@ -30,15 +29,6 @@ from viasd_calib.spec import Route
 
 ROUTE = Route(attention_skip=[1, 2], mlp_skip=[1])
 HIDDEN = 16
-
-
-def random_bridges(route: Route = ROUTE, rank: int | None = None) -> nn.ModuleDict:
-    bridges = new_bridges(route, HIDDEN, rank)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for tensor in bridges.state_dict().values():
-            tensor.copy_((0.1 * torch.randn(tensor.shape, generator=generator)).to(torch.bfloat16))
-    return bridges.eval().requires_grad_(False)
 
 
 layers = st.sets(st.integers(0, 7)).map(sorted)
@@ -56,7 +46,7 @@ def test_runs_are_what_is_skipped_and_do_not_touch(attention: list[int], mlp: li
 @torch.inference_mode()
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_a_bridge_adds_its_map_in_place_of_the_run(family: str) -> None:
-    model, bridges = tiny_model(0, family), random_bridges()
+    model, bridges = tiny_model(0, family), random_bridges(ROUTE)
     routed = RoutedModel(model, ROUTE, SlimParts(bridges=bridges))
     assert [(one.kind, one.index) for one in routed.slim_sublayers[2:4]] == [("bridge", 1), ("mlp", 2)]
     ids = torch.tensor([[5, 1, 7]])
@@ -94,11 +84,12 @@ def test_taps_inside_a_run_see_what_the_bridge_gives() -> None:
     assert torch.equal(inside, behind)
 
 
+@pytest.mark.parametrize("carry", [False, True])
 @pytest.mark.parametrize("rank", [None, 3])
-def test_what_is_saved_is_what_is_loaded(rank: int | None, tmp_path: Path) -> None:
-    path, bridges = tmp_path / "bridges.safetensors", random_bridges(rank=rank)
+def test_what_is_saved_is_what_is_loaded(rank: int | None, carry: bool, tmp_path: Path) -> None:
+    path, bridges = tmp_path / "bridges.safetensors", random_bridges(ROUTE, rank, carry)
     save_bridges(bridges, path)
-    route = ROUTE.model_copy(update={"bridges": bridges_ref(path, tmp_path, rank)})
+    route = ROUTE.model_copy(update={"bridges": bridges_ref(path, tmp_path, rank, carry)})
     loaded = load_bridges(tiny_model(), route, tmp_path)
     assert loaded is not None
     expected = bridges.state_dict()
@@ -113,7 +104,7 @@ def test_a_route_without_bridges_reads_no_file() -> None:
 @pytest.mark.parametrize("harm", ["missing", "foreign", "shape", "damaged"])
 def test_tensors_that_do_not_fit_are_refused(harm: str, tmp_path: Path) -> None:
     path = tmp_path / "bridges.safetensors"
-    save_bridges(random_bridges(), path)
+    save_bridges(random_bridges(ROUTE), path)
     tensors = load_file(path)
     match harm:
         case "missing":
@@ -131,7 +122,7 @@ def test_tensors_that_do_not_fit_are_refused(harm: str, tmp_path: Path) -> None:
 
 
 def test_bridges_are_packed_with_the_rest() -> None:
-    bridges = random_bridges()
+    bridges = random_bridges(ROUTE)
     expected = bridges["attention_1"](torch.ones(1, HIDDEN))
     pack_linears(RoutedModel(tiny_model(), ROUTE, SlimParts(bridges=bridges)).slim_networks)
     bridge = bridges["attention_1"]

@@ -10,6 +10,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -242,8 +243,8 @@ def test_results_outlive_the_next_replay() -> None:
     places: dict[int, States] = {}
 
     def replayed(run: StaticPass) -> StaticPass:
-        def call(ids: Tensor, slots: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> States:
-            states = run(ids, slots, keys, values)
+        def call(*inputs: Any) -> States:
+            states = run(*inputs)
             for own, new in zip(places.setdefault(id(run), states), states, strict=True):
                 own.copy_(new)
             return places[id(run)]

@@ -5,19 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny import TINY_FAMILIES, tiny_model
+from tests.tiny import TINY_FAMILIES, random_bridges, tiny_model
 from viasd_calib.slim.cache import CacheWindow
-from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.spec import Route
 from viasd_calib.training.student import run_starts, student_states
 from viasd_calib.training.teacher import TappedStates, read_text
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("carry", [False, True])
 @pytest.mark.parametrize("max_run", [1, 3, 20])
 @pytest.mark.parametrize("family", TINY_FAMILIES)
-def test_one_forward_sees_what_the_decoder_sees(family: str, max_run: int) -> None:
+def test_one_forward_sees_what_the_decoder_sees(family: str, max_run: int, carry: bool) -> None:
     """For every run: q has filled the cache up to it, then q' goes through it on its own."""
-    model = RoutedModel(tiny_model(0, family), Route(attention_skip=[1], mlp_skip=[2]))
+    route = Route(attention_skip=[1], mlp_skip=[2])
+    bridges = random_bridges(route, carry=carry)
+    model = RoutedModel(tiny_model(0, family), route, SlimParts(bridges=bridges))
     ids = torch.randint(24, (1, 17))
     starts = run_starts(17, max_run, torch.Generator().manual_seed(max_run))
     _, teacher = read_text(model, ids)
