@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from torch import nn
 from transformers import PreTrainedModel
 
 from tests.strategies import families, gate_sets, routes, token_lists
@@ -16,6 +17,7 @@ from tests.tiny import (
     constant_gate,
     letter_tokenizer,
     make_drafter,
+    random_bridges,
     tiny_model,
     transformers_text,
 )
@@ -48,6 +50,8 @@ class Case:
     family: str = "llama"
     head_ids: list[int] | None = None
     """Output tokens of q'; None for all."""
+    carry: bool = False
+    """Whether q' has bridges, which carry the stream from place to place."""
 
     @property
     def model(self) -> PreTrainedModel:
@@ -60,7 +64,10 @@ class Case:
     @property
     def slim_parts(self) -> SlimParts:
         """What q' has of its own."""
-        return SlimParts(head_ids=None if self.head_ids is None else torch.tensor(self.head_ids))
+        head_ids = None if self.head_ids is None else torch.tensor(self.head_ids)
+        return SlimParts(
+            bridges=random_bridges(self.route, carry=True) if self.carry else nn.ModuleDict(), head_ids=head_ids
+        )
 
     @property
     def drafter(self) -> Drafter:
@@ -107,6 +114,7 @@ def cases(**changes: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
         "prompt": token_lists(1, 8),
         "count": st.integers(1, 24),
         "eos": st.frozensets(st.integers(0, VOCAB - 1), max_size=2),
+        "carry": st.booleans(),
         "head_ids": st.none() | st.sets(st.integers(0, VOCAB - 1), min_size=2).map(sorted),
     }
     return st.builds(Case, **{**parts, **changes})

@@ -10,7 +10,7 @@ from tests.tiny import tiny_model, tiny_texts
 from viasd_calib.slim.bridges import Bridge
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
 from viasd_calib.spec import Route
-from viasd_calib.training.bridge_fit import fit_bridges, set_least_squares
+from viasd_calib.training.bridge_fit import fit_bridges, generated_residuals, set_least_squares
 from viasd_calib.training.closed_form import LeastSquares
 from viasd_calib.training.spans import judge_routes
 from viasd_calib.training.teacher import read_residuals, read_text
@@ -53,6 +53,45 @@ def test_residuals_are_the_stream_before_each_sublayer() -> None:
     assert torch.equal(read[:, :, :2], states.tapped)
     assert torch.allclose(model.final_norm(read[:, :, 3]), states.last, atol=1e-6)
     assert not torch.allclose(read[:, :, 1], read[:, :, 2])
+
+
+def test_a_carry_is_recovered() -> None:
+    weight, carry, bias = torch.randn(6, 6), torch.randn(6, 6), torch.randn(6)
+    inputs, before = torch.randn(400, 6), torch.randn(400, 6)
+    found = LeastSquares(13, 6)
+    found.add(torch.cat([inputs, before, torch.ones(400, 1)], 1), inputs @ weight.T + before @ carry.T + bias)
+    bridge = Bridge(6, carry=True)
+    set_least_squares(bridge, found, None)
+    assert torch.allclose(bridge(inputs), inputs @ weight.T + bias, atol=0.1)
+    assert torch.allclose(bridge.onward(before), before @ carry.T, atol=0.1)
+
+
+@torch.no_grad()
+def test_a_bridge_with_a_carry_fits_its_examples_better() -> None:
+    model, texts = RoutedModel(tiny_model()), tiny_texts(12)
+    errors = []
+    for carry in (False, True):
+        (bridges,) = fit_bridges(model, [ROUTE], texts, carry=carry)
+        bridge = bridges["attention_1"]
+        assert isinstance(bridge, Bridge)
+        error = 0.0
+        for text in texts:
+            stream = generated_residuals(model, text, [2, 6], lead=1)  # [1 + n, 2, hidden]
+            made = stream[1:, 0] + bridge(stream[1:, 0])
+            made = made + bridge.onward(stream[:-1, 1]) if carry else made
+            error += float((made - stream[1:, 1]).square().sum())
+        errors.append(error)
+    plain, carried = errors
+    assert carried < 0.95 * plain
+
+
+def test_places_before_the_text_are_nothing() -> None:
+    model, (text, *_) = RoutedModel(tiny_model()), tiny_texts(1)
+    lead = text.prompt_length + 1
+    stream = generated_residuals(model, text, [0, 3], lead=lead)
+    assert not stream[:2].any()
+    assert torch.equal(stream[2:], read_residuals(model, text.ids[None, :-1], [0, 3])[0])
+    assert torch.equal(stream[lead:], generated_residuals(model, text, [0, 3]))
 
 
 @pytest.mark.parametrize("rank", [None, 8])

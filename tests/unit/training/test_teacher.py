@@ -26,6 +26,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_texts_are_read_once_and_remembered_for_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = RoutedModel(tiny_model())
+    model.carried_ends = [3]
     ids = torch.randint(24, (3, 9))
     read = count_reads(monkeypatch)
     caches = KnownCaches(model, room=1e9)
@@ -35,6 +36,7 @@ def test_texts_are_read_once_and_remembered_for_any_batch(monkeypatch: pytest.Mo
         found, (_, wanted) = caches.of(indices, ids[indices, :length]), read_text(model, ids[indices, :length])
         assert torch.allclose(found.keys[:, :, :, :7], wanted.keys[:, :, :, :7], atol=1e-6)
         assert torch.allclose(found.values[:, :, :, :7], wanted.values[:, :, :, :7], atol=1e-6)
+        assert torch.allclose(found.carried[:, :, :7], wanted.carried[:, :, :7], atol=1e-6)
         assert found.capacity == length
     assert read == [2, 1]
 
