@@ -37,12 +37,15 @@ ONE_STEP = ("--trainer.max_steps", "1", "--model.adapter_learning_rate", "0", "-
 """What is fitted in closed form stays as it is."""
 NO_ADAPTER = ("--model.adapter_rank", "0")
 NO_BRIDGES = ("--model.bridges", "false")
+NO_CARRY = ("--model.bridge_carry", "false")
 
 PARTS: Mapping[str, Sequence[str]] = {
     "nothing trained, no bridge": (*NO_ADAPTER, *NO_BRIDGES, *ONE_STEP),
+    "bridge in closed form, no carry": (*NO_ADAPTER, *NO_CARRY, *ONE_STEP),
     "bridge in closed form": (*NO_ADAPTER, *ONE_STEP),
     "bridge, trained": NO_ADAPTER,
     "adapter alone": NO_BRIDGES,
+    "bridge and adapter, no carry": NO_CARRY,
     "bridge and adapter": (),
     "trained directly behind q alone": ("--model.max_run", "1"),
     "trained on its own cache": ("--model.max_run", "100000"),

@@ -181,7 +181,7 @@ def resolve_model(name_or_path: str) -> tuple[str, str | None]:
     if name_or_path.endswith(".gguf"):
         path = Path(name_or_path)
         if not path.is_file():
-            raise ModelError(f"no GGUF file at {path}; check the path")
+            raise ModelError(f"no GGUF file at {path}; check the path, or say with --verifier where the file is")
         digest = file_sha256(path)
         return str(converted(path, digest)), f"sha256:{digest}"
     return name_or_path, None

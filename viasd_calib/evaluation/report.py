@@ -364,7 +364,10 @@ def _route_words(route: Route, num_layers: int) -> str:
     adapter = f", {ADAPTER_WORDS[route.adapter.kind].format(route.adapter.rank)}" if route.adapter else ""
     head = f", {route.head_vocab.size:,} output tokens" if route.head_vocab else ""
     count = len(skipped_runs(route)) if route.bridges else 0
-    bridges = {0: "", 1: ", a bridge for the run skipped"}.get(count, f", bridges for the {count} runs skipped")
+    carry = " with carry" if route.bridges and route.bridges.carry else ""
+    bridges = {0: "", 1: f", a bridge{carry} for the run skipped"}.get(
+        count, f", bridges{carry} for the {count} runs skipped"
+    )
     narrow = f" ({len(route.narrowed)} of them narrow)" if route.narrowed else ""
     parts = f"{narrow}{bridges}{adapter}{head}"
     return f"{attention} of {num_layers} attention and {mlp} of {num_layers} MLP sublayers kept{parts}"
