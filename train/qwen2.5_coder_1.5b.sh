@@ -6,7 +6,10 @@ ship=checkpoints/qwen2.5-coder-1.5b
 verifier=qwen2.5-coder-1.5b-instruct-q4_k_m.gguf
 draft="prompt_lookup+int4:qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
 
-viasd capture --out "$run/traces-fit" --verifier "$verifier" --draft none --limit 150 --max-new-tokens 128 --batch-size 75
+viasd capture --out "$run/traces-fit" --verifier "$verifier" --draft none --limit 213 --max-new-tokens 128 --batch-size 40
+python train/self_prompts.py --per-opening 8 --seed 7000 --out "$run/self_prompts.jsonl"
+viasd capture --out "$run/traces-self" --verifier "$verifier" --draft none --prompts "$run/self_prompts.jsonl" --split null \
+    --limit 180 --max-new-tokens 128 --batch-size 40
 # Gates learn from prompts that the slim verifier was not trained on: it knows those answers too well.
 python train/self_prompts.py --per-opening 30 --seed 9000 --out "$run/gate_prompts.jsonl"
 viasd capture --out "$run/traces-gates" --verifier "$verifier" --draft "$draft" --prompts "$run/gate_prompts.jsonl" \
