@@ -50,7 +50,7 @@ def fit_bridges(
         for run, problem in problems.items():
             before, behind = stream[:, numbers.index(run.begin)], stream[:, numbers.index(run.end)]
             _add_examples(problem, before[1:], behind[1:], behind[:-1] if carry else None)
-    return [_bridges(route, problems, hidden, rank) for route in routes]
+    return [_solve_all(route, problems, new_bridges(route, hidden, rank, carry), rank) for route in routes]
 
 
 def generated_residuals(model: RoutedModel, text: TraceText, numbers: Sequence[int], lead: int = 0) -> Tensor:
@@ -122,9 +122,10 @@ def all_streams(model: RoutedModel, texts: Iterable[TraceText]) -> list[Tensor]:
     return [stream.contiguous() for stream in read.unbind(1)]
 
 
-def _bridges(route: Route, problems: dict[SkippedRun, LeastSquares], hidden: int, rank: int | None) -> nn.ModuleDict:
-    carry = any(problem.gram.shape[0] > hidden + 1 for problem in problems.values())
-    bridges = new_bridges(route, hidden, rank, carry)
+def _solve_all(
+    route: Route, problems: dict[SkippedRun, LeastSquares], bridges: nn.ModuleDict, rank: int | None
+) -> nn.ModuleDict:
+    """Give each bridge of a route the map that solves its run's problem."""
     for run in skipped_runs(route):
         bridge = bridges[run.name]
         assert isinstance(bridge, Bridge)
@@ -133,7 +134,7 @@ def _bridges(route: Route, problems: dict[SkippedRun, LeastSquares], hidden: int
 
 
 def set_least_squares(bridge: Bridge, problem: LeastSquares, rank: int | None) -> None:
-    """Give a bridge the map that solves a problem whose last input is the constant 1."""
+    """Give a bridge the maps that solve a problem whose last input is the constant 1, its carry among them."""
     mean_square = float(problem.gram.diagonal()[:-1].mean()) / max(problem.count, 1)
     solution = problem.solve(slice(None), RIDGE * mean_square)  # [hidden + 1, hidden], or [2 hidden + 1, hidden]
     directions = None if rank is None else _directions(problem.gram, solution, rank)
