@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import tiny_model
+from tests.tiny import random_bridges, tiny_model
 from viasd_calib.errors import ModelError
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.compiled import CompiledModel
-from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.slim.packed import pack_linears
 from viasd_calib.spec import Route
 
@@ -21,13 +21,14 @@ from viasd_calib.spec import Route
 @pytest.mark.parametrize("packed", [False, True])
 @torch.inference_mode()
 def test_inductor_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
-    """One kind of pass at two places, with taps; what was compiled lies where the environment says."""
+    """One kind of pass at two places, with taps and a carry; what was compiled lies where the environment says."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model, route, taps = tiny_model(layers=2), Route(mlp_skip=[1]), (1,)
-    eager = RoutedModel(copy.deepcopy(model), route)
+    parts = SlimParts(bridges=random_bridges(route, carry=True))
+    eager = RoutedModel(copy.deepcopy(model), route, parts)
     if packed:
         pack_linears([model])
-    compiled = CompiledModel(model, route)
+    compiled = CompiledModel(model, route, parts)
     compiled.expect_taps(taps)
     caches = compiled.new_cache(7), eager.new_cache(7)
     ids = torch.tensor([[5, 1, 17]])
@@ -42,5 +43,6 @@ def test_inductor_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         torch.testing.assert_close(said.last, expected.last, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(said.tapped, expected.tapped, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(caches[0].keys[..., :7, :], caches[1].keys, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(caches[0].carried[..., :7, :], caches[1].carried, atol=1e-5, rtol=1e-5)
     assert len(compiled._graphs) == 1
     assert any(tmp_path.iterdir())
