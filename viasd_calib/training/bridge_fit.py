@@ -60,8 +60,10 @@ def generated_residuals(model: RoutedModel, text: TraceText, numbers: Sequence[i
         numbers: of the sublayers it enters, as :func:`~viasd_calib.training.teacher.read_residuals` takes them.
         lead: places before those, to be given too; zeros before the text begins.
     """
-    read = read_residuals(model, text.ids[None, :-1].to(model.device), numbers)[0].float()  # [length, numbers, hidden]
-    return torch.nn.functional.pad(read, (0, 0, 0, 0, lead, 0))[text.prompt_length - 1 :]
+    read = read_residuals(model, text.ids[None, :-1].to(model.device), numbers)  # [1, length, numbers, hidden]
+    begin = text.prompt_length - 1 - lead
+    kept = read[0, max(begin, 0) :].float()
+    return torch.nn.functional.pad(kept, (0, 0, 0, 0, -begin, 0)) if begin < 0 else kept
 
 
 def _add_examples(problem: LeastSquares, before: Tensor, behind: Tensor, carried: Tensor | None = None) -> None:
