@@ -15,6 +15,7 @@ PACKAGE = Path(viasd_calib.__file__).parent
 ROOMS = [
     "errors",
     "files",
+    "ledger",
     "hardware",
     "host_memory",
     "progress",

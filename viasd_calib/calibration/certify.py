@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from viasd_calib.calibration.candidates import Candidate
 from viasd_calib.calibration.losses import diverging
 from viasd_calib.calibration.risk import PROCEDURE, best_p_value, certified, p_value, prompts_needed
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.ledger import Ledger
 from viasd_calib.models import Verifier
 from viasd_calib.progress import progress_bar
 from viasd_calib.prompts import Prompt, Split
@@ -58,6 +60,7 @@ def certify(
     confidence: float,
     max_new_tokens: int,
     split_sha256: dict[Split, str],
+    ledger: Ledger | None = None,
 ) -> Verdict:
     """Test candidates from the most careful to the fastest and certify as far as they hold.
 
@@ -68,13 +71,19 @@ def certify(
         candidates: most careful first.
         decoder_for: a decoder with a candidate's gates and audit ``off``.
         prompts: of the calibrate split; one loss each.
+        ledger: holds the losses that are known; their prompts are not decoded again.
     """
+    kept = ledger or Ledger()
     tested: list[Tested] = []
     enough = len(prompts) >= prompts_needed(max_loss, confidence)
     with progress_bar("prompts") as progress:
-        for candidate in candidates if enough else ():
+        for number, candidate in enumerate(candidates if enough else ()):
             task = progress.add_task(f"certify bound {candidate.bound:.4f}", total=len(prompts))
-            losses = _losses(decoder_for(candidate), verifier, routed, prompts, max_new_tokens)
+            decode = partial(_decode, decoder_for(candidate), verifier, routed, max_new_tokens)
+            losses = (
+                kept.recall(f"candidate {number}, prompt {place}", PromptLoss, partial(decode, prompt))
+                for place, prompt in enumerate(prompts)
+            )
             result = _test(candidate, progress.track(losses, task_id=task), len(prompts), max_loss, confidence)
             tested.append(result)
             if result.p_value > 1 - confidence:
@@ -91,17 +100,16 @@ class PromptLoss:
     full_passes: int
 
 
-def _losses(
-    decoder: Decoder, verifier: Verifier, routed: RoutedModel, prompts: Sequence[Prompt], max_new_tokens: int
-) -> Iterator[PromptLoss]:
-    """Decode prompts one by one and let q judge every emitted token."""
-    for prompt in prompts:
-        turns = list(converse(decoder, verifier, prompt, max_new_tokens))
-        yield PromptLoss(
-            strayed=sum(int(diverging(routed, turn.prompt_ids, turn.generation.tokens).sum()) for turn in turns),
-            tokens=sum(len(turn.generation.tokens) for turn in turns),
-            full_passes=sum(turn.generation.counts.full_passes for turn in turns),
-        )
+def _decode(
+    decoder: Decoder, verifier: Verifier, routed: RoutedModel, max_new_tokens: int, prompt: Prompt
+) -> PromptLoss:
+    """Decode a prompt and let q judge every emitted token."""
+    turns = list(converse(decoder, verifier, prompt, max_new_tokens))
+    return PromptLoss(
+        strayed=sum(int(diverging(routed, turn.prompt_ids, turn.generation.tokens).sum()) for turn in turns),
+        tokens=sum(len(turn.generation.tokens) for turn in turns),
+        full_passes=sum(turn.generation.counts.full_passes for turn in turns),
+    )
 
 
 def _test(

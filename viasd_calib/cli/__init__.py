@@ -22,6 +22,7 @@ class Command:
     Attributes:
         positional: whether options without a default are given without their names.
         raw: whether the function is given the words as they are, and parses them itself.
+        going_on: how a run that was interrupted goes on; empty for one of a few seconds or minutes.
     """
 
     module: str
@@ -29,14 +30,27 @@ class Command:
     summary: str
     positional: bool = False
     raw: bool = False
+    going_on: str = ""
 
+
+SAME = "run the same command to go on where it stopped"
 
 COMMANDS: dict[str, Command] = {
-    "run": Command("pipeline", "run", "the main job: capture, fit, calibrate, export, bench, report"),
-    "capture": Command("capture", "capture", "log what draft model and verifier say on your prompts"),
-    "fit": Command("fit", "fit", "learn route, adapter and first gates from traces (LightningCLI)", raw=True),
-    "frontier": Command("frontier", "frontier", "fit for several target costs: agreement against cost", raw=True),
-    "calibrate": Command("calibrate", "calibrate", "choose the gates' bounds and certify them on-policy"),
+    "run": Command("pipeline", "run", "the main job: capture, fit, calibrate, export, bench, report", going_on=SAME),
+    "capture": Command("capture", "capture", "log what draft model and verifier say on your prompts", going_on=SAME),
+    "fit": Command(
+        "fit",
+        "fit",
+        "learn route, adapter and first gates from traces (LightningCLI)",
+        raw=True,
+        going_on="give its last checkpoint with --ckpt_path to go on",
+    ),
+    "frontier": Command(
+        "frontier", "frontier", "fit for several target costs: agreement against cost", raw=True, going_on=SAME
+    ),
+    "calibrate": Command(
+        "calibrate", "calibrate", "choose the gates' bounds and certify them on-policy", going_on=SAME
+    ),
     "export": Command("export", "export", "write the routing spec"),
     "validate": Command("export", "validate", "check a routing spec and the tensors beside it", positional=True),
     "schema": Command("export", "schema", "print the JSON Schema of a routing spec"),
@@ -44,9 +58,9 @@ COMMANDS: dict[str, Command] = {
     "route-quality": Command(
         "route_quality", "route_quality", "measure how well the slim verifier speaks for the full one"
     ),
-    "search": Command("search", "search", "compare other ways of choosing a route on the same traces"),
+    "search": Command("search", "search", "compare other ways of choosing a route on the same traces", going_on=SAME),
     "generate": Command("generate", "generate", "answer a prompt with a routing spec"),
-    "bench": Command("evaluate", "bench", "compare decoding methods on a prompt file"),
+    "bench": Command("evaluate", "bench", "compare decoding methods on a prompt file", going_on=SAME),
     "report": Command("evaluate", "report", "write one HTML page on a spec and its benchmark"),
 }
 
@@ -67,15 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if words else 2
     if words[0] not in COMMANDS:
         return fail(f"there is no command {words[0]!r}; see viasd --help")
-    return guarded(lambda: dispatch(words[0], words[1:]), debug)
+    return guarded(lambda: dispatch(words[0], words[1:]), debug, COMMANDS[words[0]].going_on)
 
 
-def guarded(run: Callable[[], None], debug: bool) -> int:
+def guarded(run: Callable[[], None], debug: bool, going_on: str = "") -> int:
     """Run a command and turn what goes wrong into one message and an exit status."""
     try:
         run()
     except KeyboardInterrupt:
-        return fail("interrupted; run the same command to go on where it stopped", status=130)
+        return fail("; ".join(filter(None, ["interrupted", going_on])), status=130)
     except BrokenPipeError:
         return 141
     except Exception as error:  # the outermost frame: said below, with its traceback on request

@@ -10,6 +10,7 @@ from rich.console import Console
 from viasd_calib.calibration.artifacts import (
     CALIBRATE_FILE,
     FIT_FILE,
+    SCORES_FILE,
     CalibrateArtifact,
     FitArtifact,
     load_artifact,
@@ -21,17 +22,19 @@ from viasd_calib.calibration.certify import certify
 from viasd_calib.calibration.stopping import PassCosts, best_stop
 from viasd_calib.calibration.worth import measure_slim_worth, with_bound, without_slim
 from viasd_calib.cli.fitted import decoder_at, open_fit
-from viasd_calib.cli.notices import say_written
+from viasd_calib.cli.notices import notice_resumed, say_written
 from viasd_calib.decoding.decoder import Decoder, Engine
 from viasd_calib.errors import CalibrationError
 from viasd_calib.evaluation.frontier import load_frontier
 from viasd_calib.files import write_json
+from viasd_calib.hardware import hardware
+from viasd_calib.ledger import ledger_beside
 from viasd_calib.models import LoadVerifier, context_length, load_verifier
 from viasd_calib.planning.measure import decoder_passes, time_passes
 from viasd_calib.planning.profile import PassShape, ProfileSettings
 from viasd_calib.prompts import EMBEDDED, SplitShares, draw_prompts, read_prompts, select_split, split_sha256
 from viasd_calib.slim.cost import CONTEXT
-from viasd_calib.spec import Audit, Decoding, DType, Gates
+from viasd_calib.spec import Audit, Decoding, DType, Gates, file_sha256
 from viasd_calib.tables import new_table
 
 WORTH_PROMPTS = 8
@@ -64,6 +67,7 @@ def calibrate(
 
     What is certified is then timed beside exact decoding, with the slim tier and without it: the fastest is exported.
     Where drafting stops is chosen by a replay of the fit's held-back texts at the costs of passes on this machine.
+    Prompts that are done are noted in ``out`` until the result is written: run again, a job that was stopped goes on.
 
     Args:
         fit: folder that ``viasd fit`` wrote; with ``cost``, that ``viasd frontier`` wrote.
@@ -94,7 +98,23 @@ def calibrate(
     decoding = Decoding(draft_length=draft_length, max_pending=max_pending)
     engine = open_fit(fitted, folder, loaded)
     scores = load_scores(folder)
-    stop = best_stop(scores, draft_length, measure_costs(engine, draft_length), DEFAULT_STOP)
+    ledger = ledger_beside(
+        Path(out) / CALIBRATE_FILE,
+        {
+            "fit": [file_sha256(folder / name) for name in (FIT_FILE, SCORES_FILE)],
+            "prompts": [prompt.sha256 for prompt in chosen],
+            "bounds": [max_loss, confidence, *fractions],
+            "decoding": [max_new_tokens, decoding.model_dump(mode="json"), dtype, verifier],
+            "hardware": hardware(engine.routed.device),
+        },
+    )
+    notice_resumed(ledger, "steps")
+    # Timed, so another run may come to another bound, and its candidates would be others.
+    stop = ledger.recall(
+        "where drafting stops",
+        float,
+        lambda: best_stop(scores, draft_length, measure_costs(engine, draft_length), DEFAULT_STOP),
+    )
     candidates = propose(fitted.draft_gate, fitted.slim_gate, scores, max_loss, fractions, stop)
 
     def decoder_for(gates: Gates, audit: Audit) -> Decoder:
@@ -108,6 +128,7 @@ def calibrate(
             "calibrate": split_sha256(chosen),
             "test": split_sha256(select_split(every, "test", split)),
         },
+        ledger=ledger,
     )  # fmt: skip
     gates = (verdict.chosen or candidates[0]).gates
     # Which prompts decide between an exact policy and a certified one is all the same to the certificate.
@@ -126,6 +147,7 @@ def calibrate(
         tested=[tested_record(result) for result in verdict.tested],
     )
     write_json(Path(out) / CALIBRATE_FILE, artifact)
+    ledger.close()
     _say(artifact)
     say_written(Path(out) / CALIBRATE_FILE)
     return artifact

@@ -17,7 +17,7 @@ from viasd_calib.calibration.artifacts import (
 )
 from viasd_calib.calibration.gate_fitting import Reliability
 from viasd_calib.cli.lists import parse_methods
-from viasd_calib.cli.notices import notice_uncertified, say_written
+from viasd_calib.cli.notices import notice_resumed, notice_uncertified, say_written
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Engine, MethodName, load_engine
 from viasd_calib.decoding.session import Generation
@@ -33,12 +33,14 @@ from viasd_calib.evaluation.bench import (
 )
 from viasd_calib.evaluation.report import ReportInputs, SampleText, TestedCandidate, write_report
 from viasd_calib.files import write_json
+from viasd_calib.hardware import hardware
+from viasd_calib.ledger import ledger_beside
 from viasd_calib.models import DTYPE_NAMES, LoadVerifier, encode_prompt, load_verifier
 from viasd_calib.planning.recording import RecordedText, TypicalRound, typical_round
 from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, read_prompts, select_split
 from viasd_calib.slim.backends import Backend
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import Audit, DType
+from viasd_calib.spec import Audit, DType, file_sha256
 
 ROUND_METHODS: tuple[MethodName, ...] = ("speculative", "three_tier")
 """Methods of which the report shows a round."""
@@ -65,6 +67,8 @@ def bench(
     _load: LoadVerifier = load_verifier,
 ) -> BenchResult:
     """Compare decoding methods on a prompt file: same weights, same drafter, interleaved prompt by prompt.
+
+    Prompts that are done are noted beside the result until it is written: run again, a bench that was stopped goes on.
 
     Args:
         spec: path of the routing spec.
@@ -95,8 +99,18 @@ def bench(
     )
     if "three_tier" in settings.methods:
         notice_uncertified(engine.spec, audit)
-    result = run_bench(engine, chosen, settings, _plain_verifier(engine, settings, verifier))
+    job = {
+        "settings": settings.model_dump(mode="json"),
+        "spec": file_sha256(Path(spec)),
+        "prompts": [prompt.sha256 for prompt in chosen],
+        "verifier": verifier,
+        "hardware": hardware(engine.routed.device),
+    }
+    ledger = ledger_beside(json, job)
+    notice_resumed(ledger, "prompts")
+    result = run_bench(engine, chosen, settings, _plain_verifier(engine, settings, verifier), ledger)
     write_json(Path(json), result)
+    ledger.close()
     console = Console()
     console.print(bench_table(result))
     for task in result.by_task if len(result.by_task) > 1 else ():

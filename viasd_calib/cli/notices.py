@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.rule import Rule
 
+from viasd_calib.ledger import Ledger
 from viasd_calib.spec import Audit, RoutingSpec
 
 
@@ -21,6 +22,19 @@ def notice_uncertified(spec: RoutingSpec, audit: Audit | None) -> None:
     if spec.certified_bound is None and audit not in (None, "strict"):
         print(
             f"notice: the spec certifies no loss bound, so nothing certifies a text with audit {audit}",
+            file=sys.stderr,
+        )
+
+
+def notice_resumed(ledger: Ledger, unit: str) -> None:
+    """Say on stderr that a job goes on where it was stopped, if it does.
+
+    Args:
+        unit: what its steps are.
+    """
+    if ledger.steps_done:
+        print(
+            f"notice: goes on behind {ledger.steps_done} {unit} that are done; remove {ledger.path} to begin anew",
             file=sys.stderr,
         )
 

@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from viasd_calib.cli.lists import parse_methods, split_names
-from viasd_calib.cli.notices import say_written
+from viasd_calib.cli.notices import notice_resumed, say_written
 from viasd_calib.errors import CalibrationError, TraceError
+from viasd_calib.hardware import hardware
+from viasd_calib.ledger import ledger_beside
 from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.prompts import Split, SplitShares, combined_sha256
 from viasd_calib.slim.forward import RoutedModel
@@ -44,7 +46,8 @@ def search(
 ) -> SearchResult:
     """Choose a route in several ways, each with the same texts and budget, and compare the routes on held-back texts.
 
-    Nothing is trained: bridges are fitted in closed form, and there is no adapter.
+    Nothing is trained: bridges are fitted in closed form, and there is no adapter. What methods found is noted beside
+    the result until all are done: run again, a search that was stopped goes on with the next method.
 
     Args:
         traces: trace folders, comma-separated.
@@ -82,7 +85,15 @@ def search(
     if loaded.ref.config_sha256 != wanted.config_sha256:
         raise TraceError(f"the traces are of {wanted.name_or_path}, not of {verifier}; give its --verifier")
     model = RoutedModel(loaded.model)
-    space = measured_space(model, settings)
+    job = {
+        "settings": settings.model_dump(mode="json", exclude={"methods"}),
+        "texts": [[text.prompt_sha256 for text in group] for group in (texts.bridges, texts.judging, texts.held_back)],
+        "verifier": [loaded.ref.config_sha256, dtype],
+        "hardware": hardware(model.device),
+    }
+    ledger = ledger_beside(json, job)
+    notice_resumed(ledger, "steps")
+    space = measured_space(model, settings, ledger)
     result = SearchResult(
         verifier=loaded.ref,
         settings=settings,
@@ -92,9 +103,10 @@ def search(
         prompts_sha256=combined_sha256([text.prompt_sha256 for text in data.texts]),
         found={},
     )
-    for method, found in compare_choices(model, space, texts, settings):
+    for method, found in compare_choices(model, space, texts, settings, ledger):
         result.found[method] = found
         save_search(result, Path(json))  # after each: a search may take hours, and the next method may fail
+    ledger.close()
     Console(highlight=False).print(search_table(result))
     say_written(json)
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,7 +20,8 @@ from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.differences import Difference, find_difference
 from viasd_calib.evaluation.metrics import Interval, MethodResult, PromptResult, pool
 from viasd_calib.hardware import hardware
-from viasd_calib.models import encode_prompt
+from viasd_calib.ledger import Ledger
+from viasd_calib.models import Verifier, encode_prompt
 from viasd_calib.progress import progress_bar
 from viasd_calib.prompts import Prompt
 from viasd_calib.slim.backends import Backend
@@ -68,8 +70,16 @@ class BenchResult(BaseModel):
     by_task: dict[str, TaskResult]
 
 
+Answered = dict[BenchMethod, PromptResult]
+"""Every method on one prompt."""
+
+
 def run_bench(
-    engine: Engine, prompts: Sequence[Prompt], settings: BenchSettings, plain: RoutedModel | None = None
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    settings: BenchSettings,
+    plain: RoutedModel | None = None,
+    ledger: Ledger | None = None,
 ) -> BenchResult:
     """Warm up, then decode every prompt with every method, in an order drawn anew for each prompt.
 
@@ -78,20 +88,21 @@ def run_bench(
 
     Args:
         plain: the verifier for ``transformers``, where the engine's backend has changed its own.
+        ledger: holds the prompts that are done; they are not decoded again.
     """
-    order = random.Random(settings.seed)
-    results: dict[BenchMethod, list[PromptResult]] = {name: [] for name in settings.methods}
+    kept = ledger or Ledger()
+    done: list[Answered] = []
     answerers = {name: answering(engine, name, settings.audit, plain) for name in settings.methods}
     engine.prepare_passes(text_lengths(engine, prompts, settings.max_new_tokens))
     _warm_up(engine, answerers, prompts[0])
     with progress_bar("prompts") as progress:
         task = progress.add_task("bench", total=len(prompts))
-        for prompt in prompts:
-            timed = _run_prompt(engine, answerers, prompt, settings.max_new_tokens, order)
-            reference = _reference(engine, prompt, settings, timed)
-            for name, (turns, seconds) in timed.items():
-                results[name].append(_judge(engine, prompt, turns, seconds, reference))
+        for place, prompt in enumerate(prompts):
+            order = random.Random(f"{settings.seed}/{place}")
+            answer = partial(_answer, engine, answerers, prompt, settings, order)
+            done.append(kept.recall(f"prompt {place}", Answered, answer))
             progress.update(task, advance=1)
+    results = {name: [answered[name] for answered in done] for name in settings.methods}
     return _summarise(results, prompts, settings, hardware(engine.routed.device))
 
 
@@ -118,9 +129,21 @@ def answering(engine: Engine, name: BenchMethod, audit: Audit, plain: RoutedMode
     return engine.decoder(name, audit)
 
 
-def _run_prompt(
+def _answer(
     engine: Engine,
     answerers: Mapping[BenchMethod, Answering],
+    prompt: Prompt,
+    settings: BenchSettings,
+    order: random.Random,
+) -> Answered:
+    timed = _run_prompt(answerers, engine.verifier, prompt, settings.max_new_tokens, order)
+    reference = _reference(engine, prompt, settings, timed)
+    return {name: _judge(engine, prompt, turns, seconds, reference) for name, (turns, seconds) in timed.items()}
+
+
+def _run_prompt(
+    answerers: Mapping[BenchMethod, Answering],
+    verifier: Verifier,
     prompt: Prompt,
     max_new_tokens: int,
     order: random.Random,
@@ -130,7 +153,7 @@ def _run_prompt(
     timed: dict[BenchMethod, tuple[list[Turn], float]] = {}
     for name in names:
         begin = time.perf_counter()
-        turns = list(converse(answerers[name], engine.verifier, prompt, max_new_tokens))
+        turns = list(converse(answerers[name], verifier, prompt, max_new_tokens))
         timed[name] = (turns, time.perf_counter() - begin)
     return timed
 

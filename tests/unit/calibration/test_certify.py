@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
 import pytest
 
 from tests.tiny import constant_gate, make_drafter, tiny_prompts
 from viasd_calib.calibration.candidates import Candidate
 from viasd_calib.calibration.certify import certify
 from viasd_calib.decoding.decoder import Decoder, three_tier
+from viasd_calib.ledger import Ledger
 from viasd_calib.models import Verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Decoding, Gates, Route
 
+Found = TypeVar("Found")
 HASHES = {"fit": "a" * 64, "calibrate": "b" * 64, "test": "c" * 64}
 
 
@@ -28,7 +34,7 @@ def candidate(bound: float) -> Candidate:
 
 
 def run(
-    verifier: Verifier, bounds: list[float], n_prompts: int, max_loss: float
+    verifier: Verifier, bounds: list[float], n_prompts: int, max_loss: float, ledger: Ledger | None = None
 ) -> tuple[float | None, int, list[float]]:
     """Certify candidates; the chosen bound, candidates tested, and their observed losses."""
     routed = RoutedModel(verifier.model, Route(attention_skip=[1, 2], mlp_skip=[1]))
@@ -41,6 +47,7 @@ def run(
     verdict = certify(
         [candidate(bound) for bound in bounds], decoder_for, verifier, routed, tiny_prompts(n_prompts, turns=2),
         max_loss=max_loss, confidence=0.9, max_new_tokens=12, split_sha256=HASHES,  # type: ignore[arg-type]
+        ledger=ledger,
     )  # fmt: skip
     chosen = None if verdict.chosen is None else verdict.chosen.bound
     assert (chosen is None) == (verdict.certificate.bound is None)
@@ -64,3 +71,27 @@ def test_testing_stops_at_the_first_failure(tiny_verifier: Verifier) -> None:
 @pytest.mark.parametrize("max_loss", [0.02])
 def test_too_few_prompts_are_said_at_once(tiny_verifier: Verifier, max_loss: float) -> None:
     assert run(tiny_verifier, [0.9], 20, max_loss) == (None, 0, [])
+
+
+class Interrupted(Ledger):
+    """A ledger whose job is stopped behind so many steps."""
+
+    def __init__(self, path: Path, steps: int) -> None:
+        super().__init__(path)
+        self.left = steps
+
+    def recall(self, step: str, kind: type[Found], compute: Callable[[], Found]) -> Found:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return super().recall(step, kind, compute)
+
+
+def test_a_certification_that_was_stopped_comes_to_the_same(tiny_verifier: Verifier, tmp_path: Path) -> None:
+    bounds = [0.9, 0.8, 0.1]
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_verifier, bounds, 40, 0.06, Interrupted(tmp_path / "x.steps", 55))
+    ledger = Ledger(tmp_path / "x.steps")
+    assert ledger.steps_done == 55
+    assert run(tiny_verifier, bounds, 40, 0.06, ledger) == run(tiny_verifier, bounds, 40, 0.06)
+    assert ledger.steps_done > 80

@@ -7,10 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from viasd_calib.errors import TraceError
+from viasd_calib.ledger import Ledger
 from viasd_calib.progress import progress_bar
 from viasd_calib.slim.bridges import skipped_numbers
-from viasd_calib.slim.cost import relative_cost, sublayer_costs
+from viasd_calib.slim.cost import SublayerCosts, relative_cost, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.traces.data import TraceDataModule, TraceText
 from viasd_calib.training.bridge_fit import BridgeFitter, all_streams
@@ -57,23 +60,35 @@ def divide_texts(data: TraceDataModule, limit: int | None = None) -> SearchTexts
     return SearchTexts(bridges=fit[judges:], judging=fit[:judges], held_back=kept)
 
 
-def measured_space(model: RoutedModel, settings: SearchSettings) -> SearchSpace:
+def measured_space(model: RoutedModel, settings: SearchSettings, ledger: Ledger) -> SearchSpace:
     """The routes there are at what sublayers cost on this machine.
+
+    Args:
+        ledger: holds the costs where they have been measured: routes are comparable under the same ones alone.
 
     Raises:
         CalibrationError: no route meets the target.
     """
     layers = len(model.layers)
     always = tuple(sorted({layer % layers for layer in settings.keep_layers}))
-    return SearchSpace(sublayer_costs(model), settings.target_cost, always)
+    *shares, rest = ledger.recall("costs", list[float], lambda: _measured(model))
+    return SearchSpace(SublayerCosts(torch.tensor(shares), rest), settings.target_cost, always)
+
+
+def _measured(model: RoutedModel) -> list[float]:
+    costs = sublayer_costs(model)
+    return [*costs.shares.tolist(), costs.rest]
 
 
 def compare_choices(
-    model: RoutedModel, space: SearchSpace, texts: SearchTexts, settings: SearchSettings
+    model: RoutedModel, space: SearchSpace, texts: SearchTexts, settings: SearchSettings, ledger: Ledger
 ) -> Iterator[tuple[SearchMethod, FoundRoute]]:
     """Let one method after the other choose a route, and measure each route on the texts that were held back.
 
     q is read once for all methods. Each has a budget and bridges of its own, so that none lives on what another paid.
+
+    Args:
+        ledger: holds what methods that are done have found; they do not search again.
 
     Raises:
         CalibrationError: the budget does not hold what a method takes, or a library is missing.
@@ -85,8 +100,9 @@ def compare_choices(
             task = bar.add_task(method, total=settings.budget)
             fitter = None if streams is None else BridgeFitter(model, streams, settings.bridge_rank)
             judge = RouteJudge(model, read, settings.budget, fitter, partial(bar.advance, task))
-            found = _chosen(method, space, judge, texts.held_back, settings.seed)
-            bar.update(task, total=judge.spent)
+            choose = partial(_chosen, method, space, judge, texts.held_back, settings.seed)
+            found = ledger.recall(method, FoundRoute, choose)
+            bar.update(task, completed=found.passes, total=found.passes)
             yield method, found
 
 

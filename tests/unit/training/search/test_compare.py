@@ -15,7 +15,7 @@ from viasd_calib.prompts import SplitShares
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training.search.compare import divide_texts
 from viasd_calib.training.search.methods import CHOICES
-from viasd_calib.training.search.record import load_search
+from viasd_calib.training.search.record import SearchResult, load_search
 
 SHARES = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
 ALL = ["--shares", '{"fit": 1.0, "calibrate": 0.0, "test": 0.0}', "--validation_share", "0.3"]
@@ -73,6 +73,26 @@ def test_what_was_found_is_kept_where_a_later_method_fails(traces: Path, tmp_pat
     with pytest.raises(CalibrationError, match="leave the method out"):
         search(str(traces), str(out), 0.8, "even,greedy", budget=3, shares=SHARES, validation_share=0.3)
     assert [*load_search(out).found] == ["even"]
+
+
+def test_a_search_that_was_stopped_goes_on_with_the_next_method(
+    traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "search.json"
+
+    def run(methods: str) -> SearchResult:
+        return search(str(traces), str(out), 0.8, methods, budget=3, shares=SHARES, validation_share=0.3)
+
+    with pytest.raises(CalibrationError, match="leave the method out"):
+        run("even,random,greedy")
+    stopped = load_search(out).found
+    capsys.readouterr()
+    monkeypatch.setitem(CHOICES, "even", lambda *_: pytest.fail("searched again"))
+    result = run("even,random,similarity")
+    assert {method: result.found[method] for method in stopped} == stopped
+    assert [*result.found] == ["even", "random", "similarity"]
+    assert "goes on behind 3 steps" in capsys.readouterr().err  # the costs, and two methods
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_bridges_are_left_out_on_request(traces: Path, tmp_path: Path) -> None:
