@@ -21,6 +21,7 @@ from rich.table import Table
 from viasd_calib.calibration.artifacts import FIT_FILE, FitArtifact, load_artifact
 from viasd_calib.cli.fit import fit
 from viasd_calib.cli.fit_result import gate_texts
+from viasd_calib.cli.router_cli import OptionsCLI
 from viasd_calib.files import write_json
 from viasd_calib.host_memory import keep_freed_memory
 from viasd_calib.models import Verifier, load_verifier
@@ -33,6 +34,8 @@ from viasd_calib.training.student import run_starts
 
 RUN = 8
 """Longest run of pending places that every variant is judged at, whatever it was trained for."""
+GATE_STEPS = 60
+"""Steps in which gates learn a route."""
 ONE_STEP = ("--trainer.max_steps", "1", "--model.adapter_learning_rate", "0", "--model.bridge_learning_rate", "0")
 """What is fitted in closed form stays as it is."""
 NO_ADAPTER = ("--model.adapter_rank", "0")
@@ -79,13 +82,24 @@ class Ablations(BaseModel):
     rows: dict[str, Row]
 
 
-def variants(found: SearchResult, search: str) -> Iterator[tuple[str, list[str]]]:
-    """Every variant's name and its options."""
+def variants(found: SearchResult, search: str, steps: int) -> Iterator[tuple[str, list[str]]]:
+    """Every variant's name and its options.
+
+    Args:
+        steps: of bridge and adapter; the gates learn a route in steps of their own before.
+    """
     for name, options in PARTS.items():
         yield name, [*given(search, "span"), *options]
     for method in found.found:
         if method != "span":
             yield f"route by {method}", given(search, method)
+    learned = {
+        "--model.route_choice": "gates",
+        "--model.route_steps": str(GATE_STEPS),
+        "--model.target_cost": str(found.settings.target_cost),
+        "--trainer.max_steps": str(GATE_STEPS + steps),
+    }
+    yield "route by gates", [word for option in learned.items() for word in option]
 
 
 def given(search: str, method: str) -> list[str]:
@@ -128,6 +142,7 @@ def main() -> None:
     parser.add_argument("--search", required=True, help="what viasd search wrote, with the method span")
     parser.add_argument("--judge", required=True, help="trace folder with texts of other prompts")
     parser.add_argument("--limit", type=int, default=100, help="texts to judge on")
+    parser.add_argument("--only", default="", help="variants whose names hold these words; all where left out")
     parser.add_argument("--out", required=True, help="folder for the fits and the table")
     options = parser.parse_args()
     keep_freed_memory()
@@ -135,7 +150,10 @@ def main() -> None:
     rows: dict[str, Row] = {}
     judging = gate_texts([options.judge], seed=0)
     verifier = load_verifier(judging.verifier_ref().name_or_path)
-    for name, words in variants(load_search(Path(options.search)), options.search):
+    steps = OptionsCLI(["--config", options.config]).config.trainer.max_steps
+    for name, words in variants(load_search(Path(options.search)), options.search, steps):
+        if options.only not in name:
+            continue
         folder = out / name.replace(" ", "-")
         if not (folder / FIT_FILE).is_file():
             fit(["--config", options.config, "--out", str(folder), *words])
