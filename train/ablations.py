@@ -1,7 +1,8 @@
 """What each part of the router's recipe is worth: one fit with and without it, judged on texts of other prompts.
 
 Every variant is `viasd fit` with the same configuration, seed and number of steps, but for what its name says. Routes
-come from a `viasd search`, so that no variant looks for its own. A variant that is done is not trained again.
+come from a `viasd search`, so that no variant looks for its own. A variant that is done is neither trained nor judged
+again.
 
     python train/ablations.py --config configs/fit/ablations.yaml --search runs/search.json \
         --judge runs/smollm2-135m/traces-gates --out runs/ablations
@@ -32,6 +33,7 @@ from viasd_calib.training.judging import JudgedPlaces, directly_behind, judge_pl
 from viasd_calib.training.search.record import SearchResult, load_search
 from viasd_calib.training.student import run_starts
 
+RESULT = "ablations.json"
 RUN = 8
 """Longest run of pending places that every variant is judged at, whatever it was trained for."""
 GATE_STEPS = 60
@@ -77,9 +79,24 @@ class Row(BaseModel):
 
 
 class Ablations(BaseModel):
-    """All variants, by name."""
+    """All variants, by name, on the same texts.
 
+    Attributes:
+        judge: folder of the judging texts.
+        limit: how many of them.
+    """
+
+    judge: str
+    limit: int
     rows: dict[str, Row]
+
+
+def rows_kept(path: Path, judge: str, limit: int) -> dict[str, Row]:
+    """Variants that an earlier run has judged on the same texts."""
+    if not path.is_file():
+        return {}
+    found = Ablations.model_validate_json(path.read_text(encoding="utf-8"))
+    return found.rows if (found.judge, found.limit) == (judge, limit) else {}
 
 
 def variants(found: SearchResult, search: str, steps: int) -> Iterator[tuple[str, list[str]]]:
@@ -147,18 +164,18 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     out = Path(options.out)
-    rows: dict[str, Row] = {}
+    rows = rows_kept(out / RESULT, options.judge, options.limit)
     judging = gate_texts([options.judge], seed=0)
     verifier = load_verifier(judging.verifier_ref().name_or_path)
     steps = OptionsCLI(["--config", options.config]).config.trainer.max_steps
     for name, words in variants(load_search(Path(options.search)), options.search, steps):
-        if options.only not in name:
+        if name in rows or options.only not in name:
             continue
         folder = out / name.replace(" ", "-")
         if not (folder / FIT_FILE).is_file():
             fit(["--config", options.config, "--out", str(folder), *words])
         rows[name] = judge(verifier, folder, judging.drawn_texts(options.limit))
-        write_json(out / "ablations.json", Ablations(rows=rows))
+        write_json(out / RESULT, Ablations(judge=options.judge, limit=options.limit, rows=rows))
     Console(highlight=False).print(table_of(rows))
 
 
