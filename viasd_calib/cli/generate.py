@@ -72,7 +72,7 @@ def generate(
     )
     decoder = engine.decoder(method, audit, sampling)
     ids = engine.verifier.encode_chat([{"role": "user", "content": prompt}])
-    engine.prepare_passes([len(ids) + max_new_tokens])
+    engine.prepare_passes([len(ids) + max_new_tokens], slim=decoder.method.asks_slim)
     console = Console(highlight=False, soft_wrap=True)
     begin = time.perf_counter()
     count = 0

@@ -321,13 +321,14 @@ class Engine:
             self.routed, self.drafter, method, self.verifier.eos_ids, sampling, processors, self.verifier.tokenizer
         )
 
-    def prepare_passes(self, lengths: Iterable[int]) -> None:
+    def prepare_passes(self, lengths: Iterable[int], slim: bool = True) -> None:
         """Do, before decoding or timing it, what the backend does once for each shape of a pass.
 
         Without it ``compiled`` compiles passes as texts come to need them; other backends have nothing to do.
 
         Args:
             lengths: positions of the texts to come, prompt and new tokens.
+            slim: whether the methods to come ask the slim verifier (:attr:`Method.asks_slim`).
 
         Raises:
             ModelError: the backend cannot run these models here.
@@ -335,7 +336,7 @@ class Engine:
         known, decoding = tuple(lengths), self.spec.decoding
         widest = decoding.max_pending + decoding.draft_length + 1
         for model in (self.routed, *self.drafter.models):
-            model.prepare_passes(known, widest)
+            model.prepare_passes(known, widest, slim)
 
     def _method(self, name: MethodName, audit: Audit | None) -> Method:
         gates, decoding = self.spec.gates, self.spec.decoding

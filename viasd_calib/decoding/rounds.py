@@ -141,6 +141,11 @@ class Method(ABC):
     needs_drafter: ClassVar[bool] = True
     audit: Audit = "strict"
 
+    @property
+    def asks_slim(self) -> bool:
+        """Whether rounds may run q'."""
+        return True
+
     @abstractmethod
     def round(self, session: Session) -> Passes[None]:
         """Add at least one token to an open session, or settle a closed one."""
@@ -159,6 +164,7 @@ class Autoregressive(Method):
 
     name = "autoregressive"
     needs_drafter = False
+    asks_slim = False
 
     def round(self, session: Session) -> Passes[None]:
         return catch_up(session, no_block(session))
@@ -174,6 +180,7 @@ class Speculative(Method):
     """
 
     name: ClassVar[str] = "speculative"
+    asks_slim = False
     draft_length: int = 6
     gate: Gate | None = None
     stop_below: float = 0.0
@@ -230,6 +237,11 @@ class ThreeTier(Method):
     max_pending: int = 12
     audit: Audit = "strict"
     tolerance: float = 0.5
+
+    @property
+    def asks_slim(self) -> bool:
+        """Whether there is a rule that q' could decide by."""
+        return self.rule is not None
 
     def round(self, session: Session) -> Passes[None]:
         if session.closed:

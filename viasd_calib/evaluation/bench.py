@@ -15,7 +15,7 @@ from rich.table import Table
 from viasd_calib.calibration.losses import diverging
 from viasd_calib.decoding.baselines import TransformersDecoder
 from viasd_calib.decoding.conversation import Answering, Turn, converse
-from viasd_calib.decoding.decoder import Engine, MethodName
+from viasd_calib.decoding.decoder import Decoder, Engine, MethodName
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.differences import Difference, find_difference
 from viasd_calib.evaluation.metrics import Interval, MethodResult, PromptResult, pool
@@ -93,7 +93,9 @@ def run_bench(
     kept = ledger or Ledger()
     done: list[Answered] = []
     answerers = {name: answering(engine, name, settings.audit, plain) for name in settings.methods}
-    engine.prepare_passes(text_lengths(engine, prompts, settings.max_new_tokens))
+    methods = [decoder.method for decoder in answerers.values() if isinstance(decoder, Decoder)]
+    slim = any(method.asks_slim for method in methods)
+    engine.prepare_passes(text_lengths(engine, prompts, settings.max_new_tokens), slim)
     _warm_up(engine, answerers, prompts[0])
     with progress_bar("prompts") as progress:
         task = progress.add_task("bench", total=len(prompts))

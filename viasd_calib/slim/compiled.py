@@ -221,11 +221,11 @@ class CompiledModel(RoutedModel):
             self._held.append(free)
         return free.lend()
 
-    def prepare_passes(self, lengths: Iterable[int], widest: int) -> None:
+    def prepare_passes(self, lengths: Iterable[int], widest: int, slim: bool = True) -> None:
         context = context_length(self.config)
         capacities = sorted({static_capacity(length, context) for length in lengths})
         widths = [width for width in WIDTHS if width <= (static_width(widest) or WIDTHS[-1])]
-        tiers = (True,) if self.slim_sublayers is self.full_sublayers else (True, False)
+        tiers = (True, False) if slim and self.slim_sublayers is not self.full_sublayers else (True,)
         kinds = [PassKind(full, width, capacity) for capacity in capacities for full in tiers for width in widths]
         self._compile([kind for kind in kinds if kind not in self._graphs])
 

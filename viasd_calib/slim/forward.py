@@ -213,12 +213,13 @@ class RoutedModel:
     def expect_taps(self, taps: Sequence[int]) -> None:
         """Make ready for passes that are asked for these taps or for none."""
 
-    def prepare_passes(self, lengths: Iterable[int], widest: int) -> None:
+    def prepare_passes(self, lengths: Iterable[int], widest: int, slim: bool = True) -> None:
         """Do ahead of decoding what a backend does once: nothing, where passes run eager.
 
         Args:
             lengths: positions of the texts to come, prompt and new tokens.
             widest: most tokens that a pass behind the prompt runs over.
+            slim: whether q' is to run, too.
 
         Raises:
             ModelError: the backend cannot run this model here.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -17,9 +18,9 @@ from tests.tiny import (
     tiny_shape,
     transformers_text,
 )
-from viasd_calib.decoding.decoder import Engine, assemble, load_engine
+from viasd_calib.decoding.decoder import Engine, MethodName, assemble, load_engine, three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
-from viasd_calib.decoding.rounds import Autoregressive, Speculative, ThreeTier
+from viasd_calib.decoding.rounds import NEVER, Autoregressive, Speculative, ThreeTier
 from viasd_calib.decoding.rules import CalibratedRule
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.draft.causal import CausalDrafter
@@ -87,6 +88,17 @@ def test_every_method_gives_the_verifiers_text(engine: Engine) -> None:
     ]
     assert texts == [expected] * 3
     assert engine.verifier.eos_ids
+
+
+@pytest.mark.parametrize("name", get_args(MethodName))
+def test_a_method_says_whether_it_asks_the_slim_verifier(engine: Engine, name: MethodName) -> None:
+    decoder = engine.decoder(name)
+    assert decoder.method.asks_slim == (decoder.generate(PROMPT, 32).counts.slim_passes > 0)
+
+
+def test_without_bounds_to_meet_the_slim_verifier_is_not_asked(engine: Engine) -> None:
+    gates = engine.spec.gates.model_copy(update={"accept_at": NEVER, "regenerate_at": NEVER})
+    assert not three_tier(gates, engine.spec.decoding).asks_slim
 
 
 def test_the_compiled_backend_gives_the_same_text(

@@ -229,6 +229,14 @@ def test_passes_are_prepared_ahead(capsys: pytest.CaptureFixture[str]) -> None:
     assert made[6:] == ["slim_pass_16_of_256"]
 
 
+def test_slim_passes_are_left_out_on_request() -> None:
+    model = in_python(tiny_model(), ROUTE)
+    model.prepare_passes([9], 1, slim=False)
+    assert [kind.full for kind in model._graphs] == [True]
+    model.slim(row([4]), over(model.new_cache(9), 0, 1))
+    assert [kind.full for kind in model._graphs] == [True, False]
+
+
 def test_without_a_route_one_graph_serves_both() -> None:
     model = in_python(tiny_model(), Route())
     model.prepare_passes([9], 1)
