@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -35,6 +36,26 @@ from viasd_calib.training.teacher import KnownCaches
 
 Stage = Literal["route", "adapter"]
 RouteChoice = Literal["span", "gates", "given"]
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Refuse what the router cannot be trained with.
+
+    Raises:
+        CalibrationError: several processes with another strategy than ``ddp``, or a search for one learning rate.
+    """
+    strategy = trainer.strategy
+    if trainer.world_size > 1 and not isinstance(strategy, DDPStrategy):
+        raise CalibrationError(
+            f"{type(strategy).__name__} cannot train the router: it would shard what is trained, which is small, "
+            "and not the frozen verifier; set trainer.strategy to ddp"
+        )
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(callback, LearningRateFinder) for callback in callbacks):
+        raise CalibrationError(
+            "LearningRateFinder sets one rate for all, and gates, bridges and adapter have each their own; leave it "
+            "out, and try a few of --model.adapter_learning_rate and --model.bridge_learning_rate"
+        )
 
 
 class RouterModule(LightningModule):
@@ -183,17 +204,13 @@ class RouterModule(LightningModule):
         """Load the verifier, measure its sublayers, make gates and adapter; called by Lightning.
 
         Raises:
-            CalibrationError: ``head_vocab`` is not a size that the verifier's output can have, or several processes
-                train with another strategy than ``ddp``.
+            CalibrationError: ``head_vocab`` is not a size that the verifier's output can have, or the trainer is set up
+                for what the router cannot do (:func:`check_trainer`).
         """
         if self._frozen:
             return
+        check_trainer(self.trainer)
         strategy = self.trainer.strategy
-        if self.trainer.world_size > 1 and not isinstance(strategy, DDPStrategy):
-            raise CalibrationError(
-                f"{type(strategy).__name__} cannot train the router: it would shard what is trained, which is small, "
-                "and not the frozen verifier; set trainer.strategy to ddp"
-            )
         verifier = self.load_verifier(self.verifier_name, device=str(self.device))
         if self.head_vocab:
             check_size(self.head_vocab, verifier.model.config.vocab_size, verifier.eos_ids)

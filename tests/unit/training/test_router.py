@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
@@ -27,7 +27,7 @@ from viasd_calib.spec import AdapterKind, Route
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training import router as routing
 from viasd_calib.training.objectives import OBJECTIVES, Objective
-from viasd_calib.training.router import RouteChoice, RouterModule
+from viasd_calib.training.router import RouteChoice, RouterModule, check_trainer
 from viasd_calib.training.search.record import FoundRoute, SearchResult, SearchSettings, save_search
 
 SHARES = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
@@ -415,9 +415,14 @@ def test_an_entry_that_cannot_be_is_refused(entry: dict[str, Any], message: str)
 
 def test_processes_under_another_strategy_are_refused() -> None:
     module = RouterModule()
-    module._trainer = SimpleNamespace(world_size=2, strategy=FSDPStrategy())  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(world_size=2, strategy=FSDPStrategy(), callbacks=[])  # type: ignore[assignment]
     with pytest.raises(CalibrationError, match=r"FSDPStrategy cannot train the router.*set trainer.strategy to ddp"):
         module.configure_model()
+
+
+def test_a_search_for_one_learning_rate_is_refused() -> None:
+    with pytest.raises(CalibrationError, match=r"LearningRateFinder sets one rate.*leave it out"):
+        check_trainer(Trainer(accelerator="cpu", logger=False, callbacks=[LearningRateFinder()]))
 
 
 @pytest.mark.parametrize("cost", [0.0, -1.0, 1.5])
