@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from viasd_calib import __version__
 from viasd_calib.errors import StorageError
 from viasd_calib.files import describe_os_error, write_text
 
@@ -38,7 +39,7 @@ class Ledger:
     """The steps of one job that are done, in a file beside the job's result.
 
     Each is a line, on the disk before the next step begins. A last line that a kill cut short is not counted: its
-    step is done again. A ledger of a job with other options is begun anew.
+    step is done again. A ledger of a job with other options, or of another version of this package, is begun anew.
 
     Args:
         path: of the file; None keeps nothing.
@@ -92,7 +93,10 @@ class Ledger:
         """
         adapter = TypeAdapter(kind)
         if step in self._found:
-            return adapter.validate_json(self._found[step])
+            try:
+                return adapter.validate_json(self._found[step])
+            except ValidationError:
+                del self._found[step]  # noted in a form that is no longer read: it is done again
         found = compute()
         self._note(_Entry(step=step, found=adapter.dump_json(found).decode()))
         return found
@@ -122,7 +126,8 @@ def ledger_beside(result: str | Path, job: Mapping[str, Any]) -> Ledger:
 
 
 def _hash(job: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(job, sort_keys=True, default=str).encode()).hexdigest()
+    named = {"version": __version__, "job": job}
+    return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _whole_lines(path: Path) -> list[str]:

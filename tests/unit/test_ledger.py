@@ -86,6 +86,18 @@ def test_a_line_that_is_no_entry_is_left_out(tmp_path: Path) -> None:
     assert Ledger(path, JOB).steps_done == 1
 
 
+def test_another_version_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "x.steps", ["a"])
+    monkeypatch.setattr("viasd_calib.ledger.__version__", "0.0.1")
+    assert Ledger(tmp_path / "x.steps", JOB).steps_done == 0
+
+
+def test_what_is_no_longer_read_is_done_again(tmp_path: Path) -> None:
+    run(tmp_path / "x.steps", ["a"])
+    for _ in range(2):
+        assert Ledger(tmp_path / "x.steps", JOB).recall("step 0", list[int], lambda: [1, 2]) == [1, 2]
+
+
 def test_it_lies_beside_the_result_until_that_is_written(tmp_path: Path) -> None:
     ledger = ledger_beside(tmp_path / "bench.json", JOB)
     assert [file.name for file in tmp_path.iterdir()] == ["bench.json.steps"]
