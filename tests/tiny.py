@@ -46,6 +46,7 @@ from viasd_calib.slim.bridges import new_bridges
 from viasd_calib.slim.cost import SublayerCosts
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import (
+    Certificate,
     Gates,
     LogisticGate,
     PromptLookupDraft,
@@ -379,7 +380,7 @@ def tiny_fit(verifier: TinyFolder, traces: Sequence[Path], out: Path, steps: int
     ]  # fmt: skip
 
 
-def tiny_spec(verifier: TinyFolder, folder: Path) -> Path:
+def tiny_spec(verifier: TinyFolder, folder: Path, certificate: Certificate | None = None) -> Path:
     """A spec for a tiny verifier, in ``folder``, that needs no tensors."""
     path = folder / "routing.json"
     save_spec(
@@ -388,6 +389,7 @@ def tiny_spec(verifier: TinyFolder, folder: Path) -> Path:
             draft=PromptLookupDraft(),
             route=Route(attention_skip=[1], mlp_skip=[2]),
             gates=Gates(convention="ratio", accept_at=0.9, escalate_below=0.5),
+            certificate=certificate,
         ),
         path,
     )

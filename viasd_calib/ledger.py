@@ -98,20 +98,19 @@ class Ledger:
             except ValidationError:
                 del self._found[step]  # noted in a form that is no longer read: it is done again
         found = compute()
-        self._note(_Entry(step=step, found=adapter.dump_json(found).decode()))
+        if self.path is not None:
+            self._note(self.path, _Entry(step=step, found=adapter.dump_json(found).decode()))
         return found
 
-    def _note(self, entry: _Entry) -> None:
-        if self.path is None:
-            return
+    def _note(self, path: Path, entry: _Entry) -> None:
         self._found[entry.step] = entry.found
         try:
-            with self.path.open("a", encoding="utf-8") as target:
+            with path.open("a", encoding="utf-8") as target:
                 target.write(f"{entry.model_dump_json()}\n")
                 target.flush()
                 os.fsync(target.fileno())
         except OSError as error:
-            raise StorageError(describe_os_error(self.path, error)) from error
+            raise StorageError(describe_os_error(path, error)) from error
 
     def close(self) -> None:
         """Remove the file: the job's result has been written."""

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import TinyFolder, tiny_prompts
+from tests.tiny import TinyFolder, tiny_prompts, tiny_spec
 from viasd_calib.cli import main
-from viasd_calib.models import load_verifier
-from viasd_calib.spec import Certificate, Gates, PromptLookupDraft, Route, RoutingSpec, save_spec
+from viasd_calib.spec import Certificate
 
 HASH = "0123456789abcdef" * 4
 NOTICE = "notice: the spec certifies no loss bound, so nothing certifies a text with audit off"
@@ -26,18 +25,7 @@ def certificate(bound: float | None) -> Certificate:
 def spec(request: pytest.FixtureRequest, tiny_folder: TinyFolder, tmp_path: Path) -> str:
     """A spec for the tiny verifier: without a certificate, with one of no bound, or with one."""
     held = {"none": None, "no bound": certificate(None), "bound": certificate(0.1)}[request.param]
-    path = tmp_path / request.param.replace(" ", "-") / "routing.json"
-    save_spec(
-        RoutingSpec(
-            verifier=load_verifier(str(tiny_folder)).ref,
-            draft=PromptLookupDraft(),
-            route=Route(attention_skip=[1]),
-            gates=Gates(convention="ratio", accept_at=0.9, escalate_below=0.5),
-            certificate=held,
-        ),
-        path,
-    )
-    return str(path)
+    return str(tiny_spec(tiny_folder, tmp_path / request.param.replace(" ", "-"), held))
 
 
 @pytest.mark.parametrize(

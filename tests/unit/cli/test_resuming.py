@@ -8,35 +8,18 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import TinyFolder, tiny_prompts
+from tests.tiny import TinyFolder, tiny_prompts, tiny_spec
 from viasd_calib import cli
 from viasd_calib.cli import main
 from viasd_calib.evaluation import bench
 from viasd_calib.evaluation.bench import load_bench
-from viasd_calib.models import load_verifier
-from viasd_calib.spec import Gates, PromptLookupDraft, Route, RoutingSpec, save_spec
 
 PROMPTS = 4
 
 
 @pytest.fixture
-def spec(tiny_folder: TinyFolder, tmp_path: Path) -> Path:
-    path = tmp_path / "spec" / "routing.json"
-    save_spec(
-        RoutingSpec(
-            verifier=load_verifier(str(tiny_folder)).ref,
-            draft=PromptLookupDraft(),
-            route=Route(attention_skip=[1]),
-            gates=Gates(convention="ratio", accept_at=0.9, escalate_below=0.5),
-        ),
-        path,
-    )
-    return path
-
-
-@pytest.fixture
-def command(spec: Path, tmp_path: Path) -> list[str]:
-    prompts = tmp_path / "prompts.jsonl"
+def command(tiny_folder: TinyFolder, tmp_path: Path) -> list[str]:
+    spec, prompts = tiny_spec(tiny_folder, tmp_path / "spec"), tmp_path / "prompts.jsonl"
     prompts.write_text("\n".join(prompt.model_dump_json() for prompt in tiny_prompts(PROMPTS)) + "\n")
     words = ["bench", "--spec", str(spec), "--json", str(tmp_path / "bench.json"), "--prompts", str(prompts)]
     return [*words, "--max_new_tokens", "4", "--debug"]
