@@ -14,6 +14,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 from transformers import (
+    Cache,
     EosTokenCriteria,
     GenerationConfig,
     GenerationMixin,
@@ -43,8 +44,8 @@ from viasd_calib.spec import RoutingSpec, check_verifier, load_spec
 UNSUPPORTED_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 STATEFUL_PROCESSORS = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
 """They remember earlier calls, and a block's tokens are processed more than once."""
-HANDED_ON = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
-"""Arguments of the model that ``generate`` prepares in every call."""
+OUTPUT_SETTINGS = frozenset({"use_cache", "logits_to_keep", "return_dict"})
+"""Arguments of a model's forward that say what it returns, not what it computes: the decoder asks in its own way."""
 
 
 def generate(
@@ -177,6 +178,9 @@ def _check_settings(
 def _check_prompt(input_ids: Tensor, model_kwargs: dict[str, Any]) -> None:
     """Refuse all but one plain text.
 
+    What ``generate`` prepares for the model's forward is judged by what it means, not by its name alone, which
+    changes between releases: a cache is whatever is a ``Cache``.
+
     Raises:
         PromptError: more than one text, padding, positions of its own, or a cache that was filled before.
         ModelError: an argument of the model that would be ignored.
@@ -189,11 +193,11 @@ def _check_prompt(input_ids: Tensor, model_kwargs: dict[str, Any]) -> None:
     plain = torch.arange(input_ids.shape[1])
     if positions is not None and not torch.equal(positions.cpu().reshape(-1), plain):
         raise PromptError("position_ids do not count from 0 on; leave them out")
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None and (getattr(cache, "_is_user_defined", False) or cache.get_seq_length()):
-        raise PromptError("past_key_values is not supported, the decoder has a cache of its own; leave it out")
     for name, value in model_kwargs.items():
-        if value is not None and name not in HANDED_ON:
+        if isinstance(value, Cache):
+            if getattr(value, "_is_user_defined", False) or value.get_seq_length():
+                raise PromptError(f"{name} is not supported, the decoder has a cache of its own; leave it out")
+        elif value is not None and name not in {"attention_mask", "position_ids", *OUTPUT_SETTINGS}:
             raise ModelError(f"the model's argument {name!r} is not supported; leave it out")
 
 

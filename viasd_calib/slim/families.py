@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast, get_args
@@ -26,11 +28,16 @@ class KeyValueStore(Protocol):
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What the attention sublayers of one layer type have in common in one forward."""
+    """What the attention sublayers of one layer type have in common in one forward.
+
+    Attributes:
+        cache_argument: under which name the attention modules take ``store`` (:func:`cache_argument`).
+    """
 
     rotary: Rotary
     mask: Tensor | None
     store: KeyValueStore
+    cache_argument: str
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def _pre_norm_attention(layer: Any, hidden: Tensor, inputs: AttentionInputs) -> 
         hidden_states=layer.input_layernorm(hidden),
         position_embeddings=inputs.rotary,
         attention_mask=inputs.mask,
-        past_key_values=inputs.store,
+        **{inputs.cache_argument: inputs.store},
     )
     return update  # type: ignore[no-any-return]
 
@@ -138,6 +145,28 @@ def layer_types_of(config: Any) -> list[LayerType]:
             "set it (and use_sliding_window, where the model has that) in the model's config.json"
         )
     return cast("list[LayerType]", kinds)
+
+
+def cache_argument(module: nn.Module) -> str:
+    """Under which name a transformers module takes its cache: the argument of its forward that is a ``Cache``.
+
+    It is ``past_key_values`` up to transformers 5.23 and ``cache`` from 5.24 on.
+
+    Args:
+        module: an attention module, or a whole model.
+
+    Raises:
+        ModelError: its forward takes no cache, or more than one.
+    """
+    parameters = inspect.signature(module.forward).parameters  # of what decorators wrap
+    found = [name for name, one in parameters.items() if re.search(r"\bCache\b", str(one.annotation))]
+    if len(found) != 1:
+        raise ModelError(
+            f"{type(module).__name__} takes {len(found) or 'no'} cache arguments, where one is expected; "
+            "this release of viasd_calib does not know how transformers calls it: install a transformers "
+            "that its setup.py admits"
+        )
+    return found[0]
 
 
 def window_of(config: Any, kind: LayerType) -> int | None:

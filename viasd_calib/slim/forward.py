@@ -20,6 +20,7 @@ from viasd_calib.slim.families import (
     Family,
     KeyValueStore,
     LayerType,
+    cache_argument,
     family_of,
     layer_types_of,
     window_of,
@@ -166,6 +167,7 @@ class RoutedModel:
         self._final_cap: float | None = getattr(model.config, "final_logit_softcapping", None)
         decoder = model.get_decoder()
         self.layers: nn.ModuleList = decoder.layers
+        self._cache_argument = cache_argument(self.layers[0].self_attn)  # type: ignore[arg-type]
         self._embed: nn.Module = decoder.embed_tokens
         self._norm: nn.Module = decoder.norm
         self._rotary: nn.Module = decoder.rotary_emb
@@ -289,7 +291,9 @@ class RoutedModel:
         """What the attention sublayers of one forward over ``positions`` ([1 or batch, width]) share, by layer type."""
         rotary = self.family.rotary(self._rotary, hidden, positions, self._windows)
         return {
-            kind: AttentionInputs(rotary[kind], self._prepared(mask_of(window), hidden.dtype), store)
+            kind: AttentionInputs(
+                rotary[kind], self._prepared(mask_of(window), hidden.dtype), store, self._cache_argument
+            )
             for kind, window in self._windows.items()
         }
 

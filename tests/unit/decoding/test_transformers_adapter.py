@@ -41,6 +41,7 @@ from viasd_calib.decoding.decoder import load_engine
 from viasd_calib.errors import ModelError, PromptError, SpecError
 from viasd_calib.models import Verifier
 from viasd_calib.slim.adapter import adapted_layers, adapter_ref, save_adapter
+from viasd_calib.slim.families import cache_argument
 from viasd_calib.slim.widths import KeptNeurons, save_widths
 from viasd_calib.spec import CausalLMDraft, Decoding, Gates, Route, RoutingSpec, load_spec, save_spec
 
@@ -267,7 +268,6 @@ def test_another_tokenizer_is_refused(model: Any, spec_path: Path) -> None:
         ({"prompt_lookup_num_tokens": 3}, ModelError, "generation mode 'assisted_generation'"),
         ({"guidance_scale": 1.5}, ModelError, "UnbatchedClassifierFreeGuidanceLogitsProcessor remembers"),
         ({"synced_gpus": True}, ModelError, "synced_gpus is not supported"),
-        ({"past_key_values": DynamicCache()}, PromptError, "past_key_values is not supported"),
         ({"position_ids": torch.arange(3, 8)[None]}, PromptError, "position_ids do not count from 0"),
         ({"max_new_tokens": 300}, PromptError, "context holds 256"),
     ],
@@ -277,6 +277,24 @@ def test_what_is_not_supported_is_refused(
 ) -> None:
     with pytest.raises(error, match=complaint):
         routed(model, spec_path, PROMPTS[0], **{"max_new_tokens": 4, "do_sample": False, **settings})
+
+
+def test_a_cache_of_the_users_own_is_refused_under_its_name(model: Any, spec_path: Path) -> None:
+    name = cache_argument(model)
+    with pytest.raises(PromptError, match=f"{name} is not supported, the decoder has a cache of its own"):
+        routed(model, spec_path, PROMPTS[0], max_new_tokens=4, **{name: DynamicCache()})
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values", "some_later_name"])
+def test_what_generate_prepares_is_judged_by_what_it_is(name: str) -> None:
+    ids, empty, filled = torch.tensor([[3, 4]]), DynamicCache(), DynamicCache()
+    filled.update(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), 0)
+    prepared = {"attention_mask": None, "position_ids": torch.tensor([[0, 1]]), "use_cache": True, "logits_to_keep": 1}
+    transformers_adapter._check_prompt(ids, {**prepared, name: empty})
+    with pytest.raises(PromptError, match=f"{name} is not supported"):
+        transformers_adapter._check_prompt(ids, {**prepared, name: filled})
+    with pytest.raises(ModelError, match=f"argument '{name}' is not supported"):
+        transformers_adapter._check_prompt(ids, {**prepared, name: torch.zeros(1, 2, 8)})
 
 
 def test_an_assistant_model_is_refused(model: Any, spec_path: Path) -> None:

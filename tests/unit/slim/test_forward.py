@@ -24,7 +24,7 @@ from tests.tiny import (
 )
 from viasd_calib.errors import ModelError, PromptError
 from viasd_calib.slim.cache import CacheWindow, SharedCache
-from viasd_calib.slim.families import FAMILIES, family_of, layer_types_of
+from viasd_calib.slim.families import FAMILIES, cache_argument, family_of, layer_types_of
 from viasd_calib.slim.forward import RoutedModel, share_parameters, sublayers_of
 from viasd_calib.spec import Route
 
@@ -170,10 +170,10 @@ def test_slim_reads_the_full_verifiers_past(family: str, route: Route, text: lis
     cache, past = routed.new_cache(len(text)), DynamicCache(config=model.config)
     if seen:
         routed.full(row(text[:seen]), over(cache, 0, seen))
-        model(input_ids=row(text[:seen]), past_key_values=past)
+        model(input_ids=row(text[:seen]), **{cache_argument(model): past})
     slim = routed.logits(routed.slim(row(text[seen:]), over(cache, seen, len(text) - seen)).last[0])
     silenced = without_sublayers(model, route)
-    expected = silenced(input_ids=row(text[seen:]), past_key_values=past).logits[0]
+    expected = silenced(input_ids=row(text[seen:]), **{cache_argument(model): past}).logits[0]
     torch.testing.assert_close(slim, expected, atol=1e-5, rtol=1e-5)
 
 
