@@ -167,7 +167,7 @@ class RoutedModel:
         self._final_cap: float | None = getattr(model.config, "final_logit_softcapping", None)
         decoder = model.get_decoder()
         self.layers: nn.ModuleList = decoder.layers
-        self._cache_argument = cache_argument(self.layers[0].self_attn)  # type: ignore[arg-type]
+        self._cache_argument = cache_argument(self.layers[0].self_attn)
         self._embed: nn.Module = decoder.embed_tokens
         self._norm: nn.Module = decoder.norm
         self._rotary: nn.Module = decoder.rotary_emb

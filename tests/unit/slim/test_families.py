@@ -54,7 +54,7 @@ def test_the_name_is_that_of_the_argument_which_is_a_cache() -> None:
 def test_every_family_is_called_by_the_name_it_knows(family: str) -> None:
     model = tiny_model(0, family)
     routed = RoutedModel(model)
-    names = {cache_argument(layer.self_attn) for layer in routed.layers}  # type: ignore[arg-type]
+    names = {cache_argument(layer.self_attn) for layer in routed.layers}
     assert names == {cache_argument(model)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a name that goes is warned of
