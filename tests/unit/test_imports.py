@@ -21,6 +21,7 @@ ROOMS = [
     "progress",
     "tables",
     "prompts",
+    "schema",
     "spec",
     "models",
     "slim",

@@ -1,0 +1,35 @@
+"""What the parts of a spec have in common: entries that are refused, and references to tensor files."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Audit = Literal["strict", "tolerant", "off"]
+DType = Literal["float32", "bfloat16", "float16"]
+WeightFormat = Literal["int8", "int4"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class SpecModel(BaseModel):
+    """Base of every part of a spec: unknown entries and non-finite numbers are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TensorFile(SpecModel):
+    """A safetensors file, by a path relative to the spec's folder, and its hash."""
+
+    path: str
+    sha256: Sha256
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in path:
+            raise ValueError("must be a path inside the spec's folder")
+        return path

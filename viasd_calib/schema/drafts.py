@@ -1,0 +1,79 @@
+"""What a spec says of its draft model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from viasd_calib.schema.base import SpecModel, TensorFile, WeightFormat
+
+
+class QuantisableDraft(SpecModel):
+    """A draft model whose linear layers may have integer weights; null leaves them in the verifier's number format."""
+
+    quantize: WeightFormat | None = None
+
+
+class CausalLMDraft(QuantisableDraft):
+    """Any transformers model with the verifier's vocabulary."""
+
+    kind: Literal["causal_lm"] = "causal_lm"
+    name_or_path: str
+    revision: str | None = None
+
+
+class PromptLookupDraft(SpecModel):
+    """Proposes what followed the same n-gram earlier in the text."""
+
+    kind: Literal["prompt_lookup"] = "prompt_lookup"
+    max_ngram: int = Field(3, ge=1)
+    min_ngram: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PromptLookupDraft:
+        if self.min_ngram > self.max_ngram:
+            raise ValueError("min_ngram must not exceed max_ngram")
+        return self
+
+
+class ShallowShape(SpecModel):
+    """Sizes of a shallow drafter: layers of its own, output tokens, and where it reads the verifier.
+
+    A tap is a number of the verifier's layers, after which the residual stream is read.
+    """
+
+    num_layers: int = Field(ge=1)
+    head_vocab: int = Field(ge=2)
+    taps: tuple[int, ...] = Field(min_length=1)
+
+    @field_validator("taps")
+    @classmethod
+    def _rising(cls, taps: tuple[int, ...]) -> tuple[int, ...]:
+        if list(taps) != sorted(set(taps)) or taps[0] < 0:
+            raise ValueError("taps must be given once each, in rising order, counted from 0")
+        return taps
+
+
+class ShallowDraft(ShallowShape, QuantisableDraft):
+    """A few decoder layers of the verifier's shape, conditioned on the verifier's residual stream."""
+
+    kind: Literal["shallow"] = "shallow"
+    tensors: TensorFile
+
+
+ModelDraft = Annotated[CausalLMDraft | ShallowDraft, Field(discriminator="kind")]
+
+
+class CombinedDraft(SpecModel):
+    """Prompt lookup where a match is confident, a draft model elsewhere.
+
+    ``lookup.min_ngram`` is the shortest match that is confident.
+    """
+
+    kind: Literal["combined"] = "combined"
+    lookup: PromptLookupDraft = PromptLookupDraft(max_ngram=5, min_ngram=3)
+    model: ModelDraft
+
+
+DraftSpec = Annotated[CausalLMDraft | PromptLookupDraft | ShallowDraft | CombinedDraft, Field(discriminator="kind")]

@@ -1,0 +1,131 @@
+"""What a spec says of its slim verifier: which sublayers run, and what stands in for the others."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from viasd_calib.errors import SpecError
+from viasd_calib.schema.base import DType, SpecModel, TensorFile
+
+
+class RelativeCost(SpecModel):
+    """Measured time of a slim pass over that of a full pass of the same width (tokens)."""
+
+    measured: dict[int, float]
+    device: str
+    dtype: DType
+
+
+AdapterKind = Literal["lora", "dora", "norms"]
+"""``lora`` (Hu et al. 2021, arXiv 2106.09685) and ``dora`` (Liu et al. 2024, arXiv 2402.09353) add products of low rank
+to linear layers; ``norms`` are other weights of norms (Zhao et al. 2023, arXiv 2312.11420) and cost a pass nothing."""
+
+
+class AdapterRef(SpecModel):
+    """An adapter in peft's format, active on the slim path alone.
+
+    A ``folded`` one is added, when it is loaded, into copies of the weights that it sits on: a pass then has no
+    products of its own for it, and the copies take memory. ``dora`` is always folded; ``norms`` have neither rank nor
+    alpha, and nothing to fold.
+    """
+
+    kind: AdapterKind = "lora"
+    rank: int | None = Field(None, ge=1)
+    alpha: int | None = Field(None, gt=0)
+    targets: list[str] = Field(min_length=1)
+    folded: bool = False
+    tensors: TensorFile
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> AdapterRef:
+        ranked = self.rank is not None and self.alpha is not None
+        if self.kind == "norms" and (self.rank is not None or self.alpha is not None or self.folded):
+            raise ValueError("an adapter of kind norms has no rank and no alpha, and is not folded; leave them out")
+        if self.kind != "norms" and not ranked:
+            raise ValueError(f"an adapter of kind {self.kind} needs rank and alpha")
+        if self.kind == "dora" and not self.folded:
+            raise ValueError("an adapter of kind dora is folded when it is loaded; set folded to true")
+        return self
+
+
+class BridgesRef(SpecModel):
+    """Linear maps of the residual stream, one in place of each run of skipped sublayers.
+
+    ``rank`` is that of the maps; null for full ones. With ``carry`` each has a second map, of the stream behind its run
+    at the place before (:mod:`viasd_calib.slim.carry`).
+    """
+
+    rank: int | None = Field(None, ge=1)
+    carry: bool = False
+    tensors: TensorFile
+
+
+class HeadVocab(SpecModel):
+    """The output tokens of the slim verifier: their number, and a file with their ids.
+
+    Tokens that are not among them it leaves to the full verifier.
+    """
+
+    size: int = Field(ge=2)
+    tensors: TensorFile
+
+
+class MlpWidths(SpecModel):
+    """MLP sublayers that the slim verifier runs with some of their neurons alone.
+
+    ``keep`` says how many, by layer. The file holds each of these layers' order of neurons, kept ones first, as the
+    verifier's own file counts them (:mod:`viasd_calib.slim.widths`).
+    """
+
+    keep: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    tensors: TensorFile
+
+
+class Route(SpecModel):
+    """Which sublayers the slim verifier leaves out; decoder layers are counted from 0.
+
+    Without ``mlp_keep`` its MLP sublayers are whole, without ``head_vocab`` it has the whole output vocabulary.
+    """
+
+    attention_skip: list[int] = Field(default_factory=list)
+    mlp_skip: list[int] = Field(default_factory=list)
+    mlp_keep: MlpWidths | None = None
+    bridges: BridgesRef | None = None
+    head_vocab: HeadVocab | None = None
+    adapter: AdapterRef | None = None
+    relative_cost: RelativeCost | None = None
+
+    @field_validator("attention_skip", "mlp_skip")
+    @classmethod
+    def _sorted_and_unique(cls, layers: list[int]) -> list[int]:
+        if layers != sorted(set(layers)) or any(layer < 0 for layer in layers):
+            raise ValueError("layers must be given once each, in rising order, counted from 0")
+        return layers
+
+    @model_validator(mode="after")
+    def _narrows_what_runs(self) -> Route:
+        both = sorted(self.narrowed.intersection(self.mlp_skip))
+        if both:
+            raise ValueError(
+                f"mlp_keep and mlp_skip both name layer {both[0]}; an MLP is narrowed or skipped, take it out of one"
+            )
+        return self
+
+    @property
+    def narrowed(self) -> frozenset[int]:
+        """Layers whose MLP sublayer runs with some of its neurons."""
+        return frozenset() if self.mlp_keep is None else frozenset(self.mlp_keep.keep)
+
+    def check_layers(self, num_layers: int) -> None:
+        """Refuse a layer that the verifier does not have.
+
+        Raises:
+            SpecError: naming the layer.
+        """
+        named = {"attention_skip": self.attention_skip, "mlp_skip": self.mlp_skip, "mlp_keep": sorted(self.narrowed)}
+        for name, layers in named.items():
+            beyond = [layer for layer in layers if layer >= num_layers]
+            if beyond:
+                raise SpecError(f"route.{name} names layer {beyond[0]}, the verifier has layers 0 to {num_layers - 1}")
