@@ -19,10 +19,11 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from viasd_calib.calibration.artifacts import FIT_FILE, FitArtifact, load_artifact
+from viasd_calib.calibration.artifacts import FitArtifact, load_artifact
 from viasd_calib.cli.fit import fit
 from viasd_calib.cli.fit_result import gate_texts
 from viasd_calib.cli.router_cli import OptionsCLI
+from viasd_calib.file_names import FIT_FILE
 from viasd_calib.files import write_json
 from viasd_calib.host_memory import keep_freed_memory
 from viasd_calib.models import Verifier, load_verifier

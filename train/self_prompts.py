@@ -19,10 +19,11 @@ from pathlib import Path
 
 from rich.progress import track
 
+from viasd_calib.choices import SMOLLM2
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.files import write_text
 from viasd_calib.host_memory import keep_freed_memory
-from viasd_calib.models import SMOLLM2, Verifier, load_verifier
+from viasd_calib.models import Verifier, load_verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.generation import generate_batch
 

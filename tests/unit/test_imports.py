@@ -14,6 +14,8 @@ import viasd_calib
 PACKAGE = Path(viasd_calib.__file__).parent
 ROOMS = [
     "errors",
+    "choices",
+    "file_names",
     "files",
     "ledger",
     "hardware",

@@ -25,9 +25,9 @@ from tests.tiny import (
     tiny_tokenizer,
 )
 from tests.tiny import transformers_logits as logits_of
+from viasd_calib.choices import SMOLLM2
 from viasd_calib.errors import ModelError, PromptError, StorageError
 from viasd_calib.models import (
-    SMOLLM2,
     SMOLLM2_FILE,
     Verifier,
     cache_folder,

@@ -15,16 +15,9 @@ from viasd_calib.calibration.certify import Tested
 from viasd_calib.calibration.gate_fitting import Reliability
 from viasd_calib.calibration.worth import SlimWorth
 from viasd_calib.errors import CalibrationError, SpecError
+from viasd_calib.file_names import SCORES_FILE
 from viasd_calib.files import write_bytes
 from viasd_calib.spec import Audit, Certificate, Gates, LogisticGate, Route, VerifierRef
-
-FIT_FILE = "fit.json"
-SCORES_FILE = "scores.safetensors"
-ADAPTER_FILE = "adapter.safetensors"
-BRIDGES_FILE = "bridges.safetensors"
-MLP_KEEP_FILE = "mlp_keep.safetensors"
-HEAD_VOCAB_FILE = "head_vocab.safetensors"
-CALIBRATE_FILE = "calibrate.json"
 
 Artifact = TypeVar("Artifact", bound=BaseModel)
 

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from viasd_calib.calibration.scoring import ScoredText, join
+from viasd_calib.choices import FRACTIONS
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.errors import CalibrationError
 from viasd_calib.spec import Gates, LogisticGate
 
-FRACTIONS = (0.05, 0.15, 0.3, 0.5)
-"""Candidates are proposed at these fractions of the stated loss, in the replay."""
 DEFAULT_STOP = 0.4
 """Drafting stops where the whole block stands with less than this chance, as long as nothing better is known."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -59,7 +60,7 @@ COMMANDS: dict[str, Command] = {
         "route_quality", "route_quality", "measure how well the slim verifier speaks for the full one"
     ),
     "search": Command("search", "search", "compare other ways of choosing a route on the same traces", going_on=SAME),
-    "generate": Command("generate", "generate", "answer a prompt with a routing spec"),
+    "generate": Command("generate", "answer", "answer a prompt with a routing spec"),
     "bench": Command("evaluate", "bench", "compare decoding methods on a prompt file", going_on=SAME),
     "report": Command("evaluate", "report", "write one HTML page on a spec and its benchmark"),
 }
@@ -131,9 +132,16 @@ def with_underscores(word: str) -> str:
 
 
 def quiet_libraries() -> None:
-    """Keep loading bars and hints of libraries out of the way of our own messages."""
-    import transformers
+    """Keep loading bars and hints of libraries out of the way of our own messages.
 
+    Transformers takes seconds to load; where it is not loaded yet, it is told through its environment, in which what a
+    user has set stands.
+    """
+    transformers = sys.modules.get("transformers")
+    if transformers is None:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        return
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 

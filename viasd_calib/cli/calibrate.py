@@ -7,33 +7,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from viasd_calib.calibration.artifacts import (
-    CALIBRATE_FILE,
-    FIT_FILE,
-    SCORES_FILE,
-    CalibrateArtifact,
-    FitArtifact,
-    load_artifact,
-    load_scores,
-    tested_record,
-)
-from viasd_calib.calibration.candidates import DEFAULT_STOP, FRACTIONS, propose
-from viasd_calib.calibration.certify import certify
-from viasd_calib.calibration.stopping import PassCosts, best_stop
-from viasd_calib.calibration.worth import measure_slim_worth, with_bound, without_slim
-from viasd_calib.cli.fitted import decoder_at, open_fit
+from viasd_calib.choices import FRACTIONS
+from viasd_calib.cli import lazy_types
+from viasd_calib.cli.checks import check_fit_folder, check_out_folder
 from viasd_calib.cli.notices import notice_resumed, say_written
-from viasd_calib.decoding.decoder import Decoder, Engine
 from viasd_calib.errors import CalibrationError
-from viasd_calib.evaluation.frontier import load_frontier
+from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
 from viasd_calib.files import write_json
-from viasd_calib.hardware import hardware
 from viasd_calib.ledger import ledger_beside
-from viasd_calib.models import LoadVerifier, context_length, load_verifier
-from viasd_calib.planning.measure import decoder_passes, time_passes
 from viasd_calib.planning.profile import PassShape, ProfileSettings
 from viasd_calib.prompts import EMBEDDED, SplitShares, draw_prompts, read_prompts, select_split, split_sha256
-from viasd_calib.slim.cost import CONTEXT
 from viasd_calib.spec import Audit, Decoding, DType, Gates, file_sha256
 from viasd_calib.tables import new_table
 
@@ -61,8 +44,8 @@ def calibrate(
     verifier: str | None = None,
     dtype: DType = "float32",
     device: str = "cpu",
-    _load: LoadVerifier = load_verifier,
-) -> CalibrateArtifact:
+    _load: lazy_types.LoadVerifier | None = None,
+) -> lazy_types.CalibrateArtifact:
     """Propose bounds from traces, decode the calibrate split with each, and certify the fastest that holds.
 
     What is certified is then timed beside exact decoding, with the slim tier and without it: the fastest is exported.
@@ -89,13 +72,34 @@ def calibrate(
     """
     if not 0 < max_loss < 1 or not 0 < confidence < 1:
         raise CalibrationError("max_loss and confidence must lie between 0 and 1")
-    folder = Path(fit) if cost is None else Path(fit) / load_frontier(Path(fit)).best(cost).folder
-    fitted = load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit")
-    loaded = _load(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
+    check_out_folder("--out", out)
+    check_fit_folder("--fit", fit, of_frontier=cost is not None)
     every = read_prompts(prompts)
     split = shares or SplitShares()
     chosen = draw_prompts(select_split(every, "calibrate", split), limit)
     decoding = Decoding(draft_length=draft_length, max_pending=max_pending)
+
+    from viasd_calib.calibration.artifacts import (
+        CalibrateArtifact,
+        FitArtifact,
+        load_artifact,
+        load_scores,
+        tested_record,
+    )
+    from viasd_calib.calibration.candidates import DEFAULT_STOP, propose
+    from viasd_calib.calibration.certify import certify
+    from viasd_calib.calibration.stopping import best_stop
+    from viasd_calib.calibration.worth import measure_slim_worth, with_bound, without_slim
+    from viasd_calib.cli.fitted import decoder_at, open_fit
+    from viasd_calib.decoding.decoder import Decoder
+    from viasd_calib.evaluation.frontier import load_frontier
+    from viasd_calib.hardware import hardware
+    from viasd_calib.models import load_verifier
+
+    folder = Path(fit) if cost is None else Path(fit) / load_frontier(Path(fit)).best(cost).folder
+    fitted = load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit")
+    load = _load or load_verifier
+    loaded = load(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
     engine = open_fit(fitted, folder, loaded)
     scores = load_scores(folder)
     ledger = ledger_beside(
@@ -154,8 +158,13 @@ def calibrate(
     return artifact
 
 
-def measure_costs(engine: Engine, draft_length: int) -> PassCosts:
+def measure_costs(engine: lazy_types.Engine, draft_length: int) -> lazy_types.PassCosts:
     """What a draft step and full passes over 1 to ``draft_length`` + 1 tokens take here."""
+    from viasd_calib.calibration.stopping import PassCosts
+    from viasd_calib.models import context_length
+    from viasd_calib.planning.measure import decoder_passes, time_passes
+    from viasd_calib.slim.cost import CONTEXT
+
     widths = tuple(range(1, draft_length + 2))
     context = min(CONTEXT, context_length(engine.routed.config) - widths[-1])
     settings = ProfileSettings(widths=widths, contexts=(context,), batches=(1,), repeats=COST_REPEATS)
@@ -165,7 +174,7 @@ def measure_costs(engine: Engine, draft_length: int) -> PassCosts:
     return PassCosts(seconds[PassShape("draft", 1, context, 1)], full)
 
 
-def _say(artifact: CalibrateArtifact) -> None:
+def _say(artifact: lazy_types.CalibrateArtifact) -> None:
     table = new_table(
         "candidates, most careful first",
         ["", "bound", "loss (replayed, simulated)", "loss (observed)", "prompts", "p-value", "full/token"],

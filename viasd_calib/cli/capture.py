@@ -7,20 +7,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from viasd_calib.choices import SMOLLM2
+from viasd_calib.cli import lazy_types
+from viasd_calib.cli.checks import check_out_folder
 from viasd_calib.cli.notices import say_written
-from viasd_calib.decoding.decoder import Engine, load_engine
-from viasd_calib.decoding.sampling import Sampling
-from viasd_calib.draft.build import build_drafter, name_draft
 from viasd_calib.errors import SpecError
-from viasd_calib.models import SMOLLM2, LoadVerifier, load_verifier
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares, draw_prompts, read_prompts, select_split
-from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import Audit, DType
+from viasd_calib.spec import Audit, DType, load_spec
 from viasd_calib.tables import new_table
-from viasd_calib.traces import capture as capturing
-from viasd_calib.traces.agreement import DraftAgreement, draft_agreement
-from viasd_calib.traces.capture import CaptureReport, CaptureSettings
-from viasd_calib.traces.on_policy import Policy, policy_name
 
 
 def capture(
@@ -40,8 +34,8 @@ def capture(
     audit: Audit | None = None,
     dtype: DType = "float32",
     device: str = "cpu",
-    _load: LoadVerifier = load_verifier,
-) -> CaptureReport:
+    _load: lazy_types.LoadVerifier | None = None,
+) -> lazy_types.CaptureReport:
     """Log what draft model and verifier say on prompts; a run that was stopped goes on where it was.
 
     Says at the end how often the draft model's proposals are the verifier's choice.
@@ -67,17 +61,31 @@ def capture(
         dtype: number format of the verifier.
         device: where models run.
     """
+    check_out_folder("--out", out)
     chosen = read_prompts(prompts)
     if split is not None:
         chosen = select_split(chosen, split, shares or SplitShares())
     chosen = draw_prompts(chosen, limit)
+    if spec is not None:
+        load_spec(spec)
+    elif audit is not None:
+        raise SpecError("audit is that of a spec's decoder; give --spec too, or leave out --audit")
+
+    from viasd_calib.decoding.decoder import load_engine
+    from viasd_calib.decoding.sampling import Sampling
+    from viasd_calib.draft.build import build_drafter, name_draft
+    from viasd_calib.models import load_verifier
+    from viasd_calib.slim.forward import RoutedModel
+    from viasd_calib.traces import capture as capturing
+    from viasd_calib.traces.agreement import draft_agreement
+    from viasd_calib.traces.capture import CaptureSettings
+
+    load = _load or load_verifier
     if spec is None:
-        if audit is not None:
-            raise SpecError("audit is that of a spec's decoder; give --spec too, or leave out --audit")
-        loaded, policy = _load(verifier or SMOLLM2, dtype=dtype, device=device), None
+        loaded, policy = load(verifier or SMOLLM2, dtype=dtype, device=device), None
     else:
         # eager: another backend would change in place the weights that the drafter is built on
-        engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend="eager", load=_load)
+        engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend="eager", load=load)
         sampling = Sampling(temperature=temperature, top_k=CaptureSettings().sampling_top_k, seed=seed)
         loaded, policy = engine.verifier, policy_of(engine, audit, sampling)
     drafter = None if draft == "none" else build_drafter(*name_draft(draft), RoutedModel(loaded.model))
@@ -92,19 +100,21 @@ def capture(
     return report
 
 
-def policy_of(engine: Engine, audit: Audit | None, sampling: Sampling) -> Policy:
+def policy_of(engine: lazy_types.Engine, audit: Audit | None, sampling: lazy_types.Sampling) -> lazy_types.Policy:
     """The three-tier decoder of a spec as what writes texts.
 
     Raises:
         SamplingError: the spec's certificate does not hold for such sampling.
     """
+    from viasd_calib.traces.on_policy import Policy, policy_name
+
     decoder = engine.decoder("three_tier", audit, sampling)
     spec = engine.spec
     decoding = spec.decoding if audit is None else spec.decoding.model_copy(update={"audit": audit})
     return Policy(policy_name("three_tier", spec.draft.model_dump_json(), spec.route, spec.gates, decoding), decoder)
 
 
-def agreement_table(found: DraftAgreement) -> Table:
+def agreement_table(found: lazy_types.DraftAgreement) -> Table:
     """Share of proposals that are the verifier's choice: one row a task, one column a number of unverified tokens."""
     headings = ["unverified tokens before", *map(str, found.depths)]
     table = new_table("proposals that are the verifier's choice", headings)

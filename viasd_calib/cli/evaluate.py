@@ -8,39 +8,17 @@ from statistics import median
 
 from rich.console import Console
 
-from viasd_calib.calibration.artifacts import (
-    CALIBRATE_FILE,
-    FIT_FILE,
-    CalibrateArtifact,
-    FitArtifact,
-    load_artifact,
-)
-from viasd_calib.calibration.gate_fitting import Reliability
+from viasd_calib.choices import BENCH_METHODS, Backend, MethodName
+from viasd_calib.cli import lazy_types
+from viasd_calib.cli.checks import check_bench, check_calibrate_folder, check_out_file
 from viasd_calib.cli.lists import parse_methods
 from viasd_calib.cli.notices import notice_resumed, notice_uncertified, say_written
-from viasd_calib.decoding.conversation import converse
-from viasd_calib.decoding.decoder import Engine, MethodName, load_engine
-from viasd_calib.decoding.session import Generation
 from viasd_calib.errors import BenchError
-from viasd_calib.evaluation.bench import (
-    BENCH_METHODS,
-    BenchResult,
-    BenchSettings,
-    bench_table,
-    load_bench,
-    run_bench,
-    unexplained,
-)
-from viasd_calib.evaluation.report import ReportInputs, SampleText, TestedCandidate, write_report
+from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
 from viasd_calib.files import write_json
-from viasd_calib.hardware import hardware
 from viasd_calib.ledger import ledger_beside
-from viasd_calib.models import DTYPE_NAMES, LoadVerifier, encode_prompt, load_verifier
-from viasd_calib.planning.recording import RecordedText, TypicalRound, typical_round
 from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, read_prompts, select_split
-from viasd_calib.slim.backends import Backend
-from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import Audit, DType, file_sha256
+from viasd_calib.spec import Audit, DType, file_sha256, load_spec
 
 ROUND_METHODS: tuple[MethodName, ...] = ("speculative", "three_tier")
 """Methods of which the report shows a round."""
@@ -64,8 +42,8 @@ def bench(
     verifier: str | None = None,
     device: str = "cpu",
     backend: Backend | None = None,
-    _load: LoadVerifier = load_verifier,
-) -> BenchResult:
+    _load: lazy_types.LoadVerifier | None = None,
+) -> lazy_types.BenchResult:
     """Compare decoding methods on a prompt file: same weights, same drafter, interleaved prompt by prompt.
 
     Prompts that are done are noted beside the result until it is written: run again, a bench that was stopped goes on.
@@ -87,10 +65,20 @@ def bench(
         backend: what runs them: eager, packed (CPU) or compiled (minutes to compile first); the faster one of the
             first two where it is left out. transformers' own generate always runs eager.
     """
+    check_out_file("--json", json)
+    chosen_methods = parse_methods(methods, BENCH_METHODS, BenchError)
     chosen = choose_prompts(prompts, split, shares, limit)
-    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=_load)
+    load_spec(spec)
+
+    from viasd_calib.decoding.decoder import load_engine
+    from viasd_calib.evaluation.bench import BenchSettings, bench_table, run_bench
+    from viasd_calib.hardware import hardware
+    from viasd_calib.models import load_verifier
+
+    load = _load or load_verifier
+    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=load)
     settings = BenchSettings(
-        methods=parse_methods(methods, BENCH_METHODS, BenchError),
+        methods=chosen_methods,
         max_new_tokens=max_new_tokens,
         dtype=dtype or engine.spec.verifier.dtype,
         audit=audit or engine.spec.decoding.audit,
@@ -122,16 +110,21 @@ def bench(
     return result
 
 
-def _plain_verifier(engine: Engine, settings: BenchSettings, verifier: str | None) -> RoutedModel | None:
+def _plain_verifier(
+    engine: lazy_types.Engine, settings: lazy_types.BenchSettings, verifier: str | None
+) -> lazy_types.RoutedModel | None:
     """A second copy of the verifier for transformers' own generate, where the backend has changed the engine's."""
     if "transformers" not in settings.methods or engine.backend == "eager":
         return None
+    from viasd_calib.models import DTYPE_NAMES, load_verifier
+    from viasd_calib.slim.forward import RoutedModel
+
     name = verifier or engine.spec.verifier.name_or_path
     dtype = DTYPE_NAMES[engine.routed.dtype]
     return RoutedModel(load_verifier(name, dtype=dtype, device=str(engine.routed.device)).model)
 
 
-def describe_differences(result: BenchResult) -> list[str]:
+def describe_differences(result: lazy_types.BenchResult) -> list[str]:
     """A line for each method of which some text leaves the autoregressive one at a near tie."""
     lines = []
     for name, method in result.methods.items():
@@ -144,12 +137,14 @@ def describe_differences(result: BenchResult) -> list[str]:
     return lines
 
 
-def refuse_unexplained(result: BenchResult) -> None:
+def refuse_unexplained(result: lazy_types.BenchResult) -> None:
     """Fail on a lossless method that differs by more than rounding.
 
     Raises:
         BenchError: naming the first such text.
     """
+    from viasd_calib.evaluation.bench import unexplained
+
     found = unexplained(result)
     if found:
         name, first = found[0]
@@ -189,7 +184,7 @@ def report(
     verifier: str | None = None,
     dtype: DType | None = None,
     device: str = "cpu",
-    _load: LoadVerifier = load_verifier,
+    _load: lazy_types.LoadVerifier | None = None,
 ) -> None:
     """Write one self-contained HTML page: tables, route, gates, tiers, speed against loss, a text and a round.
 
@@ -207,9 +202,20 @@ def report(
         dtype: in place of the spec's.
         device: where models run.
     """
-    measured = load_bench(bench)
-    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, load=_load)
+    check_out_file("--out", out)
+    check_bench("--bench", bench)
+    if calibrate is not None:
+        check_calibrate_folder("--calibrate", calibrate)
     chosen = choose_prompts(prompts, split, shares, limit)
+    load_spec(spec)
+
+    from viasd_calib.decoding.decoder import load_engine
+    from viasd_calib.evaluation.bench import load_bench
+    from viasd_calib.evaluation.report import ReportInputs, write_report
+    from viasd_calib.models import load_verifier
+
+    measured = load_bench(bench)
+    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, load=_load or load_verifier)
     texts = [generation for prompt in chosen for generation in _decode(engine, prompt, max_new_tokens)]
     reliability, candidates = _calibration(calibrate)
     inputs = ReportInputs(
@@ -225,23 +231,39 @@ def report(
     say_written(out)
 
 
-def _decode(engine: Engine, prompt: Prompt, max_new_tokens: int) -> list[Generation]:
+def _decode(engine: lazy_types.Engine, prompt: Prompt, max_new_tokens: int) -> list[lazy_types.Generation]:
+    from viasd_calib.decoding.conversation import converse
+
     return [turn.generation for turn in converse(engine.decoder(), engine.verifier, prompt, max_new_tokens)]
 
 
-def _rounds(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int) -> dict[str, TypicalRound]:
+def _rounds(
+    engine: lazy_types.Engine, prompts: Sequence[Prompt], max_new_tokens: int
+) -> dict[str, lazy_types.TypicalRound]:
     """A typical round of each of ``ROUND_METHODS``, from the answers to the first turns of some prompts."""
+    from viasd_calib.models import encode_prompt
+    from viasd_calib.planning.recording import RecordedText, typical_round
+
     texts = [encode_prompt(engine.verifier, prompt, [], max_new_tokens) for prompt in prompts]
-    found: dict[str, TypicalRound] = {}
+    found: dict[str, lazy_types.TypicalRound] = {}
     for name in ROUND_METHODS:
         recorded = [one for text in texts for one in RecordedText(engine, name, text, max_new_tokens).finish().rounds]
         found[name] = typical_round(recorded)
     return found
 
 
-def _calibration(folder: str | None) -> tuple[dict[str, Reliability], list[TestedCandidate]]:
+def _calibration(
+    folder: str | None,
+) -> tuple[dict[str, lazy_types.Reliability], list[lazy_types.TestedCandidate]]:
     if folder is None:
         return {}, []
+    from viasd_calib.calibration.artifacts import (
+        CalibrateArtifact,
+        FitArtifact,
+        load_artifact,
+    )
+    from viasd_calib.evaluation.report import TestedCandidate
+
     calibrated = load_artifact(CalibrateArtifact, Path(folder) / CALIBRATE_FILE, "viasd calibrate")
     fitted = load_artifact(FitArtifact, Path(calibrated.fit) / FIT_FILE, "viasd fit")
     reliability = {name: record.reliability() for name, record in fitted.reliability.items()}
@@ -252,6 +274,8 @@ def _calibration(folder: str | None) -> tuple[dict[str, Reliability], list[Teste
     return reliability, candidates
 
 
-def _sample(engine: Engine, prompt: Prompt, generation: Generation) -> SampleText:
+def _sample(engine: lazy_types.Engine, prompt: Prompt, generation: lazy_types.Generation) -> lazy_types.SampleText:
+    from viasd_calib.evaluation.report import SampleText
+
     pieces = [str(engine.verifier.tokenizer.decode([token])) for token in generation.tokens]
     return SampleText(prompt.turns[0], pieces, generation.tiers, generation.drafted)

@@ -7,20 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from viasd_calib.calibration.artifacts import (
-    CALIBRATE_FILE,
-    FIT_FILE,
-    CalibrateArtifact,
-    FitArtifact,
-    load_artifact,
-)
+from viasd_calib.cli import lazy_types
+from viasd_calib.cli.checks import check_bench, check_calibrate_folder, check_out_file
 from viasd_calib.cli.notices import say_written
-from viasd_calib.draft.build import name_draft
-from viasd_calib.evaluation.bench import BenchResult, load_bench
+from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
 from viasd_calib.files import copy_file
-from viasd_calib.models import DTYPE_NAMES, LoadVerifier, load_verifier
-from viasd_calib.slim.cost import relative_cost
-from viasd_calib.slim.loading import load_ready
 from viasd_calib.spec import (
     AdapterRef,
     Audit,
@@ -52,7 +43,7 @@ def export(
     verifier: str | None = None,
     dtype: DType = "float32",
     device: str = "cpu",
-    _load: LoadVerifier = load_verifier,
+    _load: lazy_types.LoadVerifier | None = None,
 ) -> RoutingSpec:
     """Write the routing spec, with its tensors beside it.
 
@@ -69,12 +60,28 @@ def export(
     Raises:
         SpecError: an ``audit`` that nothing certifies.
     """
+    check_out_file("--out", out)
+    check_calibrate_folder("--calibrate", calibrate)
+    if evidence is not None:
+        check_bench("--evidence", evidence)
+
+    from viasd_calib.calibration.artifacts import (
+        CalibrateArtifact,
+        FitArtifact,
+        load_artifact,
+    )
+    from viasd_calib.evaluation.bench import load_bench
+    from viasd_calib.models import DTYPE_NAMES, load_verifier
+    from viasd_calib.slim.cost import relative_cost
+    from viasd_calib.slim.loading import load_ready
+
     calibrated = load_artifact(CalibrateArtifact, Path(calibrate) / CALIBRATE_FILE, "viasd calibrate")
     fit_folder = Path(calibrated.fit)
     fitted = load_artifact(FitArtifact, fit_folder / FIT_FILE, "viasd fit")
     path = Path(out)
     policy = calibrated.policy(audit)
-    loaded = _load(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
+    load = _load or load_verifier
+    loaded = load(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
     spec = RoutingSpec(
         verifier=fitted.verifier.model_copy(update={"dtype": dtype}),
         draft=_copy_draft(fitted.draft, path.parent),
@@ -103,6 +110,8 @@ def export(
 
 
 def _copy_draft(name: str, folder: Path) -> DraftSpec:
+    from viasd_calib.draft.build import name_draft
+
     spec, source = name_draft(name)
     match spec:
         case ShallowDraft():
@@ -141,13 +150,15 @@ def record_evidence(spec: str, evidence: str) -> RoutingSpec:
         spec: path of the spec.
         evidence: JSON of ``viasd bench``.
     """
+    from viasd_calib.evaluation.bench import load_bench
+
     updated = load_spec(spec).model_copy(update={"evidence": evidence_of(load_bench(evidence))})
     save_spec(updated, spec)
     say_written(spec, f"with the evidence of {evidence}")
     return updated
 
 
-def evidence_of(bench: BenchResult) -> Evidence:
+def evidence_of(bench: lazy_types.BenchResult) -> Evidence:
     """What a benchmark says of ``three_tier``, as a spec records it."""
     row = bench.methods["three_tier"]
     speedups = {"autoregressive": row.speedup_vs_autoregressive, "speculative": row.speedup_vs_speculative}
@@ -172,6 +183,8 @@ def validate(spec: str, verifier: str | None = None) -> None:
     """
     checked = load_spec(spec)
     if verifier is not None:
+        from viasd_calib.models import load_verifier
+
         check_verifier(checked, load_verifier(verifier).ref)
     certificate = checked.certificate
     bound = "no certificate" if certificate is None or certificate.bound is None else f"loss <= {certificate.bound}"

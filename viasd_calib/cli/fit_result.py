@@ -7,18 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from viasd_calib.calibration.artifacts import (
-    ADAPTER_FILE,
-    BRIDGES_FILE,
-    FIT_FILE,
-    HEAD_VOCAB_FILE,
-    MLP_KEEP_FILE,
-    FitArtifact,
-    reliability_record,
-    save_scores,
-)
+from viasd_calib.calibration.artifacts import FitArtifact, reliability_record, save_scores
 from viasd_calib.calibration.first_gates import FirstGates, fit_first_gates
+from viasd_calib.cli.lists import runs
 from viasd_calib.cli.notices import say_written
+from viasd_calib.file_names import ADAPTER_FILE, BRIDGES_FILE, FIT_FILE, HEAD_VOCAB_FILE, MLP_KEEP_FILE
 from viasd_calib.files import write_json
 from viasd_calib.prompts import SplitShares, combined_sha256
 from viasd_calib.slim.adapter import adapter_ref, save_adapter
@@ -123,16 +116,3 @@ def say_fit(artifact: FitArtifact) -> None:
             f"full verifier's choice is none of them at {artifact.outside_head_vocab:.4f} of held-back places, "
             "agreement lost at most"
         )
-
-
-def runs(places: Sequence[int]) -> str:
-    """Rising numbers, with runs of them written as one.
-
-    Example:
-        >>> runs([3, 4, 5, 7]), runs([])
-        ('3-5, 7', 'none')
-    """
-    begins = [place for place in places if place - 1 not in places]
-    ends = [place for place in places if place + 1 not in places]
-    words = (str(begin) if begin == end else f"{begin}-{end}" for begin, end in zip(begins, ends, strict=True))
-    return ", ".join(words) or "none"

@@ -7,31 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, get_args
 
-import torch
-from lightning.pytorch.utilities import rank_zero_only
 from pydantic import Field, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from viasd_calib.calibration.artifacts import FIT_FILE, FitArtifact, load_artifact
-from viasd_calib.cli.fit import fit
-from viasd_calib.cli.fit_result import runs
+from viasd_calib.cli import lazy_types
+from viasd_calib.cli.checks import check_out_folder
+from viasd_calib.cli.fit import check_words, fit
+from viasd_calib.cli.lists import runs
 from viasd_calib.cli.loading import SharedVerifiers
 from viasd_calib.cli.notices import say_written
 from viasd_calib.errors import CalibrationError
-from viasd_calib.evaluation.frontier import (
-    CONFIDENT_SHARES,
-    FRONTIER_FILE,
-    Frontier,
-    FrontierMember,
-    check_comparable,
-    measure_member,
-)
-from viasd_calib.evaluation.plots import frontier_picture, write_figure
+from viasd_calib.file_names import FIT_FILE, FRONTIER_FILE
 from viasd_calib.files import write_json
-from viasd_calib.hardware import hardware
-from viasd_calib.models import load_verifier
-from viasd_calib.slim.loading import load_ready
 from viasd_calib.spec import DType
 from viasd_calib.tables import new_table
 
@@ -42,7 +30,7 @@ OWN_OPTIONS = ("--model.target_cost", "--ckpt_path")
 Costs = TypeAdapter(Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)])
 
 
-def frontier(words: Sequence[str]) -> Frontier | None:
+def frontier(words: Sequence[str]) -> lazy_types.Frontier | None:
     """Run ``viasd frontier``; what is no option of its own is one of ``viasd fit``.
 
     A member whose fit is there already is kept; costs of passes are measured anew for all of them, one after the other.
@@ -57,9 +45,15 @@ def frontier(words: Sequence[str]) -> Frontier | None:
     options, of_fit = parse_options(words)
     costs = parse_costs(options.target_costs)
     check_free(of_fit)
+    check_out_folder("--out", options.out)
+    check_words(of_fit)
     out = Path(options.out)
     fit_members(of_fit, out, costs)
-    return write_frontier(out, costs, options)
+
+    from lightning.pytorch.utilities import rank_zero_only
+
+    found: lazy_types.Frontier | None = rank_zero_only(write_frontier)(out, costs, options)
+    return found
 
 
 def fit_members(words: Sequence[str], out: Path, costs: Sequence[float]) -> None:
@@ -72,9 +66,10 @@ def fit_members(words: Sequence[str], out: Path, costs: Sequence[float]) -> None
             fit([*words, *own], _load=load)
 
 
-@rank_zero_only
-def write_frontier(out: Path, costs: Sequence[float], options: Namespace) -> Frontier:
+def write_frontier(out: Path, costs: Sequence[float], options: Namespace) -> lazy_types.Frontier:
     """Measure the members, write table and picture, and say where they are."""
+    from viasd_calib.evaluation.plots import frontier_picture, write_figure
+
     found = measure_frontier(out, costs, options.verifier, options.dtype, options.device)
     write_json(out / FRONTIER_FILE, found)
     write_figure(frontier_picture(found), out / PICTURE)
@@ -139,7 +134,9 @@ def member_folder(out: Path, cost: float) -> Path:
     return out / f"cost-{cost}"
 
 
-def measure_frontier(out: Path, costs: Sequence[float], verifier: str | None, dtype: DType, device: str) -> Frontier:
+def measure_frontier(
+    out: Path, costs: Sequence[float], verifier: str | None, dtype: DType, device: str
+) -> lazy_types.Frontier:
     """Measure the fits that lie in ``out``; the verifier is loaded anew for each, as a backend may change it in place.
 
     Args:
@@ -148,6 +145,14 @@ def measure_frontier(out: Path, costs: Sequence[float], verifier: str | None, dt
     Raises:
         CalibrationError: a fit is missing or damaged, or the fits cannot be compared.
     """
+    import torch
+
+    from viasd_calib.calibration.artifacts import FitArtifact, load_artifact
+    from viasd_calib.evaluation.frontier import Frontier, FrontierMember, check_comparable, measure_member
+    from viasd_calib.hardware import hardware
+    from viasd_calib.models import load_verifier
+    from viasd_calib.slim.loading import load_ready
+
     folders = [member_folder(out, cost) for cost in costs]
     fits = [load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit") for folder in folders]
     check_comparable(fits)
@@ -158,8 +163,10 @@ def measure_frontier(out: Path, costs: Sequence[float], verifier: str | None, dt
     return Frontier(dtype=dtype, device=device, hardware=hardware(torch.device(device)), members=members)
 
 
-def frontier_table(frontier: Frontier) -> Table:
+def frontier_table(frontier: lazy_types.Frontier) -> Table:
     """What was measured, as a table: one row a member."""
+    from viasd_calib.evaluation.frontier import CONFIDENT_SHARES
+
     widths = list(frontier.members[0].relative_cost)
     headings = ["", *(f"cost, width {width}" for width in widths), "agreement"]
     surest = [f"surest {float(share):.0%}" for share in CONFIDENT_SHARES]

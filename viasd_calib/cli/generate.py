@@ -8,18 +8,16 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 from rich.text import Text
 
+from viasd_calib.choices import Backend, MethodName
+from viasd_calib.cli import lazy_types
 from viasd_calib.cli.notices import notice_uncertified
-from viasd_calib.decoding.decoder import Emitted, MethodName, load_engine
-from viasd_calib.decoding.policies import Tier
-from viasd_calib.decoding.sampling import Sampling
-from viasd_calib.models import LoadVerifier, Verifier, load_verifier
-from viasd_calib.slim.backends import Backend
-from viasd_calib.spec import Audit, DType
+from viasd_calib.spec import Audit, DType, load_spec
 
-TIER_STYLES = {Tier.ACCEPT: "green", Tier.REGENERATE: "yellow", Tier.ESCALATE: "blue"}
+TIER_STYLES = {"accept": "green", "regenerate": "yellow", "escalate": "blue"}
+"""Colours of the tiers, by their names."""
 
 
-def generate(
+def answer(
     spec: str,
     prompt: str,
     max_new_tokens: int = 128,
@@ -36,7 +34,7 @@ def generate(
     dtype: DType | None = None,
     device: str = "cpu",
     backend: Backend | None = None,
-    _load: LoadVerifier = load_verifier,
+    _load: lazy_types.LoadVerifier | None = None,
 ) -> None:
     """Answer a prompt with a routing spec, streaming each token once it is final.
 
@@ -59,7 +57,14 @@ def generate(
         backend: what runs them: eager, packed (CPU) or compiled (minutes to compile first); the faster one of the
             first two where it is left out.
     """
-    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=_load)
+    load_spec(spec)
+
+    from viasd_calib.decoding.decoder import load_engine
+    from viasd_calib.decoding.sampling import Sampling
+    from viasd_calib.models import load_verifier
+
+    load = _load or load_verifier
+    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=load)
     if method == "three_tier":
         notice_uncertified(engine.spec, audit)
     sampling = Sampling(
@@ -78,15 +83,17 @@ def generate(
     count = 0
     for piece, tier in pieces(engine.verifier, decoder.stream(ids, max_new_tokens)):
         count += 1
-        console.print(Text(piece, style=TIER_STYLES[tier] if show_tiers else ""), end="")
+        console.print(Text(piece, style=TIER_STYLES[tier.name.lower()] if show_tiers else ""), end="")
     seconds = time.perf_counter() - begin
     console.print()
     if show_tiers:
-        legend = "  ".join(f"[{style}]{tier.name.lower()}[/]" for tier, style in TIER_STYLES.items())
+        legend = "  ".join(f"[{style}]{tier}[/]" for tier, style in TIER_STYLES.items())
         console.print(f"[dim]tiers:[/] {legend}  [dim]{count} tokens, {count / seconds:.1f} tokens/s[/]")
 
 
-def pieces(verifier: Verifier, stream: Iterable[Emitted]) -> Iterator[tuple[str, Tier]]:
+def pieces(
+    verifier: lazy_types.Verifier, stream: Iterable[lazy_types.Emitted]
+) -> Iterator[tuple[str, lazy_types.Tier]]:
     """The text each token adds; a character that is still incomplete waits for its last token."""
     tokens: list[int] = []
     told = ""

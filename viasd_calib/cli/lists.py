@@ -1,8 +1,8 @@
-"""Options that are comma-separated lists of names."""
+"""Lists of names or numbers, as options take them and as tables print them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from viasd_calib.errors import ViasdError
@@ -40,3 +40,16 @@ def split_names(words: str) -> list[str]:
         ['runs/a', 'runs/b']
     """
     return list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
+
+
+def runs(places: Sequence[int]) -> str:
+    """Rising numbers, with runs of them written as one.
+
+    Example:
+        >>> runs([3, 4, 5, 7]), runs([])
+        ('3-5, 7', 'none')
+    """
+    begins = [place for place in places if place - 1 not in places]
+    ends = [place for place in places if place + 1 not in places]
+    words = (str(begin) if begin == end else f"{begin}-{end}" for begin, end in zip(begins, ends, strict=True))
+    return ", ".join(words) or "none"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from viasd_calib.models import Verifier, load_verifier
+from viasd_calib.cli import lazy_types
 from viasd_calib.spec import DType
 
 
@@ -13,14 +13,16 @@ class SharedVerifiers:
     """
 
     def __init__(self) -> None:
-        self._loaded: dict[tuple[str, DType, str], Verifier] = {}
+        self._loaded: dict[tuple[str, DType, str], lazy_types.Verifier] = {}
 
-    def __call__(self, name_or_path: str, *, dtype: DType = "float32", device: str = "cpu") -> Verifier:
+    def __call__(self, name_or_path: str, *, dtype: DType = "float32", device: str = "cpu") -> lazy_types.Verifier:
         """The verifier of that name, loaded at the first call.
 
         Raises:
             ModelError: nothing of that name, or a damaged file.
         """
+        from viasd_calib.models import load_verifier
+
         key = (name_or_path, dtype, device)
         if key not in self._loaded:
             self._loaded[key] = load_verifier(name_or_path, dtype=dtype, device=device)

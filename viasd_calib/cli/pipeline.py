@@ -8,18 +8,18 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from viasd_calib.calibration.artifacts import CALIBRATE_FILE, FIT_FILE
-from viasd_calib.calibration.candidates import FRACTIONS
+from viasd_calib.choices import FRACTIONS, SMOLLM2
 from viasd_calib.cli.calibrate import calibrate
 from viasd_calib.cli.capture import capture
+from viasd_calib.cli.checks import check_out_folder
 from viasd_calib.cli.evaluate import bench, report
 from viasd_calib.cli.export import export, record_evidence, validate
 from viasd_calib.cli.fit import fit
-from viasd_calib.cli.generate import generate
+from viasd_calib.cli.generate import answer
 from viasd_calib.cli.loading import SharedVerifiers
 from viasd_calib.cli.notices import announce
-from viasd_calib.models import SMOLLM2
-from viasd_calib.prompts import EMBEDDED
+from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
+from viasd_calib.prompts import EMBEDDED, read_prompts
 
 
 class CaptureStep(BaseModel):
@@ -76,6 +76,9 @@ def run(
         bench_step: options of the bench step.
         sample_prompt: a prompt to answer at the end, coloured by tier.
     """
+    check_out_folder("--out", out)
+    read_prompts(prompts)
+
     folder = Path(out)
     traces, fitted, calibrated = folder / "traces", folder / "fit", folder / "calibrate"
     spec, measured = folder / "spec" / "routing.json", folder / "bench.json"
@@ -109,5 +112,5 @@ def run(
         **common,
     )
     announce("7/7 generate")
-    generate(spec=str(spec), prompt=sample_prompt, max_new_tokens=64, show_tiers=True, verifier=verifier, _load=load)
+    answer(spec=str(spec), prompt=sample_prompt, max_new_tokens=64, show_tiers=True, verifier=verifier, _load=load)
     Console().print(f"\nspec: {spec}\nreport: {folder / 'report.html'}\nbenchmark: {measured}")

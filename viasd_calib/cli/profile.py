@@ -9,14 +9,13 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from viasd_calib.choices import Backend
+from viasd_calib.cli.checks import check_out_file
 from viasd_calib.cli.notices import say_written
-from viasd_calib.decoding.decoder import load_engine
 from viasd_calib.errors import PlanningError
-from viasd_calib.evaluation.plots import latency_profile, picture_format, write_figure
-from viasd_calib.planning.measure import measure_profile
+from viasd_calib.evaluation.pictures import picture_format
 from viasd_calib.planning.profile import LatencyProfile, Measured, ProfileSettings, RoundPart, save_profile
-from viasd_calib.slim.backends import Backend
-from viasd_calib.spec import DType, first_problem
+from viasd_calib.spec import DType, first_problem, load_spec
 from viasd_calib.tables import new_table
 
 
@@ -50,8 +49,15 @@ def profile(
             first two where it is left out.
     """
     settings = profile_settings(widths, contexts, batches, repeats)
+    check_out_file("--json", json)
     if plot is not None:
-        picture_format(Path(plot))  # refused now, not after minutes of measuring
+        check_out_file("--plot", plot)
+        picture_format(Path(plot))
+    load_spec(spec)
+
+    from viasd_calib.decoding.decoder import load_engine
+    from viasd_calib.planning.measure import measure_profile
+
     engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend)
     result = measure_profile(engine, settings)
     save_profile(result, json)
@@ -60,6 +66,8 @@ def profile(
     console.print(rounds_table(result))
     say_written(json)
     if plot is not None:
+        from viasd_calib.evaluation.plots import latency_profile, write_figure
+
         write_figure(latency_profile(result), Path(plot))
         say_written(plot)
     return result

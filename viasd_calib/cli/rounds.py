@@ -9,23 +9,14 @@ from pathlib import Path
 import torch
 from jsonargparse import Namespace
 
-from viasd_calib.calibration.artifacts import (
-    ADAPTER_FILE,
-    BRIDGES_FILE,
-    FIT_FILE,
-    HEAD_VOCAB_FILE,
-    MLP_KEEP_FILE,
-    SCORES_FILE,
-    FitArtifact,
-    load_artifact,
-    load_scores,
-)
+from viasd_calib.calibration.artifacts import FitArtifact, load_artifact, load_scores
 from viasd_calib.calibration.candidates import propose
 from viasd_calib.cli.fit_result import gate_texts
 from viasd_calib.cli.fitted import decoder_at, open_fit
 from viasd_calib.cli.notices import announce, say_written
 from viasd_calib.cli.router_cli import RouterCLI, data_of
 from viasd_calib.errors import CalibrationError
+from viasd_calib.file_names import ADAPTER_FILE, BRIDGES_FILE, FIT_FILE, HEAD_VOCAB_FILE, MLP_KEEP_FILE, SCORES_FILE
 from viasd_calib.files import copy_file
 from viasd_calib.models import LoadVerifier, Verifier
 from viasd_calib.spec import Decoding

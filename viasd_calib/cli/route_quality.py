@@ -8,19 +8,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from viasd_calib.choices import Backend
+from viasd_calib.cli import lazy_types
+from viasd_calib.cli.checks import check_out_file
 from viasd_calib.cli.evaluate import choose_prompts
 from viasd_calib.cli.notices import say_written
-from viasd_calib.decoding.decoder import load_engine
-from viasd_calib.evaluation.route_quality import RouteQuality, measure_quality
 from viasd_calib.files import write_json
-from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares
-from viasd_calib.slim.backends import Backend
-from viasd_calib.slim.cost import CONTEXT, relative_cost
-from viasd_calib.spec import DType
+from viasd_calib.spec import DType, load_spec
 from viasd_calib.tables import new_table
-from viasd_calib.traces.capture import CaptureSettings, capture
-from viasd_calib.traces.data import read_texts
 
 
 def route_quality(
@@ -36,8 +32,8 @@ def route_quality(
     dtype: DType | None = None,
     device: str = "cpu",
     backend: Backend | None = None,
-    _load: LoadVerifier = load_verifier,
-) -> RouteQuality:
+    _load: lazy_types.LoadVerifier | None = None,
+) -> lazy_types.RouteQuality:
     """Measure how well the slim verifier speaks for the full one, and what a pass of it costs.
 
     The full verifier answers the prompts greedily; the slim one is asked at every place of these answers.
@@ -57,8 +53,19 @@ def route_quality(
         backend: what runs them: eager, packed (CPU) or compiled (minutes to compile first); the faster one of the
             first two where it is left out.
     """
+    check_out_file("--json", json)
     chosen = choose_prompts(prompts, split, shares, limit)
-    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=_load)
+    load_spec(spec)
+
+    from viasd_calib.decoding.decoder import load_engine
+    from viasd_calib.evaluation.route_quality import measure_quality
+    from viasd_calib.models import load_verifier
+    from viasd_calib.slim.cost import CONTEXT, relative_cost
+    from viasd_calib.traces.capture import CaptureSettings, capture
+    from viasd_calib.traces.data import read_texts
+
+    load = _load or load_verifier
+    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=load)
     engine.prepare_passes([CONTEXT])
     cost = relative_cost(engine.routed)  # before other work warms or fills the caches
     with tempfile.TemporaryDirectory(prefix="viasd-") as folder:
@@ -72,7 +79,7 @@ def route_quality(
     return quality
 
 
-def quality_table(quality: RouteQuality) -> Table:
+def quality_table(quality: lazy_types.RouteQuality) -> Table:
     """What was measured, as a table."""
     table = new_table("slim verifier against full verifier", ["", "agreement"])
     table.add_row("all places, directly behind the full verifier", f"{quality.agreement:.4f}")

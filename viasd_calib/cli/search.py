@@ -9,19 +9,16 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from viasd_calib.choices import SEARCH_METHODS
+from viasd_calib.cli import lazy_types
+from viasd_calib.cli.checks import check_out_file, check_traces
 from viasd_calib.cli.lists import parse_methods, split_names
 from viasd_calib.cli.notices import notice_resumed, say_written
 from viasd_calib.errors import CalibrationError, TraceError
-from viasd_calib.hardware import hardware
 from viasd_calib.ledger import ledger_beside
-from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.prompts import Split, SplitShares, combined_sha256
-from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import DType, first_problem
 from viasd_calib.tables import new_table
-from viasd_calib.traces.data import TraceDataModule
-from viasd_calib.training.search.compare import compare_choices, divide_texts, measured_space
-from viasd_calib.training.search.methods import CHOICES
 from viasd_calib.training.search.record import CONFIDENT_SHARES, SearchResult, SearchSettings, save_search
 
 
@@ -29,7 +26,7 @@ def search(
     traces: str,
     json: str,
     target_cost: float = 0.5,
-    methods: str = ",".join(CHOICES),
+    methods: str = ",".join(SEARCH_METHODS),
     budget: int = 200,
     limit_texts: int | None = 60,
     bridges: bool = True,
@@ -42,7 +39,7 @@ def search(
     verifier: str | None = None,
     dtype: DType = "float32",
     device: str = "cpu",
-    _load: LoadVerifier = load_verifier,
+    _load: lazy_types.LoadVerifier | None = None,
 ) -> SearchResult:
     """Choose a route in several ways, each with the same texts and budget, and compare the routes on held-back texts.
 
@@ -70,18 +67,29 @@ def search(
     """
     settings = _settings(
         target_cost=target_cost,
-        methods=parse_methods(methods, CHOICES, CalibrationError),
+        methods=parse_methods(methods, SEARCH_METHODS, CalibrationError),
         budget=budget,
         keep_layers=keep_layers,
         bridges=bridges,
         bridge_rank=bridge_rank,
         seed=seed,
     )
-    data = TraceDataModule(split_names(traces), split=split, shares=shares, validation_share=validation_share)
+    check_out_file("--json", json)
+    folders = split_names(traces)
+    check_traces("--traces", folders)
+
+    from viasd_calib.hardware import hardware
+    from viasd_calib.models import load_verifier
+    from viasd_calib.slim.forward import RoutedModel
+    from viasd_calib.traces.data import TraceDataModule
+    from viasd_calib.training.search.compare import compare_choices, divide_texts, measured_space
+
+    data = TraceDataModule(folders, split=split, shares=shares, validation_share=validation_share)
     data.setup()
     texts = divide_texts(data, limit_texts)
     wanted = data.verifier_ref()
-    loaded = _load(verifier or wanted.name_or_path, dtype=dtype, device=device)
+    load = _load or load_verifier
+    loaded = load(verifier or wanted.name_or_path, dtype=dtype, device=device)
     if loaded.ref.config_sha256 != wanted.config_sha256:
         raise TraceError(f"the traces are of {wanted.name_or_path}, not of {verifier}; give its --verifier")
     model = RoutedModel(loaded.model)

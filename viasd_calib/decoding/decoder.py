@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from transformers import (
@@ -17,6 +16,7 @@ from transformers import (
     StopStringCriteria,
 )
 
+from viasd_calib.choices import Backend, MethodName
 from viasd_calib.decoding.baselines import (
     Lenient,
     SelfSpeculative,
@@ -56,26 +56,11 @@ from viasd_calib.draft.build import build_drafter
 from viasd_calib.draft.passes import Passes, finish
 from viasd_calib.errors import PromptError, SamplingError, SpecError
 from viasd_calib.models import LoadVerifier, Verifier, load_verifier
-from viasd_calib.slim.backends import Backend, default_backend, prepare
+from viasd_calib.slim.backends import default_backend, prepare
 from viasd_calib.slim.cache import check_context
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.loading import load_routed
 from viasd_calib.spec import Audit, Decoding, DType, Gates, RoutingSpec, check_verifier, load_spec
-
-MethodName = Literal[
-    "autoregressive",
-    "speculative",
-    "three_tier",
-    "speculative_fixed",
-    "self_speculative",
-    "via_sd_fixed",
-    "via_sd_published",
-    "trispec",
-    "sprinter",
-    "lenient",
-    "static_ensemble",
-]
-"""``three_tier`` is the project's own; :mod:`~viasd_calib.decoding.baselines` says what the others are."""
 
 
 @dataclass(frozen=True)

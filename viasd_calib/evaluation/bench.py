@@ -7,15 +7,16 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
 from viasd_calib.calibration.losses import diverging
+from viasd_calib.choices import Backend, BenchMethod
 from viasd_calib.decoding.baselines import TransformersDecoder
 from viasd_calib.decoding.conversation import Answering, Turn, converse
-from viasd_calib.decoding.decoder import Decoder, Engine, MethodName
+from viasd_calib.decoding.decoder import Decoder, Engine
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.differences import Difference, find_difference
 from viasd_calib.evaluation.metrics import Interval, MethodResult, PromptResult, pool
@@ -24,17 +25,11 @@ from viasd_calib.ledger import Ledger
 from viasd_calib.models import Verifier, encode_prompt
 from viasd_calib.progress import progress_bar
 from viasd_calib.prompts import Prompt
-from viasd_calib.slim.backends import Backend
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit
 from viasd_calib.tables import new_table
 
 WARM_UP_TOKENS = 16
-
-BenchMethod = MethodName | Literal["transformers"]
-"""Every method of the engine, and transformers' own ``generate``."""
-
-BENCH_METHODS: tuple[BenchMethod, ...] = (*get_args(MethodName), "transformers")
 
 
 class BenchSettings(BaseModel):

@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from viasd_calib.calibration.artifacts import FIT_FILE, FitArtifact, load_artifact, load_scores
+from viasd_calib.calibration.artifacts import FitArtifact, load_artifact, load_scores
 from viasd_calib.errors import CalibrationError
+from viasd_calib.file_names import FIT_FILE, FRONTIER_FILE
 from viasd_calib.slim.cost import relative_cost
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import DType
 from viasd_calib.training.judging import surest_agreement
 
-FRONTIER_FILE = "frontier.json"
 CONFIDENT_SHARES = ("0.5", "0.7", "0.9")
 """Shares of the places, those where the slim gate is surest of q', that agreement is given for."""
 COST_WIDTH = 4

@@ -23,7 +23,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from viasd_calib.decoding.policies import Tier
-from viasd_calib.errors import StorageError
+from viasd_calib.evaluation.pictures import picture_format
 from viasd_calib.files import atomic_path
 from viasd_calib.slim.bridges import SkippedRun, skipped_runs
 
@@ -55,7 +55,6 @@ TIER_NAMES = {tier: f"tier {tier.value} {tier.name.lower()}" for tier in Tier}
 PLACES_PER_BIN = 8
 LATENCY_COLOURS = {"draft": TIER_COLOURS[Tier.ACCEPT], "slim": TIER_COLOURS[Tier.REGENERATE], "full": INK}
 ROUND_COLOURS = {**LATENCY_COLOURS, "head": GATE_COLOURS["slim"], "rest": TIER_COLOURS[Tier.ESCALATE]}
-PICTURE_FORMATS = ("png", "svg", "pdf")
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it is searchable, and takes the page's typeface
@@ -438,23 +437,6 @@ def _timeline_row(axes: Axes, height: int, row: str, bars: Sequence[tuple[float,
     axes.broken_barh(spans, (height - 0.36, 0.72), facecolor=ROUND_COLOURS[row], edgecolor=PAPER, linewidth=0.4)
     axes.annotate(f"{sum(length for _, length in spans):.1f} ms", (1000 * end, height), xytext=(5, 0),
                   textcoords="offset points", va="center", color=MUTED, fontsize=_SMALL)  # fmt: skip
-
-
-def picture_format(path: Path) -> str:
-    """The format that a picture's ending names.
-
-    Raises:
-        StorageError: it names none that can be drawn.
-
-    Example:
-        >>> picture_format(Path("profile.png"))
-        'png'
-    """
-    name = path.suffix.lower().removeprefix(".")
-    if name not in PICTURE_FORMATS:
-        known = ", ".join(f".{known}" for known in PICTURE_FORMATS)
-        raise StorageError(f"cannot draw {path}: its ending names no kind of picture; choose one of {known}")
-    return name
 
 
 def write_figure(figure: Figure, path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from viasd_calib.decoding.decoder import Engine, MethodName
+from viasd_calib.choices import MethodName
+from viasd_calib.decoding.decoder import Engine
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.shallow import ShallowDrafter

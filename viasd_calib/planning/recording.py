@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from viasd_calib.decoding.decoder import Engine, MethodName
+from viasd_calib.choices import MethodName
+from viasd_calib.decoding.decoder import Engine
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter

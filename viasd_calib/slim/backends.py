@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from viasd_calib.choices import Backend
 from viasd_calib.errors import ModelError
 from viasd_calib.slim.compiled import CompiledModel
 from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.slim.grouped import group_heads
 from viasd_calib.slim.packed import can_pack, pack_linears
 from viasd_calib.spec import Route
-
-Backend = Literal["eager", "packed", "compiled"]
-"""``eager`` runs the modules as they are; ``packed`` has their weights in the order of the CPU's kernels, and layers
-that read the same input as one product; ``compiled`` has each pass as one graph of static shapes
-(:mod:`viasd_calib.slim.compiled`), of packed weights where those are faster. The latter two have query heads that share
-keys as rows of one product, where attention is ``sdpa``."""
-
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
 def default_backend(device: torch.device, dtype: torch.dtype) -> Backend:

@@ -7,8 +7,9 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 
+from viasd_calib.choices import Backend
 from viasd_calib.slim.adapter import load_slim_layers
-from viasd_calib.slim.backends import Backend, default_backend, open_model, prepare
+from viasd_calib.slim.backends import default_backend, open_model, prepare
 from viasd_calib.slim.bridges import load_bridges
 from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.slim.head import load_head_ids

@@ -24,6 +24,7 @@ from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.summary import stack_summaries, summarize
 from viasd_calib.draft.base import Drafter
 from viasd_calib.errors import TraceError
+from viasd_calib.file_names import MANIFEST
 from viasd_calib.files import atomic_path, write_json
 from viasd_calib.models import Verifier, encode_prompt
 from viasd_calib.progress import progress_bar
@@ -36,7 +37,6 @@ from viasd_calib.traces.schema import summary_columns, trace_features
 
 Item = TypeVar("Item")
 
-MANIFEST = "capture.json"
 MAX_DEPTH = 6
 """Drafts are logged as they stand after 0 to 5 drafted, unverified tokens: the depths of a block of default length."""
 

@@ -11,10 +11,11 @@ from lightning import LightningModule
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from viasd_calib.choices import SMOLLM2
 from viasd_calib.draft.build import SHALLOW_FILE, SHALLOW_TENSORS, describe_shallow, name_draft
 from viasd_calib.draft.shallow import ShallowModel, load_shallow, save_shallow, unrolled_states
 from viasd_calib.errors import ModelError
-from viasd_calib.models import SMOLLM2, load_verifier
+from viasd_calib.models import load_verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import ShallowDraft, ShallowShape
 from viasd_calib.traces.data import TraceBatch, TraceDataModule

@@ -14,8 +14,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from viasd_calib.choices import SMOLLM2, SearchMethod
 from viasd_calib.errors import CalibrationError
-from viasd_calib.models import SMOLLM2, Verifier, load_verifier
+from viasd_calib.models import Verifier, load_verifier
 from viasd_calib.slim.adapter import DEFAULT_TARGETS, adapted_layers, of_adapter
 from viasd_calib.slim.bridges import carried_ends, new_bridges
 from viasd_calib.slim.cost import TOLERANCE, SublayerCosts, sublayer_costs
@@ -28,7 +29,6 @@ from viasd_calib.training.hard_concrete import HardConcrete
 from viasd_calib.training.head_vocabulary import check_size, choose_tokens
 from viasd_calib.training.neuron_ranking import rank_neurons
 from viasd_calib.training.objectives import OBJECTIVES, Objective
-from viasd_calib.training.search.methods import SearchMethod
 from viasd_calib.training.search.record import load_search
 from viasd_calib.training.spans import choose_span, span_routes
 from viasd_calib.training.student import run_starts, student_states

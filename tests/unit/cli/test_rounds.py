@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from tests.tiny import TinyFolder, even_costs, tiny_fit, tiny_prompts, tiny_traces
-from viasd_calib.calibration.artifacts import FIT_FILE, FitArtifact, load_artifact
+from viasd_calib.calibration.artifacts import FitArtifact, load_artifact
 from viasd_calib.calibration.losses import diverging
 from viasd_calib.cli import main, router_cli
 from viasd_calib.cli.fit import fit
 from viasd_calib.cli.fitted import open_fit
 from viasd_calib.cli.rounds import RESULTS, settings_like
+from viasd_calib.file_names import FIT_FILE
 from viasd_calib.models import load_verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces import capture as capturing

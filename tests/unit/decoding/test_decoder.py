@@ -18,7 +18,8 @@ from tests.tiny import (
     tiny_shape,
     transformers_text,
 )
-from viasd_calib.decoding.decoder import Engine, MethodName, assemble, load_engine, three_tier
+from viasd_calib.choices import MethodName
+from viasd_calib.decoding.decoder import Engine, assemble, load_engine, three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
 from viasd_calib.decoding.rounds import NEVER, Autoregressive, Speculative, ThreeTier
 from viasd_calib.decoding.rules import CalibratedRule

@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 from tests.tiny import constant_gate, verifier_ref
 from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.errors import CalibrationError
-from viasd_calib.evaluation.frontier import (
-    CONFIDENT_SHARES,
-    FRONTIER_FILE,
-    Frontier,
-    FrontierMember,
-    check_comparable,
-    load_frontier,
-)
+from viasd_calib.evaluation.frontier import CONFIDENT_SHARES, Frontier, FrontierMember, check_comparable, load_frontier
 from viasd_calib.evaluation.plots import frontier_picture
+from viasd_calib.file_names import FRONTIER_FILE
 from viasd_calib.files import write_json
 from viasd_calib.spec import Route
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.tiny import DRAFTERS, constant_gate, make_drafter
+from viasd_calib.choices import MethodName
 from viasd_calib.decoding.choosing import GreedyChooser
-from viasd_calib.decoding.decoder import Engine, MethodName
+from viasd_calib.decoding.decoder import Engine
 from viasd_calib.models import Verifier
 from viasd_calib.planning import recording
 from viasd_calib.planning.recording import RecordedRound, RecordedText, Recorder, Span, typical_round

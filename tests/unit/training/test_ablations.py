@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from tests.tiny import TinyFolder, tiny_traces
-from viasd_calib.calibration.artifacts import FIT_FILE
 from viasd_calib.cli.search import search
+from viasd_calib.file_names import FIT_FILE
 from viasd_calib.prompts import SplitShares
 
 SCRIPT = Path(__file__).parents[3] / "train" / "ablations.py"

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.tiny import TinyFolder, tiny_traces
-from viasd_calib.calibration.artifacts import ADAPTER_FILE, BRIDGES_FILE
+from viasd_calib.file_names import ADAPTER_FILE, BRIDGES_FILE
 from viasd_calib.training.router import RouteChoice
 
 ROOT = Path(__file__).parents[3]

@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from viasd_calib.choices import SearchMethod
 from viasd_calib.errors import TraceError
 from viasd_calib.ledger import Ledger
 from viasd_calib.progress import progress_bar
@@ -19,7 +20,7 @@ from viasd_calib.traces.data import TraceDataModule, TraceText
 from viasd_calib.training.bridge_fit import BridgeFitter, all_streams
 from viasd_calib.training.judging import JudgedPlaces, directly_behind, judge_places, read_for_judging
 from viasd_calib.training.search.judge import RouteJudge, read_once
-from viasd_calib.training.search.methods import CHOICES, SearchMethod
+from viasd_calib.training.search.methods import CHOICES
 from viasd_calib.training.search.record import CONFIDENT_SHARES, FoundRoute, SearchSettings
 from viasd_calib.training.search.space import SearchSpace
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
+from viasd_calib.choices import SearchMethod
 from viasd_calib.spec import Route
 from viasd_calib.training.search.alone import ablation_order, greedy_removal, knapsack
 from viasd_calib.training.search.blind import best_random, best_span, evenly_spaced
@@ -12,8 +12,6 @@ from viasd_calib.training.search.dimr import dimr
 from viasd_calib.training.search.judge import RouteJudge
 from viasd_calib.training.search.similarity import most_alike
 from viasd_calib.training.search.space import SearchSpace
-
-SearchMethod = Literal["span", "random", "even", "ablation", "greedy", "dimr", "similarity", "knapsack"]
 
 Choice = Callable[[SearchSpace, RouteJudge, int], Route]
 """From the routes there are, the judge with the budget, and a seed to the route that is chosen."""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from viasd_calib.choices import SearchMethod
 from viasd_calib.errors import CalibrationError
 from viasd_calib.files import write_json
 from viasd_calib.spec import Route, VerifierRef
-from viasd_calib.training.search.methods import SearchMethod
 
 CONFIDENT_SHARES = ("0.5", "0.7", "0.9")
 """Shares of the places, those where q' is surest, that agreement is given for."""

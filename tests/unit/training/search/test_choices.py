@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_model, tiny_texts
+from viasd_calib.choices import SearchMethod
 from viasd_calib.errors import CalibrationError
 from viasd_calib.slim.bridges import skipped_numbers
 from viasd_calib.slim.cost import SublayerCosts
@@ -23,7 +24,7 @@ from viasd_calib.training.search.alone import ablation_losses, ablation_order, g
 from viasd_calib.training.search.blind import best_random, best_span, evenly_spaced
 from viasd_calib.training.search.dimr import BAYES_EVERY, dimr
 from viasd_calib.training.search.judge import RouteJudge, read_once
-from viasd_calib.training.search.methods import CHOICES, SearchMethod
+from viasd_calib.training.search.methods import CHOICES
 from viasd_calib.training.search.similarity import cosines, most_alike
 from viasd_calib.training.search.space import SearchSpace, whole
 from viasd_calib.training.spans import judge_routes, span_routes

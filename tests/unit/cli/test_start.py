@@ -1,0 +1,99 @@
+"""A command answers what it can without loading what takes seconds to load."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from viasd_calib.cli import COMMANDS
+
+HEAVY = ("torch", "transformers", "lightning", "datasets", "sklearn", "matplotlib", "mapie", "numpy", "pyarrow")
+
+PROGRAM = f"""
+import contextlib, io, json, sys
+from viasd_calib.cli import main
+
+said = {{}}
+for name, words in json.loads(sys.argv[1]).items():
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main(words)
+        except SystemExit as stop:
+            status = stop.code
+    said[name] = [status, out.getvalue(), err.getvalue(), [heavy for heavy in {HEAVY} if heavy in sys.modules]]
+print(json.dumps(said))
+"""
+
+
+def answers(runs: dict[str, list[str]], folder: Path) -> dict[str, tuple[int, str, str]]:
+    """Status, output and messages of runs in one fresh process, none of which loads anything heavy."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(runs)], cwd=folder, capture_output=True, text=True, check=True
+    )
+    said: dict[str, tuple[int, str, str]] = {}
+    for name, (status, out, err, heavy) in json.loads(done.stdout).items():
+        assert heavy == [], f"viasd {' '.join(runs[name])} loads {', '.join(heavy)}"
+        said[name] = (status, out, err)
+    return said
+
+
+PARSED = [name for name, command in COMMANDS.items() if name not in ("fit",)]
+
+
+def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
+    said = answers({name: [name, "--help"] for name in PARSED}, tmp_path)
+    for name, (status, out, _) in said.items():
+        assert status == 0, name
+        assert out.startswith(f"usage: viasd {name}"), name
+
+
+def test_wrong_input_is_refused_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"id": "a", "task": "qa"}\n')
+    (tmp_path / "cut.json").write_text('{"schema_version": ')
+    (tmp_path / "fit").mkdir()
+    (tmp_path / "fit" / "fit.json").write_text("{")
+    bad, none = ["--prompts", "bad.jsonl"], ["--prompts", "none.jsonl"]
+    cases = {
+        "capture": ([*bad, "--out", "out"], "bad.jsonl, line 1"),
+        "calibrate": (["--fit", "fit", *none, "--out", "out"], "fit/fit.json is damaged"),
+        "bench": ([*none, "--spec", "cut.json", "--json", "bench.json"], "cannot read prompts from none.jsonl"),
+        "report": (["--spec", "cut.json", "--bench", "none.json", "--out", "page.html"], "run viasd bench first"),
+        "route-quality": (["--spec", "cut.json", "--json", "out.json"], "cut.json is not valid JSON"),
+        "search": (["--traces", "none", "--json", "out.json"], "none/capture.json"),
+        "generate": (["--spec", "cut.json", "--prompt", "Why?"], "cut.json is not valid JSON"),
+        "profile": (["--spec", "cut.json", "--json", "out.json", "--plot", "a.bmp"], "cannot draw a.bmp"),
+        "export": (["--calibrate", "none", "--out", "out.json"], "none/calibrate.json"),
+        "validate": (["cut.json"], "cut.json is not valid JSON"),
+        "fit": (["--config", "none.yaml"], "none.yaml"),
+        "frontier": (["--target-costs", "[0.5]", "--out", "bad.jsonl"], "bad.jsonl: it is a file"),
+        "run": ([*none, "--out", "out", "--fit-config", "fit.yaml"], "cannot read prompts from none.jsonl"),
+    }
+    assert {*cases, "schema"} == {*COMMANDS}
+    said = answers({name: [name, *words] for name, (words, _) in cases.items()}, tmp_path)
+    for name, (_, message) in cases.items():
+        status, _, err = said[name]
+        assert status == 1, name
+        assert message in err, name
+
+
+@pytest.mark.parametrize("words", [["schema"], ["--version"], ["capture", "--out", "out", "--print_config"]])
+def test_what_asks_no_model_is_answered_without_one(words: list[str], tmp_path: Path) -> None:
+    ((status, out, err),) = answers({"asked": words}, tmp_path).values()
+    assert (status, err) == (0, "")
+    assert out
+
+
+def test_a_wrong_option_is_refused_without_a_model(tmp_path: Path) -> None:
+    runs = {
+        "unknown": ["capture", "--out", "out", "--nonsense", "3"],
+        "value": ["generate", "--spec", "a", "--prompt", "b", "--method", "foo"],
+    }
+    said = answers(runs, tmp_path)
+    assert said["unknown"][0] == said["value"][0] == 2
+    assert "--nonsense" in said["unknown"][2]
+    assert "three_tier" in said["value"][2]

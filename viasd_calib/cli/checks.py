@@ -1,0 +1,104 @@
+"""What a command can check in milliseconds: whether its files are there, and whether its result can be written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from viasd_calib.errors import BenchError, CalibrationError, StorageError, TraceError, ViasdError
+from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, FRONTIER_FILE, MANIFEST
+
+
+def check_out_file(option: str, path: str) -> None:
+    """Refuse a file that could not be written when all is done.
+
+    Raises:
+        StorageError: no path, a folder, or a place that cannot be written.
+    """
+    if not path.strip():
+        raise StorageError(f"{option} is empty; give the path of the file to write")
+    target = Path(path)
+    if target.is_dir():
+        raise StorageError(f"cannot write {path}: it is a folder; give {option} the path of a file")
+    _check_place(target, target.parent)
+
+
+def check_out_folder(option: str, path: str) -> None:
+    """Refuse a folder into which nothing could be written when all is done.
+
+    Raises:
+        StorageError: no path, a file, or a place that cannot be written.
+    """
+    if not path.strip():
+        raise StorageError(f"{option} is empty; give the path of a folder")
+    target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise StorageError(f"cannot write {path}: it is a file; give {option} the path of a folder")
+    _check_place(target, target)
+
+
+def _check_place(target: Path, folder: Path) -> None:
+    """Whether ``folder`` is one that can be written, or can be made."""
+    there = folder
+    try:
+        while not there.exists() and there != there.parent:
+            there = there.parent
+    except OSError as error:
+        raise StorageError(f"cannot write {target}: {error.strerror}; choose another path") from error
+    if not there.is_dir():
+        raise StorageError(f"cannot write {target}: {there} is not a folder; choose another path")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StorageError(f"cannot write {target}: no permission in {there}; choose a folder that can be written")
+
+
+def check_fit_folder(option: str, folder: str, *, of_frontier: bool = False) -> None:
+    """Refuse a folder that ``viasd fit``, or ``viasd frontier``, did not finish.
+
+    Raises:
+        CalibrationError: naming the file that is missing or damaged.
+    """
+    name, command = (FRONTIER_FILE, "viasd frontier") if of_frontier else (FIT_FILE, "viasd fit")
+    _check_json(option, Path(folder) / name, folder, command, CalibrationError)
+
+
+def check_calibrate_folder(option: str, folder: str) -> None:
+    """Refuse a folder that ``viasd calibrate`` did not finish.
+
+    Raises:
+        CalibrationError: naming the file that is missing or damaged.
+    """
+    _check_json(option, Path(folder) / CALIBRATE_FILE, folder, "viasd calibrate", CalibrationError)
+
+
+def check_bench(option: str, path: str) -> None:
+    """Refuse a file that is not of ``viasd bench``.
+
+    Raises:
+        BenchError: it is missing or damaged.
+    """
+    _check_json(option, Path(path), path, "viasd bench", BenchError)
+
+
+def check_traces(option: str, folders: Sequence[str]) -> None:
+    """Refuse folders that are not of ``viasd capture``.
+
+    Raises:
+        TraceError: there are none, or naming the first that is missing or damaged.
+    """
+    if not folders:
+        raise TraceError(f"{option} is empty; give the folder that viasd capture wrote")
+    for folder in folders:
+        _check_json(option, Path(folder) / MANIFEST, folder, "viasd capture", TraceError)
+
+
+def _check_json(option: str, path: Path, given: str, command: str, error: type[ViasdError]) -> None:
+    if not given.strip():
+        raise error(f"{option} is empty; give what {command} wrote")
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise error(f"cannot read {path}: {problem.strerror}; run {command} first, or mend {option}") from problem
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{path} is damaged ({problem}); run {command} again") from problem

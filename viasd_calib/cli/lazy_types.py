@@ -1,0 +1,33 @@
+"""Types of modules that take seconds to load, for annotations of commands alone.
+
+A command answers a wrong option before PyTorch is loaded, so its module imports nothing heavy, and names heavy types as
+``lazy_types.Engine``. Nothing evaluates such an annotation: jsonargparse, which would import what stands under
+``TYPE_CHECKING`` in a command's own module, leaves out what it cannot resolve. Options themselves have light types.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from viasd_calib.calibration.artifacts import CalibrateArtifact as CalibrateArtifact
+    from viasd_calib.calibration.gate_fitting import Reliability as Reliability
+    from viasd_calib.calibration.stopping import PassCosts as PassCosts
+    from viasd_calib.decoding.decoder import Emitted as Emitted
+    from viasd_calib.decoding.decoder import Engine as Engine
+    from viasd_calib.decoding.policies import Tier as Tier
+    from viasd_calib.decoding.sampling import Sampling as Sampling
+    from viasd_calib.decoding.session import Generation as Generation
+    from viasd_calib.evaluation.bench import BenchResult as BenchResult
+    from viasd_calib.evaluation.bench import BenchSettings as BenchSettings
+    from viasd_calib.evaluation.frontier import Frontier as Frontier
+    from viasd_calib.evaluation.report import SampleText as SampleText
+    from viasd_calib.evaluation.report import TestedCandidate as TestedCandidate
+    from viasd_calib.evaluation.route_quality import RouteQuality as RouteQuality
+    from viasd_calib.models import LoadVerifier as LoadVerifier
+    from viasd_calib.models import Verifier as Verifier
+    from viasd_calib.planning.recording import TypicalRound as TypicalRound
+    from viasd_calib.slim.forward import RoutedModel as RoutedModel
+    from viasd_calib.traces.agreement import DraftAgreement as DraftAgreement
+    from viasd_calib.traces.capture import CaptureReport as CaptureReport
+    from viasd_calib.traces.on_policy import Policy as Policy
+    from viasd_calib.training.search.record import SearchResult as SearchResult
+    from viasd_calib.training.search.record import SearchSettings as SearchSettings

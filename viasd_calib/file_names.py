@@ -1,0 +1,11 @@
+"""Names of the files that steps leave behind for the next one."""
+
+MANIFEST = "capture.json"
+FIT_FILE = "fit.json"
+SCORES_FILE = "scores.safetensors"
+ADAPTER_FILE = "adapter.safetensors"
+BRIDGES_FILE = "bridges.safetensors"
+MLP_KEEP_FILE = "mlp_keep.safetensors"
+HEAD_VOCAB_FILE = "head_vocab.safetensors"
+FRONTIER_FILE = "frontier.json"
+CALIBRATE_FILE = "calibrate.json"
