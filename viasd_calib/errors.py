@@ -43,3 +43,11 @@ class BenchError(ViasdError):
 
 class SamplingError(ViasdError):
     """Sampling settings are out of range, or a rule cannot sample as it is asked to."""
+
+
+class ViasdWarning(UserWarning):
+    """Base of every warning this package gives; commands print it as a notice."""
+
+
+class WeightsWarning(ViasdWarning):
+    """A model's weights are not those that a routing spec was made for, or nobody can say whether they are."""

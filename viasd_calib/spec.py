@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from viasd_calib import __version__
-from viasd_calib.errors import SpecError, ViasdError
+from viasd_calib.errors import SpecError, ViasdError, WeightsWarning
 from viasd_calib.files import write_json
 from viasd_calib.schema.base import Audit, DType, Sha256, Share, SpecModel, TensorFile, WeightFormat
 from viasd_calib.schema.certificate import Certificate, Evidence
@@ -76,6 +77,7 @@ __all__ = [
     "VerifierRef",
     "WeightFormat",
     "check_verifier",
+    "check_weights",
     "config_sha256",
     "file_sha256",
     "first_problem",
@@ -86,6 +88,7 @@ __all__ = [
     "tensor_file",
     "tensor_files",
     "tokenizer_sha256",
+    "void_certificate",
 ]
 """The parts of a spec too: this is where they are imported from."""
 
@@ -112,7 +115,10 @@ class Producer(SpecModel):
 
 
 class VerifierRef(SpecModel):
-    """The full verifier a spec belongs to."""
+    """The full verifier a spec belongs to.
+
+    ``weights_sha256`` is the hash of its weight files; specs of earlier releases have none.
+    """
 
     name_or_path: str
     revision: str | None = None
@@ -122,7 +128,24 @@ class VerifierRef(SpecModel):
     vocab_size: int = Field(gt=0)
     config_sha256: Sha256
     tokenizer_sha256: Sha256
+    weights_sha256: Sha256 | None = None
     dtype: DType
+
+    @property
+    def weights(self) -> str | None:
+        """Hash that says which weights these are; None where it is not known.
+
+        A spec of an earlier release names the hash of a GGUF file, and no other.
+        """
+        if self.weights_sha256 is None and self.revision is not None and self.revision.startswith("sha256:"):
+            return self.revision.removeprefix("sha256:")
+        return self.weights_sha256
+
+    def agrees_with(self, other: VerifierRef) -> bool:
+        """Whether both are one verifier; a hash of weights that one of them lacks is not compared."""
+        if None not in (self.weights, other.weights) and self.weights != other.weights:
+            return False
+        return self.model_copy(update={"weights_sha256": other.weights_sha256}) == other
 
 
 class Decoding(SpecModel):
@@ -281,6 +304,56 @@ def check_verifier(spec: RoutingSpec, verifier: VerifierRef) -> None:
                 f"the spec was made for {spec.verifier.name_or_path} ({name} {wanted}), "
                 f"this verifier is {verifier.name_or_path} ({name} {found}); load the verifier it was made for"
             )
+
+
+def check_weights(spec: RoutingSpec, verifier: VerifierRef) -> RoutingSpec:
+    """The spec as it may decode with the weights of ``verifier``; warns where they are not those it was made for.
+
+    Exact decoding stays exact with other weights. A certificate does not hold for them: it is void, and the spec
+    decodes exactly (:func:`void_certificate`).
+    """
+    made_for, found = spec.verifier.weights, verifier.weights
+    lossy = spec.decoding.audit != "strict"
+    if made_for is None:
+        if lossy:
+            _warn(
+                f"the spec does not say which weights of {spec.verifier.name_or_path} its certificate holds for; "
+                "calibrate and export it again to have that checked"
+            )
+        return spec
+    if found == made_for:
+        return spec
+    differ = (
+        f"the weights of {verifier.name_or_path} cannot be compared with those the spec was made for"
+        if found is None
+        else f"the weights of {verifier.name_or_path} (SHA-256 {found[:12]}) are not those the spec was made for "
+        f"({made_for[:12]})"
+    )
+    if lossy:
+        _warn(
+            f"{differ}: its certificate is void, and audit {spec.decoding.audit} becomes strict; "
+            "load those weights, or calibrate with these"
+        )
+    else:
+        _warn(f"{differ}: texts stay exact, but gates fitted on other weights cost time; calibrate with these")
+    return void_certificate(spec, differ)
+
+
+def void_certificate(spec: RoutingSpec, why: str) -> RoutingSpec:
+    """The spec decoding exactly, and certifying nothing.
+
+    Args:
+        why: noted in the certificate.
+    """
+    certificate = spec.certificate
+    if certificate is not None:
+        certificate = certificate.model_copy(update={"bound": None, "observed": None, "p_value": None, "note": why})
+    decoding = spec.decoding.model_copy(update={"audit": "strict"})
+    return spec.model_copy(update={"certificate": certificate, "decoding": decoding})
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, WeightsWarning, stacklevel=3)
 
 
 def json_schema() -> dict[str, Any]:

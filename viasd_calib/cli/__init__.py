@@ -6,13 +6,16 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TextIO
 
 from rich.console import Console
 
 from viasd_calib import __version__
-from viasd_calib.errors import ViasdError
+from viasd_calib.errors import ViasdError, ViasdWarning
 from viasd_calib.host_memory import keep_freed_memory
 
 
@@ -88,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def guarded(run: Callable[[], None], debug: bool, going_on: str = "") -> int:
     """Run a command and turn what goes wrong into one message and an exit status."""
     try:
-        run()
+        with warnings_as_notices():
+            run()
     except KeyboardInterrupt:
         return fail("; ".join(filter(None, ["interrupted", going_on])), status=130)
     except BrokenPipeError:
@@ -100,6 +104,30 @@ def guarded(run: Callable[[], None], debug: bool, going_on: str = "") -> int:
         hint = "" if known or debug else " (run again with --debug for the traceback)"
         return fail(f"{error if known else f'{type(error).__name__}: {error}'}{hint}")
     return 0
+
+
+@contextmanager
+def warnings_as_notices() -> Iterator[None]:
+    """Within it, a warning of this package is one line on stderr; others look as they always do."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ViasdWarning)
+        show = warnings.showwarning
+
+        def notice(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, ViasdWarning):
+                print(f"notice: {message}", file=sys.stderr)
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = notice
+        yield
 
 
 def dispatch(name: str, words: Sequence[str]) -> None:

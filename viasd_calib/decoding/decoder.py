@@ -60,7 +60,7 @@ from viasd_calib.slim.backends import default_backend, prepare
 from viasd_calib.slim.cache import check_context
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.loading import load_routed
-from viasd_calib.spec import Audit, Decoding, DType, Gates, RoutingSpec, check_verifier, load_spec
+from viasd_calib.spec import Audit, Decoding, DType, Gates, RoutingSpec, check_verifier, check_weights, load_spec
 
 
 @dataclass(frozen=True)
@@ -413,6 +413,9 @@ def load_engine(
 ) -> Engine:
     """Load a routing spec and every model it names.
 
+    With other weights than the spec was made for, its certificate is void: the engine's spec then has audit
+    ``strict``, and a :class:`~viasd_calib.errors.WeightsWarning` says why.
+
     Args:
         verifier: where to find the verifier, in place of the name in the spec.
         dtype: in place of the spec's.
@@ -447,6 +450,7 @@ def assemble(
         SpecError: the spec was made for another verifier or tokenizer.
     """
     check_verifier(spec, verifier.ref)
+    spec = check_weights(spec, verifier.ref)
     routed = load_routed(verifier.model, spec.route, folder, backend)
     drafter = build_drafter(spec.draft, draft_folder or folder, routed)
     routed.expect_taps(drafter.taps)

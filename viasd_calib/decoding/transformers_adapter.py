@@ -36,10 +36,10 @@ from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter
 from viasd_calib.errors import ModelError, PromptError, SpecError
-from viasd_calib.models import fingerprint, identify
+from viasd_calib.models import fingerprint, identify, weights_in_memory
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.loading import load_routed
-from viasd_calib.spec import RoutingSpec, check_verifier, load_spec
+from viasd_calib.spec import RoutingSpec, check_verifier, check_weights, load_spec
 
 UNSUPPORTED_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 STATEFUL_PROCESSORS = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
@@ -243,6 +243,14 @@ class _Loaded(dict[tuple[object, ...], _Parts]):
     keys were weak, would keep every model for ever. A copy of the model begins with none.
     """
 
+    _weights: tuple[str | None] | None = None
+
+    def weights_of(self, model: PreTrainedModel) -> str | None:
+        """Hash of the model's weights, looked at before the first spec reorders neurons; None where it is unknown."""
+        if self._weights is None:
+            self._weights = (weights_in_memory(model),)
+        return self._weights[0]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> _Loaded:
         return _Loaded()
 
@@ -271,7 +279,7 @@ def _parts(
     key = (path.resolve(), changed, model.device, model.dtype, model.config._attn_implementation)
     if key not in loaded:
         with torch.random.fork_rng(devices=[]):  # the first text is drawn like any other
-            loaded[key] = _open(model, path)
+            loaded[key] = _open(model, path, loaded)
     parts = loaded[key]
     if tokenizer is not None and tokenizer not in parts.tokenizers:
         check_verifier(parts.spec, fingerprint(model, tokenizer, _name(model), None))
@@ -279,10 +287,13 @@ def _parts(
     return parts
 
 
-def _open(model: PreTrainedModel, path: Path) -> _Parts:
+def _open(model: PreTrainedModel, path: Path, loaded: _Loaded) -> _Parts:
     """Load what a spec names; the model stays as it is, but for the order of neurons where q' has narrow MLPs."""
     spec = load_spec(path)
-    check_verifier(spec, identify(model, spec.verifier.tokenizer_sha256, _name(model), None))
+    weights = None if spec.verifier.weights is None else loaded.weights_of(model)
+    ref = identify(model, spec.verifier.tokenizer_sha256, _name(model), None, weights)
+    check_verifier(spec, ref)
+    spec = check_weights(spec, ref)
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     try:
         routed = load_routed(model, spec.route, path.parent)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from viasd_calib.schema.base import SpecModel, TensorFile, WeightFormat
+from viasd_calib.schema.base import Sha256, SpecModel, TensorFile, WeightFormat
 
 
 class QuantisableDraft(SpecModel):
@@ -16,11 +16,15 @@ class QuantisableDraft(SpecModel):
 
 
 class CausalLMDraft(QuantisableDraft):
-    """Any transformers model with the verifier's vocabulary."""
+    """Any transformers model with the verifier's vocabulary.
+
+    ``weights_sha256`` is the hash of its weight files; specs of earlier releases have none.
+    """
 
     kind: Literal["causal_lm"] = "causal_lm"
     name_or_path: str
     revision: str | None = None
+    weights_sha256: Sha256 | None = None
 
 
 class PromptLookupDraft(SpecModel):

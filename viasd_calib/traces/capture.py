@@ -207,6 +207,8 @@ def _open_folder(folder: Path, manifest: Manifest) -> None:
     if path.is_file():
         found = read_manifest(folder)
         differing = [name for name in Manifest.model_fields if getattr(found, name) != getattr(manifest, name)]
+        if found.verifier.agrees_with(manifest.verifier):  # an earlier release noted no weights
+            differing = [name for name in differing if name != "verifier"]
         if differing:
             raise TraceError(
                 f"{folder} holds traces made with another {differing[0]}; choose another folder or remove this one"

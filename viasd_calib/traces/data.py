@@ -363,7 +363,8 @@ class TraceDataModule(LightningDataModule):
     def verifier_ref(self) -> VerifierRef:
         """The verifier whose traces these are."""
         refs = [read_manifest(folder).verifier for folder in self.folders]
-        if any(ref.config_sha256 != refs[0].config_sha256 for ref in refs):
+        weights = {ref.weights for ref in refs} - {None}
+        if any(ref.config_sha256 != refs[0].config_sha256 for ref in refs) or len(weights) > 1:
             raise TraceError("the trace folders come from different verifiers; give folders of one verifier")
         return refs[0]
 

