@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from viasd_calib import __version__
-from viasd_calib.errors import SpecError, ViasdError, WeightsWarning
+from viasd_calib.errors import SpecError, WeightsWarning
 from viasd_calib.files import write_json
-from viasd_calib.schema.base import Audit, DType, Sha256, Share, SpecModel, TensorFile, WeightFormat
-from viasd_calib.schema.certificate import Certificate, Evidence
+from viasd_calib.schema.base import Audit, DType, Sha256, Share, SpecModel, TensorFile, WeightFormat, refuse
+from viasd_calib.schema.certificate import Certificate, Evidence, prompts_needed
 from viasd_calib.schema.drafts import (
     CausalLMDraft,
     CombinedDraft,
@@ -30,7 +30,8 @@ from viasd_calib.schema.drafts import (
     ShallowDraft,
     ShallowShape,
 )
-from viasd_calib.schema.gates import Gates, LogisticGate
+from viasd_calib.schema.gates import DRAFT_FEATURES, SLIM_FEATURES, Gates, LogisticGate
+from viasd_calib.schema.problems import WHOLE, first_problem, problems_of, refuse_unknown_version
 from viasd_calib.schema.route import (
     AdapterKind,
     AdapterRef,
@@ -41,11 +42,13 @@ from viasd_calib.schema.route import (
     Route,
 )
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 __all__ = [
+    "DRAFT_FEATURES",
     "IGNORED_CONFIG_KEYS",
     "SCHEMA_VERSION",
+    "SLIM_FEATURES",
     "AdapterKind",
     "AdapterRef",
     "Audit",
@@ -83,8 +86,11 @@ __all__ = [
     "first_problem",
     "json_schema",
     "load_spec",
+    "problems_of",
+    "prompts_needed",
     "refuse_unknown_version",
     "save_spec",
+    "spec_problems",
     "tensor_file",
     "tensor_files",
     "tokenizer_sha256",
@@ -155,7 +161,7 @@ class Decoding(SpecModel):
     tolerance: float = Field(0.5, gt=0, le=1)
     draft_length: int = Field(6, ge=0, le=64)
     max_pending: int = Field(12, ge=0, le=256)
-    temperature_scope: list[float] = Field(default_factory=lambda: [0.0])
+    temperature_scope: list[Annotated[float, Field(ge=0)]] = Field(default_factory=lambda: [0.0], min_length=1)
 
 
 class RoutingSpec(SpecModel):
@@ -177,14 +183,48 @@ class RoutingSpec(SpecModel):
         return None if self.certificate is None else self.certificate.bound
 
     @model_validator(mode="after")
-    def _lossy_needs_certificate(self) -> RoutingSpec:
-        if self.certified_bound is None and self.decoding.audit != "strict":
-            raise ValueError(
-                f"nothing certifies decoding.audit {self.decoding.audit!r}: "
-                "calibrate it, or set decoding.audit to strict"
-            )
-        self.route.check_layers(self.verifier.num_layers)
+    def _can_be(self) -> RoutingSpec:
+        refuse(conflicts({name: getattr(self, name) for name in type(self).model_fields}))
         return self
+
+
+def conflicts(parts: Mapping[str, Any]) -> Iterator[str]:
+    """What parts of a spec say against each other, a line each; each part for itself is right.
+
+    Args:
+        parts: those that are known, by their names in the spec.
+    """
+    match parts:
+        case {"decoding": Decoding() as decoding, "certificate": certificate}:
+            if decoding.audit != "strict" and (certificate is None or certificate.bound is None):
+                yield (
+                    f"nothing certifies decoding.audit {decoding.audit!r}: "
+                    "calibrate it, or set decoding.audit to strict"
+                )
+    match parts:
+        case {"verifier": VerifierRef() as verifier, "route": Route() as route}:
+            yield from route.misfits(verifier.num_layers)
+            if route.head_vocab is not None and route.head_vocab.size > verifier.vocab_size:
+                yield (
+                    f"route.head_vocab has {route.head_vocab.size} output tokens, the verifier has "
+                    f"{verifier.vocab_size}; export the spec again"
+                )
+    match parts:
+        case {
+            "verifier": VerifierRef() as verifier,
+            "draft": (ShallowDraft() as shallow) | CombinedDraft(model=ShallowDraft() as shallow),
+        }:
+            yield from shallow.misfits(verifier.num_layers, verifier.vocab_size)
+    match parts:
+        case {"draft": draft, "route": Route() as route}:
+            yield from _one_path_two_hashes(_tensors_of(draft, route))
+
+
+def _one_path_two_hashes(files: Sequence[TensorFile]) -> Iterator[str]:
+    known: dict[str, str] = {}
+    for file in files:
+        if known.setdefault(file.path, file.sha256) != file.sha256:
+            yield f"two parts name {file.path} with different hashes; export the spec again"
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:
@@ -218,11 +258,15 @@ def tensor_file(path: Path, folder: Path) -> TensorFile:
 
 def tensor_files(spec: RoutingSpec) -> list[TensorFile]:
     """Every tensor file that a spec refers to."""
+    return _tensors_of(spec.draft, spec.route)
+
+
+def _tensors_of(draft: DraftSpec, route: Route) -> list[TensorFile]:
     files: list[TensorFile] = []
-    match spec.draft:
+    match draft:
         case ShallowDraft(tensors=tensors) | CombinedDraft(model=ShallowDraft(tensors=tensors)):
             files.append(tensors)
-    parts = (spec.route.mlp_keep, spec.route.bridges, spec.route.head_vocab, spec.route.adapter)
+    parts = (route.mlp_keep, route.bridges, route.head_vocab, route.adapter)
     files += [part.tensors for part in parts if part is not None]
     return files
 
@@ -231,9 +275,60 @@ def load_spec(path: str | Path) -> RoutingSpec:
     """Read and check a spec; the tensors it refers to must be there, with the bytes it names.
 
     Raises:
-        SpecError: missing, truncated, malformed, of an unknown major version, or with foreign tensors.
+        SpecError: missing, truncated, malformed, of an unknown or newer version, with entries that cannot be, or with
+            foreign tensors; the first problem is named, :func:`spec_problems` lists all.
     """
     path = Path(path)
+    document = _read(path)
+    try:
+        spec = RoutingSpec.model_validate(document)
+    except ValidationError as error:
+        problems = problems_of(error)
+        more = f" (and {len(problems) - 1} more, see viasd validate)" if len(problems) > 1 else ""
+        raise SpecError(f"{path}: {problems[0]}{more}; export it again or mend that entry") from error
+    for problem in _tensor_problems(path.parent, tensor_files(spec)):
+        raise SpecError(problem)
+    return spec
+
+
+def spec_problems(path: str | Path) -> list[str]:
+    """Everything that :func:`load_spec` would refuse in a spec, a line each; none for a spec that it loads.
+
+    Raises:
+        SpecError: the file cannot be read at all, or is of an unknown or newer version.
+    """
+    path = Path(path)
+    document = _read(path)
+    try:
+        parts = dict(RoutingSpec.model_validate(document))
+        problems: list[str] = []
+    except ValidationError as error:
+        parts = _parts_that_are_right(document)
+        # Without one of its parts a spec's own checks are not run; what was found of them comes again below.
+        problems = [problem for problem in problems_of(error) if not problem.startswith(f"{WHOLE}: ")]
+        problems += [f"{WHOLE}: {conflict}" for conflict in conflicts(parts)]
+    match parts:
+        case {"draft": draft, "route": Route() as route}:
+            problems += _tensor_problems(path.parent, _tensors_of(draft, route))
+    return problems
+
+
+def _parts_that_are_right(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts of a spec that are right in themselves, by name."""
+    found: dict[str, Any] = {}
+    for name, field in RoutingSpec.model_fields.items():
+        try:
+            annotation: Any = Annotated[field.annotation, field]
+            found[name] = TypeAdapter(annotation).validate_python(document[name])
+        except KeyError:
+            if not field.is_required():
+                found[name] = field.get_default(call_default_factory=True)
+        except ValidationError:
+            continue  # it is among the problems already
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -243,49 +338,21 @@ def load_spec(path: str | Path) -> RoutingSpec:
     if not isinstance(document, dict):
         raise SpecError(f"{path} is not a routing spec: its top level must be a JSON object")
     refuse_unknown_version(path, document.get("schema_version"), SCHEMA_VERSION, "export it again", SpecError)
-    try:
-        spec = RoutingSpec.model_validate(document)
-    except ValidationError as error:
-        raise SpecError(f"{path}: {first_problem(error)}; export it again or mend that entry") from error
-    for reference in tensor_files(spec):
-        _check_tensors(path.parent, reference)
-    return spec
+    return document
 
 
-def refuse_unknown_version(path: Path, version: object, known: str, again: str, error: type[ViasdError]) -> None:
-    """Refuse a file of another major version than ``known``.
-
-    Args:
-        again: how the file is made anew.
-        error: what is raised.
-
-    Raises:
-        ViasdError: of the type ``error``.
-    """
-    if str(version).split(".", 1)[0] != known.split(".", 1)[0]:
-        raise error(
-            f"{path}: schema_version {version!r} is not one this release reads ({known}); "
-            f"use the release that wrote it, or {again}"
-        )
-
-
-def first_problem(error: ValidationError, whole: str = "spec") -> str:
-    """The first thing a validation found wrong: where, and what; ``whole`` names the place of what has none."""
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or whole}: {first['msg']}"
-
-
-def _check_tensors(folder: Path, reference: TensorFile) -> None:
-    path = folder / reference.path
-    if not path.is_file():
-        raise SpecError(f"the spec's tensor file {path} is missing; copy it beside the spec")
-    if file_sha256(path) != reference.sha256:
-        raise SpecError(f"{path} is not the tensor file the spec was written with (SHA-256 differs); copy it again")
+def _tensor_problems(folder: Path, references: Iterable[TensorFile]) -> Iterator[str]:
+    for reference in references:
+        path = folder / reference.path
+        if not path.is_file():
+            yield f"the spec's tensor file {path} is missing; copy it beside the spec"
+        elif file_sha256(path) != reference.sha256:
+            yield f"{path} is not the tensor file the spec was written with (SHA-256 differs); copy it again"
 
 
 def save_spec(spec: RoutingSpec, path: str | Path) -> None:
-    """Write a spec as JSON, atomically."""
-    write_json(Path(path), spec)
+    """Write a spec as JSON, atomically, as one of this release's version: entries that are new in it may be there."""
+    write_json(Path(path), spec.model_copy(update={"schema_version": SCHEMA_VERSION}))
 
 
 def check_verifier(spec: RoutingSpec, verifier: VerifierRef) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from viasd_calib.calibration.risk import best_p_value, certified, p_value, prompts_needed
+from viasd_calib.calibration.risk import best_p_value, certified, p_value
+from viasd_calib.spec import prompts_needed
 
 BOUND, CONFIDENCE, REPEATS = 0.05, 0.9, 1500
 

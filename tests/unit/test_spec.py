@@ -9,15 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tests.certificates import make_certificate
 from tests.strategies import gate_sets, routes
 from tests.tiny import LAYERS, constant_gate, tiny_shape, verifier_ref
 from viasd_calib.errors import SpecError
 from viasd_calib.spec import (
     SCHEMA_VERSION,
+    SLIM_FEATURES,
     AdapterRef,
     BridgesRef,
     CausalLMDraft,
-    Certificate,
     CombinedDraft,
     Decoding,
     DraftSpec,
@@ -38,6 +39,7 @@ from viasd_calib.spec import (
     json_schema,
     load_spec,
     save_spec,
+    spec_problems,
     tensor_file,
     tensor_files,
     tokenizer_sha256,
@@ -46,6 +48,7 @@ from viasd_calib.spec import (
 HASH = "0123456789abcdef" * 4
 SHARES = st.floats(0, 1)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+POSITIVE = NUMBERS.filter(lambda number: number > 0)
 
 
 def small_gates(**changes: Any) -> Gates:
@@ -61,21 +64,6 @@ def small_spec(**changes: Any) -> RoutingSpec:
         "gates": small_gates(),
     }
     return RoutingSpec(**{**entries, **changes})
-
-
-def small_certificate(**changes: Any) -> Certificate:
-    entries: dict[str, Any] = {
-        "bound": 0.02,
-        "confidence": 0.95,
-        "procedure": "learn-then-test",
-        "candidates_tested": 4,
-        "n_prompts": 90,
-        "max_new_tokens": 64,
-        "split_sha256": {"fit": HASH, "calibrate": HASH, "test": HASH},
-        "observed": 0.01,
-        "p_value": 0.04,
-    }
-    return Certificate(**{**entries, **changes})
 
 
 def full_spec(folder: Path) -> RoutingSpec:
@@ -97,7 +85,7 @@ def full_spec(folder: Path) -> RoutingSpec:
             adapter=AdapterRef(rank=4, alpha=8.0, targets=["q_proj"], folded=True, tensors=adapter),
             relative_cost=RelativeCost(measured={1: 0.5, 8: 0.61}, device="cpu", dtype="float32"),
         ),
-        certificate=small_certificate(),
+        certificate=make_certificate(),
         evidence=Evidence(
             acceptance_length=2.5,
             rejection_rate=0.2,
@@ -123,7 +111,7 @@ def drafts() -> st.SearchStrategy[DraftSpec]:
     return (
         st.builds(
             CausalLMDraft,
-            name_or_path=st.text(),
+            name_or_path=st.text(min_size=1),
             revision=st.none() | st.text(),
             quantize=st.sampled_from([None, "int8", "int4"]),
         )
@@ -138,7 +126,7 @@ def drafts() -> st.SearchStrategy[DraftSpec]:
 
 
 @given(
-    route=routes(),
+    route=routes().filter(lambda route: not len(route.attention_skip) == len(route.mlp_skip) == LAYERS),
     gates=gate_sets(),
     draft=drafts(),
     decoding=st.builds(
@@ -148,15 +136,16 @@ def drafts() -> st.SearchStrategy[DraftSpec]:
         draft_length=st.integers(0, 64),
         max_pending=st.integers(0, 256),
     ),
-    certificate=st.none() | st.builds(small_certificate, bound=SHARES, observed=NUMBERS, note=st.text()),
+    certificate=st.none()
+    | st.builds(make_certificate, bound=st.floats(0.02, 0.9), observed=st.floats(0, 0.02), note=st.text()),
     evidence=st.none()
     | st.builds(
         Evidence,
-        acceptance_length=NUMBERS,
+        acceptance_length=POSITIVE,
         rejection_rate=SHARES,
-        full_passes_per_token=NUMBERS,
-        tier_shares=st.fixed_dictionaries(dict.fromkeys(["accept", "regenerate", "escalate"], SHARES)),
-        speedup_vs=st.fixed_dictionaries(dict.fromkeys(["autoregressive", "speculative"], NUMBERS)),
+        full_passes_per_token=POSITIVE,
+        tier_shares=SHARES.map(lambda share: {"accept": 0.3 * share, "regenerate": 0.7 * share, "escalate": 1 - share}),
+        speedup_vs=st.fixed_dictionaries(dict.fromkeys(["autoregressive", "speculative"], POSITIVE)),
         hardware=st.dictionaries(st.text(), st.text() | st.integers() | NUMBERS),
     ),
 )
@@ -170,12 +159,12 @@ def test_what_is_saved_is_what_is_loaded(tmp_path_factory: pytest.TempPathFactor
 
 
 @given(
-    values=st.lists(st.tuples(NUMBERS, NUMBERS.filter(lambda x: x > 0), NUMBERS), min_size=1),
+    values=st.lists(st.tuples(NUMBERS, POSITIVE, NUMBERS), min_size=1, max_size=len(SLIM_FEATURES)),
     bias=NUMBERS,
 )
 def test_the_numbers_of_a_gate_survive_to_the_last_bit(values: list[tuple[float, float, float]], bias: float) -> None:
     mean, scale, weight = (list(column) for column in zip(*values, strict=True))
-    gate = LogisticGate(features=["x"] * len(values), mean=mean, scale=scale, weight=weight, bias=bias)
+    gate = LogisticGate(features=[*SLIM_FEATURES[: len(values)]], mean=mean, scale=scale, weight=weight, bias=bias)
     assert LogisticGate.model_validate_json(gate.model_dump_json()) == gate
 
 
@@ -239,7 +228,7 @@ def test_numbers_that_are_not_finite_cannot_be_put_in(number: float) -> None:
         RelativeCost(measured={1: number}, device="cpu", dtype="float32")
 
 
-@pytest.mark.parametrize("version", ["2.0", "0.9", "10.0", "", "one", None, 2])
+@pytest.mark.parametrize("version", ["2.0", "0.9", "10.0", "", "one", None, 2, "1", "1.x", "1.0.0", "-1.0", "1.٣"])
 def test_unknown_major_version_is_refused(tmp_path: Path, version: object) -> None:
     document = {**small_document(), "schema_version": version}
     with pytest.raises(SpecError, match="schema_version"):
@@ -248,13 +237,27 @@ def test_unknown_major_version_is_refused(tmp_path: Path, version: object) -> No
 
 def test_version_is_looked_at_before_anything_else(tmp_path: Path) -> None:
     path = write_document(tmp_path / "routing.json", {"schema_version": "2.0", "unheard": "of"})
-    with pytest.raises(SpecError, match=r"schema_version '2\.0' is not one this release reads"):
+    with pytest.raises(SpecError, match=r"made by a newer version of viasd_calib \(schema_version 2\.0"):
         load_spec(path)
 
 
-def test_a_later_minor_version_is_read(tmp_path: Path) -> None:
-    document = {**small_document(), "schema_version": SCHEMA_VERSION.split(".")[0] + ".9"}
-    assert load_spec(write_document(tmp_path / "routing.json", document)).route == small_spec().route
+@pytest.mark.parametrize("version", ["1.9", "1.10", "3.0"])
+def test_a_newer_version_is_refused_by_its_name(tmp_path: Path, version: str) -> None:
+    document = {**small_document(), "schema_version": version, "new": {"in": "it"}}
+    path = write_document(tmp_path / "routing.json", document)
+    message = rf"made by a newer version of viasd_calib \(schema_version {version}, .* up to 1\.1\); update viasd_calib"
+    with pytest.raises(SpecError, match=message):
+        load_spec(path)
+    with pytest.raises(SpecError, match=message):
+        spec_problems(path)
+
+
+def test_an_earlier_minor_version_is_read_and_written_as_this_one(tmp_path: Path) -> None:
+    path = write_document(tmp_path / "routing.json", {**small_document(), "schema_version": "1.0"})
+    spec = load_spec(path)
+    assert (spec.schema_version, spec.route) == ("1.0", small_spec().route)
+    save_spec(spec, path)
+    assert load_spec(path).schema_version == SCHEMA_VERSION
 
 
 def test_a_spec_without_its_version_is_refused(tmp_path: Path) -> None:
@@ -390,7 +393,7 @@ def test_an_mlp_is_narrowed_or_skipped(tmp_path: Path) -> None:
 
 
 def test_a_narrowed_layer_beyond_the_verifier_is_refused() -> None:
-    with pytest.raises(SpecError, match=rf"route\.mlp_keep names layer {LAYERS}.* 0 to {LAYERS - 1}"):
+    with pytest.raises(ValidationError, match=rf"route\.mlp_keep names layer {LAYERS}.* 0 to {LAYERS - 1}"):
         small_spec(route=Route(mlp_keep=MlpWidths(keep={0: 1, LAYERS: 1}, tensors=WIDTHS_FILE)))
 
 
@@ -439,14 +442,14 @@ def test_bounds_on_the_draft_need_a_draft_gate(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("changes", [{"weight": [1.0, 2.0]}, {"scale": [0.0]}, {"scale": [-1.0]}, {"features": []}])
 def test_a_gate_of_uneven_parts_is_refused(changes: dict[str, Any]) -> None:
-    entries = {"features": ["x"], "mean": [0.0], "scale": [1.0], "weight": [1.0], "bias": 0.0}
+    entries = {"features": ["pending"], "mean": [0.0], "scale": [1.0], "weight": [1.0], "bias": 0.0}
     with pytest.raises(ValidationError):
         LogisticGate(**{**entries, **changes})
 
 
 @pytest.mark.parametrize("audit", ["tolerant", "off"])
 def test_a_lossy_audit_is_refused_where_nothing_is_certified(tmp_path: Path, audit: str) -> None:
-    for nothing in (None, small_certificate(bound=None, observed=None)):
+    for nothing in (None, make_certificate(None)):
         document = small_spec(certificate=nothing).model_dump(mode="json")
         spec = load_spec(write_document(tmp_path / "strict.json", document))
         assert spec.decoding.audit == "strict"
@@ -454,7 +457,7 @@ def test_a_lossy_audit_is_refused_where_nothing_is_certified(tmp_path: Path, aud
         document["decoding"]["audit"] = audit
         with pytest.raises(SpecError, match=f"{audit}.*calibrate it, or set decoding.audit to strict"):
             load_spec(write_document(tmp_path / "lossy.json", document))
-    document["certificate"]["bound"] = 0.02
+    document["certificate"] = make_certificate(0.02).model_dump(mode="json")
     spec = load_spec(write_document(tmp_path / "bound.json", document))
     assert spec.decoding.audit == audit
     assert spec.certified_bound == 0.02

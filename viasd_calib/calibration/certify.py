@@ -8,7 +8,7 @@ from functools import partial
 
 from viasd_calib.calibration.candidates import Candidate
 from viasd_calib.calibration.losses import diverging
-from viasd_calib.calibration.risk import PROCEDURE, best_p_value, certified, p_value, prompts_needed
+from viasd_calib.calibration.risk import PROCEDURE, best_p_value, certified, p_value
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.ledger import Ledger
@@ -16,7 +16,7 @@ from viasd_calib.models import Verifier
 from viasd_calib.progress import progress_bar
 from viasd_calib.prompts import Prompt, Split
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import Certificate
+from viasd_calib.spec import Certificate, prompts_needed
 
 
 @dataclass(frozen=True)

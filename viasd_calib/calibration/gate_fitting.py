@@ -13,10 +13,9 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
 from viasd_calib.calibration.scoring import Judged, ScoredText, join
-from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.errors import CalibrationError
-from viasd_calib.spec import LogisticGate
+from viasd_calib.spec import DRAFT_FEATURES, SLIM_FEATURES, LogisticGate
 
 BINS = 15
 

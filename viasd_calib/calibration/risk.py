@@ -7,7 +7,6 @@ both from MAPIE.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,16 +30,6 @@ def p_value(losses: Sequence[float], bound: float) -> float:
 def best_p_value(losses: Sequence[float], n_prompts: int, bound: float) -> float:
     """The p-value if every prompt still to come were without loss."""
     return p_value([*losses, *([0.0] * (n_prompts - len(losses)))], bound)
-
-
-def prompts_needed(bound: float, confidence: float) -> int:
-    """Fewest prompts that can certify ``bound``: those that suffice where every loss is 0.
-
-    Example:
-        >>> prompts_needed(0.02, 0.95)
-        149
-    """
-    return math.ceil(math.log(1 - confidence) / math.log(1 - bound))
 
 
 def certified(p_values: Sequence[float], confidence: float) -> int:

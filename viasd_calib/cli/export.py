@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.console import Console
 from viasd_calib.cli import lazy_types
 from viasd_calib.cli.checks import check_bench, check_calibrate_folder, check_out_file
 from viasd_calib.cli.notices import say_written
+from viasd_calib.errors import SpecError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
 from viasd_calib.files import copy_file
 from viasd_calib.spec import (
@@ -31,6 +33,7 @@ from viasd_calib.spec import (
     json_schema,
     load_spec,
     save_spec,
+    spec_problems,
     tensor_file,
 )
 
@@ -180,8 +183,19 @@ def validate(spec: str, verifier: str | None = None) -> None:
     Args:
         spec: path of the spec.
         verifier: load this verifier too, and check that the spec was made for it.
+
+    Raises:
+        SpecError: listing every problem, one a line.
     """
+    problems = spec_problems(spec)
+    if problems:
+        raise SpecError(_listed(spec, problems))
+    from viasd_calib.slim.checking import tensor_misfits
+
     checked = load_spec(spec)
+    problems = tensor_misfits(checked, Path(spec).parent)
+    if problems:
+        raise SpecError(_listed(spec, problems))
     if verifier is not None:
         from viasd_calib.models import load_verifier
 
@@ -192,6 +206,11 @@ def validate(spec: str, verifier: str | None = None) -> None:
         f"{spec}: valid; {checked.verifier.name_or_path}, draft {checked.draft.kind}, "
         f"audit {checked.decoding.audit}, {bound}"
     )
+
+
+def _listed(spec: str, problems: Sequence[str]) -> str:
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return "\n".join([f"{spec} is not valid, {count}:", *(f"  {problem}" for problem in problems)])
 
 
 def schema() -> None:

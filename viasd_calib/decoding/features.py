@@ -13,21 +13,8 @@ import torch
 from torch import Tensor
 
 from viasd_calib.decoding.summary import Summary
-
-DRAFT_FEATURES = ("draft_entropy", "draft_log_top1", "draft_margin", "draft_depth")
-SLIM_FEATURES = (
-    "slim_entropy",
-    "slim_log_top1",
-    "slim_margin",
-    "log_ratio",
-    "has_draft",
-    "same_choice",
-    "draft_kl_slim",
-    "draft_log_top1",
-    "draft_entropy",
-    "block_place",
-    "pending",
-)
+from viasd_calib.spec import DRAFT_FEATURES as DRAFT_FEATURES
+from viasd_calib.spec import SLIM_FEATURES as SLIM_FEATURES
 
 SUMMARY_TOP = 16
 """Tokens of p's distribution that its divergence from q' is taken over; traces hold as many."""

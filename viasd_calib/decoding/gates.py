@@ -7,8 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
-from viasd_calib.errors import SpecError
 from viasd_calib.spec import LogisticGate
 
 
@@ -19,9 +17,6 @@ class Gate:
         spec: the fitted gate.
         device: where features will be.
 
-    Raises:
-        SpecError: the gate names a feature that does not exist.
-
     Example:
         >>> spec = LogisticGate(features=["draft_margin"], mean=[1.0], scale=[2.0], weight=[4.0], bias=0.0)
         >>> Gate(spec)({"draft_margin": torch.tensor([1.0, 2.0])}).tolist()
@@ -29,9 +24,6 @@ class Gate:
     """
 
     def __init__(self, spec: LogisticGate, device: torch.device | str = "cpu") -> None:
-        unknown = sorted(set(spec.features) - set(DRAFT_FEATURES) - set(SLIM_FEATURES))
-        if unknown:
-            raise SpecError(f"a gate asks for the unknown feature {unknown[0]!r}; fit the gates with this release")
         self.names = spec.features
         scale = torch.tensor(spec.scale)
         weight = torch.tensor(spec.weight) / scale

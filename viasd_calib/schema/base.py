@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
@@ -30,6 +31,17 @@ class TensorFile(SpecModel):
     @classmethod
     def _stays_inside(cls, path: str) -> str:
         pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in path:
+        if not pure.parts or pure.is_absolute() or ".." in pure.parts or "\\" in path:
             raise ValueError("must be a path inside the spec's folder")
         return path
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Refuse what a validator found, if it found anything.
+
+    Raises:
+        ValueError: with a line for each problem; a validation error of pydantic holds one message a validator.
+    """
+    lines = "\n".join(problems)
+    if lines:
+        raise ValueError(lines)

@@ -1,39 +1,112 @@
-"""What a spec says of its loss bound, and of what was measured with it."""
+"""What a spec says of its loss bound, of the prompts behind it, and of what was measured with it."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from viasd_calib.schema.base import Sha256, Share, SpecModel
+from viasd_calib.schema.base import Sha256, Share, SpecModel, refuse
+
+ROUNDING = 1e-6
+"""Numbers that were computed otherwise, or written with fewer digits, may differ by this share."""
+SHARES_ROUNDING = 0.01
+"""Shares that somebody wrote with two digits still sum to 1."""
+NO_PROMPTS_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+"""Hash of a split without a prompt."""
+
+
+def prompts_needed(bound: float, confidence: float) -> int:
+    """Fewest prompts that can certify ``bound``: those that suffice where every loss is 0.
+
+    With n prompts without a loss the Hoeffding-Bentkus p-value is (1 - bound)^n.
+
+    Args:
+        bound: between 0 and 1, neither included.
+        confidence: the same.
+
+    Example:
+        >>> prompts_needed(0.02, 0.95)
+        149
+    """
+    return math.ceil(math.log(1 - confidence) / math.log(1 - bound))
 
 
 class Certificate(SpecModel):
     """Which loss bound holds, how sure, and on what data it was shown.
 
     ``bound`` is null where nothing could be certified, or exact decoding was faster; the audit is then ``strict``.
+    What cannot be is refused: a bound below the observed loss, or one that so many prompts cannot show.
     """
 
     loss: Literal["divergence"] = "divergence"
-    bound: Share | None
+    bound: Annotated[float, Field(gt=0, lt=1)] | None
     confidence: float = Field(gt=0, lt=1)
-    procedure: str
+    procedure: str = Field(min_length=1)
     candidates_tested: int = Field(ge=0)
     n_prompts: int = Field(ge=0)
     max_new_tokens: int = Field(gt=0)
     split_sha256: dict[Literal["fit", "calibrate", "test"], Sha256]
-    observed: float | None
-    p_value: float | None
+    observed: Share | None
+    p_value: Share | None
     note: str = ""
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Certificate:
+        refuse([*self._splits_overlap(), *self._unproven()])
+        return self
+
+    def _splits_overlap(self) -> Iterator[str]:
+        names = list(self.split_sha256)
+        for place, name in enumerate(names):
+            for other in names[place + 1 :]:
+                digest = self.split_sha256[name]
+                if digest == self.split_sha256[other] and digest != NO_PROMPTS_SHA256:
+                    yield f"the splits {name} and {other} hold the same prompts; calibrate on prompts of their own"
+
+    def _unproven(self) -> Iterator[str]:
+        """Why the bound cannot have been shown; each with what calibration would have said."""
+        if self.bound is None:
+            return
+        again = "calibrate again"
+        if self.observed is None:
+            yield f"a bound of {self.bound:g} without an observed loss; {again}"
+        elif self.observed > self.bound:
+            yield f"the observed loss {self.observed:g} lies above the bound {self.bound:g}; {again}"
+        if self.candidates_tested == 0:
+            yield f"a bound of {self.bound:g}, but no candidate was tested; {again}"
+        needed = prompts_needed(self.bound, self.confidence)
+        if self.n_prompts < needed:
+            yield (
+                f"{self.n_prompts} prompts cannot show a bound of {self.bound:g} with confidence {self.confidence:g}, "
+                f"even without a loss it takes {needed}; {again} with more prompts or a larger bound"
+            )
+        if self.p_value is None:
+            yield f"a bound of {self.bound:g} without a p-value; {again}"
+        elif self.p_value > (1 - self.confidence) * (1 + ROUNDING):
+            yield (
+                f"a p-value of {self.p_value:g} does not show the bound with confidence {self.confidence:g}, which "
+                f"takes {1 - self.confidence:g} at most; {again}"
+            )
+        elif self.p_value < (1 - self.bound) ** self.n_prompts * (1 - ROUNDING):
+            yield f"no {self.n_prompts} prompts have a p-value as small as {self.p_value:g}; {again}"
 
 
 class Evidence(SpecModel):
     """What was measured with this spec, and where."""
 
-    acceptance_length: float
+    acceptance_length: float = Field(gt=0)
     rejection_rate: Share
-    full_passes_per_token: float
+    full_passes_per_token: float = Field(ge=0)
     tier_shares: dict[Literal["accept", "regenerate", "escalate"], Share]
-    speedup_vs: dict[Literal["autoregressive", "speculative"], float]
+    speedup_vs: dict[Literal["autoregressive", "speculative"], Annotated[float, Field(gt=0)]]
     hardware: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Evidence:
+        total = sum(self.tier_shares.values())
+        if self.tier_shares and abs(total - 1) > SHARES_ROUNDING:
+            raise ValueError(f"the shares of the tiers sum to {total:g}, not to 1; record the evidence again")
+        return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -22,7 +23,7 @@ class CausalLMDraft(QuantisableDraft):
     """
 
     kind: Literal["causal_lm"] = "causal_lm"
-    name_or_path: str
+    name_or_path: str = Field(min_length=1)
     revision: str | None = None
     weights_sha256: Sha256 | None = None
 
@@ -57,6 +58,13 @@ class ShallowShape(SpecModel):
         if list(taps) != sorted(set(taps)) or taps[0] < 0:
             raise ValueError("taps must be given once each, in rising order, counted from 0")
         return taps
+
+    def misfits(self, num_layers: int, vocab_size: int) -> Iterator[str]:
+        """What a drafter beside a verifier of this shape cannot have, a line each."""
+        if self.taps[-1] > num_layers:
+            yield f"the drafter reads the verifier behind layer {self.taps[-1]}, it has {num_layers}; export it again"
+        if self.head_vocab > vocab_size:
+            yield f"the drafter has {self.head_vocab} output tokens, the verifier has {vocab_size}; export it again"
 
 
 class ShallowDraft(ShallowShape, QuantisableDraft):

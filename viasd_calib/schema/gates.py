@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from viasd_calib.schema.base import Share, SpecModel
+from viasd_calib.schema.base import Share, SpecModel, refuse
+
+DRAFT_FEATURES = ("draft_entropy", "draft_log_top1", "draft_margin", "draft_depth")
+"""What a draft gate may look at: known from the draft model alone (:mod:`viasd_calib.decoding.features`)."""
+SLIM_FEATURES = (
+    "slim_entropy",
+    "slim_log_top1",
+    "slim_margin",
+    "log_ratio",
+    "has_draft",
+    "same_choice",
+    "draft_kl_slim",
+    "draft_log_top1",
+    "draft_entropy",
+    "block_place",
+    "pending",
+)
+"""What a slim gate may look at: known behind a slim pass."""
 
 
 class LogisticGate(SpecModel):
@@ -20,12 +39,23 @@ class LogisticGate(SpecModel):
     expected_calibration_error: Share | None = None
 
     @model_validator(mode="after")
-    def _same_length(self) -> LogisticGate:
-        if not len(self.features) == len(self.mean) == len(self.scale) == len(self.weight):
-            raise ValueError("features, mean, scale and weight must be of one length")
-        if any(value <= 0 for value in self.scale):
-            raise ValueError("scale must be positive")
+    def _can_be(self) -> LogisticGate:
+        refuse(self._problems())
         return self
+
+    def _problems(self) -> Iterator[str]:
+        if not len(self.features) == len(self.mean) == len(self.scale) == len(self.weight):
+            yield "features, mean, scale and weight must be of one length"
+        if any(value <= 0 for value in self.scale):
+            yield "scale must be positive"
+        for name, count in Counter(self.features).items():
+            if name not in (*DRAFT_FEATURES, *SLIM_FEATURES):
+                yield f"there is no feature {name!r}; {_MEND_FEATURES}"
+            if count > 1:
+                yield f"feature {name!r} is given {count} times, give it once"
+
+
+_MEND_FEATURES = "fit the gates with this release"
 
 
 class Gates(SpecModel):
@@ -44,21 +74,26 @@ class Gates(SpecModel):
     draft_stop_below: float = Field(0.0, ge=0, le=1)
     draft_accept_at: float = Field(1.01, gt=0)
     accept_at: float = Field(gt=0)
-    regenerate_at: float | None = None
-    escalate_below: float | None = None
+    regenerate_at: float | None = Field(None, gt=0)
+    escalate_below: float | None = Field(None, ge=0)
 
     @model_validator(mode="after")
-    def _fits_convention(self) -> Gates:
+    def _can_be(self) -> Gates:
+        refuse(self._problems())
+        return self
+
+    def _problems(self) -> Iterator[str]:
         if self.convention == "calibrated":
             if self.slim is None or self.regenerate_at is None or self.escalate_below is not None:
-                raise ValueError("the calibrated convention needs a slim gate and regenerate_at, and no escalate_below")
+                yield "the calibrated convention needs a slim gate and regenerate_at, and no escalate_below"
         elif self.escalate_below is None or self.regenerate_at is not None:
-            raise ValueError("the ratio convention needs escalate_below, and no regenerate_at")
+            yield "the ratio convention needs escalate_below, and no regenerate_at"
         elif self.accept_at <= self.escalate_below:
-            raise ValueError("accept_at must exceed escalate_below, or the regenerate band is empty")
+            yield "accept_at must exceed escalate_below, or the regenerate band is empty"
         if self.draft is None and (self.draft_stop_below > 0 or self.draft_accept_at <= 1):
-            raise ValueError("draft_stop_below and draft_accept_at need a draft gate")
-        return self
+            yield "draft_stop_below and draft_accept_at need a draft gate"
+        yield from _unknown_at(self.draft, "draft", DRAFT_FEATURES)
+        yield from _unknown_at(self.slim, "slim", SLIM_FEATURES)
 
     @property
     def slim_tier(self) -> bool:
@@ -70,3 +105,10 @@ class Gates(SpecModel):
         """
         own = self.escalate_below if self.regenerate_at is None else self.regenerate_at
         return self.accept_at <= 1 or (own is not None and own <= 1)
+
+
+def _unknown_at(gate: LogisticGate | None, tier: str, known: Sequence[str]) -> Iterator[str]:
+    """Features that exist, but not yet where this gate is asked."""
+    for name in gate.features if gate is not None else ():
+        if name not in known:
+            yield f"the {tier} gate looks at {name!r}, which is not known where it is asked; {_MEND_FEATURES}"

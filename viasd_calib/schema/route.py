@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from viasd_calib.errors import SpecError
 from viasd_calib.schema.base import DType, SpecModel, TensorFile
 
 
 class RelativeCost(SpecModel):
     """Measured time of a slim pass over that of a full pass of the same width (tokens)."""
 
-    measured: dict[int, float]
+    measured: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(gt=0)]] = Field(min_length=1)
     device: str
     dtype: DType
 
@@ -34,7 +34,7 @@ class AdapterRef(SpecModel):
     kind: AdapterKind = "lora"
     rank: int | None = Field(None, ge=1)
     alpha: int | None = Field(None, gt=0)
-    targets: list[str] = Field(min_length=1)
+    targets: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
     folded: bool = False
     tensors: TensorFile
 
@@ -118,14 +118,12 @@ class Route(SpecModel):
         """Layers whose MLP sublayer runs with some of its neurons."""
         return frozenset() if self.mlp_keep is None else frozenset(self.mlp_keep.keep)
 
-    def check_layers(self, num_layers: int) -> None:
-        """Refuse a layer that the verifier does not have.
-
-        Raises:
-            SpecError: naming the layer.
-        """
+    def misfits(self, num_layers: int) -> Iterator[str]:
+        """What a verifier with so many layers cannot run, a line each."""
         named = {"attention_skip": self.attention_skip, "mlp_skip": self.mlp_skip, "mlp_keep": sorted(self.narrowed)}
         for name, layers in named.items():
             beyond = [layer for layer in layers if layer >= num_layers]
             if beyond:
-                raise SpecError(f"route.{name} names layer {beyond[0]}, the verifier has layers 0 to {num_layers - 1}")
+                yield f"route.{name} names layer {beyond[0]}, the verifier has layers 0 to {num_layers - 1}"
+        if len(self.attention_skip) == len(self.mlp_skip) == num_layers:
+            yield "the route skips every sublayer of the verifier, so that there is no slim verifier; keep some"

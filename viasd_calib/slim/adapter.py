@@ -151,6 +151,29 @@ def _load_adapted(layers: nn.ModuleList, route: Route, adapter: AdapterRef, path
     return layers
 
 
+def adapter_misfit(route: Route, folder: Path, num_layers: int) -> str | None:
+    """What is wrong with an adapter for its route, as far as it shows without the verifier; None where nothing is.
+
+    Layers of a verifier are alike, so what the adapter has for one that is kept it has for all.
+
+    Raises:
+        SpecError: the file is missing or damaged.
+    """
+    if route.adapter is None:
+        return None
+    path, rank = folder / route.adapter.tensors.path, route.adapter.rank
+    tensors = read_tensors(path, "adapter tensors")
+    parts = sorted({name.partition(".")[2] for name in tensors})
+    every = (f"{layer}.{part}" for layer in range(num_layers) for part in parts)
+    wanted = {name for name in every if not _is_skipped(name, route)}
+    for name in sorted(wanted ^ tensors.keys()):
+        return f"{path}: {name} {'is missing' if name in wanted else 'is of no sublayer that the route keeps'}"
+    for name, tensor in tensors.items():
+        if ("lora_A" in name and len(tensor) != rank) or ("lora_B" in name and tensor.shape[-1] != rank):
+            return f"{path}: {name} is of shape {list(tensor.shape)}, the spec names rank {rank}"
+    return None
+
+
 @torch.no_grad()
 def _to_run(layers: nn.ModuleList, route: Route, folded: bool) -> nn.ModuleList:
     """Exchange peft's layers, in place, for ones without what they ask at each call: a good part of a narrow pass.

@@ -178,16 +178,26 @@ def load_bridges(model: PreTrainedModel, route: Route, folder: Path) -> nn.Modul
     Raises:
         SpecError: the tensors do not fit the verifier or the route.
     """
+    bridges = read_bridges(route, folder, model.config.hidden_size)
+    return None if bridges is None else bridges.to(device=model.device, dtype=model.dtype)
+
+
+def read_bridges(route: Route, folder: Path, hidden: int) -> nn.ModuleDict | None:
+    """The same for a verifier whose residual stream is ``hidden`` wide, in float32 on the host.
+
+    Raises:
+        SpecError: the tensors do not fit the route.
+    """
     if route.bridges is None:
         return None
     path = folder / route.bridges.tensors.path
-    bridges = new_bridges(route, model.config.hidden_size, route.bridges.rank, route.bridges.carry)
+    bridges = new_bridges(route, hidden, route.bridges.rank, route.bridges.carry)
     tensors = read_tensors(path, "bridges")
     wrong = _first_misfit(bridges.state_dict(), tensors)
     if wrong is not None:
         raise SpecError(f"{path}: {wrong} does not fit the route; export the spec again")
     bridges.load_state_dict(tensors)
-    return bridges.to(device=model.device, dtype=model.dtype).eval().requires_grad_(False)
+    return bridges.eval().requires_grad_(False)
 
 
 def _first_misfit(own: dict[str, Tensor], found: dict[str, Tensor]) -> str | None:

@@ -178,11 +178,11 @@ def save_widths(widths: Mapping[int, KeptNeurons], path: Path, folder: Path) -> 
     return MlpWidths(keep={layer: kept.keep for layer, kept in widths.items()}, tensors=tensor_file(path, folder))
 
 
-def load_widths(route: Route, folder: Path, neurons: int) -> dict[int, KeptNeurons]:
+def load_widths(route: Route, folder: Path, neurons: int | None) -> dict[int, KeptNeurons]:
     """The widths of a route whose spec lies in ``folder``, by layer; none where its MLPs are whole.
 
     Args:
-        neurons: of each of the verifier's MLPs.
+        neurons: of each of the verifier's MLPs; None for as many as the file names.
 
     Raises:
         SpecError: the file is damaged, is not of the layers that the spec names, or does not fit the verifier.
@@ -195,16 +195,16 @@ def load_widths(route: Route, folder: Path, neurons: int) -> dict[int, KeptNeuro
         raise SpecError(
             f"{path} is of layers {', '.join(sorted(orders))}, route.mlp_keep names others; export the spec again"
         )
-    every = torch.arange(neurons)
     for layer, kept in keep.items():
         order = orders[str(layer)]
-        if kept >= neurons:
+        count = order.numel() if neurons is None else neurons
+        if kept >= count:
             raise SpecError(
-                f"route.mlp_keep keeps {kept} neurons of layer {layer}, the verifier has {neurons}; "
-                f"give 1 to {neurons - 1}, or leave the layer out"
+                f"route.mlp_keep keeps {kept} neurons of layer {layer}, the verifier has {count}; "
+                f"give 1 to {count - 1}, or leave the layer out"
             )
-        if order.is_floating_point() or not torch.equal(order.long().sort().values, every):
+        if order.is_floating_point() or not torch.equal(order.long().sort().values, torch.arange(count)):
             raise SpecError(
-                f"{path}: layer {layer} must name neurons 0 to {neurons - 1} once each; export the spec again"
+                f"{path}: layer {layer} must name neurons 0 to {count - 1} once each; export the spec again"
             )
     return {layer: KeptNeurons(orders[str(layer)].long(), kept) for layer, kept in keep.items()}

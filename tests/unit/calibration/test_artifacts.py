@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import pytest
 
+from tests.certificates import make_certificate
 from tests.tiny import constant_gate
 from viasd_calib.calibration.artifacts import CalibrateArtifact
 from viasd_calib.calibration.worth import SlimWorth, without_slim
 from viasd_calib.errors import SpecError
-from viasd_calib.spec import Certificate, Gates
+from viasd_calib.spec import Gates
 
 CERTIFIED = Gates(
     draft=constant_gate("draft_margin", 0.0), slim=constant_gate("slim_margin", 0.0), accept_at=0.9, regenerate_at=0.9
 )
 EXACT = without_slim(CERTIFIED)
-HASH = "0" * 64
 
 
 def calibrated(bound: float | None, seconds: float | None) -> CalibrateArtifact:
     """A result with a policy certified at ``bound`` that takes ``seconds`` a token; exact decoding takes 0.02."""
-    certificate = Certificate(
-        bound=bound, confidence=0.95, procedure="LTT", candidates_tested=1, n_prompts=60, max_new_tokens=8,
-        split_sha256={"fit": HASH, "calibrate": HASH, "test": HASH}, observed=0.01 if bound else None,
-        p_value=0.001 if bound else None, note="" if bound else "nothing certified",
-    )  # fmt: skip
+    certificate = make_certificate(bound)
     worth = SlimWorth(
         by_bound={0.5: 0.03}, seconds_per_token_without=0.02, seconds_per_token_certified=seconds, n_prompts=8
     )

@@ -6,25 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import make_certificate
 from tests.tiny import TinyFolder, tiny_prompts, tiny_spec
 from viasd_calib.cli import main
-from viasd_calib.spec import Certificate
 
-HASH = "0123456789abcdef" * 4
 NOTICE = "notice: the spec certifies no loss bound, so nothing certifies a text with audit off"
-
-
-def certificate(bound: float | None) -> Certificate:
-    return Certificate(
-        bound=bound, confidence=0.95, procedure="learn-then-test", candidates_tested=1, n_prompts=9,
-        max_new_tokens=8, split_sha256={"fit": HASH, "calibrate": HASH, "test": HASH}, observed=None, p_value=None,
-    )  # fmt: skip
 
 
 @pytest.fixture(params=["none", "no bound", "bound"])
 def spec(request: pytest.FixtureRequest, tiny_folder: TinyFolder, tmp_path: Path) -> str:
     """A spec for the tiny verifier: without a certificate, with one of no bound, or with one."""
-    held = {"none": None, "no bound": certificate(None), "bound": certificate(0.1)}[request.param]
+    held = {
+        "none": None,
+        "no bound": make_certificate(None, max_new_tokens=8),
+        "bound": make_certificate(0.1, max_new_tokens=8),
+    }[request.param]
     return str(tiny_spec(tiny_folder, tmp_path / request.param.replace(" ", "-"), held))
 
 

@@ -50,7 +50,7 @@ def test_a_number_format_in_place_of_the_specs(spec: str, tmp_path: Path) -> Non
     [
         (["--contexts", "[128,2048]"], "2064 positions, the verifier's context holds 256; give --contexts up to 240"),
         (["--widths", "[]"], "--widths: "),
-        (["--batches", "[0,1]"], "--batches: Value error, 0 is less than 1"),
+        (["--batches", "[0,1]"], "--batches: 0 is less than 1"),
         (["--repeats", "1"], "--repeats: "),
         (["--plot", "profile.bmp"], "cannot draw profile.bmp: its ending names no kind of picture; choose one of .png"),
         (["--verifier", "/nowhere"], "/nowhere"),

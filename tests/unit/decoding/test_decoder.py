@@ -10,7 +10,6 @@ from transformers import TopKLogitsWarper
 
 from tests.tiny import (
     TinyFolder,
-    constant_gate,
     random_gate,
     save_tiny,
     tiny_model,
@@ -35,7 +34,6 @@ from viasd_calib.spec import (
     CausalLMDraft,
     Decoding,
     Gates,
-    PromptLookupDraft,
     Route,
     RoutingSpec,
     ShallowDraft,
@@ -174,19 +172,6 @@ def test_a_spec_with_foreign_tensors_is_refused(tmp_path: Path, tiny_verifier: V
     (tmp_path / "adapter.safetensors").write_bytes(b"another")
     with pytest.raises(SpecError, match=r"adapter\.safetensors is not the tensor file"):
         load_engine(path)
-
-
-def test_a_gate_of_another_release_is_refused(tmp_path: Path, tiny_verifier: Verifier) -> None:
-    spec = RoutingSpec(
-        verifier=tiny_verifier.ref,
-        draft=PromptLookupDraft(),
-        route=Route(),
-        gates=Gates(slim=constant_gate("slim_temper", 0.0), accept_at=0.5, regenerate_at=0.5),
-    )
-    engine = assemble(spec, tmp_path, tiny_verifier)
-    with pytest.raises(SpecError, match="unknown feature 'slim_temper'"):
-        engine.decoder("three_tier")
-    assert len(engine.decoder("autoregressive").generate(PROMPT, 4).tokens) > 0
 
 
 def test_a_causal_drafter_from_a_folder(tiny_folder: TinyFolder, tiny_verifier: Verifier, tmp_path: Path) -> None:

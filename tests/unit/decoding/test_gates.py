@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tests.tiny import random_gate
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
 from viasd_calib.decoding.gates import Gate
-from viasd_calib.errors import SpecError
 from viasd_calib.spec import LogisticGate
 
 NAMES = st.sampled_from([DRAFT_FEATURES, SLIM_FEATURES])
@@ -50,12 +49,6 @@ def test_the_order_of_features_does_not_matter(names: tuple[str, ...], seed: int
     )
     features = random_features(4, seed)
     torch.testing.assert_close(Gate(shuffled)(features), Gate(spec)(features))
-
-
-def test_an_unknown_feature_is_refused() -> None:
-    spec = LogisticGate(features=["draft_margin", "full_entropy"], mean=[0, 0], scale=[1, 1], weight=[1, 1], bias=0)
-    with pytest.raises(SpecError, match="unknown feature 'full_entropy'"):
-        Gate(spec)
 
 
 def test_no_feature_looks_at_the_full_verifier() -> None:

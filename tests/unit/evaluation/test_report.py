@@ -59,7 +59,7 @@ def certificate(**changes: Any) -> Certificate:
         "confidence": 0.95,
         "procedure": "fixed sequence",
         "candidates_tested": 2,
-        "n_prompts": 150,
+        "n_prompts": 350,
         "max_new_tokens": 64,
         "split_sha256": {"fit": "1" * 64, "calibrate": "2" * 64, "test": "3" * 64},
         "observed": 0.004,
@@ -253,7 +253,7 @@ def test_the_headline_tells_speed_interval_and_certificate(page: Page) -> None:
 
 
 def test_the_certificate_section_is_complete(page: Page) -> None:
-    for part in ("fixed sequence", "1" * 64, "2" * 64, "3" * 64, "150, at most 64 new tokens"):
+    for part in ("fixed sequence", "1" * 64, "2" * 64, "3" * 64, "350, at most 64 new tokens"):
         assert part in page.text
     candidates = next(table for table in page.tables if table[0][0] == "candidate")
     assert [row[-1] for row in candidates[1:]] == ["yes", "no"]

@@ -223,9 +223,11 @@ def test_a_routing_spec_is_no_profile(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda d: d.update(schema_version="2.0"), "schema_version '2.0' is not one this release reads"),
+        (lambda d: d.update(schema_version="2.0"), "made by a newer version"),
+        (lambda d: d.update(schema_version="1.9"), "made by a newer version"),
+        (lambda d: d.update(schema_version="0.9"), "schema_version '0.9' is not one this release reads"),
         (lambda d: d.pop("schema_version"), "schema_version None"),
-        (lambda d: d.update(speed=1), "speed: Extra inputs"),
+        (lambda d: d.update(speed=1), "speed: is no entry"),
         (lambda d: d.pop("hardware"), "hardware: Field required"),
         (lambda d: d["measured"].pop(), "measured does not hold what settings name"),
         (lambda d: d["measured"].append(d["measured"][0]), "measured does not hold"),
