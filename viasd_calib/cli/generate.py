@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
 from viasd_calib.choices import Backend, MethodName
 from viasd_calib.cli import lazy_types
 from viasd_calib.cli.notices import notice_uncertified
+from viasd_calib.errors import PromptError
+from viasd_calib.prompts import Prompt
+from viasd_calib.prompts.problems import describe_wrong
 from viasd_calib.spec import Audit, DType, load_spec
 
 TIER_STYLES = {"accept": "green", "regenerate": "yellow", "escalate": "blue"}
@@ -20,6 +25,8 @@ TIER_STYLES = {"accept": "green", "regenerate": "yellow", "escalate": "blue"}
 def answer(
     spec: str,
     prompt: str,
+    system: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     max_new_tokens: int = 128,
     method: MethodName = "three_tier",
     audit: Audit | None = None,
@@ -41,6 +48,8 @@ def answer(
     Args:
         spec: path of the routing spec.
         prompt: the user's turn.
+        system: the system's message; where it is left out the chat template decides.
+        chat_template_kwargs: what the chat template is told beside them, as JSON: '{"enable_thinking": false}'.
         max_new_tokens: longest answer.
         method: as in viasd bench.
         audit: in place of the spec's own.
@@ -57,11 +66,12 @@ def answer(
         backend: what runs them: eager, packed (CPU) or compiled (minutes to compile first); the faster one of the
             first two where it is left out.
     """
+    asked = command_line_prompt(prompt, system, chat_template_kwargs)
     load_spec(spec)
 
     from viasd_calib.decoding.decoder import load_engine
     from viasd_calib.decoding.sampling import Sampling
-    from viasd_calib.models import load_verifier
+    from viasd_calib.models import encode_prompt, load_verifier
 
     load = _load or load_verifier
     engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=load)
@@ -76,7 +86,7 @@ def answer(
         seed=seed,
     )
     decoder = engine.decoder(method, audit, sampling)
-    ids = engine.verifier.encode_chat([{"role": "user", "content": prompt}])
+    ids = encode_prompt(engine.verifier, asked, [], max_new_tokens)
     engine.prepare_passes([len(ids) + max_new_tokens], slim=decoder.method.asks_slim)
     console = Console(highlight=False, soft_wrap=True)
     begin = time.perf_counter()
@@ -89,6 +99,19 @@ def answer(
     if show_tiers:
         legend = "  ".join(f"[{style}]{tier}[/]" for tier, style in TIER_STYLES.items())
         console.print(f"[dim]tiers:[/] {legend}  [dim]{count} tokens, {count / seconds:.1f} tokens/s[/]")
+
+
+def command_line_prompt(turn: str, system: str | None, chat_template_kwargs: dict[str, Any] | None) -> Prompt:
+    """What is asked on the command line.
+
+    Raises:
+        PromptError: it is blank or no text, or the template's arguments are none.
+    """
+    fields = {"turns": [turn], "system": system, "chat_template_kwargs": chat_template_kwargs}
+    try:
+        return Prompt.model_validate({"id": "command line", **fields})
+    except ValidationError as error:
+        raise PromptError(describe_wrong(error, {name: value for name, value in fields.items() if value})) from error
 
 
 def pieces(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from pydantic import JsonValue
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,16 +35,22 @@ class Verifier:
     tokenizer: PreTrainedTokenizerBase
     ref: VerifierRef
 
-    def encode_chat(self, turns: list[dict[str, str]]) -> list[int]:
+    def encode_chat(
+        self, turns: list[dict[str, str]], template_arguments: Mapping[str, JsonValue] | None = None
+    ) -> list[int]:
         """Ids of a conversation up to where the assistant's answer begins.
 
         Args:
             turns: messages with ``role`` and ``content``.
+            template_arguments: what the chat template is told beside them, as ``enable_thinking``.
         """
         if self.tokenizer.chat_template is None:
             text = "\n".join(turn["content"] for turn in turns)
             return list(self.tokenizer(text).input_ids)
-        ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+        arguments: dict[str, Any] = dict(template_arguments or {})
+        ids = self.tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, tokenize=True, return_dict=False, **arguments
+        )
         return list(ids)
 
     @property
@@ -185,10 +192,7 @@ def encode_prompt(verifier: Verifier, prompt: Prompt, answers: list[str], room: 
     Raises:
         PromptError: the prompt is empty, or it and its answer do not fit the verifier's context.
     """
-    messages: list[dict[str, str]] = []
-    for turn, answer in zip(prompt.turns, [*answers, ""], strict=False):
-        messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
-    ids = verifier.encode_chat(messages[:-1])
+    ids = verifier.encode_chat(prompt.conversation(answers), prompt.chat_template_kwargs)
     context = context_length(verifier.model.config)
     if not ids:
         raise PromptError(f"prompt {prompt.id!r} has no tokens; give it some text")

@@ -277,7 +277,7 @@ def test_a_conversation_without_a_template(tmp_path: Path) -> None:
 
 def test_a_prompt_of_no_tokens_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="prompt 'void' has no tokens"):
-        encode_prompt(_without_template(tmp_path), Prompt(id="void", task="qa", turns=[""]), [], 4)
+        encode_prompt(_without_template(tmp_path), Prompt.model_construct(id="void", turns=[""]), [], 4)
 
 
 def test_a_prompt_beyond_the_context_is_refused(tiny_verifier: Verifier) -> None:
