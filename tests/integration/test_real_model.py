@@ -11,7 +11,7 @@ import torch
 
 from tests.tiny import random_gate, transformers_text
 from viasd_calib.cli import main
-from viasd_calib.cli.evaluate import choose_prompts
+from viasd_calib.cli.prompt_choice import choose_prompts
 from viasd_calib.decoding.decoder import Decoder, Engine, load_engine, three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
 from viasd_calib.decoding.rounds import Autoregressive, Speculative

@@ -26,6 +26,7 @@ ROOMS = [
     "schema",
     "spec",
     "models",
+    "prompt_lengths",
     "slim",
     "draft",
     "decoding",

@@ -14,6 +14,7 @@ from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.ledger import Ledger
 from viasd_calib.models import Verifier
 from viasd_calib.progress import progress_bar
+from viasd_calib.prompt_lengths import check_lengths
 from viasd_calib.prompts import Prompt, Split
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Certificate, prompts_needed
@@ -72,7 +73,11 @@ def certify(
         decoder_for: a decoder with a candidate's gates and audit ``off``.
         prompts: of the calibrate split; one loss each.
         ledger: holds the losses that are known; their prompts are not decoded again.
+
+    Raises:
+        PromptError: prompts do not fit the verifier's context; nothing is decoded.
     """
+    check_lengths(verifier, prompts, max_new_tokens)
     kept = ledger or Ledger()
     tested: list[Tested] = []
     enough = len(prompts) >= prompts_needed(max_loss, confidence)

@@ -11,12 +11,13 @@ from viasd_calib.choices import FRACTIONS
 from viasd_calib.cli import lazy_types
 from viasd_calib.cli.checks import check_fit_folder, check_out_folder
 from viasd_calib.cli.notices import notice_resumed, say_written
+from viasd_calib.cli.prompt_choice import check_limit, check_prompts, load_prompts, of_split
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
 from viasd_calib.files import write_json
 from viasd_calib.ledger import ledger_beside
 from viasd_calib.planning.profile import PassShape, ProfileSettings
-from viasd_calib.prompts import EMBEDDED, SplitShares, draw_prompts, read_prompts, select_split, split_sha256
+from viasd_calib.prompts import EMBEDDED, SplitShares, draw_prompts, select_split, split_sha256
 from viasd_calib.spec import Audit, Decoding, DType, Gates, file_sha256
 from viasd_calib.tables import new_table
 
@@ -59,7 +60,8 @@ def calibrate(
             a full one, measured at width 4.
         max_loss: largest share of emitted tokens that the verifier would not have chosen.
         confidence: that the bound holds on unseen prompts.
-        prompts: prompt file (JSONL), or "embedded" for the package's own.
+        prompts: prompt file (JSONL or another: see README), NAME:SPLIT of a data set of the hub, or "embedded" for the
+            package's own.
         shares: shares of the splits; the same as at capture.
         limit: take this many prompts of the calibrate split, drawn by hash.
         max_new_tokens: longest answer.
@@ -74,9 +76,10 @@ def calibrate(
         raise CalibrationError("max_loss and confidence must lie between 0 and 1")
     check_out_folder("--out", out)
     check_fit_folder("--fit", fit, of_frontier=cost is not None)
-    every = read_prompts(prompts)
+    check_limit(limit)
+    every = load_prompts(prompts)
     split = shares or SplitShares()
-    chosen = draw_prompts(select_split(every, "calibrate", split), limit)
+    chosen = draw_prompts(of_split(every, "calibrate", split), limit)
     decoding = Decoding(draft_length=draft_length, max_pending=max_pending)
 
     from viasd_calib.calibration.artifacts import (
@@ -100,6 +103,9 @@ def calibrate(
     fitted = load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit")
     load = _load or load_verifier
     loaded = load(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
+    check_prompts(loaded, chosen, max_new_tokens)
+    timed = draw_prompts(chosen, WORTH_PROMPTS)
+    check_prompts(loaded, timed, max(max_new_tokens, WORTH_TOKENS))
     engine = open_fit(fitted, folder, loaded)
     scores = load_scores(folder)
     ledger = ledger_beside(
@@ -138,7 +144,7 @@ def calibrate(
     gates = (verdict.chosen or candidates[0]).gates
     # Which prompts decide between an exact policy and a certified one is all the same to the certificate.
     worth = measure_slim_worth(
-        decoder_for, gates, loaded, draw_prompts(chosen, WORTH_PROMPTS), max(max_new_tokens, WORTH_TOKENS),
+        decoder_for, gates, loaded, timed, max(max_new_tokens, WORTH_TOKENS),
         certified=verdict.chosen is not None,
     )  # fmt: skip
     artifact = CalibrateArtifact(

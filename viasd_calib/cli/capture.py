@@ -11,8 +11,9 @@ from viasd_calib.choices import SMOLLM2
 from viasd_calib.cli import lazy_types
 from viasd_calib.cli.checks import check_out_folder
 from viasd_calib.cli.notices import say_written
+from viasd_calib.cli.prompt_choice import check_limit, check_prompts, load_prompts, of_split
 from viasd_calib.errors import SpecError
-from viasd_calib.prompts import EMBEDDED, Split, SplitShares, draw_prompts, read_prompts, select_split
+from viasd_calib.prompts import EMBEDDED, Split, SplitShares, draw_prompts
 from viasd_calib.spec import Audit, DType, load_spec
 from viasd_calib.tables import new_table
 
@@ -46,7 +47,8 @@ def capture(
         draft: "prompt_lookup", a folder with a shallow drafter, a model with the verifier's vocabulary,
             "prompt_lookup+" and one of the latter two for both together, or "none"; "int8:" or "int4:" before
             folder or model gives it integer weights.
-        prompts: prompt file (JSONL), or "embedded" for the package's own.
+        prompts: prompt file (JSONL or another: see README), NAME:SPLIT of a data set of the hub, or "embedded" for the
+            package's own.
         split: take this split's prompts alone, by hash; null takes all.
         shares: shares of the splits.
         limit: take this many prompts, drawn by hash.
@@ -62,10 +64,8 @@ def capture(
         device: where models run.
     """
     check_out_folder("--out", out)
-    chosen = read_prompts(prompts)
-    if split is not None:
-        chosen = select_split(chosen, split, shares or SplitShares())
-    chosen = draw_prompts(chosen, limit)
+    check_limit(limit)
+    chosen = draw_prompts(of_split(load_prompts(prompts), split, shares), limit)
     if spec is not None:
         load_spec(spec)
     elif audit is not None:
@@ -88,6 +88,7 @@ def capture(
         engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend="eager", load=load)
         sampling = Sampling(temperature=temperature, top_k=CaptureSettings().sampling_top_k, seed=seed)
         loaded, policy = engine.verifier, policy_of(engine, audit, sampling)
+    check_prompts(loaded, chosen, max_new_tokens)
     drafter = None if draft == "none" else build_drafter(*name_draft(draft), RoutedModel(loaded.model))
     settings = CaptureSettings(
         max_new_tokens=max_new_tokens, batch_size=batch_size, top_k=top_k, temperature=temperature, seed=seed

@@ -13,11 +13,12 @@ from viasd_calib.cli import lazy_types
 from viasd_calib.cli.checks import check_bench, check_calibrate_folder, check_out_file
 from viasd_calib.cli.lists import parse_methods
 from viasd_calib.cli.notices import notice_resumed, notice_uncertified, say_written
+from viasd_calib.cli.prompt_choice import check_prompts, choose_prompts
 from viasd_calib.errors import BenchError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
 from viasd_calib.files import write_json
 from viasd_calib.ledger import ledger_beside
-from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, read_prompts, select_split
+from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares
 from viasd_calib.spec import Audit, DType, file_sha256, load_spec
 
 ROUND_METHODS: tuple[MethodName, ...] = ("speculative", "three_tier")
@@ -51,7 +52,8 @@ def bench(
     Args:
         spec: path of the routing spec.
         json: where the result is written.
-        prompts: prompt file (JSONL), or "embedded" for the package's own.
+        prompts: prompt file (JSONL or another: see README), NAME:SPLIT of a data set of the hub, or "embedded" for the
+            package's own.
         split: take this split's prompts alone, by hash; null takes all.
         shares: shares of the splits.
         methods: comma-separated; an unknown one is answered with the list of those there are.
@@ -77,6 +79,7 @@ def bench(
 
     load = _load or load_verifier
     engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=load)
+    check_prompts(engine.verifier, chosen, max_new_tokens)
     settings = BenchSettings(
         methods=chosen_methods,
         max_new_tokens=max_new_tokens,
@@ -156,21 +159,6 @@ def refuse_unexplained(result: lazy_types.BenchResult) -> None:
         )
 
 
-def choose_prompts(source: str, split: Split | None, shares: SplitShares | None, limit: int | None) -> list[Prompt]:
-    """Prompts of a file, by split, cut to ``limit`` with the tasks taking turns."""
-    prompts = read_prompts(source)
-    if split is not None:
-        prompts = select_split(prompts, split, shares or SplitShares())
-    if limit is None or limit >= len(prompts):
-        return prompts
-    by_task: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
-        by_task.setdefault(prompt.task, []).append(prompt)
-    longest = max(len(group) for group in by_task.values())
-    turns = [group[place] for place in range(longest) for group in by_task.values() if place < len(group)]
-    return turns[:limit]
-
-
 def report(
     spec: str,
     bench: str,
@@ -216,6 +204,7 @@ def report(
 
     measured = load_bench(bench)
     engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, load=_load or load_verifier)
+    check_prompts(engine.verifier, chosen, max_new_tokens)
     texts = [generation for prompt in chosen for generation in _decode(engine, prompt, max_new_tokens)]
     reliability, candidates = _calibration(calibrate)
     inputs = ReportInputs(

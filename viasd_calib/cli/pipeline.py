@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
 from viasd_calib.choices import FRACTIONS, SMOLLM2
-from viasd_calib.cli.calibrate import calibrate
+from viasd_calib.cli import lazy_types
+from viasd_calib.cli.calibrate import WORTH_PROMPTS, WORTH_TOKENS, calibrate
 from viasd_calib.cli.capture import capture
 from viasd_calib.cli.checks import check_out_folder
 from viasd_calib.cli.evaluate import bench, report
@@ -18,8 +20,12 @@ from viasd_calib.cli.fit import fit
 from viasd_calib.cli.generate import answer
 from viasd_calib.cli.loading import SharedVerifiers
 from viasd_calib.cli.notices import announce
+from viasd_calib.cli.prompt_choice import check_limit, of_split, take_turns
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
-from viasd_calib.prompts import EMBEDDED, read_prompts
+from viasd_calib.prompts import EMBEDDED, Prompt, draw_prompts, read_prompts
+
+REPORT_PROMPTS, REPORT_TOKENS = 8, 96
+"""Prompts that the report decodes, and tokens of their answers."""
 
 
 class CaptureStep(BaseModel):
@@ -70,23 +76,28 @@ def run(
         fit_config: configuration of ``viasd fit``.
         verifier: hub id, folder, .gguf file or "smollm2-135m".
         draft: drafter, as ``viasd capture`` takes it.
-        prompts: prompt file (JSONL), or "embedded" for the package's own.
+        prompts: prompt file (JSONL or another: see README), NAME:SPLIT of a data set of the hub, or "embedded" for the
+            package's own.
         capture_step: options of the capture step.
         calibrate_step: options of the calibrate step.
         bench_step: options of the bench step.
         sample_prompt: a prompt to answer at the end, coloured by tier.
     """
     check_out_folder("--out", out)
-    read_prompts(prompts)
+    every = read_prompts(prompts)
+    captured, decided = capture_step or CaptureStep(), calibrate_step or CalibrateStep()
+    benched = bench_step or BenchStep()
+    chosen = prompts_of_steps(every, captured, decided, benched)
 
     folder = Path(out)
     traces, fitted, calibrated = folder / "traces", folder / "fit", folder / "calibrate"
     spec, measured = folder / "spec" / "routing.json", folder / "bench.json"
     load = SharedVerifiers()
     common: dict[str, Any] = {"verifier": verifier, "prompts": prompts, "_load": load}
+    refuse_overlong(load(verifier), chosen)
 
     announce("1/7 capture: what the verifier and the draft model say on the fit prompts")
-    capture(out=str(traces), draft=draft, **common, **(capture_step or CaptureStep()).model_dump())
+    capture(out=str(traces), draft=draft, **common, **captured.model_dump())
     announce("2/7 fit: route, adapter and first gates")
     if not (fitted / FIT_FILE).is_file():
         fit([
@@ -95,13 +106,12 @@ def run(
         ], _load=load)  # fmt: skip
     announce("3/7 calibrate: bounds for the gates, certified on the calibrate prompts")
     if not (calibrated / CALIBRATE_FILE).is_file():
-        step = calibrate_step or CalibrateStep()
-        calibrate(fit=str(fitted), out=str(calibrated), **common, **step.model_dump())
+        calibrate(fit=str(fitted), out=str(calibrated), **common, **decided.model_dump())
     announce("4/7 export and validate the routing spec")
     export(calibrate=str(calibrated), out=str(spec), verifier=verifier, _load=load)
     validate(str(spec))
     announce("5/7 bench: autoregressive, speculative and three-tier on test prompts")
-    bench(spec=str(spec), json=str(measured), split="test", **common, **(bench_step or BenchStep()).model_dump())
+    bench(spec=str(spec), json=str(measured), split="test", **common, **benched.model_dump())
     record_evidence(str(spec), str(measured))
     announce("6/7 report")
     report(
@@ -109,8 +119,45 @@ def run(
         bench=str(measured),
         out=str(folder / "report.html"),
         calibrate=str(calibrated),
+        limit=REPORT_PROMPTS,
+        max_new_tokens=REPORT_TOKENS,
         **common,
     )
     announce("7/7 generate")
     answer(spec=str(spec), prompt=sample_prompt, max_new_tokens=64, show_tiers=True, verifier=verifier, _load=load)
     Console().print(f"\nspec: {spec}\nreport: {folder / 'report.html'}\nbenchmark: {measured}")
+
+
+def prompts_of_steps(
+    every: Sequence[Prompt], captured: CaptureStep, calibrated: CalibrateStep, benched: BenchStep
+) -> list[tuple[list[Prompt], int]]:
+    """What each step answers, and how many new tokens it allows, so that it can be checked before the first.
+
+    Raises:
+        PromptError: a step has no prompts.
+    """
+    for step in (captured, calibrated, benched):
+        check_limit(step.limit)
+    test = of_split(every, "test", None, say=False)
+    decided = draw_prompts(of_split(every, "calibrate", None, say=False), calibrated.limit)
+    return [
+        (draw_prompts(of_split(every, "fit", None, say=False), captured.limit), captured.max_new_tokens),
+        (decided, calibrated.max_new_tokens),
+        (draw_prompts(decided, WORTH_PROMPTS), max(calibrated.max_new_tokens, WORTH_TOKENS)),
+        (take_turns(test, benched.limit), benched.max_new_tokens),
+        (take_turns(test, REPORT_PROMPTS), REPORT_TOKENS),
+    ]
+
+
+def refuse_overlong(verifier: lazy_types.Verifier, chosen: Sequence[tuple[list[Prompt], int]]) -> None:
+    """Refuse the prompts of all steps that do not fit the verifier's context, together.
+
+    Raises:
+        PromptError: naming the first few.
+    """
+    from viasd_calib.prompt_lengths import LengthCheck, look_at_lengths
+
+    found = [look_at_lengths(verifier, prompts, max_new_tokens) for prompts, max_new_tokens in chosen]
+    # A prompt may be of several steps: the first one's reason is said.
+    refused = dict(one for check in reversed(found) for one in check.refused)
+    LengthCheck(len({prompt.id for prompts, _ in chosen for prompt in prompts}), [*refused.items()], []).raise_refused()

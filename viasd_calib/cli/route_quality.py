@@ -11,8 +11,8 @@ from rich.table import Table
 from viasd_calib.choices import Backend
 from viasd_calib.cli import lazy_types
 from viasd_calib.cli.checks import check_out_file
-from viasd_calib.cli.evaluate import choose_prompts
 from viasd_calib.cli.notices import say_written
+from viasd_calib.cli.prompt_choice import check_prompts, choose_prompts
 from viasd_calib.files import write_json
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares
 from viasd_calib.spec import DType, load_spec
@@ -41,7 +41,8 @@ def route_quality(
     Args:
         spec: path of the routing spec.
         json: where the result is written.
-        prompts: prompt file (JSONL), or "embedded" for the package's own.
+        prompts: prompt file (JSONL or another: see README), NAME:SPLIT of a data set of the hub, or "embedded" for the
+            package's own.
         split: take this split's prompts alone, by hash; null takes all.
         shares: shares of the splits.
         limit: take this many prompts, spread evenly over the tasks.
@@ -66,6 +67,7 @@ def route_quality(
 
     load = _load or load_verifier
     engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=load)
+    check_prompts(engine.verifier, chosen, max_new_tokens)
     engine.prepare_passes([CONTEXT])
     cost = relative_cost(engine.routed)  # before other work warms or fills the caches
     with tempfile.TemporaryDirectory(prefix="viasd-") as folder:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from viasd_calib.decoding.session import Generation
-from viasd_calib.models import Verifier, encode_prompt
+from viasd_calib.models import Verifier
+from viasd_calib.prompt_lengths import encode_turn
 from viasd_calib.prompts import Prompt
 
 
@@ -30,12 +31,16 @@ class Answering(Protocol):
 def converse(decoder: Answering, verifier: Verifier, prompt: Prompt, max_new_tokens: int) -> Iterator[Turn]:
     """Answer every turn of a prompt, each after the decoder's own earlier answers.
 
+    It ends before a turn for which these answers have left no room in the verifier's context.
+
     Raises:
-        PromptError: a turn does not fit the verifier's context.
+        PromptError: a turn would not fit behind empty answers either.
     """
     answers: list[str] = []
     for _ in prompt.turns:
-        ids = encode_prompt(verifier, prompt, answers, max_new_tokens)
+        ids = encode_turn(verifier, prompt, answers, max_new_tokens)
+        if ids is None:
+            return
         generation = decoder.generate(ids, max_new_tokens)
         answers.append(str(verifier.tokenizer.decode(generation.tokens, skip_special_tokens=True)))
         yield Turn(ids, generation)

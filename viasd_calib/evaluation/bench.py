@@ -22,8 +22,9 @@ from viasd_calib.evaluation.differences import Difference, find_difference
 from viasd_calib.evaluation.metrics import Interval, MethodResult, PromptResult, pool
 from viasd_calib.hardware import hardware
 from viasd_calib.ledger import Ledger
-from viasd_calib.models import Verifier, encode_prompt
+from viasd_calib.models import Verifier, context_length, encode_prompt
 from viasd_calib.progress import progress_bar
+from viasd_calib.prompt_lengths import check_lengths
 from viasd_calib.prompts import Prompt
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit
@@ -84,7 +85,11 @@ def run_bench(
     Args:
         plain: the verifier for ``transformers``, where the engine's backend has changed its own.
         ledger: holds the prompts that are done; they are not decoded again.
+
+    Raises:
+        PromptError: prompts do not fit the verifier's context; nothing is decoded.
     """
+    check_lengths(engine.verifier, prompts, settings.max_new_tokens)
     kept = ledger or Ledger()
     done: list[Answered] = []
     answerers = {name: answering(engine, name, settings.audit, plain) for name in settings.methods}
@@ -110,7 +115,8 @@ def text_lengths(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int)
         for turns in range(1, len(prompt.turns) + 1):
             unanswered = encode_prompt(engine.verifier, prompt, [""] * (turns - 1), max_new_tokens)
             shortest = len(unanswered) + max_new_tokens
-            lengths.update(range(shortest, shortest + (turns - 1) * max_new_tokens + 1))
+            longest = min(shortest + (turns - 1) * max_new_tokens, context_length(engine.verifier.model.config))
+            lengths.update(range(shortest, longest + 1))
     return lengths
 
 
@@ -174,9 +180,9 @@ def _judge(
     strayed = sum(int(diverging(engine.routed, turn.prompt_ids, turn.generation.tokens).sum()) for turn in turns)
     found = (
         find_difference(engine.routed, prompt.id, place, turn.prompt_ids, turn.generation.tokens, expected)
-        for place, (turn, expected) in enumerate(zip(turns, reference, strict=True))
+        for place, (turn, expected) in enumerate(zip(turns, reference, strict=False))
     )
-    # A later turn answers another text once an earlier one has left the reference.
+    # A later turn answers another text once an earlier one has left the reference; there may also be fewer or more.
     first = next((difference for difference in found if difference is not None), None)
     generations = [turn.generation for turn in turns]
     return PromptResult(prompt.id, prompt.task, generations, seconds, strayed, [] if first is None else [first])

@@ -59,7 +59,8 @@ class PromptFile:
         if len(shapes) > 1:
             shapes = [f"{count} {shape or 'own'}" for shape, count in self.shapes.most_common()]
             shapes = [f"{self.format} ({', '.join(shapes)})"]
-        lines = [f"read {len(self.prompts)} prompts as {shapes[0]} from {self.name}"]
+        count = len(self.prompts)
+        lines = [f"read {count} prompt{'s' if count > 1 else ''} as {shapes[0]} from {self.name}"]
         if self.unused:
             keys = ", ".join(f"{key} ({count})" for key, count in sorted(self.unused.items()))
             lines.append(f"keys of the prompts that are not used, and how many have each: {keys}")

@@ -36,7 +36,7 @@ from viasd_calib.models import (
     resolve_model,
     smollm2_file,
 )
-from viasd_calib.prompts import Prompt
+from viasd_calib.prompts import Message, Prompt
 from viasd_calib.spec import file_sha256
 
 TEXT = [5, 9, 3, 17]
@@ -261,6 +261,23 @@ def test_a_conversation_in_the_models_template(tiny_verifier: Verifier) -> None:
     assert words == ["<s>", "<user>", "w0", "w1", "<assistant>", "w5", "<user>", "w2", "<assistant>"]
     first = tiny_verifier.tokenizer.convert_ids_to_tokens(encode_prompt(tiny_verifier, prompt, [], 4))
     assert first == ["<s>", "<user>", "w0", "w1", "<assistant>"]
+
+
+def test_all_that_is_asked_is_encoded(tmp_path: Path) -> None:
+    """The system's message, what was said before, and what the template is told beside them."""
+    folder = save_tiny(tmp_path)
+    template = folder / "chat_template.jinja"
+    template.write_text(
+        template.read_text() + "{% if enable_thinking is defined and not enable_thinking %} w9{% endif %}"
+    )
+    verifier = load_verifier(str(folder))
+    before = [Message(role="user", content="w1"), Message(role="assistant", content="w2")]
+    prompt = Prompt(id="a", system="w0", messages=before, turns=["w3", "w4"])
+    told = prompt.model_copy(update={"chat_template_kwargs": {"enable_thinking": False}})
+    said = [("w0", "<unk>"), ("w1", "<user>"), ("w2", "<assistant>"), ("w3", "<user>"), ("w5", "<assistant>")]
+    words = ["<s>", *(word for content, role in said for word in (role, content)), "<user>", "w4", "<assistant>"]
+    for asked, end in ((prompt, []), (told, ["w9"])):
+        assert verifier.tokenizer.convert_ids_to_tokens(encode_prompt(verifier, asked, ["w5"], 4)) == [*words, *end]
 
 
 def _without_template(tmp_path: Path) -> Verifier:

@@ -148,7 +148,7 @@ def test_recognises_the_usual_shapes(tmp_path: Path, shape: str) -> None:
     assert prompt == Prompt(**{"id": prompt.sha256[:12], **expected})
     said = f"{shape.strip()} JSONL".strip()
     assert found.describe() == [
-        f"read 1 prompts as {said} from {path}",
+        f"read 1 prompt as {said} from {path}",
         "keys of the prompts that are not used, and how many have each: author (1)",
     ]
 
@@ -179,7 +179,7 @@ def test_reads_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     for source in ("mine/one", "one", "mine/two:test", "mine/two:main:test"):
         found = read_prompt_file(source)
         assert [(one.turns, one.reference) for one in found.prompts] == [(["Why?"], "So.")]
-        assert found.describe() == [f"read 1 prompts as question/answer data set from {source}"]
+        assert found.describe() == [f"read 1 prompt as question/answer data set from {source}"]
     assert asked[2:] == [("mine/two", None, "test"), ("mine/two", "main", "test")]
     with pytest.raises(PromptError, match=r"'mine/two' has the splits train, test; say which: mine/two:train"):
         read_prompts("mine/two")

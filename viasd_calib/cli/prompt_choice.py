@@ -1,0 +1,114 @@
+"""The prompts of a command: read, chosen and checked before anything else is done, and what a user is told of them."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import get_args
+
+from viasd_calib.cli import lazy_types
+from viasd_calib.errors import PromptError
+from viasd_calib.prompts import Prompt, Split, SplitShares, read_prompt_file, split_of
+
+SHOWN = 5
+"""Prompts that a notice names."""
+
+
+def load_prompts(source: str) -> list[Prompt]:
+    """Read prompts, and say what was read.
+
+    Raises:
+        PromptError: they cannot be read, or are no prompts.
+    """
+    found = read_prompt_file(source)
+    read, *more = found.describe()
+    print(read)
+    for line in more:
+        print(f"notice: {line}", file=sys.stderr)
+    return found.prompts
+
+
+def of_split(
+    prompts: Sequence[Prompt], split: Split | None, shares: SplitShares | None, *, say: bool = True
+) -> list[Prompt]:
+    """The prompts of one split, or all.
+
+    Args:
+        say: whether to say how many there are in each split.
+
+    Raises:
+        PromptError: there are none in that split.
+    """
+    if split is None:
+        return list(prompts)
+    by_hash = [split_of(prompt.sha256, shares or SplitShares()) for prompt in prompts]
+    counts = Counter(by_hash)
+    said = ", ".join(f"{name} {counts[name]}" for name in get_args(Split))
+    chosen = [prompt for prompt, own in zip(prompts, by_hash, strict=True) if own == split]
+    if not chosen:
+        raise PromptError(
+            f"none of {len(prompts)} prompts is of the split {split!r} (by their hashes: {said}); "
+            "give more prompts, or other shares of the splits"
+        )
+    if say:
+        print(f"prompts by split: {said}; those of {split!r} are taken")
+    return chosen
+
+
+def choose_prompts(source: str, split: Split | None, shares: SplitShares | None, limit: int | None) -> list[Prompt]:
+    """Prompts of a file, by split, cut to ``limit`` with the tasks taking turns.
+
+    Raises:
+        PromptError: they cannot be read, or none is left.
+    """
+    check_limit(limit)
+    return take_turns(of_split(load_prompts(source), split, shares), limit)
+
+
+def take_turns(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
+    """At most ``limit`` prompts, the tasks taking turns; all in their order where it is None."""
+    if limit is None or limit >= len(prompts):
+        return list(prompts)
+    by_task: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_task.setdefault(prompt.task, []).append(prompt)
+    longest = max(len(group) for group in by_task.values())
+    turns = [group[place] for place in range(longest) for group in by_task.values() if place < len(group)]
+    return turns[:limit]
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse to take no prompts.
+
+    Raises:
+        PromptError: ``limit`` is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise PromptError(f"--limit is {limit}; take one prompt at least, or leave it out for all")
+
+
+def check_prompts(verifier: lazy_types.Verifier, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
+    """Refuse prompts that do not fit the verifier's context, all of them at once, and say what else is odd.
+
+    Raises:
+        PromptError: naming the first few.
+    """
+    from viasd_calib.prompt_lengths import check_lengths, unused_template_arguments
+
+    found = check_lengths(verifier, prompts, max_new_tokens)
+    if found.may_end_early:
+        named = ", ".join(map(repr, found.may_end_early[:SHOWN]))
+        more = f" and {len(found.may_end_early) - SHOWN} others" if len(found.may_end_early) > SHOWN else ""
+        print(
+            f"notice: where answers are long, the context has no room for the later turns of {named}{more}; "
+            "such a conversation ends before the turn that does not fit",
+            file=sys.stderr,
+        )
+    unused = unused_template_arguments(verifier, prompts)
+    if unused:
+        print(
+            f"notice: the verifier's chat template does not hold {', '.join(unused)}; "
+            "as chat_template_kwargs of the prompts that changes nothing",
+            file=sys.stderr,
+        )
