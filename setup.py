@@ -18,41 +18,45 @@ def read_version() -> str:
     return match.group(1)
 
 
+# Both ends of each range were tested: the lowest versions by `make lowest`, the newest by `make newest`, and those
+# between that a fresh clone gets (constraints.txt) by `make test`. Libraries that rename or remove in minor versions end
+# at the next minor one, since such a release broke this project before; the others at the next major one.
 REQUIREMENTS = [
     "torch>=2.8,<2.14",
-    "transformers>=5.16,<6",  # 5.16: GgufConfig
-    "lightning>=2.5,<3",
-    "jsonargparse[signatures]>=4.39,<5",
-    "datasets>=4,<6",
-    "pyarrow>=18",
-    "peft>=0.20,<1",
-    "scikit-learn>=1.5,<2",
-    "torchmetrics>=1.4,<2",
-    "mapie>=1.4,<2",  # 1.4: fixed-sequence testing
+    "transformers>=5.16,<5.25",  # 5.16: GgufConfig
+    "lightning>=2.5,<2.7",
+    "jsonargparse[signatures]>=4.39,<4.54",
+    "datasets>=4,<5.3",
+    "pyarrow>=18,<27",
+    "peft>=0.20,<0.22",
+    "scikit-learn>=1.5,<1.10",
+    "torchmetrics>=1.4,<1.10",
+    "mapie>=1.4,<1.7",  # 1.4: fixed-sequence testing
     "pydantic>=2.9,<3",
-    "rich>=14.1",  # progress bars may stand within each other
+    "rich>=14.1,<16",  # progress bars may stand within each other
     "matplotlib>=3.9,<4",
-    "safetensors>=0.6,<1",
-    "huggingface_hub>=1.3,<3",
-    "gguf>=0.17,<1",
+    "safetensors>=0.8,<0.9",
+    "huggingface_hub>=1.5,<2.5",
+    "gguf>=0.17,<0.20",
     "jinja2>=3.1.6,<4",
-    "numpy>=2,<3",
+    "numpy>=2,<2.5",
 ]
 
-# torch for CUDA demands the version of Triton it was built with (2.8: 3.4); the range holds them all.
-GPU = ["triton>=3.4,<4; platform_system == 'Linux'"]
+# torch for CUDA demands the version of Triton it was built with (2.8: 3.4, 2.13: 3.7); the range holds them all.
+GPU = ["triton>=3.4,<3.8; platform_system == 'Linux'"]
 
 SEARCH = ["optuna>=4,<6"]  # the method dimr of viasd search
 
-NOTEBOOKS = ["ipykernel>=6.29", "nbmake>=1.5"]
+NOTEBOOKS = ["ipykernel>=6.29,<8", "nbmake>=1.5,<2"]
 
 DEV = [
-    "pytest>=8.4",
-    "pytest-timeout>=2.3",
-    "hypothesis>=6.130",
+    "pytest>=8.4,<10",
+    "pytest-timeout>=2.3.1,<3",
+    "pytest-xdist>=3.6.1,<4",
+    "hypothesis>=6.130,<7",
     "ruff>=0.17,<0.18",  # a new minor version may format differently
-    "mypy>=2.4,<3",
-    "pre-commit>=4",
+    "mypy>=2.4,<2.5",
+    "pre-commit>=4,<5",
     *NOTEBOOKS,
     *SEARCH,
     *GPU,  # the tests interpret and compile the kernels without a GPU
