@@ -15,7 +15,7 @@ JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
+PYTEST = $(BIN)/pytest -n $(JOBS) --dist loadfile $(PYTEST_FLAGS)
 RESOLVE := --quiet --no-header --no-annotate --universal --python-version 3.11 --extra dev --no-emit-package setuptools
 CONSTRAINTS := $(addprefix -c ,$(VERSIONS))
 
@@ -60,8 +60,11 @@ integration: $(INSTALLED)  ## run the remaining tests: integration and statistic
 notebooks: $(INSTALLED)  ## execute the notebooks
 	$(BIN)/pytest --nbmake --nbmake-timeout=900 notebooks
 
+# Old versions warn of what newer ones of other libraries have dropped; so there, and only there, nobody is stopped by it.
+LENIENT := -ofilterwarnings=
+
 lowest:  ## run unit and integration tests with the lowest versions that setup.py admits, in .venv-lowest
-	$(MAKE) unit integration VENV=$(VENV)-lowest VERSIONS=constraints-lowest.txt
+	PYTHONWARNINGS=ignore $(MAKE) unit integration VENV=$(VENV)-lowest VERSIONS=constraints-lowest.txt PYTEST_FLAGS=$(LENIENT)
 
 newest:  ## run them with the newest versions that setup.py admits, in .venv-newest
 	$(MAKE) unit integration VENV=$(VENV)-newest VERSIONS=

@@ -18,12 +18,12 @@ def read_version() -> str:
     return match.group(1)
 
 
-# Both ends of each range were tested: the lowest versions by `make lowest`, the newest by `make newest`, and those
-# between that a fresh clone gets (constraints.txt) by `make test`. Libraries that rename or remove in minor versions end
-# at the next minor one, since such a release broke this project before; the others at the next major one.
+# Both ends of each range were tested: the lowest versions by `make lowest`, the newest by `make newest`, and those of
+# constraints.txt, which a fresh clone gets, by `make test`. Libraries that rename or remove in minor versions end at the
+# next minor one, since such a release broke this project before; the others at the next major one.
 REQUIREMENTS = [
     "torch>=2.8,<2.14",
-    "transformers>=5.16,<5.25",  # 5.16: GgufConfig
+    "transformers>=5.16,<5.25",
     "lightning>=2.5,<2.7",
     "jsonargparse[signatures]>=4.39,<4.54",
     "datasets>=4,<5.3",

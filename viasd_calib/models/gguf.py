@@ -9,9 +9,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+import transformers
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, GgufConfig
+from transformers import AutoTokenizer
 
 from viasd_calib.errors import ModelError, StorageError
 from viasd_calib.files import describe_os_error, write_json
@@ -100,13 +101,19 @@ def _convert(gguf: Path, folder: Path) -> None:
             str(gguf.parent),
             gguf_file=gguf.name,
             dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
+            **_widened(),
         )
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     except Exception as error:  # a damaged header makes the reader fail in any way at all
         raise ModelError(f"{gguf} cannot be read as a GGUF model ({error}); download it again") from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _widened() -> dict[str, object]:
+    """What transformers is told so that it gives full tensors: from 5.17 on it may keep the file's own bits."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def _settle(partial: Path, target: Path) -> None:
