@@ -18,8 +18,8 @@ from tests.tiny import (
     letter_tokenizer,
     make_drafter,
     random_bridges,
-    tiny_model,
     transformers_text,
+    wide_model,
 )
 from viasd_calib.decoding.decoder import Decoder, three_tier
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
@@ -55,7 +55,7 @@ class Case:
 
     @property
     def model(self) -> PreTrainedModel:
-        return tiny_model(self.seed, self.family)
+        return wide_model(self.seed, self.family)
 
     @property
     def verifier(self) -> RoutedModel:
@@ -65,9 +65,8 @@ class Case:
     def slim_parts(self) -> SlimParts:
         """What q' has of its own."""
         head_ids = None if self.head_ids is None else torch.tensor(self.head_ids)
-        return SlimParts(
-            bridges=random_bridges(self.route, carry=True) if self.carry else nn.ModuleDict(), head_ids=head_ids
-        )
+        bridges = random_bridges(self.route, carry=True) if self.carry else nn.ModuleDict()
+        return SlimParts(bridges=bridges.to(self.model.dtype), head_ids=head_ids)
 
     @property
     def drafter(self) -> Drafter:
@@ -112,7 +111,7 @@ def cases(**changes: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
         "draft_length": st.integers(0, 7),
         "max_pending": st.integers(0, 14),
         "prompt": token_lists(1, 8),
-        "count": st.integers(1, 24),
+        "count": st.integers(1, 16),
         "eos": st.frozensets(st.integers(0, VOCAB - 1), max_size=2),
         "carry": st.booleans(),
         "head_ids": st.none() | st.sets(st.integers(0, VOCAB - 1), min_size=2).map(sorted),

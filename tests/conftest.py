@@ -10,6 +10,10 @@ import tempfile
 # Read once, when huggingface_hub and datasets are imported: so before anything else is.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# For the processes that tests start, as pyproject.toml has it for their own.
+os.environ.setdefault(
+    "PYTHONWARNINGS", "error::DeprecationWarning,error::FutureWarning,ignore::DeprecationWarning:lightning.pytorch.cli"
+)
 if "HF_DATASETS_CACHE" not in os.environ:
     os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="viasd-datasets-")
     atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
@@ -26,7 +30,7 @@ torch.set_num_threads(1)
 settings.register_profile(
     "repeatable",
     deadline=None,
-    max_examples=40,
+    max_examples=20,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.too_slow],

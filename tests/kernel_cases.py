@@ -58,6 +58,7 @@ def cases() -> dict[str, Case]:
         "float32": Case(plain, few, 0.1, 128),
         "bfloat16": Case(plain.bfloat16(), few, 0.1, 128),
         "float16": Case(plain.half(), few, 0.1, 128),
+        "float64": Case(plain.double() * (1 + 1e-12), few, 0.1, 128),
         "one block": Case(plain, few, 0.1, 1024),
         "vocabulary of one": Case(noise(3, 1), torch.tensor([0, 0]), 0.5, 16),
         "vocabulary of two": Case(noise(3, 2), torch.tensor([0, 1]), 0.5, 16),

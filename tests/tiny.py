@@ -150,6 +150,19 @@ def tiny_model(seed: int = 0, family: str = "llama", *, layers: int = LAYERS, vo
     return make_model(config)
 
 
+@functools.cache
+def wide_model(seed: int = 0, family: str = "llama", noise: float = 0.0, *, layers: int = LAYERS) -> PreTrainedModel:
+    """``tiny_model``, or ``noisy_copy``, with the same weights in float64.
+
+    Two forwards of other shapes, or on another processor, may add up in another order. In float32 their logits then
+    differ by about 1e-6, and one token in some ten thousand is nearer to a tie, or to a gate's bound, than that: so no
+    text is sure to be the same twice. In float64 they differ by 1e-15, and round to the same float32 that
+    the rules read. Whatever compares whole texts decodes such a model.
+    """
+    model = noisy_copy(seed, family, noise) if noise else tiny_model(seed, family, layers=layers)
+    return copy.deepcopy(model).double()
+
+
 def make_model(config: PreTrainedConfig, attention: str | None = None) -> PreTrainedModel:
     """A random model; its norms and biases differ too, which transformers begins all alike."""
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
@@ -224,11 +237,11 @@ def make_drafter(kind: str, verifier: RoutedModel, seed: int = 0, family: str = 
     if kind == "lookup":
         return PromptLookup()
     if kind == "causal":
-        return CausalDrafter(RoutedModel(tiny_model(seed + 100, family, layers=2)), vocab)
+        return CausalDrafter(RoutedModel(wide_model(seed + 100, family, layers=2)), vocab)
     if kind == "near":
-        return CausalDrafter(RoutedModel(noisy_copy(seed, family)), vocab)
+        return CausalDrafter(RoutedModel(wide_model(seed, family, noise=0.05)), vocab)
     if kind == "itself":
-        return CausalDrafter(RoutedModel(tiny_model(seed, family)), vocab)
+        return CausalDrafter(RoutedModel(wide_model(seed, family)), vocab)
     if kind == "shallow":
         return ShallowDrafter(tiny_shallow(verifier, seed))
     return RandomDrafter(vocab, seed)

@@ -2,7 +2,7 @@
 
 The models are tables: q, q' and p are three bigram tables over a vocabulary of four, so that the
 probability of every continuation is known exactly and a pass costs microseconds. 20,000 continuations of
-three tokens are drawn for each drafter and held against the 64 exact probabilities; 5,000 for further
+three tokens are drawn for a near and a far drafter and held against the 64 exact probabilities; 2,000 for further
 gates and settings.
 """
 
@@ -42,7 +42,7 @@ from viasd_calib.spec import Decoding, Gates
 VOCAB = 4
 LENGTH = 3
 TEXTS = 20_000
-FEWER = 5_000
+FEWER = 2_000
 PROMPT = [0, 1, 2, 3, 0]
 
 FALSE_ALARM = 1e-5
@@ -186,7 +186,7 @@ CASES: list[Case] = [
     ("three tiers, near", lambda: three_tier(5), "near", PLAIN, TEXTS),
     ("three tiers, far", lambda: three_tier(5), "far", PLAIN, TEXTS),
     ("three tiers, itself", lambda: three_tier(5), "itself", PLAIN, FEWER),
-    ("three tiers, lookup", lambda: three_tier(5), "prompt_lookup", PLAIN, TEXTS),
+    ("three tiers, lookup", lambda: three_tier(5), "prompt_lookup", PLAIN, FEWER),
     ("speculative, lookup and model", lambda: Speculative(2), "combined", PLAIN, FEWER),
     ("three tiers, lookup and model", lambda: three_tier(5), "combined", PLAIN, FEWER),
     ("three tiers, cut", lambda: three_tier(8), "near", CUT, FEWER),

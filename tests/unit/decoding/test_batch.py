@@ -84,7 +84,7 @@ def alone(case: Case, method: Method, sampling: Sampling, prompts: Sequence[list
 PROMPTS = st.lists(token_lists(1, 9), min_size=2, max_size=5)
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(case=cases(), prompts=PROMPTS, name=st.sampled_from(METHODS), size=st.integers(2, 5))
 def test_a_row_is_the_text_that_it_is_alone(case: Case, prompts: list[list[int]], name: str, size: int) -> None:
     """Tokens, tiers, drafted flags and counts, in any family, with any drafter, gates and route."""
@@ -93,7 +93,7 @@ def test_a_row_is_the_text_that_it_is_alone(case: Case, prompts: list[list[int]]
     assert together == alone(case, method, GREEDY, prompts)
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(
     case=cases(),
     prompts=PROMPTS,
@@ -111,7 +111,7 @@ def test_a_sampled_row_is_the_text_that_is_drawn_alone(
 
 
 @pytest.mark.parametrize("name", BASELINES)
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(case=cases(), prompts=PROMPTS, temperature=st.sampled_from([0.0, 1.0]))
 def test_a_baselines_row_is_the_text_that_it_is_alone(
     name: str, case: Case, prompts: list[list[int]], temperature: float
@@ -128,7 +128,7 @@ LIVELY_PROMPTS = [[3, 1, 4], [1], [5, 9, 2, 6, 5, 3, 5, 8], [9, 7], [11, 12, 13,
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_every_tier_decides_in_a_batch(family: str, drafter: str) -> None:
     """The lively cases: long texts, rows at different points of their rounds, pending tokens taken back."""
-    case = replace(lively_case(2), family=family, drafter_kind=drafter, count=40)
+    case = replace(lively_case(2), family=family, drafter_kind=drafter, count=24)
     together = case.decoder(case.method()).generate_batch(LIVELY_PROMPTS, case.count)
     assert together == alone(case, case.method(), GREEDY, LIVELY_PROMPTS)
     if drafter == "near":

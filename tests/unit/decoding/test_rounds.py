@@ -38,7 +38,7 @@ from viasd_calib.spec import Audit, Gates, Route
 GREEDY = make_chooser(Sampling())
 
 
-@settings(max_examples=120)
+@settings(max_examples=40)
 @given(case=cases())
 def test_strict_text_is_the_verifiers_own(case: Case) -> None:
     """The main promise: whatever family, gates and route, the text is q's, by our loop and by transformers'."""

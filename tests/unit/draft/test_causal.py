@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.rounding import assert_near
 from tests.strategies import token_lists
 from tests.tiny import VOCAB, propose, tiny_model, transformers_logits, transformers_text
 from viasd_calib.draft.causal import CausalDrafter
@@ -60,7 +61,7 @@ def test_logits_are_the_models(text: list[int], limit: int) -> None:
     proposal = propose(make_drafter(), torch.tensor(text), limit)
     whole = transformers_logits(tiny_model(5, layers=2), [*text, *proposal.tokens.tolist()])
     assert proposal.logits is not None
-    torch.testing.assert_close(proposal.logits, whole[len(text) - 1 : -1], atol=1e-5, rtol=1e-5)
+    assert_near(proposal.logits, whole[len(text) - 1 : -1])
 
 
 @given(text=token_lists(1, 10))
@@ -68,7 +69,7 @@ def test_score_is_the_first_proposal_at_every_place(text: list[int]) -> None:
     drafter = make_drafter()
     ids = torch.tensor(text)
     tokens, logits = drafter.score(ids, torch.zeros(len(text), 0, 16), torch.zeros(len(text), dtype=torch.long))
-    torch.testing.assert_close(logits, transformers_logits(tiny_model(5, layers=2), text), atol=1e-5, rtol=1e-5)
+    assert_near(logits, transformers_logits(tiny_model(5, layers=2), text))
     for place in range(len(text)):
         assert tokens[place] == propose(drafter, ids[: place + 1], 1).tokens[0]
 

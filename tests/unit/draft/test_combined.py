@@ -173,7 +173,7 @@ ROUNDS = st.lists(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(kind=st.sampled_from(KINDS), family=families(), prompt=token_lists(1, 8, vocab=FEW), rounds=ROUNDS)
 def test_rounds_leave_no_trace(
     kind: str, family: str, prompt: list[int], rounds: list[tuple[int, int, bool, int]]
@@ -206,7 +206,7 @@ def block_at(kind: str, text: Tensor, begin: int, length: int, tapped: Tensor) -
     return proposal, drafter.steps > 0
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(
     kind=st.sampled_from(KINDS),
     text=token_lists(2, 20, vocab=FEW),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.rounding import assert_near
 from tests.tiny import TinyFolder, tiny_model, tiny_prompts, tiny_spec, tiny_texts
 from viasd_calib.cli.route_quality import route_quality
 from viasd_calib.errors import BenchError
@@ -39,7 +40,7 @@ def test_a_distance_is_how_many_tokens_the_full_verifier_has_not_seen(distance: 
         said = model.logits(model.slim(pending, CacheWindow(cache, exact, distance + 1, place + 1)).last[0, -1])
         expected.append(float(said.softmax(-1).max()))
     found = judge_at_distances(model, text, 4)[distance].confidence
-    assert torch.allclose(found.sort().values, torch.tensor(expected).sort().values, atol=1e-5)
+    assert_near(found.sort().values, torch.tensor(expected).sort().values)
 
 
 def test_the_full_verifier_agrees_with_itself() -> None:

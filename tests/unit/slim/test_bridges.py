@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.rounding import assert_near
 from tests.tiny import LAYERS, TINY_FAMILIES, random_bridges, tiny_model
 from viasd_calib.errors import SpecError
 from viasd_calib.slim.bridges import (
@@ -61,7 +62,7 @@ def test_a_bridge_adds_its_map_in_place_of_the_run(family: str) -> None:
             hidden = hidden + bridge.up(hidden)
         if not 2 <= number < 5:
             hidden = hidden + routed.step(sublayer, hidden, inputs)
-    assert torch.allclose(routed.slim(ids, window).last, routed.final_norm(hidden), atol=1e-5)
+    assert_near(routed.slim(ids, window).last, routed.final_norm(hidden))
 
 
 @torch.inference_mode()
@@ -80,7 +81,7 @@ def test_taps_inside_a_run_see_what_the_bridge_gives() -> None:
     routed = RoutedModel(tiny_model(), Route(attention_skip=[1, 2], mlp_skip=[1, 2]), SlimParts(bridges=bridges))
     tapped = routed.slim(torch.tensor([[5]]), CacheWindow(routed.new_cache(1), 0, 1, 1), (1, 2, 3, LAYERS)).tapped
     before, inside, behind, _ = tapped[0, 0]
-    assert torch.allclose(behind, before + bridges["attention_1"](before), atol=1e-6)
+    assert_near(behind, before + bridges["attention_1"](before))
     assert torch.equal(inside, behind)
 
 
@@ -128,7 +129,7 @@ def test_bridges_are_packed_with_the_rest() -> None:
     bridge = bridges["attention_1"]
     assert isinstance(bridge, Bridge)
     assert isinstance(bridge.up, PackedLinear)
-    assert torch.allclose(bridge(torch.ones(1, HIDDEN)), expected, atol=1e-6)
+    assert_near(bridge(torch.ones(1, HIDDEN)), expected)
 
 
 def test_a_run_is_named_by_its_first_sublayer() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.rounding import assert_near
 from tests.tiny import TINY_FAMILIES, VOCAB, random_bridges, tiny_model
 from viasd_calib.slim.bridges import carried_ends
 from viasd_calib.slim.cache import CacheWindow, SharedCache, keep_rows, repeat_last, window_of_rows
@@ -51,7 +52,7 @@ def test_a_full_pass_keeps_the_stream_behind_each_run(family: str) -> None:
     assert model.carried_ends == [3, 6]
     cache = filled(model, ids, LENGTH)
     streams = read_residuals(model, ids, model.carried_ends)  # [2, length, runs, hidden]
-    assert torch.allclose(cache.carried, streams.permute(2, 0, 1, 3), atol=1e-5)
+    assert_near(cache.carried, streams.permute(2, 0, 1, 3))
 
 
 @torch.inference_mode()
@@ -63,8 +64,8 @@ def test_however_slim_passes_are_cut_they_say_the_same(seed: int, begin: int, cu
     cache = filled(model, ids, begin)
     edges = sorted({begin, LENGTH, *(cut for cut in cuts if cut > begin)})
     parts = [model.slim(ids[:, one:other], over(cache, one, other - one)).last for one, other in pairwise(edges)]
-    assert torch.allclose(torch.cat(parts, 1), states, atol=1e-5)
-    assert torch.allclose(cache.carried, whole.carried, atol=1e-5)
+    assert_near(torch.cat(parts, 1), states)
+    assert_near(cache.carried, whole.carried)
 
 
 @torch.inference_mode()
@@ -76,7 +77,7 @@ def test_q_makes_exact_what_q_prime_left(seed: int, begin: int) -> None:
     exact = filled(model, ids, LENGTH).carried
     assert not torch.allclose(cache.carried, exact, atol=1e-3)
     model.full(ids[:, begin:], over(cache, begin, LENGTH - begin))
-    assert torch.allclose(cache.carried, exact, atol=1e-5)
+    assert_near(cache.carried, exact)
 
 
 @torch.inference_mode()
@@ -93,8 +94,8 @@ def test_rows_of_a_batch_are_as_each_text_alone(seed: int, spans: list[tuple[int
     for row, (start, width) in enumerate(spans):
         alone = filled(model, ids[1 + row : 2 + row], LENGTH)
         expected = model.slim(blocks[row][None], over(alone, start, width)).last
-        assert torch.allclose(states[row, :width], expected[0], atol=1e-5)
-        assert torch.allclose(cache.carried[:, 1 + row], alone.carried[:, 0], atol=1e-5)
+        assert_near(states[row, :width], expected[0])
+        assert_near(cache.carried[:, 1 + row], alone.carried[:, 0])
     assert torch.equal(cache.carried[:, 0], untouched)
 
 
@@ -113,8 +114,8 @@ def test_a_graph_of_another_width_carries_the_same(seed: int, begin: int, width:
             model.full(ids[:, :begin], over(cache, 0, begin))
     block = ids[:, begin : begin + width]
     states = eager.slim(block, over(expected, begin, width)).last
-    assert torch.allclose(static.slim(block, over(found, begin, width)).last, states, atol=1e-5)
-    assert torch.allclose(found.carried[:, :, :LENGTH], expected.carried, atol=1e-5)
+    assert_near(static.slim(block, over(found, begin, width)).last, states)
+    assert_near(found.carried[:, :, :LENGTH], expected.carried)
     assert not found.carried[:, :, begin + width :].any()
 
 

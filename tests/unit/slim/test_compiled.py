@@ -21,6 +21,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import PreTrainedModel
 
 from tests.cases import METHODS, Case, cases, lively_case
+from tests.rounding import assert_near
 from tests.tiny import TINY_FAMILIES, VOCAB, make_drafter, make_model, tiny_config, tiny_model
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.errors import ModelError, PromptError
@@ -81,10 +82,10 @@ def assert_alike(compiled: RoutedModel, eager: RoutedModel, taps: Sequence[int] 
             for model, cache in zip((compiled, eager), caches, strict=True)
         )
         assert said.last.shape == expected.last.shape
-        torch.testing.assert_close(compiled.logits(said.last), eager.logits(expected.last), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(said.tapped, expected.tapped, atol=1e-5, rtol=1e-5)
+        assert_near(compiled.logits(said.last), eager.logits(expected.last))
+        assert_near(said.tapped, expected.tapped)
         for ours, theirs in ((caches[0].keys, caches[1].keys), (caches[0].values, caches[1].values)):
-            torch.testing.assert_close(ours[..., : len(TEXT), :], theirs, atol=1e-5, rtol=1e-5)
+            assert_near(ours[..., : len(TEXT), :], theirs)
             assert not ours[..., start + width :, :].any()
 
 
@@ -92,9 +93,10 @@ def assert_alike(compiled: RoutedModel, eager: RoutedModel, taps: Sequence[int] 
 @torch.inference_mode()
 def test_every_family_says_the_same(family: str) -> None:
     """q and q', logits, taps, and every key and value, as whole graphs: nothing in them waits for the device."""
-    compiled = CompiledModel(tiny_model(0, family), ROUTE, compiler=Traced())
+    model = tiny_model(0, family, layers=3)  # tracing takes its time with each
+    compiled = CompiledModel(model, ROUTE, compiler=Traced())
     compiled.expect_taps((1, 3))
-    assert_alike(compiled, RoutedModel(tiny_model(0, family), ROUTE), (1, 3))
+    assert_alike(compiled, RoutedModel(model, ROUTE), (1, 3))
 
 
 @torch.inference_mode()
@@ -114,15 +116,15 @@ def test_slim_layers_with_an_adapter_say_the_same() -> None:
 
 
 @pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="this PyTorch has no oneDNN")
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "phi3"])  # plain, with biases, with caps, fused
 @torch.inference_mode()
 def test_packed_weights_are_found_from_graphs(family: str) -> None:
     """Graphs name packed layers, joint ones too, and hold none: layers are gone with their model."""
-    model = copy.deepcopy(tiny_model(0, family))
+    model = copy.deepcopy(tiny_model(0, family, layers=3))
     pack_linears([model])
     packed = [weakref.ref(module) for module in model.modules() if isinstance(module, PackedLinear)]
     compiled = CompiledModel(model, ROUTE, compiler=Traced())
-    assert_alike(compiled, RoutedModel(tiny_model(0, family), ROUTE))
+    assert_alike(compiled, RoutedModel(tiny_model(0, family, layers=3), ROUTE))
     assert packed
     del compiled, model
     torch._dynamo.reset()
@@ -175,11 +177,11 @@ def test_padding_changes_nothing(width: int, more: int, seed: int, slim: bool) -
         if more:
             model.full(text[:, :more], over(cache, 0, more))
         said.append((model.slim if slim else model.full)(text[:, more:], over(cache, more, width)).last)
-    torch.testing.assert_close(*said, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(caches[0].values[..., : text.shape[1], :], caches[1].values, atol=1e-5, rtol=1e-5)
+    assert_near(*said)
+    assert_near(caches[0].values[..., : text.shape[1], :], caches[1].values)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(case=cases(), name=st.sampled_from(METHODS))
 def test_decoding_is_token_identical(case: Case, name: str) -> None:
     """Same tokens, tiers and passes as eager."""

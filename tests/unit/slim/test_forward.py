@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from tests.rounding import assert_near
 from tests.strategies import families, routes, token_lists
 from tests.tiny import (
     LAYERS,
@@ -64,13 +65,13 @@ def test_full_pass_is_transformers_own(family: str) -> None:
     expected = transformers_logits(model, TEXT)
     cache = routed.new_cache(len(TEXT))
     whole = routed.logits(routed.full(row(TEXT), over(cache, 0, len(TEXT))).last[0])
-    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-5)
+    assert_near(whole, expected)
     cache = routed.new_cache(len(TEXT))
     pieces = [
         routed.logits(routed.full(row(TEXT[start : start + width]), over(cache, start, width)).last[0])
         for start, width in ((0, 5), (5, 1), (6, 4), (10, 2))
     ]
-    torch.testing.assert_close(torch.cat(pieces), expected, atol=1e-5, rtol=1e-5)
+    assert_near(torch.cat(pieces), expected)
 
 
 @torch.inference_mode()
@@ -82,7 +83,7 @@ def test_longrope_holds_up_to_its_first_context() -> None:
     pieces = [
         routed.logits(routed.full(row(TEXT[start : start + 4]), over(cache, start, 4)).last[0]) for start in (0, 4, 8)
     ]
-    torch.testing.assert_close(torch.cat(pieces), transformers_logits(model, TEXT), atol=1e-5, rtol=1e-5)
+    assert_near(torch.cat(pieces), transformers_logits(model, TEXT))
     with pytest.raises(PromptError, match="context holds 12"):
         routed.new_cache(len(TEXT) + 1)
 
@@ -132,7 +133,7 @@ def test_eager_attention_masks_as_sdpa_does(family: str) -> None:
     model.set_attn_implementation("eager")
     routed = RoutedModel(model)
     whole = routed.full(row(TEXT), over(routed.new_cache(len(TEXT)), 0, len(TEXT))).last[0]
-    torch.testing.assert_close(routed.logits(whole), expected, atol=1e-5, rtol=1e-5)
+    assert_near(routed.logits(whole), expected)
 
 
 def test_capped_scores_need_eager_attention() -> None:
@@ -159,7 +160,7 @@ def test_an_empty_route_is_the_full_verifier(family: str, text: list[int]) -> No
     assert torch.equal(slim, routed.full(row(text), over(routed.new_cache(len(text)), 0, len(text))).last)
 
 
-@settings(max_examples=120)
+@settings(max_examples=40)
 @given(family=families(), route=routes(), text=token_lists(2, 12), data=st.data())
 @torch.inference_mode()
 def test_slim_reads_the_full_verifiers_past(family: str, route: Route, text: list[int], data: st.DataObject) -> None:
@@ -174,7 +175,7 @@ def test_slim_reads_the_full_verifiers_past(family: str, route: Route, text: lis
     slim = routed.logits(routed.slim(row(text[seen:]), over(cache, seen, len(text) - seen)).last[0])
     silenced = without_sublayers(model, route)
     expected = silenced(input_ids=row(text[seen:]), **{cache_argument(model): past}).logits[0]
-    torch.testing.assert_close(slim, expected, atol=1e-5, rtol=1e-5)
+    assert_near(slim, expected)
 
 
 @given(family=families(), route=routes(), text=token_lists(3, 12), data=st.data())
@@ -201,7 +202,7 @@ def test_a_slim_pass_leaves_no_trace(family: str, route: Route, text: list[int],
     assert torch.equal(mixed.values, plain.values)
 
 
-@settings(max_examples=80)
+@settings(max_examples=30)
 @given(
     family=families(),
     route=routes(),
@@ -226,7 +227,7 @@ def test_rows_with_starts_of_their_own_are_single_texts(
         own = routed.new_cache(len(text))
         routed.full(row(text[:start]), over(own, 0, start))
         expected = step(row(text[start:]), over(own, start, 2)).last
-        torch.testing.assert_close(states[place], expected[0], atol=1e-5, rtol=1e-5)
+        assert_near(states[place], expected[0])
 
 
 @given(route=routes())
@@ -289,7 +290,7 @@ def test_taps_are_the_residual_stream_between_layers(family: str, text: list[int
         hook.remove()
     assert states.tapped.shape == (1, len(text), len(taps), model.config.hidden_size)
     for place, tap in enumerate(taps):
-        torch.testing.assert_close(states.tapped[:, :, place], seen[tap], atol=1e-5, rtol=1e-5)
+        assert_near(states.tapped[:, :, place], seen[tap])
 
 
 @torch.inference_mode()

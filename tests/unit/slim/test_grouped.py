@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from tests.rounding import assert_near
 from tests.tiny import TINY_FAMILIES, tiny_config, tiny_model
 from viasd_calib.slim.adapter import adapted_layers
 from viasd_calib.slim.backends import prepare
@@ -51,7 +52,7 @@ def test_it_says_what_transformers_says(
     ready = grouped_mask(mask, query.dtype, group)
     said = grouped_attention(Attention(group), query, key, value, ready, scaling=0.3)[0]
     expected = sdpa_attention_forward(Attention(group), query, key, value, mask, scaling=0.3)[0]
-    torch.testing.assert_close(said, expected, rtol=1e-5, atol=1e-6)
+    assert_near(said, expected)
 
 
 @pytest.mark.parametrize("width", [1, 5])

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.rounding import assert_near
 from tests.tiny import TINY_FAMILIES, tiny_model
 from viasd_calib.errors import ModelError
 from viasd_calib.slim.adapter import adapted_layers, adapter_ref, load_slim_layers, save_adapter
@@ -122,7 +123,7 @@ def test_joint_layers_say_what_they_said_apart(biases: list[bool], order: list[s
     inputs = torch.randn(2, width, 8)
     for name in order:
         said, expected = (getattr(module, name)(inputs) for module in (packed, plain))
-        torch.testing.assert_close(said, expected, rtol=1e-5, atol=1e-6)
+        assert_near(said, expected)
 
 
 def test_layers_of_one_weight_are_not_joined() -> None:
@@ -254,7 +255,7 @@ def test_a_folded_adapter_makes_a_product_of_its_own(tmp_path: Path) -> None:
     assert own.k_proj.product is not full.k_proj.product
     assert slim[0].mlp.gate_proj.product is model.get_decoder().layers[0].mlp.gate_proj.product
     hidden = torch.randn(1, 3, 16)
-    assert torch.allclose(own.k_proj(hidden), full.k_proj(hidden), atol=1e-6)
+    assert_near(own.k_proj(hidden), full.k_proj(hidden))
 
 
 @pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="this PyTorch has no oneDNN")

@@ -66,7 +66,7 @@ def close(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     family=families(),
     keeps=st.dictionaries(st.integers(0, 3), st.integers(1, NEURONS - 1), min_size=1),

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -215,24 +214,33 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tiny_verifier: Verifier, tm
 
 
 KILLED = """
+import os
+import signal
 import sys
 from pathlib import Path
 import torch
 from viasd_calib.models import load_verifier
 from viasd_calib.prompts import read_prompts
+from viasd_calib.traces import capture as capturing
 from viasd_calib.traces.capture import CaptureSettings, capture
 torch.set_num_threads(1)
 model, prompts, folder, settings = sys.argv[1:]
 settings = CaptureSettings.model_validate_json(settings)
+write, left = capturing._write_shard, iter(range(3))
+def dying(*arguments):
+    if next(left, None) is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(*arguments)
+capturing._write_shard = dying
 capture(load_verifier(model), None, "none", read_prompts(prompts), Path(folder), settings)
 """
 
 
 @pytest.mark.slow
 def test_a_killed_process_loses_and_doubles_no_text(tiny_folder: TinyFolder, tmp_path: Path) -> None:
-    """kill -9 once the first shard stands; a second run completes what an undisturbed one writes."""
+    """kill -9 once three shards stand; a second run completes what an undisturbed one writes."""
     verifier = load_verifier(str(tiny_folder))
-    prompts = tiny_prompts(60)
+    prompts = tiny_prompts(12)
     settings = SETTINGS.model_copy(update={"batch_size": 1, "max_new_tokens": 24})
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     capture(verifier, None, "none", prompts, whole, settings)
@@ -241,16 +249,12 @@ def test_a_killed_process_loses_and_doubles_no_text(tiny_folder: TinyFolder, tmp
     file.write_text("".join(prompt.model_dump_json() + "\n" for prompt in prompts))
     arguments = [str(tiny_folder), str(file), str(killed), settings.model_dump_json()]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen([sys.executable, "-c", KILLED, *arguments], env=environment, stdout=subprocess.DEVNULL)
-    while child.poll() is None and not (killed / shard_name(0)).is_file():
-        time.sleep(0.002)
-    child.kill()
-    assert child.wait() == -signal.SIGKILL
-    left = len(list(killed.glob("shard-*.parquet")))
-    assert 1 <= left < len(prompts)
+    child = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert len(list(killed.glob("shard-*.parquet"))) == 3
 
     report = capture(verifier, None, "none", prompts, killed, settings)
-    assert report.resumed_shards == left
+    assert report.resumed_shards == 3
     assert report.texts == len(prompts)
     assert read_rows(killed) == read_rows(whole)
 

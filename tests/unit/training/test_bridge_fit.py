@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.rounding import assert_near
 from tests.tiny import tiny_model, tiny_texts
 from viasd_calib.slim.bridges import Bridge
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
@@ -51,7 +52,7 @@ def test_residuals_are_the_stream_before_each_sublayer() -> None:
     read = read_residuals(model, ids, [0, 2, 3, 8])
     states, _ = read_text(model, ids, (0, 1))
     assert torch.equal(read[:, :, :2], states.tapped)
-    assert torch.allclose(model.final_norm(read[:, :, 3]), states.last, atol=1e-6)
+    assert_near(model.final_norm(read[:, :, 3]), states.last)
     assert not torch.allclose(read[:, :, 1], read[:, :, 2])
 
 

@@ -11,6 +11,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from tests.rounding import rounding
 from tests.tiny import LAYERS, TinyFolder, even_costs
 from viasd_calib.errors import TraceError
 from viasd_calib.prompts import SplitShares
@@ -110,7 +111,8 @@ def assert_same(steps: dict[int, Step], wanted: dict[int, Step]) -> None:
     assert steps.keys() == wanted.keys()
     for number, step in steps.items():
         assert step.indices == wanted[number].indices, f"step {number} learned from another batch"
-        assert step.loss == pytest.approx(wanted[number].loss, abs=1e-5), f"step {number}"
+        loss = wanted[number].loss
+        assert step.loss == pytest.approx(loss, abs=rounding(torch.tensor(loss))), f"step {number}"
 
 
 def epoch_length(traces: Path) -> int:

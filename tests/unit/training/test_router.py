@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
+from tests.rounding import assert_near, assert_trained_alike
 from tests.tiny import EOS, TINY_FAMILIES, VOCAB, TinyFolder, even_costs, tiny_model, transformers_logits, verifier_ref
 from viasd_calib.errors import CalibrationError, TraceError
 from viasd_calib.models import load_verifier
@@ -337,15 +338,9 @@ class Halfway(Callback):
         trainer.save_checkpoint(self.folder / f"{len(self.steps)}.ckpt")
 
 
-def learned_state(folder: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+def learned_state(checkpoint: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(checkpoint, weights_only=True)["state_dict"]
     return state
-
-
-def assert_same_state(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    assert found.keys() == wanted.keys()
-    for name, tensor in found.items():
-        assert torch.allclose(tensor.float(), wanted[name].float(), atol=1e-6), name
 
 
 def test_a_run_that_stopped_between_two_steps_goes_on_there(
@@ -357,12 +352,13 @@ def test_a_run_that_stopped_between_two_steps_goes_on_there(
     torch.manual_seed(0)
     fit(router(tiny_folder, accumulate=3), traces, tmp_path / "whole", steps=6, callbacks=[saves])
     assert saves.steps == [batch // 3 for batch in range(1, 19)]
+    began = learned_state(tmp_path / "1.ckpt")  # before the first step
     for stopped in (5, 14):
         checkpoint = tmp_path / f"{stopped}.ckpt"
         assert torch.load(checkpoint, weights_only=True)["gathered"]["batches"] == stopped % 3
         folder = tmp_path / f"from-{stopped}"
         fit(router(tiny_folder, accumulate=3), traces, folder, steps=6, resume=str(checkpoint))
-        assert_same_state(learned_state(folder), learned_state(tmp_path / "whole"))
+        assert_trained_alike(learned_state(folder / "last.ckpt"), learned_state(tmp_path / "whole/last.ckpt"), began)
     assert "gathered" not in torch.load(tmp_path / "6.ckpt", weights_only=True), "a whole step"
 
 
@@ -370,11 +366,12 @@ def test_validation_between_two_steps_changes_nothing(
     tiny_folder: TinyFolder, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(routing, "sublayer_costs", even_costs)
-    often: dict[str, Any] = {"val_check_interval": 1, "check_val_every_n_epoch": None}
+    often: dict[str, Any] = {"val_check_interval": 1, "check_val_every_n_epoch": None, "callbacks": [Halfway(tmp_path)]}
     for name, settings in (("often", often), ("rarely", {})):
         torch.manual_seed(0)
         fit(router(tiny_folder, accumulate=3), traces, tmp_path / name, steps=5, **settings)
-    assert_same_state(learned_state(tmp_path / "often"), learned_state(tmp_path / "rarely"))
+    states = (learned_state(tmp_path / name) for name in ("often/last.ckpt", "rarely/last.ckpt", "1.ckpt"))
+    assert_trained_alike(*states)
 
 
 def test_a_step_takes_the_mean_of_its_batches(
@@ -394,7 +391,7 @@ def test_a_step_takes_the_mean_of_its_batches(
         monkeypatch.setattr(module, "_route_step", note)
         monkeypatch.setattr(module, "_target_now", lambda: 0.7)
         fit(module, traces, tmp_path / str(accumulate), steps=-1, max_epochs=1, limit_train_batches=3)
-    assert torch.allclose(together[0], torch.stack(alone).mean(0), atol=1e-7)
+    assert_near(together[0], torch.stack(alone).mean(0))
 
 
 def test_the_schedule_counts_steps_not_batches(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.rounding import assert_near
 from tests.tiny import TINY_FAMILIES, random_bridges, tiny_model
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel, SlimParts
@@ -33,7 +34,7 @@ def test_one_forward_sees_what_the_decoder_sees(family: str, max_run: int, carry
             model.full(ids[:, :start], CacheWindow(cache, 0, start, start))
         block = ids[:, start : start + width]
         states = model.slim(block, CacheWindow(cache, start, width, start + width)).last
-        assert torch.allclose(states, parallel[:, start : start + width], atol=1e-5)
+        assert_near(states, parallel[:, start : start + width])
 
 
 def test_open_gates_change_nothing_and_closed_ones_skip() -> None:
@@ -43,16 +44,13 @@ def test_open_gates_change_nothing_and_closed_ones_skip() -> None:
     starts = torch.arange(9)
     count = len(model.full_sublayers)
     plain = student_states(model, model.full_sublayers, ids, teacher, starts)
-    assert torch.allclose(
-        student_states(model, model.full_sublayers, ids, teacher, starts, torch.ones(count)), plain, atol=1e-6
-    )
+    assert_near(student_states(model, model.full_sublayers, ids, teacher, starts, torch.ones(count)), plain)
     gates = torch.ones(count)
     gates[2] = 0  # the attention of layer 1
     skipped = RoutedModel(tiny_model(), Route(attention_skip=[1])).slim_sublayers
-    assert torch.allclose(
+    assert_near(
         student_states(model, model.full_sublayers, ids, teacher, starts, gates),
         student_states(model, skipped, ids, teacher, starts),
-        atol=1e-5,
     )
 
 

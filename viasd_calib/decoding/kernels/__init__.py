@@ -31,8 +31,8 @@ def read_rows(logits: Tensor, tokens: Tensor | None = None, accept_at: float = 0
     """Read every row of ``logits`` once, and judge the tokens proposed at the leading rows.
 
     Args:
-        logits: of p, q' or q, [rows, vocabulary], float32, bfloat16 or float16, of any strides; -inf marks an
-            impossible token.
+        logits: of p, q' or q, [rows, vocabulary], float64, float32, bfloat16 or float16, of any strides, all read
+            as float32; -inf marks an impossible token.
         tokens: the tokens proposed at the first k rows, [k], integers, k <= rows; may be empty or left
             out.
         accept_at: the ratio to the likeliest token's probability at which a token is accepted, in [0, 1].

@@ -17,7 +17,8 @@ token's -inf adds 0, not NaN."""
 ROWS = ("maximum", "log_sum_exp", "argmax", "entropy", "second")
 """Fields of a reading that say something of every row."""
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Of logits; all are read as float32."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def check(logits: Tensor, tokens: Tensor) -> None:
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise ValueError(f"logits must be [rows, vocabulary], not {list(logits.shape)}")
     if logits.dtype not in DTYPES:
-        raise ValueError(f"logits must be float32, bfloat16 or float16, not {logits.dtype}")
+        raise ValueError(f"logits must be float64, float32, bfloat16 or float16, not {logits.dtype}")
     if tokens.ndim != 1 or tokens.shape[0] > logits.shape[0]:
         raise ValueError(f"{logits.shape[0]} rows of logits judge tokens [k <= rows], not {list(tokens.shape)}")
     if tokens.dtype not in (torch.int64, torch.int32):

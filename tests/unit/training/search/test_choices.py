@@ -10,6 +10,7 @@ from itertools import combinations
 import pytest
 import torch
 
+from tests.rounding import assert_near
 from tests.tiny import tiny_model, tiny_texts
 from viasd_calib.choices import SearchMethod
 from viasd_calib.errors import CalibrationError
@@ -199,7 +200,7 @@ def test_layers_are_alike_by_the_cosine_of_the_streams_between_them() -> None:
     judge = new_judge(1)
     alike = cosines(judge)
     assert alike.shape == (LAYERS + 1, LAYERS + 1)
-    assert torch.allclose(alike.diagonal(), torch.ones(LAYERS + 1), atol=1e-5)
+    assert_near(alike.diagonal(), torch.ones(LAYERS + 1))
     streams = all_streams(judge.model, [text for text, _ in judge.texts])
     expected = torch.cosine_similarity(streams[2], streams[6], dim=-1).mean()
     assert float(alike[1, 3]) == pytest.approx(float(expected), abs=1e-5)
