@@ -165,6 +165,8 @@ def wide_model(seed: int = 0, family: str = "llama", noise: float = 0.0, *, laye
 
 def make_model(config: PreTrainedConfig, attention: str | None = None) -> PreTrainedModel:
     """A random model; its norms and biases differ too, which transformers begins all alike."""
+    if getattr(config, "attn_logit_softcapping", None):
+        attention = attention or "eager"  # what earlier transformers choose leaves the caps out
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     model.eval().requires_grad_(False)
     assert isinstance(model, PreTrainedModel)
@@ -229,19 +231,24 @@ DRAFTERS = ("lookup", "causal", "near", "itself", "shallow", "random", "lookup+s
 
 
 def make_drafter(kind: str, verifier: RoutedModel, seed: int = 0, family: str = "llama") -> Drafter:
-    """A drafter for ``tiny_model(seed, family)``, from one that is never right to the verifier itself."""
+    """A drafter for ``tiny_model(seed, family)``, from one that is never right to the verifier itself.
+
+    It calculates in the verifier's type.
+    """
     vocab = verifier.config.vocab_size
     if kind.startswith("lookup+"):
-        model = make_drafter(kind.removeprefix("lookup+"), verifier, seed, family)
-        return CombinedDrafter(model, vocab, max_ngram=3, min_ngram=2)
+        inner = make_drafter(kind.removeprefix("lookup+"), verifier, seed, family)
+        return CombinedDrafter(inner, vocab, max_ngram=3, min_ngram=2)
     if kind == "lookup":
         return PromptLookup()
+    wide = verifier.dtype == torch.float64
     if kind == "causal":
-        return CausalDrafter(RoutedModel(wide_model(seed + 100, family, layers=2)), vocab)
+        model = wide_model(seed + 100, family, layers=2) if wide else tiny_model(seed + 100, family, layers=2)
+        return CausalDrafter(RoutedModel(model), vocab)
     if kind == "near":
-        return CausalDrafter(RoutedModel(wide_model(seed, family, noise=0.05)), vocab)
+        return CausalDrafter(RoutedModel(wide_model(seed, family, 0.05) if wide else noisy_copy(seed, family)), vocab)
     if kind == "itself":
-        return CausalDrafter(RoutedModel(wide_model(seed, family)), vocab)
+        return CausalDrafter(RoutedModel(wide_model(seed, family) if wide else tiny_model(seed, family)), vocab)
     if kind == "shallow":
         return ShallowDrafter(tiny_shallow(verifier, seed))
     return RandomDrafter(vocab, seed)

@@ -25,6 +25,8 @@ def load_complete(folder: str, **arguments: Any) -> PreTrainedModel:
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(f"its weights are incomplete, {missing[0]} is missing")
+    if getattr(model.config, "attn_logit_softcapping", None) and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")  # sdpa leaves the caps out, and earlier transformers choose it
     return model
 
 
