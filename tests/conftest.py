@@ -12,7 +12,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # For the processes that tests start, as pyproject.toml has it for their own.
 os.environ.setdefault(
-    "PYTHONWARNINGS", "error::DeprecationWarning,error::FutureWarning,ignore::DeprecationWarning:lightning.pytorch.cli"
+    "PYTHONWARNINGS",
+    "error::DeprecationWarning,error::FutureWarning,ignore::DeprecationWarning:lightning.pytorch.cli,"
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
 )
 if "HF_DATASETS_CACHE" not in os.environ:
     os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="viasd-datasets-")

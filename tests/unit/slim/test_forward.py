@@ -136,14 +136,6 @@ def test_eager_attention_masks_as_sdpa_does(family: str) -> None:
     assert_near(routed.logits(whole), expected)
 
 
-def test_capped_scores_need_eager_attention() -> None:
-    """transformers chooses it where nothing is asked for, and so do we by asking for nothing."""
-    assert tiny_model(0, "gemma2").config._attn_implementation == "eager"
-    assert tiny_model(0, "gemma3_text").config._attn_implementation == "sdpa"
-    with pytest.raises(ValueError, match="scaled_dot_product_attention"):
-        make_model(tiny_config("gemma2"), attention="sdpa")
-
-
 def test_an_attention_that_takes_other_masks_is_refused() -> None:
     model = copy.deepcopy(tiny_model())
     model.config._attn_implementation = "flash_attention_2"
