@@ -14,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault(
     "PYTHONWARNINGS",
     "error::DeprecationWarning,error::FutureWarning,ignore::DeprecationWarning:lightning.pytorch.cli,"
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning,ignore:`isinstance(treespec:FutureWarning",
 )
 if "HF_DATASETS_CACHE" not in os.environ:
     os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="viasd-datasets-")
