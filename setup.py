@@ -33,6 +33,7 @@ REQUIREMENTS = [
     "torchmetrics>=1.4,<1.10",
     "mapie>=1.4,<1.7",  # 1.4: fixed-sequence testing
     "pydantic>=2.9,<3",
+    "pyyaml>=6,<7",
     "rich>=14.1,<16",  # progress bars may stand within each other
     "matplotlib>=3.9,<4",
     "safetensors>=0.8,<0.9",

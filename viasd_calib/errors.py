@@ -5,6 +5,10 @@ class ViasdError(Exception):
     """Base of every error this package raises on purpose."""
 
 
+class UsageError(ViasdError):
+    """A command was called with words that make no sense."""
+
+
 class SpecError(ViasdError):
     """A routing spec is corrupt, truncated, of an unknown version or made for another verifier."""
 

@@ -15,7 +15,7 @@ from typing import TextIO
 from rich.console import Console
 
 from viasd_calib import __version__
-from viasd_calib.errors import ViasdError, ViasdWarning
+from viasd_calib.errors import UsageError, ViasdError, ViasdWarning
 from viasd_calib.host_memory import keep_freed_memory
 
 
@@ -84,7 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_commands()
         return 0 if words else 2
     if words[0] not in COMMANDS:
-        return fail(f"there is no command {words[0]!r}; see viasd --help")
+        from viasd_calib.cli.usage import suggestion
+
+        return fail(f"there is no command {words[0]!r}{suggestion(words[0], COMMANDS)} (see viasd --help)", status=2)
     return guarded(lambda: dispatch(words[0], words[1:]), debug, COMMANDS[words[0]].going_on)
 
 
@@ -102,7 +104,8 @@ def guarded(run: Callable[[], None], debug: bool, going_on: str = "") -> int:
             traceback.print_exc()
         known = isinstance(error, ViasdError)
         hint = "" if known or debug else " (run again with --debug for the traceback)"
-        return fail(f"{error if known else f'{type(error).__name__}: {error}'}{hint}")
+        status = 2 if isinstance(error, UsageError) else 1
+        return fail(f"{error if known else f'{type(error).__name__}: {error}'}{hint}", status)
     return 0
 
 
@@ -134,29 +137,15 @@ def dispatch(name: str, words: Sequence[str]) -> None:
     """Load a subcommand's module, and nothing else, and run it with its arguments."""
     keep_freed_memory()
     quiet_libraries()
-    words = [with_underscores(word) for word in words]
     command = COMMANDS[name]
     module = importlib.import_module(f"viasd_calib.cli.{command.module}")
     function = getattr(module, command.function)
     if command.raw:
         function(list(words))
         return
-    from jsonargparse import auto_cli
+    from viasd_calib.cli.parser import run_command
 
-    auto_cli(function, args=list(words), as_positional=command.positional, prog=f"viasd {name}")
-
-
-def with_underscores(word: str) -> str:
-    """Let options be written with dashes: ``--max-new-tokens=8`` is ``--max_new_tokens=8``.
-
-    Example:
-        >>> with_underscores("--max-new-tokens=a-b"), with_underscores("a-b"), with_underscores("-1")
-        ('--max_new_tokens=a-b', 'a-b', '-1')
-    """
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word[2:].partition("=")
-    return f"--{name.replace('-', '_')}{equals}{value}"
+    run_command(function, words, f"viasd {name}", command.positional)
 
 
 def quiet_libraries() -> None:

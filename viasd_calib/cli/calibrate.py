@@ -11,6 +11,7 @@ from viasd_calib.choices import FRACTIONS
 from viasd_calib.cli import lazy_types
 from viasd_calib.cli.checks import check_fit_folder, check_out_folder
 from viasd_calib.cli.notices import notice_resumed, say_written
+from viasd_calib.cli.numbers import Count, DraftLength, Inside, MaxPending, Share
 from viasd_calib.cli.prompt_choice import check_limit, check_prompts, load_prompts, of_split
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
@@ -32,16 +33,16 @@ COST_REPEATS = 9
 def calibrate(
     fit: str,
     out: str,
-    cost: float | None = None,
-    max_loss: float = 0.02,
-    confidence: float = 0.95,
+    cost: Share | None = None,
+    max_loss: Inside = 0.02,
+    confidence: Inside = 0.95,
     prompts: str = EMBEDDED,
     shares: SplitShares | None = None,
-    limit: int | None = None,
-    max_new_tokens: int = 64,
-    fractions: Sequence[float] = FRACTIONS,
-    draft_length: int = 6,
-    max_pending: int = 12,
+    limit: Count | None = None,
+    max_new_tokens: Count = 64,
+    fractions: Sequence[Share] = FRACTIONS,
+    draft_length: DraftLength = 6,
+    max_pending: MaxPending = 12,
     verifier: str | None = None,
     dtype: DType = "float32",
     device: str = "cpu",

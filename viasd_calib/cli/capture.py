@@ -11,6 +11,7 @@ from viasd_calib.choices import SMOLLM2
 from viasd_calib.cli import lazy_types
 from viasd_calib.cli.checks import check_out_folder
 from viasd_calib.cli.notices import say_written
+from viasd_calib.cli.numbers import Count, Nonnegative, Seed
 from viasd_calib.cli.prompt_choice import check_limit, check_prompts, load_prompts, of_split
 from viasd_calib.errors import SpecError
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares, draw_prompts
@@ -25,12 +26,12 @@ def capture(
     prompts: str = EMBEDDED,
     split: Split | None = "fit",
     shares: SplitShares | None = None,
-    limit: int | None = None,
-    max_new_tokens: int = 128,
-    batch_size: int = 32,
-    top_k: int = 16,
-    temperature: float = 0.0,
-    seed: int = 0,
+    limit: Count | None = None,
+    max_new_tokens: Count = 128,
+    batch_size: Count = 32,
+    top_k: Count = 16,
+    temperature: Nonnegative = 0.0,
+    seed: Seed = 0,
     spec: str | None = None,
     audit: Audit | None = None,
     dtype: DType = "float32",

@@ -13,6 +13,7 @@ from viasd_calib.cli import lazy_types
 from viasd_calib.cli.checks import check_bench, check_calibrate_folder, check_out_file
 from viasd_calib.cli.lists import parse_methods
 from viasd_calib.cli.notices import notice_resumed, notice_uncertified, say_written
+from viasd_calib.cli.numbers import Count, Seed
 from viasd_calib.cli.prompt_choice import check_prompts, choose_prompts
 from viasd_calib.errors import BenchError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
@@ -35,11 +36,11 @@ def bench(
     split: Split | None = None,
     shares: SplitShares | None = None,
     methods: str = "autoregressive,speculative,three_tier",
-    limit: int | None = None,
-    max_new_tokens: int = 128,
+    limit: Count | None = None,
+    max_new_tokens: Count = 128,
     dtype: DType | None = None,
     audit: Audit | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     verifier: str | None = None,
     device: str = "cpu",
     backend: Backend | None = None,
@@ -167,8 +168,8 @@ def report(
     prompts: str = EMBEDDED,
     split: Split | None = "test",
     shares: SplitShares | None = None,
-    limit: int = 8,
-    max_new_tokens: int = 96,
+    limit: Count = 8,
+    max_new_tokens: Count = 96,
     verifier: str | None = None,
     dtype: DType | None = None,
     device: str = "cpu",

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Sequence
-from itertools import pairwise
-from pathlib import Path
 
 from viasd_calib.cli import lazy_types
-from viasd_calib.cli.checks import check_out_folder, check_traces
+from viasd_calib.cli.fit_options import check_devices, check_given, given_options, last_checkpoint
+from viasd_calib.cli.parser import with_underscores
 from viasd_calib.errors import CalibrationError
 
 
 def fit(words: Sequence[str], _load: lazy_types.LoadVerifier | None = None) -> None:
-    """Run ``viasd fit`` with LightningCLI's options."""
-    check_words(words)
+    """Run ``viasd fit`` with LightningCLI's options.
+
+    Raises:
+        ViasdError: options that the router cannot be trained with; most are refused before Lightning is loaded.
+    """
+    words = [with_underscores(word) for word in words]
+    given = given_options(words)
+    check_given(given)
+    if given.get("ckpt_path") == "last":
+        checkpoint = last_checkpoint(given)
+        print(f"notice: goes on from {checkpoint}", file=sys.stderr)
+        words = [*words, f"--ckpt_path={checkpoint}"]
+
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from viasd_calib.cli.rounds import fit_rounds
     from viasd_calib.cli.router_cli import OptionsCLI, RouterCLI
@@ -23,39 +34,12 @@ def fit(words: Sequence[str], _load: lazy_types.LoadVerifier | None = None) -> N
 
     load = _load or load_verifier
     quiet_lightning()
-    options = OptionsCLI(words).config
-    if options.rounds == 1:
-        RouterCLI(load=load, args=["fit", *words])
-    else:
-        fit_rounds(words, options, load)
-
-
-def check_words(words: Sequence[str]) -> None:
-    """Refuse files and folders that are not there, before Lightning is loaded.
-
-    Raises:
-        ViasdError: naming the first.
-    """
-    for config in values_of("--config", words):
-        if not Path(config).is_file():
-            raise CalibrationError(f"there is no configuration {config}; give --config the path of a YAML file")
-    for out in values_of("--out", words):
-        check_out_folder("--out", out)
-    for folders in values_of("--data.folders", words):
-        try:
-            listed = json.loads(folders)
-        except ValueError:
-            continue  # LightningCLI reads more than JSON, or says what is wrong
-        if isinstance(listed, list) and all(isinstance(folder, str) for folder in listed):
-            check_traces("--data.folders", listed)
-
-
-def values_of(option: str, words: Sequence[str]) -> list[str]:
-    """Every value that ``words`` give an option.
-
-    Example:
-        >>> values_of("--out", ["--out", "a", "--limit=3", "--out=b"])
-        ['a', 'b']
-    """
-    spaced = [value for word, value in pairwise(words) if word == option]
-    return spaced + [word.removeprefix(f"{option}=") for word in words if word.startswith(f"{option}=")]
+    read = OptionsCLI(words)
+    check_devices(read.config.trainer.accelerator, read.config.trainer.precision)
+    try:
+        if read.config.rounds == 1:
+            RouterCLI(load=load, args=["fit", *read.words])
+        else:
+            fit_rounds(read.words, read.config, load)
+    except MisconfigurationException as error:
+        raise CalibrationError(f"Lightning refuses these options: {' '.join(str(error).split())}") from error

@@ -13,10 +13,12 @@ from rich.table import Table
 
 from viasd_calib.cli import lazy_types
 from viasd_calib.cli.checks import check_out_folder
-from viasd_calib.cli.fit import check_words, fit
+from viasd_calib.cli.fit import fit
+from viasd_calib.cli.fit_options import check_given, given_options
 from viasd_calib.cli.lists import runs
 from viasd_calib.cli.loading import SharedVerifiers
 from viasd_calib.cli.notices import say_written
+from viasd_calib.cli.parser import Reading, with_underscores
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import FIT_FILE, FRONTIER_FILE
 from viasd_calib.files import write_json
@@ -28,6 +30,10 @@ OWN_OPTIONS = ("--model.target_cost", "--ckpt_path")
 """Options of ``viasd fit`` that differ from member to member."""
 
 Costs = TypeAdapter(Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)])
+
+
+class FrontierParser(Reading, ArgumentParser):  # type: ignore[misc]  # argparse's has overloads
+    """The command's own options."""
 
 
 def frontier(words: Sequence[str]) -> lazy_types.Frontier | None:
@@ -46,7 +52,7 @@ def frontier(words: Sequence[str]) -> lazy_types.Frontier | None:
     costs = parse_costs(options.target_costs)
     check_free(of_fit)
     check_out_folder("--out", options.out)
-    check_words(of_fit)
+    check_given(given_options(of_fit))
     out = Path(options.out)
     fit_members(of_fit, out, costs)
 
@@ -81,8 +87,8 @@ def write_frontier(out: Path, costs: Sequence[float], options: Namespace) -> laz
 
 def parse_options(words: Sequence[str]) -> tuple[Namespace, list[str]]:
     """The command's own options, and the words that are meant for ``viasd fit``."""
-    parser = ArgumentParser(
-        "viasd frontier",
+    parser = FrontierParser(
+        prog="viasd frontier",
         allow_abbrev=False,
         description="Fit a slim verifier for each of several target costs, and set agreement against cost.",
         epilog="All other options, --config among them, are those of viasd fit: see viasd fit --help.",
@@ -92,7 +98,7 @@ def parse_options(words: Sequence[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--verifier", help="where to find the verifier for the timing, in place of the name in the fit")
     parser.add_argument("--dtype", choices=get_args(DType), default="float32", help="number format of the timing")
     parser.add_argument("--device", default="cpu", help="where passes are timed")
-    return parser.parse_known_args(words)
+    return parser.parse_known_args([with_underscores(word) for word in words])
 
 
 def parse_costs(words: str) -> list[float]:

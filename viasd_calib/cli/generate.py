@@ -13,6 +13,7 @@ from rich.text import Text
 from viasd_calib.choices import Backend, MethodName
 from viasd_calib.cli import lazy_types
 from viasd_calib.cli.notices import notice_uncertified
+from viasd_calib.cli.numbers import Count, Nonnegative, OptionalCount, Positive, Seed, Share, ShareOrNone
 from viasd_calib.errors import PromptError
 from viasd_calib.prompts import Prompt
 from viasd_calib.prompts.problems import describe_wrong
@@ -27,16 +28,16 @@ def answer(
     prompt: str,
     system: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
-    max_new_tokens: int = 128,
+    max_new_tokens: Count = 128,
     method: MethodName = "three_tier",
     audit: Audit | None = None,
     show_tiers: bool = False,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
+    temperature: Nonnegative = 0.0,
+    top_k: OptionalCount = 0,
+    top_p: Share = 1.0,
+    min_p: ShareOrNone = 0.0,
+    repetition_penalty: Positive = 1.0,
+    seed: Seed = 0,
     verifier: str | None = None,
     dtype: DType | None = None,
     device: str = "cpu",

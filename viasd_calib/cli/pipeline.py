@@ -14,12 +14,15 @@ from viasd_calib.cli import lazy_types
 from viasd_calib.cli.calibrate import WORTH_PROMPTS, WORTH_TOKENS, calibrate
 from viasd_calib.cli.capture import capture
 from viasd_calib.cli.checks import check_out_folder
+from viasd_calib.cli.configurations import flattened, read_configuration
 from viasd_calib.cli.evaluate import bench, report
 from viasd_calib.cli.export import export, record_evidence, validate
 from viasd_calib.cli.fit import fit
+from viasd_calib.cli.fit_options import check_given
 from viasd_calib.cli.generate import answer
 from viasd_calib.cli.loading import SharedVerifiers
 from viasd_calib.cli.notices import announce
+from viasd_calib.cli.numbers import Count, Inside, Share
 from viasd_calib.cli.prompt_choice import check_limit, of_split, take_turns
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
 from viasd_calib.prompts import EMBEDDED, Prompt, draw_prompts, read_prompts
@@ -32,28 +35,28 @@ class CaptureStep(BaseModel):
     """Options of the capture step."""
 
     model_config = ConfigDict(extra="forbid")
-    limit: int | None = None
-    max_new_tokens: int = 64
-    batch_size: int = 32
+    limit: Count | None = None
+    max_new_tokens: Count = 64
+    batch_size: Count = 32
 
 
 class CalibrateStep(BaseModel):
     """Options of the calibrate step."""
 
     model_config = ConfigDict(extra="forbid")
-    max_loss: float = 0.02
-    confidence: float = 0.95
-    limit: int | None = None
-    max_new_tokens: int = 32
-    fractions: list[float] = list(FRACTIONS)
+    max_loss: Inside = 0.02
+    confidence: Inside = 0.95
+    limit: Count | None = None
+    max_new_tokens: Count = 32
+    fractions: list[Share] = list(FRACTIONS)
 
 
 class BenchStep(BaseModel):
     """Options of the bench step."""
 
     model_config = ConfigDict(extra="forbid")
-    limit: int | None = 10
-    max_new_tokens: int = 64
+    limit: Count | None = 10
+    max_new_tokens: Count = 64
 
 
 def run(
@@ -88,6 +91,7 @@ def run(
     captured, decided = capture_step or CaptureStep(), calibrate_step or CalibrateStep()
     benched = bench_step or BenchStep()
     chosen = prompts_of_steps(every, captured, decided, benched)
+    check_given(flattened(read_configuration(fit_config, "--fit-config")))
 
     folder = Path(out)
     traces, fitted, calibrated = folder / "traces", folder / "fit", folder / "calibrate"

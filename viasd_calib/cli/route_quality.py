@@ -12,6 +12,7 @@ from viasd_calib.choices import Backend
 from viasd_calib.cli import lazy_types
 from viasd_calib.cli.checks import check_out_file
 from viasd_calib.cli.notices import say_written
+from viasd_calib.cli.numbers import Count
 from viasd_calib.cli.prompt_choice import check_prompts, choose_prompts
 from viasd_calib.files import write_json
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares
@@ -25,9 +26,9 @@ def route_quality(
     prompts: str = EMBEDDED,
     split: Split | None = None,
     shares: SplitShares | None = None,
-    limit: int | None = None,
-    max_new_tokens: int = 128,
-    batch_size: int = 16,
+    limit: Count | None = None,
+    max_new_tokens: Count = 128,
+    batch_size: Count = 16,
     verifier: str | None = None,
     dtype: DType | None = None,
     device: str = "cpu",

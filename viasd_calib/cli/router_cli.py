@@ -12,12 +12,17 @@ from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from viasd_calib.cli.fit_result import write_fit
+from viasd_calib.cli.parser import HelpFormatter, Reading
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.prompts import SplitShares
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training.handing_over import hand_over
 from viasd_calib.training.router import RouterModule
+
+
+class RouterParser(Reading, LightningArgumentParser):  # type: ignore[misc]  # argparse's has overloads
+    """Lightning's options and the router's."""
 
 
 class RouterCLI(LightningCLI):
@@ -40,6 +45,12 @@ class RouterCLI(LightningCLI):
             trainer_defaults={"max_epochs": 1, "enable_model_summary": False, "num_sanity_val_steps": 0},
             **options,
         )
+
+    def init_parser(self, **options: Any) -> LightningArgumentParser:
+        """A parser that reads dashes and flags, and refuses in one line."""
+        parser = RouterParser(formatter_class=HelpFormatter, **options)
+        parser.add_argument("-c", "--config", action="config", help="a configuration, YAML or JSON")
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that are not Lightning's."""
@@ -83,15 +94,26 @@ class RouterCLI(LightningCLI):
 
 
 class OptionsCLI(RouterCLI):
-    """The options of ``viasd fit`` alone, read and checked; nothing is made of them."""
+    """The options of ``viasd fit`` alone, read and checked; nothing is made of them.
+
+    Attributes:
+        words: as they are read: flags have their values.
+    """
 
     def __init__(self, words: Sequence[str]) -> None:
+        self.words: list[str] = []
         super().__init__(load=load_verifier, args=[*words], run=False, parser_kwargs={"prog": "viasd fit"})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what the subcommand ``fit`` has of the trainer."""
         super().add_arguments_to_parser(parser)
         parser.add_method_arguments(Trainer, "fit", skip={*self.subcommands()["fit"]})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Read the words, and keep them."""
+        assert isinstance(parser, RouterParser)
+        self.words = parser.read(args)
+        super().parse_arguments(parser, args)
 
     def instantiate_classes(self) -> None:
         """Make neither trainer nor module."""

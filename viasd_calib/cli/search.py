@@ -14,6 +14,7 @@ from viasd_calib.cli import lazy_types
 from viasd_calib.cli.checks import check_out_file, check_traces
 from viasd_calib.cli.lists import parse_methods, split_names
 from viasd_calib.cli.notices import notice_resumed, say_written
+from viasd_calib.cli.numbers import Count, Inside, Seed, Share
 from viasd_calib.errors import CalibrationError, TraceError
 from viasd_calib.ledger import ledger_beside
 from viasd_calib.prompts import Split, SplitShares, combined_sha256
@@ -25,17 +26,17 @@ from viasd_calib.training.search.record import CONFIDENT_SHARES, SearchResult, S
 def search(
     traces: str,
     json: str,
-    target_cost: float = 0.5,
+    target_cost: Share = 0.5,
     methods: str = ",".join(SEARCH_METHODS),
-    budget: int = 200,
-    limit_texts: int | None = 60,
+    budget: Count = 200,
+    limit_texts: Count | None = 60,
     bridges: bool = True,
-    bridge_rank: int | None = None,
+    bridge_rank: Count | None = None,
     keep_layers: Sequence[int] = (0, -1),
     split: Split = "fit",
     shares: SplitShares | None = None,
-    validation_share: float = 0.15,
-    seed: int = 0,
+    validation_share: Inside = 0.15,
+    seed: Seed = 0,
     verifier: str | None = None,
     dtype: DType = "float32",
     device: str = "cpu",

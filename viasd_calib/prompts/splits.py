@@ -30,7 +30,11 @@ class SplitShares(BaseModel):
 
     def model_post_init(self, _context: object) -> None:
         if abs(self.fit + self.calibrate + self.test - 1) > 1e-6:
-            raise ValueError("shares of the splits must sum to 1")
+            raise ValueError(
+                f"shares of the splits must sum to 1, and fit {self.fit:g}, calibrate {self.calibrate:g} and test "
+                f"{self.test:g} sum to {self.fit + self.calibrate + self.test:g}; give all three, as in "
+                '\'{"fit": 0.6, "calibrate": 0.3, "test": 0.1}\''
+            )
 
 
 def split_of(sha256: str, shares: SplitShares) -> Split:

@@ -1,0 +1,182 @@
+"""Options of ``viasd fit`` that Lightning takes and the router cannot be trained with."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from viasd_calib.cli.checks import check_out_folder, check_traces
+from viasd_calib.cli.configurations import flattened, read_configuration
+from viasd_calib.cli.usage import dashed
+from viasd_calib.errors import CalibrationError
+
+PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
+NOTHING = (
+    ("trainer.limit_train_batches", "leave it out to train on all"),
+    ("trainer.max_steps", "give the number of steps to train, or -1 for no limit"),
+    ("trainer.max_epochs", "give the number of epochs to train, or -1 for no limit"),
+)
+"""Options of the trainer with which nothing would be learned where they are 0."""
+ROUTERS_OWN = (
+    ("trainer.accumulate_grad_batches", (None, 1), "give --model.accumulate"),
+    ("trainer.gradient_clip_val", (None,), "leave it out: the router sets its steps itself"),
+)
+"""Options of the trainer that would do nothing, with the values that ask for nothing."""
+SEEDS = 2**32
+"""numpy takes seeds below it."""
+
+
+def given_options(words: Sequence[str]) -> dict[str, Any]:
+    """What words and the configurations they name say, later ones over earlier ones, before any parser has read them.
+
+    Raises:
+        UsageError: a configuration cannot be read.
+
+    Example:
+        >>> given_options(["--trainer.max_steps", "3", "--out=a", "--trainer.max_steps=4"])
+        {'trainer.max_steps': 4, 'out': 'a'}
+    """
+    found: dict[str, Any] = {}
+    for place, word in enumerate(words):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") and word != "-c":
+            continue
+        if not equals:
+            after = words[place + 1] if place + 1 < len(words) else "--"
+            value = "true" if after.startswith("--") else after  # a flag may stand alone
+        if name in ("config", "-c"):
+            found |= flattened(read_configuration(value))
+        else:
+            found[name] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    """What a word stands for: itself, where it is no YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def check_given(options: Mapping[str, Any]) -> None:
+    """Refuse what cannot be, before Lightning is loaded.
+
+    Args:
+        options: by their names with dots.
+
+    Raises:
+        ViasdError: naming the first, with its mend.
+    """
+    if "out" in options:
+        check_out_folder("--out", str(options["out"] or ""))
+    for name in ("data.folders", "gate_folders"):
+        folders = options.get(name)
+        if isinstance(folders, list) and (folders or name == "data.folders"):
+            check_traces(dashed(name), [str(folder) for folder in folders])
+    for name, mend in NOTHING:
+        if name in options and type(options[name]) in (int, float) and options[name] == 0:
+            raise CalibrationError(f"{dashed(name)} is 0, so nothing would be learned; {mend}")
+    for name, nothing, mend in ROUTERS_OWN:
+        if options.get(name) not in nothing:
+            raise CalibrationError(f"{dashed(name)} does nothing here, as the router takes its own steps; {mend}")
+    _check_seed(options.get("seed_everything"))
+    _check_precision(options.get("trainer.precision"))
+    _check_monitors(options)
+    _check_checkpoint(options.get("ckpt_path"))
+
+
+def _check_seed(seed: object) -> None:
+    if type(seed) is int and not 0 <= seed < SEEDS:
+        raise CalibrationError(f"--seed-everything is {seed}; give a whole number of at least 0 and below 2**32")
+
+
+def _check_precision(precision: object) -> None:
+    if precision is not None and str(precision) not in PRECISIONS:
+        raise CalibrationError(
+            f"--trainer.precision {precision} is not supported: adapter and bridges are trained in float32; give "
+            "32-true, bf16-mixed or, on a GPU, 16-mixed"
+        )
+
+
+def _check_monitors(options: Mapping[str, Any]) -> None:
+    """Refuse callbacks that wait for what is never logged."""
+    objective = options.get("model.objective", "kl")
+    logged = ["agreement", f"adapter_{objective}", "epoch", "step"]
+    if options.get("model.route_choice") == "gates":
+        logged += [f"route_{objective}", "expected_cost"]
+    callbacks = options.get("trainer.callbacks")
+    found = [one.get("init_args", {}).get("monitor") for one in _listed(callbacks) if isinstance(one, Mapping)]
+    for monitor in (*found, options.get("trainer.callbacks.monitor")):
+        if monitor is not None and monitor not in logged:
+            raise CalibrationError(
+                f"a callback of --trainer.callbacks monitors {monitor!r}, which is never logged; monitor one of "
+                f"{', '.join(logged)}"
+            )
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _check_checkpoint(path: object) -> None:
+    """Refuse a checkpoint that is not there, or that is none; ``last`` is looked for later."""
+    if path is None or path == "last":
+        return
+    file = Path(str(path))
+    if not file.is_file():
+        raise CalibrationError(
+            f"there is no checkpoint {path}; give --ckpt-path the path of a .ckpt file, or last for the newest one"
+        )
+    if not zipfile.is_zipfile(file):
+        raise CalibrationError(f"{path} is no checkpoint, or was cut short; give --ckpt-path another")
+
+
+def last_checkpoint(options: Mapping[str, Any]) -> Path:
+    """The checkpoint that was written last where the trainer of these options writes them.
+
+    Raises:
+        CalibrationError: there is none.
+    """
+    root = Path(options.get("trainer.default_root_dir") or ".")
+    places = [root / "lightning_logs", root / "checkpoints"]
+    for one in _listed(options.get("trainer.callbacks")):
+        arguments = one.get("init_args", {}) if isinstance(one, Mapping) else {}
+        places += [Path(arguments["dirpath"])] if arguments.get("dirpath") else []
+    found = [path for place in places for path in place.rglob("*.ckpt")]
+    if not found:
+        raise CalibrationError(
+            f"--ckpt-path last: there is no checkpoint under {', '.join(map(str, places))}; leave it out to begin "
+            "anew, or give the path of one"
+        )
+    return max(found, key=lambda path: path.stat().st_mtime_ns)
+
+
+def check_devices(accelerator: object, precision: object) -> None:
+    """Refuse what this machine cannot train on.
+
+    Args:
+        accelerator: of the trainer, by its name.
+        precision: of the trainer.
+
+    Raises:
+        CalibrationError: naming it, with its mend.
+    """
+    import torch
+
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    there = {"cuda": cuda, "mps": mps, "gpu": cuda or mps}
+    if isinstance(accelerator, str) and not there.get(accelerator, True):
+        raise CalibrationError(
+            f"--trainer.accelerator {accelerator}: PyTorch finds no such device on this machine; leave it out, or give "
+            "cpu"
+        )
+    on_gpu = accelerator != "cpu" and there["gpu"]
+    if str(precision) in ("16-mixed", "16") and not on_gpu:
+        raise CalibrationError(
+            f"--trainer.precision {precision} needs a GPU; on a CPU give bf16-mixed, or leave it out for 32-true"
+        )

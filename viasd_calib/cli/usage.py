@@ -1,0 +1,200 @@
+"""What is wrong with the words of a command, in one line: the option, what it was given, what it takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import pairwise
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+
+NUMBERS = {int: "a whole number", float: "a number"}
+WORDS = {bool: "true or false", str: "text", NoneType: "null"}
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def dashed(name: str) -> str:
+    """An option as it is shown: ``max_new_tokens`` or ``--max_new_tokens`` as ``--max-new-tokens``.
+
+    Example:
+        >>> dashed("capture_step.max_new_tokens")
+        '--capture-step.max-new-tokens'
+    """
+    return "--" + name.removeprefix("--").replace("_", "-")
+
+
+def type_words(kind: Any) -> str:
+    """What an option of a type takes.
+
+    Example:
+        >>> from viasd_calib.cli.numbers import Count, Inside
+        >>> type_words(Count | None), type_words(Inside), type_words(Literal["a", "b"])
+        ('a whole number, at least 1, or null', 'a number above 0 and below 1', 'one of a, b')
+    """
+    if kind in NUMBERS:
+        return NUMBERS[kind]
+    if kind in WORDS:
+        return WORDS[kind]
+    metadata = getattr(kind, "__metadata__", None)
+    if metadata is not None:
+        plain = type_words(kind.__origin__)
+        return (plain.replace("a number", "a finite number") if _is_finite(metadata) else plain) + _bounds(metadata)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return f"an object with {', '.join(kind.model_fields)}"
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Iterable) and arguments:
+        return f"a list, '[..., ...]', each {type_words(arguments[0])}"
+    if arguments:
+        null_last = sorted(arguments, key=lambda one: one is NoneType)
+        return ", or ".join(dict.fromkeys(type_words(one) for one in null_last))
+    return getattr(kind, "__name__", str(kind))
+
+
+def _constraints(metadata: Iterable[Any]) -> Iterator[Any]:
+    """What pydantic's fields hold numbers to."""
+    for entry in metadata:
+        yield from getattr(entry, "metadata", [entry])
+
+
+def _is_finite(metadata: Iterable[Any]) -> bool:
+    return any(getattr(constraint, "allow_inf_nan", True) is False for constraint in _constraints(metadata))
+
+
+def _bounds(metadata: Iterable[Any]) -> str:
+    """The bounds of a number, behind its name."""
+    found: dict[str, Any] = {}
+    for constraint in _constraints(metadata):
+        found |= {name: getattr(constraint, name) for name in BOUNDS if hasattr(constraint, name)}
+    bounds = " and ".join(f"{BOUNDS[name]} {_power(bound)}" for name, bound in found.items())
+    if not bounds:
+        return ""
+    return f" {bounds}" if {"gt", "lt"} & {*found} else f", {bounds}"
+
+
+def _power(bound: Any) -> str:
+    return "2**64" if bound == 2**64 else f"{bound:g}" if isinstance(bound, float) else str(bound)
+
+
+def readable(
+    message: str, kinds: Mapping[str, Any], words: Sequence[str] = (), positional: Collection[str] = ()
+) -> str:
+    """One line in place of what jsonargparse and argparse say.
+
+    Args:
+        message: theirs.
+        kinds: types of the options, by name.
+        words: those that were given.
+        positional: those of the options that are given without their names.
+    """
+    message = message.strip()
+    for pattern, say in (
+        (r"unrecognized arguments: (.*)", lambda found: _unknown(found[1].split()[0], kinds)),
+        (r"the following arguments are required: (.*)", lambda found: _missing(found[1].split(", "), positional)),
+        (r"Key \"([\w.]+)\" is required", lambda found: _missing([found[1]], positional)),
+        (r"argument (\S+?)(?:/\S+)?: expected one argument", lambda found: f"{dashed(found[1])} needs a value"),
+        (r"Parser key \"(?:config|cfg)\": File does not exist: '?(.*?)'?$", _no_configuration),
+        (r"Problems parsing config:? ?(.*)", lambda found: _no_yaml(found[1], words)),
+        (r"(?:Parser key \"(\w+)\":\s*)?Option '([\w.-]+)' is not accepted", lambda found: _entry(found, kinds)),
+        (r"Parser key \"([\w.]+)\":?", lambda found: _value(found[1], message, kinds)),
+    ):
+        found = re.match(pattern, message, re.DOTALL)
+        if found:
+            return say(found)
+    return "; ".join(reasons(message)) or " ".join(message.split())
+
+
+def _no_configuration(found: re.Match[str]) -> str:
+    return f"there is no configuration {found[1]}; give --config the path of a YAML file"
+
+
+def _no_yaml(problem: str, words: Sequence[str]) -> str:
+    named = values_of("--config", words)
+    where = f" {named[-1]}" if named else ""
+    return f"the configuration{where} is no valid YAML: {' '.join(problem.split())}; mend that line"
+
+
+def values_of(option: str, words: Sequence[str]) -> list[str]:
+    """Every value that ``words`` give an option.
+
+    Example:
+        >>> values_of("--out", ["--out", "a", "--limit=3", "--out=b"])
+        ['a', 'b']
+    """
+    spaced = [after for word, after in pairwise(words) if word == option]
+    return spaced + [word.removeprefix(f"{option}=") for word in words if word.startswith(f"{option}=")]
+
+
+def _unknown(word: str, kinds: Mapping[str, Any]) -> str:
+    if not word.startswith("-"):
+        return f"{word!r} stands behind no option; give each value behind its option's name, quoted if it has spaces"
+    name = word.partition("=")[0].lstrip("-")
+    return f"there is no option {dashed(name)}{suggestion(name, kinds, '--')}"
+
+
+def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """What else may have been meant, if anything is close; else nothing.
+
+    Example:
+        >>> suggestion("calibrte", ["capture", "calibrate"])
+        '; did you mean calibrate?'
+    """
+    close = get_close_matches(name.replace("-", "_"), [one.replace("-", "_") for one in known], n=1, cutoff=0.6)
+    if not close:
+        return ""
+    return f"; did you mean {prefix}{close[0].replace('_', '-')}?"
+
+
+def _missing(names: Iterable[str], positional: Collection[str]) -> str:
+    listed = [name if name in positional else dashed(name) for name in names]
+    said = "is missing; give it" if len(listed) == 1 else "are missing; give them"
+    return f"{' and '.join(listed)} {said}"
+
+
+def _entry(found: re.Match[str], kinds: Mapping[str, Any]) -> str:
+    inside, name = found[1], found[2]
+    if inside is None:
+        return f"the configuration has an entry {name!r}, which is no option of this command{suggestion(name, kinds)}"
+    return f"{dashed(inside)} has no entry {name!r}; it takes {type_words(kinds.get(inside))}"
+
+
+def _value(name: str, message: str, kinds: Mapping[str, Any]) -> str:
+    """What is wrong with the value of an option."""
+    unknown = re.search(r"Option '([\w.-]+)' is not accepted", message)
+    kind = kinds.get(name)
+    if unknown:
+        return f"{dashed(name)} has no entry {unknown[1]!r}; it takes {type_words(kind)}"
+    inside = re.search(r"NestedArg\(key='([\w.]+)', val='?(.*?)'?\)", message)
+    given = [inside[2]] if inside else re.findall(r"(?:Got value|Given value): (.*)", message)
+    shown = f" is {given[0]!r}" if given else ""
+    name = f"{name}.{inside[1]}" if inside else name
+    if kind is None or _is_model(kind):
+        return f"{dashed(name)}{shown}: {'; '.join(reasons(message))}"
+    return f"{dashed(name)}{shown}; give {type_words(kind)}"
+
+
+def _is_model(kind: Any) -> bool:
+    """Whether a type, or one of a union, is a pydantic model."""
+    return any(isinstance(one, type) and issubclass(one, BaseModel) for one in (kind, *get_args(kind)))
+
+
+NOISE = (
+    r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Parser key \".*\":|Given value.*"
+    r"|Expected a <class 'NoneType'>|For further information visit .*|Expected a path but .*"
+    r"|\d+ validation errors? for .*|Problem with given class_path .*"
+)
+
+
+def reasons(message: str) -> list[str]:
+    """What several lines of jsonargparse and pydantic say is wrong, without what surrounds it."""
+    found = []
+    for line in message.splitlines():
+        text = re.sub(r"\s*\[type=.*\]$", "", line.strip().removeprefix("- ")).removeprefix("Value error, ")
+        text = re.sub(r"\. Got value: .*$", "", text)
+        if text and not re.fullmatch(NOISE, text):
+            found.append(text)
+    return list(dict.fromkeys(found))
