@@ -84,8 +84,18 @@ setup(
         "Typing :: Typed",
     ],
     python_requires=">=3.11",
-    packages=find_packages(include=["viasd_calib", "viasd_calib.*"]),
-    package_data={"viasd_calib": ["py.typed", "data/*.jsonl", "schemas/*.json", "evaluation/templates/*"]},
+    # What viasd_calib.shipped finds: in a clone it stays at the top level, in a wheel it lies in the package.
+    packages=[
+        *find_packages(include=["viasd_calib", "viasd_calib.*"]),
+        "viasd_calib.configs",
+        "viasd_calib.checkpoints",
+    ],
+    package_dir={"viasd_calib.configs": "configs", "viasd_calib.checkpoints": "checkpoints"},
+    package_data={
+        "viasd_calib": ["py.typed", "data/*.jsonl", "schemas/*.json", "evaluation/templates/*"],
+        "viasd_calib.configs": ["*.yaml", "*/*.yaml"],
+        "viasd_calib.checkpoints": ["smollm2-135m/*.json", "smollm2-135m/*.md", "smollm2-135m/*/*"],
+    },
     install_requires=REQUIREMENTS,
     extras_require={"dev": DEV, "gpu": GPU, "notebooks": NOTEBOOKS, "search": SEARCH},
     entry_points={"console_scripts": ["viasd = viasd_calib.cli:main"]},

@@ -426,4 +426,8 @@ def _warn(message: str) -> None:
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a routing spec."""
     schema = RoutingSpec.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:viasd_calib:routing_spec:{SCHEMA_VERSION}",
+        **schema,
+    }

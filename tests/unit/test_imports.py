@@ -16,6 +16,7 @@ ROOMS = [
     "errors",
     "choices",
     "file_names",
+    "shipped",
     "files",
     "ledger",
     "hardware",

@@ -9,13 +9,14 @@ from rich.table import Table
 
 from viasd_calib.choices import SMOLLM2
 from viasd_calib.cli import lazy_types
-from viasd_calib.cli.checks import check_out_folder
+from viasd_calib.cli.checks import check_draft, check_out_folder, check_spec
 from viasd_calib.cli.notices import say_written
 from viasd_calib.cli.numbers import Count, Nonnegative, Seed
 from viasd_calib.cli.prompt_choice import check_limit, check_prompts, load_prompts, of_split
 from viasd_calib.errors import SpecError
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares, draw_prompts
-from viasd_calib.spec import Audit, DType, load_spec
+from viasd_calib.shipped import check_embedded
+from viasd_calib.spec import Audit, DType
 from viasd_calib.tables import new_table
 
 
@@ -68,9 +69,12 @@ def capture(
     check_limit(limit)
     chosen = draw_prompts(of_split(load_prompts(prompts), split, shares), limit)
     if spec is not None:
-        load_spec(spec)
+        spec = check_spec(spec, verifier)
     elif audit is not None:
         raise SpecError("audit is that of a spec's decoder; give --spec too, or leave out --audit")
+    else:
+        check_embedded(verifier or SMOLLM2)
+    check_draft(draft)
 
     from viasd_calib.decoding.decoder import load_engine
     from viasd_calib.decoding.sampling import Sampling

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from viasd_calib.errors import BenchError, CalibrationError, StorageError, TraceError, ViasdError
+from viasd_calib.errors import BenchError, CalibrationError, SpecError, StorageError, TraceError, ViasdError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, FRONTIER_FILE, MANIFEST
+from viasd_calib.shipped import check_embedded, shipped
+from viasd_calib.spec import load_spec
 
 
 def check_out_file(option: str, path: str) -> None:
@@ -51,6 +54,32 @@ def _check_place(target: Path, folder: Path) -> None:
         raise StorageError(f"cannot write {target}: {there} is not a folder; choose another path")
     if not os.access(there, os.W_OK | os.X_OK):
         raise StorageError(f"cannot write {target}: no permission in {there}; choose a folder that can be written")
+
+
+def check_spec(path: str, verifier: str | None) -> str:
+    """The path of a routing spec that can be loaded, with the verifier it is to run on; a shipped one's is looked up.
+
+    Args:
+        verifier: in place of the spec's own.
+
+    Raises:
+        SpecError: it is missing or damaged.
+        ModelError: it runs on the embedded default, and that is not installed.
+    """
+    if not path.strip():
+        raise SpecError("--spec is empty; give the path of a routing spec")
+    found = shipped(path)
+    check_embedded(verifier or load_spec(found).verifier.name_or_path)
+    return found
+
+
+def check_draft(name: str) -> None:
+    """Refuse a draft model of the package's that is not there.
+
+    Raises:
+        StorageError: it did not come with the package.
+    """
+    shipped(re.sub(r"^(prompt_lookup\+)?(int[48]:)?", "", name))
 
 
 def check_fit_folder(option: str, folder: str, *, of_frontier: bool = False) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from viasd_calib.errors import UsageError
+from viasd_calib.shipped import brought, shipped_configuration
 
 
 def read_configuration(path: str, option: str = "--config") -> dict[str, Any]:
@@ -23,7 +24,8 @@ def read_configuration(path: str, option: str = "--config") -> dict[str, Any]:
         found = yaml.safe_load(text)
     except OSError as error:
         raise UsageError(
-            f"cannot read the configuration {path}: {error.strerror}; give {option} the path of a YAML file"
+            f"cannot read the configuration {path}: {error.strerror}; give {option} the path of a YAML file, or the "
+            f"name of one that comes with the package ({brought('configs')})"
         ) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"the configuration {path} is no text (byte {error.start}); save it as UTF-8") from error
@@ -37,6 +39,21 @@ def read_configuration(path: str, option: str = "--config") -> dict[str, Any]:
     assert root is not None, "a mapping was read from it"
     for name, line in _doubles(root):
         raise UsageError(f"the configuration {path}, line {line}: {name} stands there twice; leave one of them out")
+    return found
+
+
+def with_shipped_configurations(words: Sequence[str]) -> list[str]:
+    """Words in which ``--config quickstart`` names the file that came with the package."""
+    found = []
+    before = ""
+    for word in words:
+        if before in ("--config", "-c"):
+            found.append(shipped_configuration(word))
+        elif word.startswith("--config="):
+            found.append(f"--config={shipped_configuration(word.removeprefix('--config='))}")
+        else:
+            found.append(word)
+        before = word
     return found
 
 

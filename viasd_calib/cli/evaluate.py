@@ -10,7 +10,7 @@ from rich.console import Console
 
 from viasd_calib.choices import BENCH_METHODS, Backend, MethodName
 from viasd_calib.cli import lazy_types
-from viasd_calib.cli.checks import check_bench, check_calibrate_folder, check_out_file
+from viasd_calib.cli.checks import check_bench, check_calibrate_folder, check_out_file, check_spec
 from viasd_calib.cli.lists import parse_methods
 from viasd_calib.cli.notices import notice_resumed, notice_uncertified, say_written
 from viasd_calib.cli.numbers import Count, Seed
@@ -20,7 +20,7 @@ from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
 from viasd_calib.files import write_json
 from viasd_calib.ledger import ledger_beside
 from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares
-from viasd_calib.spec import Audit, DType, file_sha256, load_spec
+from viasd_calib.spec import Audit, DType, file_sha256
 
 ROUND_METHODS: tuple[MethodName, ...] = ("speculative", "three_tier")
 """Methods of which the report shows a round."""
@@ -71,7 +71,7 @@ def bench(
     check_out_file("--json", json)
     chosen_methods = parse_methods(methods, BENCH_METHODS, BenchError)
     chosen = choose_prompts(prompts, split, shares, limit)
-    load_spec(spec)
+    spec = check_spec(spec, verifier)
 
     from viasd_calib.decoding.decoder import load_engine
     from viasd_calib.evaluation.bench import BenchSettings, bench_table, run_bench
@@ -196,7 +196,7 @@ def report(
     if calibrate is not None:
         check_calibrate_folder("--calibrate", calibrate)
     chosen = choose_prompts(prompts, split, shares, limit)
-    load_spec(spec)
+    spec = check_spec(spec, verifier)
 
     from viasd_calib.decoding.decoder import load_engine
     from viasd_calib.evaluation.bench import load_bench

@@ -14,6 +14,7 @@ from viasd_calib.cli.notices import say_written
 from viasd_calib.errors import SpecError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
 from viasd_calib.files import copy_file
+from viasd_calib.shipped import shipped
 from viasd_calib.spec import (
     AdapterRef,
     Audit,
@@ -187,6 +188,7 @@ def validate(spec: str, verifier: str | None = None) -> None:
     Raises:
         SpecError: listing every problem, one a line.
     """
+    spec = shipped(spec)
     problems = spec_problems(spec)
     if problems:
         raise SpecError(_listed(spec, problems))

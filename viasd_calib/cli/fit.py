@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from viasd_calib.cli import lazy_types
+from viasd_calib.cli.configurations import with_shipped_configurations
 from viasd_calib.cli.fit_options import check_devices, check_given, given_options, last_checkpoint
 from viasd_calib.cli.parser import with_underscores
 from viasd_calib.errors import CalibrationError
@@ -17,7 +18,7 @@ def fit(words: Sequence[str], _load: lazy_types.LoadVerifier | None = None) -> N
     Raises:
         ViasdError: options that the router cannot be trained with; most are refused before Lightning is loaded.
     """
-    words = [with_underscores(word) for word in words]
+    words = with_shipped_configurations([with_underscores(word) for word in words])
     given = given_options(words)
     check_given(given)
     if given.get("ckpt_path") == "last":

@@ -87,6 +87,8 @@ def check_given(options: Mapping[str, Any]) -> None:
     _check_seed(options.get("seed_everything"))
     _check_precision(options.get("trainer.precision"))
     _check_monitors(options)
+    if options.get("ckpt_path") is not None and options.get("rounds", 1) != 1:
+        raise CalibrationError("--rounds goes on from its own rounds; leave out --ckpt-path")
     _check_checkpoint(options.get("ckpt_path"))
 
 

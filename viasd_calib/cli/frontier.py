@@ -13,6 +13,7 @@ from rich.table import Table
 
 from viasd_calib.cli import lazy_types
 from viasd_calib.cli.checks import check_out_folder
+from viasd_calib.cli.configurations import with_shipped_configurations
 from viasd_calib.cli.fit import fit
 from viasd_calib.cli.fit_options import check_given, given_options
 from viasd_calib.cli.lists import runs
@@ -52,7 +53,7 @@ def frontier(words: Sequence[str]) -> lazy_types.Frontier | None:
     costs = parse_costs(options.target_costs)
     check_free(of_fit)
     check_out_folder("--out", options.out)
-    check_given(given_options(of_fit))
+    check_given(given_options(with_shipped_configurations(of_fit)))
     out = Path(options.out)
     fit_members(of_fit, out, costs)
 

@@ -12,12 +12,13 @@ from rich.text import Text
 
 from viasd_calib.choices import Backend, MethodName
 from viasd_calib.cli import lazy_types
+from viasd_calib.cli.checks import check_spec
 from viasd_calib.cli.notices import notice_uncertified
 from viasd_calib.cli.numbers import Count, Nonnegative, OptionalCount, Positive, Seed, Share, ShareOrNone
 from viasd_calib.errors import PromptError
 from viasd_calib.prompts import Prompt
 from viasd_calib.prompts.problems import describe_wrong
-from viasd_calib.spec import Audit, DType, load_spec
+from viasd_calib.spec import Audit, DType
 
 TIER_STYLES = {"accept": "green", "regenerate": "yellow", "escalate": "blue"}
 """Colours of the tiers, by their names."""
@@ -68,7 +69,7 @@ def answer(
             first two where it is left out.
     """
     asked = command_line_prompt(prompt, system, chat_template_kwargs)
-    load_spec(spec)
+    spec = check_spec(spec, verifier)
 
     from viasd_calib.decoding.decoder import load_engine
     from viasd_calib.decoding.sampling import Sampling

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, auto_cli
 
-from viasd_calib.cli.configurations import read_configuration
+from viasd_calib.cli.configurations import read_configuration, with_shipped_configurations
 from viasd_calib.cli.usage import readable, type_words, values_of
 from viasd_calib.errors import UsageError, ViasdError
 
@@ -93,7 +93,7 @@ class Reading:
         Raises:
             UsageError: words that make no sense, or a configuration that cannot be read.
         """
-        self._words = [] if args is None else self.read(args)
+        self._words = [] if args is None else with_shipped_configurations(self.read(args))
         for configuration in values_of("--config", self._words):
             read_configuration(configuration)
         return super().parse_args(None if args is None else self._words, *more, **options)  # type: ignore[misc]
@@ -126,17 +126,16 @@ class Reading:
         Raises:
             UsageError: a value that its type does not take.
         """
+        # Before 4.49 jsonargparse had it by another name, at which it now warns.
+        made = getattr(super(), "instantiate", None) or super().instantiate_classes  # type: ignore[misc]
         try:
-            return super().instantiate(*args, **options)  # type: ignore[misc]
+            return made(*args, **options)
         except (TypeError, ValueError) as error:
             self.error(str(error), error)
 
     def instantiate_classes(self, *args: Any, **options: Any) -> Any:
-        """The same, by the name that jsonargparse had for it before 4.49."""
-        try:
-            return super().instantiate_classes(*args, **options)  # type: ignore[misc]
-        except (TypeError, ValueError) as error:
-            self.error(str(error), error)
+        """The same, by its older name."""
+        return self.instantiate(*args, **options)
 
 
 def _with_dashes(text: str) -> str:

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from viasd_calib.choices import Backend
-from viasd_calib.cli.checks import check_out_file
+from viasd_calib.cli.checks import check_out_file, check_spec
 from viasd_calib.cli.notices import say_written
 from viasd_calib.errors import PlanningError
 from viasd_calib.evaluation.pictures import picture_format
 from viasd_calib.planning.profile import LatencyProfile, Measured, ProfileSettings, RoundPart, save_profile
-from viasd_calib.spec import DType, first_problem, load_spec
+from viasd_calib.spec import DType, first_problem
 from viasd_calib.tables import new_table
 
 
@@ -53,7 +53,7 @@ def profile(
     if plot is not None:
         check_out_file("--plot", plot)
         picture_format(Path(plot))
-    load_spec(spec)
+    spec = check_spec(spec, verifier)
 
     from viasd_calib.decoding.decoder import load_engine
     from viasd_calib.planning.measure import measure_profile

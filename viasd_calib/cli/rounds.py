@@ -15,7 +15,6 @@ from viasd_calib.cli.fit_result import gate_texts
 from viasd_calib.cli.fitted import decoder_at, open_fit
 from viasd_calib.cli.notices import announce, say_written
 from viasd_calib.cli.router_cli import RouterCLI, data_of
-from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import ADAPTER_FILE, BRIDGES_FILE, FIT_FILE, HEAD_VOCAB_FILE, MLP_KEEP_FILE, SCORES_FILE
 from viasd_calib.files import copy_file
 from viasd_calib.models import LoadVerifier, Verifier
@@ -55,12 +54,7 @@ def fit_rounds(words: Sequence[str], options: Namespace, load: LoadVerifier) -> 
     Args:
         words: of ``viasd fit``.
         options: what they say.
-
-    Raises:
-        CalibrationError: a checkpoint to go on from is given too.
     """
-    if options.ckpt_path is not None:
-        raise CalibrationError("--rounds goes on from its own rounds; leave out --ckpt_path")
     out, gate_folders = Path(options.out), options.gate_folders or []
     sources = {TRACES: data_of(options)}  # what is answered anew between rounds, by the name of the answers' folder
     if gate_folders:

@@ -10,13 +10,13 @@ from rich.table import Table
 
 from viasd_calib.choices import Backend
 from viasd_calib.cli import lazy_types
-from viasd_calib.cli.checks import check_out_file
+from viasd_calib.cli.checks import check_out_file, check_spec
 from viasd_calib.cli.notices import say_written
 from viasd_calib.cli.numbers import Count
 from viasd_calib.cli.prompt_choice import check_prompts, choose_prompts
 from viasd_calib.files import write_json
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares
-from viasd_calib.spec import DType, load_spec
+from viasd_calib.spec import DType
 from viasd_calib.tables import new_table
 
 
@@ -57,7 +57,7 @@ def route_quality(
     """
     check_out_file("--json", json)
     chosen = choose_prompts(prompts, split, shares, limit)
-    load_spec(spec)
+    spec = check_spec(spec, verifier)
 
     from viasd_calib.decoding.decoder import load_engine
     from viasd_calib.evaluation.route_quality import measure_quality

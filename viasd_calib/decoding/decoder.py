@@ -56,6 +56,7 @@ from viasd_calib.draft.build import build_drafter
 from viasd_calib.draft.passes import Passes, finish
 from viasd_calib.errors import PromptError, SamplingError, SpecError
 from viasd_calib.models import LoadVerifier, Verifier, load_verifier
+from viasd_calib.shipped import shipped
 from viasd_calib.slim.backends import default_backend, prepare
 from viasd_calib.slim.cache import check_context
 from viasd_calib.slim.forward import RoutedModel
@@ -427,10 +428,11 @@ def load_engine(
         SpecError: the spec is damaged, or was made for another verifier or tokenizer.
         ModelError: a model is missing or damaged.
     """
-    spec = load_spec(spec_path)
+    path = Path(shipped(str(spec_path)))
+    spec = load_spec(path)
     loaded = load(verifier or spec.verifier.name_or_path, dtype=dtype or spec.verifier.dtype, device=device)
     chosen = backend or default_backend(loaded.model.device, loaded.model.dtype)
-    return assemble(spec, Path(spec_path).parent, loaded, backend=chosen)
+    return assemble(spec, path.parent, loaded, backend=chosen)
 
 
 def assemble(

