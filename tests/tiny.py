@@ -57,8 +57,9 @@ from viasd_calib.spec import (
     VerifierRef,
     save_spec,
 )
-from viasd_calib.traces.capture import CaptureSettings, capture
+from viasd_calib.traces.capture import capture
 from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.folder import CaptureSettings
 from viasd_calib.training.teacher import read_text
 
 VOCAB = 24

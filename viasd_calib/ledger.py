@@ -81,6 +81,10 @@ class Ledger:
         """How many steps are in it."""
         return len(self._found)
 
+    def holds(self, step: str) -> bool:
+        """Whether a step of this name is done."""
+        return step in self._found
+
     def recall(self, step: str, kind: type[Found], compute: Callable[[], Found]) -> Found:
         """What a step came to: as it was noted, or else computed now and noted.
 

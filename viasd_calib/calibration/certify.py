@@ -15,7 +15,7 @@ from viasd_calib.ledger import Ledger
 from viasd_calib.models import Verifier
 from viasd_calib.progress import progress_bar
 from viasd_calib.prompt_lengths import check_lengths
-from viasd_calib.prompts import Prompt, Split
+from viasd_calib.prompts import Prompt, Split, step_names
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Certificate, prompts_needed
 
@@ -86,8 +86,8 @@ def certify(
             task = progress.add_task(f"certify bound {candidate.bound:.4f}", total=len(prompts))
             decode = partial(_decode, decoder_for(candidate), verifier, routed, max_new_tokens)
             losses = (
-                kept.recall(f"candidate {number}, prompt {place}", PromptLoss, partial(decode, prompt))
-                for place, prompt in enumerate(prompts)
+                kept.recall(f"candidate {number}, prompt {name}", PromptLoss, partial(decode, prompt))
+                for name, prompt in zip(step_names(prompts), prompts, strict=True)
             )
             result = _test(candidate, progress.track(losses, task_id=task), len(prompts), max_loss, confidence)
             tested.append(result)

@@ -114,7 +114,6 @@ def calibrate(
         {
             "fit": [file_sha256(folder / name) for name in (FIT_FILE, SCORES_FILE)],
             "draft": engine.spec.draft.model_dump(mode="json"),
-            "prompts": [prompt.sha256 for prompt in chosen],
             "bounds": [max_loss, confidence, *fractions],
             "decoding": [max_new_tokens, decoding.model_dump(mode="json"), dtype, verifier],
             "hardware": hardware(engine.routed.device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -40,6 +41,8 @@ def capture(
     _load: lazy_types.LoadVerifier | None = None,
 ) -> lazy_types.CaptureReport:
     """Log what draft model and verifier say on prompts; a run that was stopped goes on where it was.
+
+    Where prompts have changed, the texts of those that have not are kept.
 
     Says at the end how often the draft model's proposals are the verifier's choice.
 
@@ -83,7 +86,7 @@ def capture(
     from viasd_calib.slim.forward import RoutedModel
     from viasd_calib.traces import capture as capturing
     from viasd_calib.traces.agreement import draft_agreement
-    from viasd_calib.traces.capture import CaptureSettings
+    from viasd_calib.traces.folder import CaptureSettings
 
     load = _load or load_verifier
     if spec is None:
@@ -99,6 +102,11 @@ def capture(
         max_new_tokens=max_new_tokens, batch_size=batch_size, top_k=top_k, temperature=temperature, seed=seed
     )
     report = capturing.capture(loaded, drafter, draft, chosen, Path(out), settings, policy)
+    if report.kept:
+        print(
+            f"notice: {report.kept} of {report.asked} prompts had been captured before; what is not asked is left out",
+            file=sys.stderr,
+        )
     held = f"{report.texts} texts, {report.tokens} tokens, {report.bytes_per_token:.0f} bytes per token"
     if drafter is not None:
         Console().print(agreement_table(draft_agreement(report.folder)))

@@ -19,7 +19,7 @@ from viasd_calib.errors import BenchError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
 from viasd_calib.files import write_json
 from viasd_calib.ledger import ledger_beside
-from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares
+from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, step_names
 from viasd_calib.spec import Audit, DType, file_sha256
 
 ROUND_METHODS: tuple[MethodName, ...] = ("speculative", "three_tier")
@@ -94,12 +94,11 @@ def bench(
     job = {
         "settings": settings.model_dump(mode="json"),
         "spec": file_sha256(Path(spec)),
-        "prompts": [prompt.sha256 for prompt in chosen],
         "verifier": verifier,
         "hardware": hardware(engine.routed.device),
     }
     ledger = ledger_beside(json, job)
-    notice_resumed(ledger, "prompts")
+    notice_resumed(ledger, "prompts", step_names(chosen))
     result = run_bench(engine, chosen, settings, _plain_verifier(engine, settings, verifier), ledger)
     write_json(Path(json), result)
     ledger.close()

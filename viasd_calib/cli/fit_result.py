@@ -21,8 +21,8 @@ from viasd_calib.slim.head import save_head_ids
 from viasd_calib.slim.widths import save_widths
 from viasd_calib.spec import Route
 from viasd_calib.tables import new_table
-from viasd_calib.traces.capture import read_manifest
 from viasd_calib.traces.data import TraceDataModule
+from viasd_calib.traces.folder import read_manifest
 from viasd_calib.training.head_vocabulary import share_outside
 from viasd_calib.training.router import RouterModule
 

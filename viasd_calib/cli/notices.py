@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -26,15 +27,17 @@ def notice_uncertified(spec: RoutingSpec, audit: Audit | None) -> None:
         )
 
 
-def notice_resumed(ledger: Ledger, unit: str) -> None:
+def notice_resumed(ledger: Ledger, unit: str, steps: Iterable[str] | None = None) -> None:
     """Say on stderr that a job goes on where it was stopped, if it does.
 
     Args:
         unit: what its steps are.
+        steps: those to come; None for as many as the ledger holds.
     """
-    if ledger.steps_done:
+    done = ledger.steps_done if steps is None else sum(map(ledger.holds, steps))
+    if done:
         print(
-            f"notice: goes on behind {ledger.steps_done} {unit} that are done; remove {ledger.path} to begin anew",
+            f"notice: goes on behind {done} {unit} that are done; remove {ledger.path} to begin anew",
             file=sys.stderr,
         )
 

@@ -19,8 +19,9 @@ from viasd_calib.file_names import ADAPTER_FILE, BRIDGES_FILE, FIT_FILE, HEAD_VO
 from viasd_calib.files import copy_file
 from viasd_calib.models import LoadVerifier, Verifier
 from viasd_calib.spec import Decoding
-from viasd_calib.traces.capture import CaptureReport, CaptureSettings, capture_again, read_manifest
+from viasd_calib.traces.capture import CaptureReport, capture_again
 from viasd_calib.traces.data import TraceDataModule, TraceText
+from viasd_calib.traces.folder import CaptureSettings, read_manifest
 from viasd_calib.traces.on_policy import Policy, policy_name
 from viasd_calib.training.handing_over import STATE_FILE
 

@@ -63,8 +63,9 @@ def route_quality(
     from viasd_calib.evaluation.route_quality import measure_quality
     from viasd_calib.models import load_verifier
     from viasd_calib.slim.cost import CONTEXT, relative_cost
-    from viasd_calib.traces.capture import CaptureSettings, capture
+    from viasd_calib.traces.capture import capture
     from viasd_calib.traces.data import read_texts
+    from viasd_calib.traces.folder import CaptureSettings
 
     load = _load or load_verifier
     engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=load)

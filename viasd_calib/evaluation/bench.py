@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from viasd_calib.ledger import Ledger
 from viasd_calib.models import Verifier, context_length, encode_prompt
 from viasd_calib.progress import progress_bar
 from viasd_calib.prompt_lengths import check_lengths
-from viasd_calib.prompts import Prompt
+from viasd_calib.prompts import Prompt, step_names
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit
 from viasd_calib.tables import new_table
@@ -99,13 +100,26 @@ def run_bench(
     _warm_up(engine, answerers, prompts[0])
     with progress_bar("prompts") as progress:
         task = progress.add_task("bench", total=len(prompts))
-        for place, prompt in enumerate(prompts):
-            order = random.Random(f"{settings.seed}/{place}")
+        for name, prompt in zip(step_names(prompts), prompts, strict=True):
+            order = random.Random(f"{settings.seed}/{name}")
             answer = partial(_answer, engine, answerers, prompt, settings, order)
-            done.append(kept.recall(f"prompt {place}", Answered, answer))
+            done.append(_named(kept.recall(name, Answered, answer), prompt))
             progress.update(task, advance=1)
     results = {name: [answered[name] for answered in done] for name in settings.methods}
     return _summarise(results, prompts, settings, hardware(engine.routed.device))
+
+
+def _named(answered: Answered, prompt: Prompt) -> Answered:
+    """Results with the id and task that their prompt has now: a ledger finds them by its hash."""
+    return {
+        name: replace(
+            result,
+            prompt_id=prompt.id,
+            task=prompt.task,
+            differences=[one.model_copy(update={"prompt_id": prompt.id}) for one in result.differences],
+        )
+        for name, result in answered.items()
+    }
 
 
 def text_lengths(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int) -> set[int]:

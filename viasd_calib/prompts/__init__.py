@@ -19,6 +19,7 @@ from viasd_calib.prompts.splits import (
     select_split,
     split_of,
     split_sha256,
+    step_names,
 )
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
     "select_split",
     "split_of",
     "split_sha256",
+    "step_names",
 ]

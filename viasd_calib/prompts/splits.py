@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -75,3 +76,20 @@ def combined_sha256(hashes: Iterable[str]) -> str:
 def split_sha256(prompts: Iterable[Prompt]) -> str:
     """One hash for a set of prompts; the spec records it."""
     return combined_sha256(prompt.sha256 for prompt in prompts)
+
+
+def step_names(prompts: Iterable[Prompt]) -> list[str]:
+    """A name for each prompt by which a long job notes what it came to: its hash, whatever else is asked.
+
+    The same text again has a number behind it, so that each is decoded.
+
+    Example:
+        >>> [name[64:] for name in step_names([Prompt(id=id_, turns=["Why?"]) for id_ in "abc"])]
+        ['', ' (2)', ' (3)']
+    """
+    seen: Counter[str] = Counter()
+    names: list[str] = []
+    for sha256 in (prompt.sha256 for prompt in prompts):
+        seen[sha256] += 1
+        names.append(sha256 if seen[sha256] == 1 else f"{sha256} ({seen[sha256]})")
+    return names

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import pyarrow.parquet as pq
+from viasd_calib.traces.folder import read_rows
 
 COLUMNS = ["task", "p_token", "p_depth", "q_ids"]
 
@@ -50,11 +50,10 @@ class DraftAgreement:
 
 
 def draft_agreement(folder: Path) -> DraftAgreement:
-    """Count over every shard of a trace folder that was captured with a drafter."""
+    """Count over every text of a trace folder that was captured with a drafter."""
     found = DraftAgreement()
-    for shard in sorted(folder.glob("shard-*.parquet")):
-        for row in pq.read_table(shard, columns=COLUMNS).to_pylist():
-            places = len(row["p_token"])
-            choices = row["q_ids"][:: len(row["q_ids"]) // places]  # the likeliest of each place's
-            found.add(row["task"], row["p_token"], row["p_depth"], choices)
+    for row in read_rows(folder, COLUMNS):
+        places = len(row["p_token"])
+        choices = row["q_ids"][:: len(row["q_ids"]) // places]  # the likeliest of each place's
+        found.add(row["task"], row["p_token"], row["p_depth"], choices)
     return found

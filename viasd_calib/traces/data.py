@@ -10,8 +10,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
@@ -21,7 +19,8 @@ from torch.utils.data import Sampler
 from viasd_calib.errors import TraceError
 from viasd_calib.prompts import Split, SplitShares, split_of
 from viasd_calib.spec import VerifierRef
-from viasd_calib.traces.capture import Asked, read_manifest
+from viasd_calib.traces.capture import Asked
+from viasd_calib.traces.folder import read_manifest, read_rows
 
 
 @dataclass(frozen=True)
@@ -114,21 +113,12 @@ def collate(texts: Sequence[TraceText]) -> TraceBatch:
 
 
 def read_texts(folder: Path) -> list[TraceText]:
-    """Every text of a trace folder, in the order of its shards.
+    """Every text of a trace folder that is asked, in the order of its manifest.
 
     Raises:
         TraceError: no shard, or a damaged one.
     """
-    shards = sorted(Path(folder).glob("shard-*.parquet"))
-    if not shards:
-        raise TraceError(f"{folder} holds no trace shards; run viasd capture first")
-    rows: list[dict[str, Any]] = []
-    for shard in shards:
-        try:
-            rows += pq.read_table(shard).to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise TraceError(f"{shard} is damaged ({error}); remove it and capture again: the rest is kept") from error
-    return [_text(index, row) for index, row in enumerate(rows)]
+    return [_text(index, row) for index, row in enumerate(read_rows(Path(folder)))]
 
 
 def _text(index: int, row: dict[str, Any]) -> TraceText:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from viasd_calib.decoding.sampling import Sampling, draw, process_rows
+from viasd_calib.decoding.sampling import Sampling, draw, process_rows, seed_of_text
 from viasd_calib.decoding.summary import Summary, summarize
 from viasd_calib.errors import NumericsError, SamplingError
 from viasd_calib.slim.cache import CacheWindow
@@ -42,6 +42,7 @@ def generate_batch(
     sampling: Sampling,
     summary_top: int = 2,
     taps: Sequence[int] = (),
+    numbers: Sequence[int] | None = None,
 ) -> list[Answer]:
     """Let q answer a batch of prompts, and note what it says at every token.
 
@@ -49,6 +50,8 @@ def generate_batch(
         prompts: token ids, each at least one long.
         summary_top: tokens of q's distribution that summaries keep.
         taps: after how many layers the residual stream is kept.
+        numbers: of the texts; each is drawn with the seed that :func:`~viasd_calib.decoding.sampling.seed_of_text` has
+            for its number, whatever else is in the batch. Their places where it is left out.
 
     Raises:
         NumericsError: q's logits are not finite.
@@ -57,7 +60,8 @@ def generate_batch(
     if sampling.repetition_penalty != 1:
         raise SamplingError("traces are captured without a repetition penalty; leave it out")
     device = verifier.device
-    generator = torch.Generator(device).manual_seed(sampling.seed)
+    seeds = [seed_of_text(sampling.seed, number) for number in (numbers or range(len(prompts)))]
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     processors = sampling.processors()
     ids, lengths = pad_right(prompts, device)  # [batch, longest], [batch]
     longest = ids.shape[1]
@@ -71,7 +75,7 @@ def generate_batch(
     for step in range(max_new_tokens):
         logits = verifier.logits(hidden)  # [live, vocabulary]
         said = summarize(logits, summary_top)
-        tokens = _choose(logits, sampling, processors, generator)
+        tokens = _choose(logits, sampling, processors, generators)
         finite, *values = torch.cat([torch.isfinite(said.log_sum_exp).all().long()[None], tokens]).tolist()
         if not finite:
             raise NumericsError("the verifier's logits are not finite; load it in float32 or check its weights")
@@ -83,6 +87,7 @@ def generate_batch(
             break
         if len(keep) < len(live):
             live = [live[place] for place in keep.tolist()]
+            generators = [generators[place] for place in keep.tolist()]
             tokens, lengths = tokens[keep], lengths[keep]
             cache.keep_rows(keep)
         window = CacheWindow(cache, lengths, 1, int(lengths.max()) + 1)
@@ -94,12 +99,15 @@ def generate_batch(
     return answers
 
 
-def _choose(logits: Tensor, sampling: Sampling, processors: LogitsProcessorList, generator: torch.Generator) -> Tensor:
-    """Next tokens from logits [batch, vocabulary]: [batch], long."""
+def _choose(
+    logits: Tensor, sampling: Sampling, processors: LogitsProcessorList, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Next tokens from logits [batch, vocabulary], each row drawn by its own generator: [batch], long."""
     if sampling.greedy:
         return logits.argmax(-1)
     scores = process_rows(processors, logits, torch.empty(0, dtype=torch.long))  # none of them looks at the text
-    return draw(scores.softmax(-1), generator)
+    rows = zip(scores.softmax(-1), generators, strict=True)
+    return torch.stack([draw(probs, generator) for probs, generator in rows])
 
 
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

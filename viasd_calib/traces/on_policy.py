@@ -6,6 +6,7 @@ strayed (exposure bias; DAgger, arXiv 1011.0686, mends it in the same way: the l
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.session import Generation
 from viasd_calib.decoding.summary import summarize
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
@@ -34,7 +36,13 @@ class Policy:
 
     @torch.inference_mode()
     def answer(
-        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, summary_top: int, taps: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        summary_top: int,
+        taps: Sequence[int],
+        numbers: Sequence[int] | None = None,
     ) -> list[Answer]:
         """Decode a batch of prompts, and let q judge each text in one teacher-forced pass.
 
@@ -42,18 +50,30 @@ class Policy:
             prompts: token ids, each at least one long.
             summary_top: tokens of q's distribution that summaries keep.
             taps: after how many layers the residual stream is kept.
+            numbers: of the texts, what their draws follow from; their places where it is left out.
 
         Raises:
             PromptError: a prompt does not fit the context.
             NumericsError: q's logits are not finite.
         """
         found: list[Answer] = []
-        texts = self.decoder.generate_batch(prompts, max_new_tokens, batch_size=len(prompts))
+        texts = self._texts(prompts, max_new_tokens, range(len(prompts)) if numbers is None else numbers)
         for prompt, text in zip(prompts, texts, strict=True):
             logits, tapped = read_answer(self.decoder.verifier, prompt, text.tokens, taps)
             said = summarize(logits, summary_top)
             found.append(Answer(text.tokens, [tapped], [said[row] for row in range(len(text.tokens))]))
         return found
+
+    def _texts(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, numbers: Sequence[int]) -> list[Generation]:
+        """Greedy texts together; drawn ones alone, so that none hangs on its place in a batch."""
+        if self.decoder.chooser.greedy:
+            return self.decoder.generate_batch(prompts, max_new_tokens, batch_size=len(prompts))
+        texts: list[Generation] = []
+        for prompt, number in zip(prompts, numbers, strict=True):
+            decoder = copy.copy(self.decoder)
+            decoder.chooser = self.decoder.chooser.for_text(number)
+            texts.append(decoder.generate(prompt, max_new_tokens))
+        return texts
 
 
 def policy_name(method: str, draft: str, route: Route, gates: Gates, decoding: Decoding) -> str:

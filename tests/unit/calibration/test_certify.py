@@ -12,8 +12,10 @@ from tests.tiny import constant_gate, make_drafter, tiny_prompts
 from viasd_calib.calibration.candidates import Candidate
 from viasd_calib.calibration.certify import certify
 from viasd_calib.decoding.decoder import Decoder, three_tier
+from viasd_calib.errors import PromptError
 from viasd_calib.ledger import Ledger
 from viasd_calib.models import Verifier
+from viasd_calib.prompts import Prompt
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Decoding, Gates, Route
 
@@ -34,7 +36,12 @@ def candidate(bound: float) -> Candidate:
 
 
 def run(
-    verifier: Verifier, bounds: list[float], n_prompts: int, max_loss: float, ledger: Ledger | None = None
+    verifier: Verifier,
+    bounds: list[float],
+    n_prompts: int,
+    max_loss: float,
+    ledger: Ledger | None = None,
+    prompts: list[Prompt] | None = None,
 ) -> tuple[float | None, int, list[float]]:
     """Certify candidates; the chosen bound, candidates tested, and their observed losses."""
     routed = RoutedModel(verifier.model, Route(attention_skip=[1, 2], mlp_skip=[1]))
@@ -45,7 +52,8 @@ def run(
         return Decoder(routed, drafter, method, verifier.eos_ids)
 
     verdict = certify(
-        [candidate(bound) for bound in bounds], decoder_for, verifier, routed, tiny_prompts(n_prompts, turns=2),
+        [candidate(bound) for bound in bounds], decoder_for, verifier, routed,
+        prompts or tiny_prompts(n_prompts, turns=2),
         max_loss=max_loss, confidence=0.9, max_new_tokens=12, split_sha256=HASHES,  # type: ignore[arg-type]
         ledger=ledger,
     )  # fmt: skip
@@ -95,3 +103,33 @@ def test_a_certification_that_was_stopped_comes_to_the_same(tiny_verifier: Verif
     assert ledger.steps_done == 55
     assert run(tiny_verifier, bounds, 40, 0.06, ledger) == run(tiny_verifier, bounds, 40, 0.06)
     assert ledger.steps_done > 80
+
+
+class Noting(Ledger):
+    """A ledger that notes which steps were not in it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.computed: list[str] = []
+
+    def recall(self, step: str, kind: type[Found], compute: Callable[[], Found]) -> Found:
+        if not self.holds(step):
+            self.computed.append(step)
+        return super().recall(step, kind, compute)
+
+
+def test_after_one_prompt_was_mended_the_others_are_not_decoded_again(tiny_verifier: Verifier, tmp_path: Path) -> None:
+    run(tiny_verifier, [0.9], 40, 0.06, Ledger(tmp_path / "x.steps"))
+    mended = Prompt(id="mended", turns=["w9 w8 w7 w6 w5 w4 w3"])
+    ledger = Noting(tmp_path / "x.steps")
+    prompts = [mended, *tiny_prompts(40, turns=2)[:-1]]
+    assert run(tiny_verifier, [0.9], 40, 0.06, ledger, prompts)[1] == 1
+    assert ledger.computed == [f"candidate 0, prompt {mended.sha256}"]
+
+
+def test_all_prompts_are_checked_before_any_is_decoded(tiny_verifier: Verifier, tmp_path: Path) -> None:
+    long = Prompt(id="long", turns=["w1 " * 300])
+    ledger = Noting(tmp_path / "x.steps")
+    with pytest.raises(PromptError, match="prompt 'long' has 303 tokens"):
+        run(tiny_verifier, [0.9], 40, 0.06, ledger, [*tiny_prompts(40), long])
+    assert ledger.computed == []

@@ -12,8 +12,9 @@ from viasd_calib.calibration.scoring import score_texts
 from viasd_calib.models import Verifier
 from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.spec import Route
-from viasd_calib.traces.capture import CaptureSettings, capture
+from viasd_calib.traces.capture import capture
 from viasd_calib.traces.data import TraceText, read_texts
+from viasd_calib.traces.folder import CaptureSettings
 from viasd_calib.training.head_vocabulary import share_outside
 
 

@@ -13,6 +13,7 @@ from viasd_calib import cli
 from viasd_calib.cli import main
 from viasd_calib.evaluation import bench
 from viasd_calib.evaluation.bench import load_bench
+from viasd_calib.prompts import Prompt
 
 PROMPTS = 4
 
@@ -55,6 +56,41 @@ def test_a_bench_that_was_stopped_goes_on(
     assert "goes on behind 3 prompts" in capsys.readouterr().err
     assert load_bench(tmp_path / "bench.json").n_prompts == PROMPTS
     assert [path.name for path in tmp_path.glob("*.steps")] == []
+
+
+def test_a_bench_whose_prompts_were_mended_keeps_the_others(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One prompt is changed, one renamed, one left out, and they stand in another order."""
+    answer = bench._answer
+    monkeypatch.setattr(bench, "_answer", Stopped(answer, before=3))
+    assert main(command) == 130
+    first, *rest = tiny_prompts(PROMPTS)
+    mended = [rest[1].model_copy(update={"turns": ["w9 w9"]}), first.model_copy(update={"id": "new", "task": "new"})]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(prompt.model_dump_json() for prompt in [*mended, rest[2]]))
+    capsys.readouterr()
+    second = Stopped(answer, before=None)
+    monkeypatch.setattr(bench, "_answer", second)
+    assert main(command) == 0
+    assert second.answered == 2
+    assert "goes on behind 1 prompts" in capsys.readouterr().err
+    result = load_bench(tmp_path / "bench.json")
+    assert (result.n_prompts, "new" in result.by_task) == (3, True)
+
+
+def test_a_prompt_beyond_the_context_is_met_before_any_is_answered(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = Stopped(bench._answer, before=None)
+    monkeypatch.setattr(bench, "_answer", stopped)
+    long = [Prompt(id=name, turns=["w1 " * 300]).model_dump_json() for name in ("one", "two")]
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write("\n".join(long))
+    assert main(command[:-1]) == 1
+    assert stopped.answered == 0
+    error = capsys.readouterr().err
+    assert "2 of 6 prompts cannot be answered" in error
+    assert "prompt 'two' has 303 tokens" in error
 
 
 def test_other_options_begin_a_bench_anew(

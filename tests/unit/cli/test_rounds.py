@@ -22,8 +22,9 @@ from viasd_calib.file_names import FIT_FILE
 from viasd_calib.models import load_verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces import capture as capturing
-from viasd_calib.traces.capture import CaptureSettings, capture, read_manifest
+from viasd_calib.traces.capture import capture
 from viasd_calib.traces.data import read_texts
+from viasd_calib.traces.folder import CaptureSettings, read_manifest
 from viasd_calib.training import router
 from viasd_calib.training.handing_over import HANDED_OVER, STATE_FILE
 
@@ -123,7 +124,7 @@ def test_a_killed_job_goes_on_with_the_round_it_was_in(
     words = [*tiny_fit(tiny_folder, [traces], out, STEPS), "--rounds", "2"]
     with monkeypatch.context() as patch:
         if where == "while capturing":
-            patch.setattr(capturing, "_write_shard", dying(capturing._write_shard, 1))
+            patch.setattr(capturing, "write_shard", dying(capturing.write_shard, 1))
         else:
             patch.setattr(router_cli, "write_fit", dying(router_cli.write_fit, 0))
         with pytest.raises(Killed):

@@ -12,8 +12,9 @@ from viasd_calib.cli.capture import agreement_table
 from viasd_calib.models import Verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.agreement import DraftAgreement, draft_agreement
-from viasd_calib.traces.capture import CaptureSettings, capture
+from viasd_calib.traces.capture import capture
 from viasd_calib.traces.data import read_texts
+from viasd_calib.traces.folder import CaptureSettings
 
 
 def test_shares_are_those_of_the_texts(tiny_verifier: Verifier, tmp_path: Path) -> None:

@@ -33,21 +33,13 @@ from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.draft.shallow import ShallowDrafter
 from viasd_calib.errors import NumericsError, PromptError, StorageError, TraceError
+from viasd_calib.file_names import MANIFEST
 from viasd_calib.models import Verifier, load_verifier
 from viasd_calib.prompts import Prompt
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.traces.capture import (
-    MANIFEST,
-    MAX_DEPTH,
-    CaptureReport,
-    CaptureSettings,
-    capture,
-    plan_shards,
-    random_depths,
-    read_manifest,
-    shard_name,
-)
+from viasd_calib.traces.capture import MAX_DEPTH, CaptureReport, capture, random_depths
+from viasd_calib.traces.folder import CaptureSettings, read_manifest, read_rows
 
 SETTINGS = CaptureSettings(max_new_tokens=12, batch_size=3, top_k=4)
 PROMPTS = tiny_prompts(10, turns=2)
@@ -64,8 +56,8 @@ def run(
     return capture(verifier, drafter, "none" if drafter is None else "drafter", prompts, folder, settings)
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    return [row for path in sorted(folder.glob("shard-*.parquet")) for row in pq.read_table(path).to_pylist()]
+def shards_of(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shard-*.parquet"))
 
 
 def turns_of(prompts: Sequence[Prompt]) -> list[tuple[str, int]]:
@@ -78,7 +70,7 @@ def test_every_turn_of_every_prompt_is_traced_once(tiny_verifier: Verifier, tmp_
     assert sorted((row["prompt_id"], row["turn"]) for row in rows) == turns_of(PROMPTS)
     assert report.texts == len(rows)
     assert report.tokens == sum(len(row["tokens"]) for row in rows)
-    assert report.resumed_shards == 0
+    assert (report.asked, report.kept) == (len(PROMPTS), 0)
     by_id = {prompt.id: prompt for prompt in PROMPTS}
     assert all(row["prompt_sha256"] == by_id[row["prompt_id"]].sha256 for row in rows)
     assert all(row["task"] == by_id[row["prompt_id"]].task for row in rows)
@@ -115,7 +107,7 @@ def test_greedy_traces_hold_the_choice_first(tiny_verifier: Verifier, tmp_path: 
 
 def test_numbers_are_stored_small(tiny_verifier: Verifier, tmp_path: Path) -> None:
     run(tiny_verifier, tmp_path, drafter=RandomDrafter(VOCAB, 0))
-    schema = pq.read_schema(tmp_path / shard_name(0))
+    schema = pq.read_schema(shards_of(tmp_path)[0])
     for side in "qp":
         for name in ("log_probs", "entropy", "margin"):
             assert schema.field(f"{side}_{name}").type.value_type == pa.float16()
@@ -130,7 +122,7 @@ def test_a_token_takes_at_most_400_bytes(tmp_path: Path) -> None:
     settings = {"max_new_tokens": 192, "batch_size": 8, "top_k": 16}
     report = run(verifier, tmp_path / "traces", tiny_prompts(8), drafter, **settings)
     assert report.tokens == 8 * 192
-    files = (tmp_path / "traces").glob("shard-*.parquet")
+    files = shards_of(tmp_path / "traces")
     assert report.bytes_per_token == pytest.approx(sum(path.stat().st_size for path in files) / report.tokens)
     assert report.bytes_per_token <= 400
 
@@ -172,11 +164,29 @@ def test_depths_rise_from_nought_and_begin_anew() -> None:
     assert random_depths(500, 4, seed=3).tolist() == depths != random_depths(500, 4, seed=4).tolist()
 
 
-def test_shards_follow_from_the_prompts_alone() -> None:
-    plan = plan_shards(PROMPTS, 3)
-    assert plan == plan_shards(PROMPTS[::-1], 3)
-    assert [len(shard) for shard in plan] == [3, 3, 3, 1]
-    assert sorted(prompt.id for shard in plan for prompt in shard) == sorted(prompt.id for prompt in PROMPTS)
+def test_shards_follow_from_the_prompts_alone(tiny_verifier: Verifier, tmp_path: Path) -> None:
+    run(tiny_verifier, tmp_path / "one")
+    run(tiny_verifier, tmp_path / "other", PROMPTS[::-1])
+    one, other = (sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("one", "other"))
+    assert one == other
+    assert len(one) == 1 + 4  # of three prompts at most
+    assert read_rows(tmp_path / "one") == read_rows(tmp_path / "other")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_text_hangs_on_no_other(tiny_verifier: Verifier, tmp_path: Path, temperature: float) -> None:
+    """Not on its batch, not on what else is asked, not on what was captured before."""
+
+    def drawn(folder: str) -> dict[tuple[str, int], Any]:
+        rows = read_rows(tmp_path / folder)
+        return {(row["prompt_id"], row["turn"]): (row["tokens"], row["p_depth"]) for row in rows}
+
+    common: dict[str, Any] = {"drafter": PromptLookup(), "temperature": temperature, "seed": 3}
+    run(tiny_verifier, tmp_path / "whole", **common)
+    run(tiny_verifier, tmp_path / "together", **common, batch_size=10)
+    run(tiny_verifier, tmp_path / "some", PROMPTS[::2], **common)
+    assert drawn("together") == drawn("whole")
+    assert drawn("some").items() < drawn("whole").items()
 
 
 def test_sampled_traces_repeat_with_their_seed(tiny_verifier: Verifier, tmp_path: Path) -> None:
@@ -207,9 +217,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tiny_verifier: Verifier, tm
     run(tiny_verifier, whole, drafter=RandomDrafter(VOCAB, 0))
     with pytest.raises(KeyboardInterrupt):
         run(tiny_verifier, broken, drafter=FailingDrafter(texts))
-    left = len(list(broken.glob("shard-*.parquet")))
+    left = len(shards_of(broken))
     report = run(tiny_verifier, broken, drafter=RandomDrafter(VOCAB, 0))
-    assert report.resumed_shards == left
+    assert report.kept == 3 * left
+    assert [path.name for path in shards_of(broken)] == [path.name for path in shards_of(whole)]
     assert read_rows(broken) == read_rows(whole)
 
 
@@ -222,16 +233,17 @@ import torch
 from viasd_calib.models import load_verifier
 from viasd_calib.prompts import read_prompts
 from viasd_calib.traces import capture as capturing
-from viasd_calib.traces.capture import CaptureSettings, capture
+from viasd_calib.traces.capture import capture
+from viasd_calib.traces.folder import CaptureSettings
 torch.set_num_threads(1)
 model, prompts, folder, settings = sys.argv[1:]
 settings = CaptureSettings.model_validate_json(settings)
-write, left = capturing._write_shard, iter(range(3))
+write, left = capturing.write_shard, iter(range(3))
 def dying(*arguments):
     if next(left, None) is None:
         os.kill(os.getpid(), signal.SIGKILL)
     return write(*arguments)
-capturing._write_shard = dying
+capturing.write_shard = dying
 capture(load_verifier(model), None, "none", read_prompts(prompts), Path(folder), settings)
 """
 
@@ -251,10 +263,10 @@ def test_a_killed_process_loses_and_doubles_no_text(tiny_folder: TinyFolder, tmp
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     child = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, check=False)
     assert child.returncode == -signal.SIGKILL
-    assert len(list(killed.glob("shard-*.parquet"))) == 3
+    assert len(shards_of(killed)) == 3
 
     report = capture(verifier, None, "none", prompts, killed, settings)
-    assert report.resumed_shards == 3
+    assert report.kept == 3
     assert report.texts == len(prompts)
     assert read_rows(killed) == read_rows(whole)
 
@@ -264,15 +276,15 @@ def test_a_finished_folder_is_left_alone(tiny_verifier: Verifier, tmp_path: Path
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     again = run(tiny_verifier, tmp_path, PROMPTS[::-1])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
-    assert again.resumed_shards == len(before) - 1
+    assert again.kept == len(PROMPTS)
     assert (again.texts, again.tokens) == (first.texts, first.tokens)
 
 
 def test_a_shard_that_is_removed_is_made_again(tiny_verifier: Verifier, tmp_path: Path) -> None:
     run(tiny_verifier, tmp_path)
     rows = read_rows(tmp_path)
-    (tmp_path / shard_name(1)).unlink()
-    assert run(tiny_verifier, tmp_path).resumed_shards == 3
+    shards_of(tmp_path)[1].unlink()
+    assert run(tiny_verifier, tmp_path).kept in (len(PROMPTS) - 3, len(PROMPTS) - 1)
     assert read_rows(tmp_path) == rows
 
 
@@ -280,10 +292,10 @@ def test_stray_partial_files_are_ignored(tiny_verifier: Verifier, tmp_path: Path
     expected = run(tiny_verifier, tmp_path / "clean")
     folder = tmp_path / "stray"
     folder.mkdir()
-    (folder / f".{shard_name(0)}.abc.partial").write_bytes(b"PAR1 half a shard")
+    (folder / ".shard-00000.parquet.abc.partial").write_bytes(b"PAR1 half a shard")
     (folder / f".{MANIFEST}.abc.partial").write_text("{")
     report = run(tiny_verifier, folder)
-    assert (report.texts, report.tokens, report.resumed_shards) == (expected.texts, expected.tokens, 0)
+    assert (report.texts, report.tokens, report.kept) == (expected.texts, expected.tokens, 0)
     assert read_rows(folder) == read_rows(tmp_path / "clean")
 
 
@@ -295,8 +307,6 @@ def test_stray_partial_files_are_ignored(tiny_verifier: Verifier, tmp_path: Path
         ("settings", {"seed": 1}),
         ("settings", {"top_k": 5}),
         ("draft", {"drafter": PromptLookup()}),
-        ("prompts_sha256", {"prompts": [*PROMPTS[:-1], PROMPTS[-1].model_copy(update={"turns": ["w9 w9"]})]}),
-        ("prompts_sha256", {"prompts": PROMPTS[:-1]}),
     ],
 )
 def test_traces_made_otherwise_are_refused(
@@ -343,7 +353,7 @@ def test_the_manifest_says_what_was_run(tiny_verifier: Verifier, tmp_path: Path)
 
 def test_a_damaged_shard_is_named(tiny_verifier: Verifier, tmp_path: Path) -> None:
     run(tiny_verifier, tmp_path)
-    shard = tmp_path / shard_name(2)
+    shard = shards_of(tmp_path)[2]
     shard.write_bytes(shard.read_bytes()[:-20])
     with pytest.raises(TraceError, match=shard.name):
         run(tiny_verifier, tmp_path)
@@ -359,13 +369,14 @@ def test_logits_that_are_not_finite_are_refused(tiny_verifier: Verifier, tmp_pat
     broken = Verifier(spoil(tiny_verifier.model), tiny_verifier.tokenizer, tiny_verifier.ref)
     with pytest.raises(NumericsError):
         run(broken, tmp_path)
-    assert not list(tmp_path.glob("shard-*.parquet"))
+    assert not shards_of(tmp_path)
 
 
 def test_a_full_disk_leaves_whole_shards(tiny_verifier: Verifier, tmp_path: Path) -> None:
     run(tiny_verifier, tmp_path / "whole")
-    sizes = [path.stat().st_size for path in sorted((tmp_path / "whole").glob("shard-*"))]
-    with pytest.raises(StorageError, match=rf"{shard_name(0)}"), small_disk(min(sizes) - 1):
+    sizes = [path.stat().st_size for path in shards_of(tmp_path / "whole")]
+    run(tiny_verifier, tmp_path / "full", [])  # the manifest may be larger than a shard of tiny texts
+    with pytest.raises(StorageError, match=r"shard-.*File too large"), small_disk(min(sizes) - 1):
         run(tiny_verifier, tmp_path / "full")
     assert [path.name for path in (tmp_path / "full").iterdir()] == [MANIFEST]
     run(tiny_verifier, tmp_path / "full")

@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from tests.strategies import token_lists
 from tests.tiny import tiny_model, tiny_prompts, transformers_logits, trusting_gates
 from viasd_calib.decoding.decoder import Decoder, three_tier
+from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.summary import stack_summaries
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.errors import TraceError
 from viasd_calib.models import Verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Decoding, RelativeCost, Route
-from viasd_calib.traces.capture import CaptureSettings, capture, capture_again, read_manifest
+from viasd_calib.traces.capture import capture, capture_again
 from viasd_calib.traces.data import read_texts
+from viasd_calib.traces.folder import CaptureSettings, read_manifest
 from viasd_calib.traces.on_policy import Policy, policy_name, read_answer
 
 ROUTE = Route(attention_skip=[1, 2], mlp_skip=[1, 2])
@@ -104,9 +106,22 @@ def test_what_was_asked_is_asked_again(tiny_verifier: Verifier, tmp_path: Path) 
     found = [text.asked for text in read_texts(tmp_path / "again")]
     assert sorted(map(str, found)) == sorted(map(str, asked))
     assert report.texts == len(asked)
-    assert capture_again(*arguments).resumed_shards == -(-len(asked) // SETTINGS.batch_size)
-    with pytest.raises(TraceError, match="made with another prompts_sha256"):
-        capture_again(tiny_verifier, PromptLookup(), "prompt_lookup", asked[1:], tmp_path / "again", SETTINGS, policy())
+    assert (capture_again(*arguments).asked, capture_again(*arguments).kept) == (len(asked), len(asked))
+    fewer = (*arguments[:3], asked[1:], *arguments[4:])
+    assert capture_again(*fewer).kept == len(asked) - 1
+    assert sorted(str(text.asked) for text in read_texts(tmp_path / "again")) == sorted(map(str, asked[1:]))
+
+
+def test_a_drawn_text_hangs_on_no_other(tiny_verifier: Verifier, tmp_path: Path) -> None:
+    routed = RoutedModel(tiny_model(), ROUTE)
+    method = three_tier(TRUSTING, Decoding.model_validate({"audit": "off"}))
+    drawing = Policy("drawing", Decoder(routed, PromptLookup(), method, sampling=Sampling(temperature=1.0, seed=5)))
+    prompts = tiny_prompts(8, turns=2)
+    for name, some in (("whole", prompts), ("some", prompts[::2])):
+        capture(tiny_verifier, None, "none", some, tmp_path / name, SETTINGS, drawing)
+    whole = {(text.prompt_id, text.turn): text.ids.tolist() for text in read_texts(tmp_path / "whole")}
+    for text in read_texts(tmp_path / "some"):
+        assert text.ids.tolist() == whole[text.prompt_id, text.turn]
 
 
 def test_a_name_hangs_on_all_that_decides_the_text_and_on_no_measured_cost() -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from tests.tiny import TinyFolder, tiny_prompts
 from viasd_calib.models import load_verifier
-from viasd_calib.traces.capture import CaptureSettings, capture
+from viasd_calib.traces.capture import capture
+from viasd_calib.traces.folder import CaptureSettings
 
 
 @pytest.fixture(scope="module")
