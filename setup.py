@@ -18,9 +18,9 @@ def read_version() -> str:
     return match.group(1)
 
 
-# Both ends of each range were tested: the lowest versions by `make lowest`, the newest by `make newest`, and those of
-# constraints.txt, which a fresh clone gets, by `make test`. Libraries that rename or remove in minor versions end at
-# the next minor one, since such a release broke this project before; the others at the next major one.
+# `make lowest` tests the lower end of each range, `make newest` the upper one, and `make test` the versions of
+# constraints.txt, which a fresh clone gets. Libraries that rename or remove in minor versions end at the next minor
+# one, since such a release broke this project before; the others at the next major one.
 REQUIREMENTS = [
     "torch>=2.8,<2.14",
     "transformers>=5.16,<5.25",
