@@ -149,9 +149,12 @@ class VerifierRef(SpecModel):
 
     def agrees_with(self, other: VerifierRef) -> bool:
         """Whether both are one verifier; a hash of weights that one of them lacks is not compared."""
-        if None not in (self.weights, other.weights) and self.weights != other.weights:
-            return False
-        return self.model_copy(update={"weights_sha256": other.weights_sha256}) == other
+        return self.says_the_same(other) and (self.model_copy(update={"weights_sha256": other.weights_sha256}) == other)
+
+    def says_the_same(self, other: VerifierRef) -> bool:
+        """Whether both compute the same, as far as is known, wherever they lie and whatever their number format."""
+        known = None not in (self.weights, other.weights)
+        return self.config_sha256 == other.config_sha256 and (not known or self.weights == other.weights)
 
 
 class Decoding(SpecModel):

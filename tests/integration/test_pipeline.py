@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.tiny import save_tiny, tiny_prompts
 from viasd_calib.cli import main
+from viasd_calib.models import weights_sha256
 from viasd_calib.slim import cost as measuring
 from viasd_calib.spec import load_spec
 
@@ -130,6 +131,25 @@ def test_the_report_is_one_file(job: Path) -> None:
     assert page.count("<figure") >= 5
     assert "w1" in page or "w2" in page  # the text coloured by tier
     assert 'src="http' not in page
+
+
+def test_a_spec_names_the_weights_that_it_was_certified_on(
+    place: Path, job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load_spec(job / "spec/routing.json").verifier.weights == weights_sha256(str(place / "verifier")) is not None
+    other = save_tiny(tmp_path / "other", seed=5)
+    command = [
+        "export",
+        "--calibrate",
+        f"{job}/calibrate",
+        "--out",
+        str(tmp_path / "spec.json"),
+        "--verifier",
+        str(other),
+    ]
+    assert main(command) == 1
+    assert f"was calibrated on {place / 'verifier'}, and {other} has other weights" in capsys.readouterr().err
+    assert not (tmp_path / "spec.json").exists()
 
 
 @pytest.mark.parametrize("method", ["autoregressive", "speculative", "three_tier"])

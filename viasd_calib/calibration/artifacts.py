@@ -87,6 +87,7 @@ class CalibrateArtifact(BaseModel):
     """What ``viasd calibrate`` came to.
 
     Attributes:
+        verifier: what it was certified on; None in what earlier releases wrote.
         gates: those of the fastest exact policy: without a slim tier that does not pay.
         certified_gates: those the certificate holds for; None where nothing is certified.
         certificate: of the certified policy, or of why there is none.
@@ -96,6 +97,7 @@ class CalibrateArtifact(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     fit: str
+    verifier: VerifierRef | None = None
     gates: Gates
     certified_gates: Gates | None
     draft_length: int

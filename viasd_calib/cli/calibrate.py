@@ -115,7 +115,7 @@ def calibrate(
             "fit": [file_sha256(folder / name) for name in (FIT_FILE, SCORES_FILE)],
             "draft": engine.spec.draft.model_dump(mode="json"),
             "bounds": [max_loss, confidence, *fractions],
-            "decoding": [max_new_tokens, decoding.model_dump(mode="json"), dtype, verifier],
+            "decoding": [max_new_tokens, decoding.model_dump(mode="json"), dtype, verifier, loaded.ref.weights],
             "hardware": hardware(engine.routed.device),
         },
     )
@@ -149,6 +149,7 @@ def calibrate(
     )  # fmt: skip
     artifact = CalibrateArtifact(
         fit=str(folder),
+        verifier=engine.spec.verifier,
         gates=with_bound(gates, worth.bound) if worth.pays else without_slim(gates),
         certified_gates=gates if verdict.chosen else None,
         draft_length=draft_length,

@@ -94,7 +94,7 @@ def bench(
     job = {
         "settings": settings.model_dump(mode="json"),
         "spec": file_sha256(Path(spec)),
-        "verifier": verifier,
+        "verifier": [verifier, engine.verifier.ref.weights],
         "hardware": hardware(engine.routed.device),
     }
     ledger = ledger_beside(json, job)

@@ -74,6 +74,7 @@ def export(
         FitArtifact,
         load_artifact,
     )
+    from viasd_calib.cli.fitted import verifier_of
     from viasd_calib.evaluation.bench import load_bench
     from viasd_calib.models import DTYPE_NAMES, load_verifier
     from viasd_calib.slim.cost import relative_cost
@@ -86,8 +87,14 @@ def export(
     policy = calibrated.policy(audit)
     load = _load or load_verifier
     loaded = load(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
+    certified_on = calibrated.verifier
+    if certified_on is not None and not certified_on.says_the_same(loaded.ref):
+        raise SpecError(
+            f"{calibrate} was calibrated on {certified_on.name_or_path}, and {loaded.ref.name_or_path} has other "
+            "weights; give that verifier with --verifier, or calibrate on this one"
+        )
     spec = RoutingSpec(
-        verifier=fitted.verifier.model_copy(update={"dtype": dtype}),
+        verifier=verifier_of(fitted.verifier, loaded.ref).model_copy(update={"dtype": dtype}),
         draft=_copy_draft(fitted.draft, path.parent),
         route=_copy_route(fitted.route, fit_folder, path.parent),
         gates=policy.gates,

@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
 from viasd_calib.decoding.rounds import NEVER
 from viasd_calib.draft.build import name_draft
+from viasd_calib.errors import WeightsWarning
 from viasd_calib.models import Verifier
 from viasd_calib.slim.backends import default_backend
-from viasd_calib.spec import Decoding, Gates, RoutingSpec
+from viasd_calib.spec import Decoding, Gates, RoutingSpec, VerifierRef
 
 
 def open_fit(fitted: FitArtifact, folder: Path, loaded: Verifier) -> Engine:
-    """What the fit in ``folder`` names, with gates that trust nothing."""
+    """What the fit in ``folder`` names, with gates that trust nothing.
+
+    A fit may be calibrated on a verifier with other weights of the same shape; the engine's spec then names those.
+
+    Raises:
+        SpecError: the verifier is of another shape.
+    """
     draft, draft_folder = name_draft(fitted.draft)
     gates = Gates(draft=fitted.draft_gate, slim=fitted.slim_gate, accept_at=NEVER, regenerate_at=NEVER)
-    spec = RoutingSpec(verifier=fitted.verifier, draft=draft, route=fitted.route, gates=gates)
+    own = verifier_of(fitted.verifier, loaded.ref)
+    spec = RoutingSpec(verifier=own, draft=draft, route=fitted.route, gates=gates)
     backend = default_backend(loaded.model.device, loaded.model.dtype)  # what will decode is what is timed
     return assemble(spec, folder, loaded, draft_folder=draft_folder, backend=backend)
+
+
+def verifier_of(fitted: VerifierRef, loaded: VerifierRef) -> VerifierRef:
+    """What a spec says of its verifier, where a fit is used with the one that is loaded.
+
+    Warns where the fit learned from other weights.
+    """
+    if fitted.says_the_same(loaded):
+        return fitted.model_copy(update={"weights_sha256": loaded.weights or fitted.weights})
+    if fitted.config_sha256 == loaded.config_sha256:
+        warnings.warn(
+            f"the fit learned from other weights than those of {loaded.name_or_path}, which may agree less; "
+            "capture and fit with these for routes and gates of their own",
+            WeightsWarning,
+            stacklevel=2,
+        )
+        return loaded
+    return fitted  # is refused where the two are put together
 
 
 def decoder_at(engine: Engine, gates: Gates, decoding: Decoding) -> Decoder:

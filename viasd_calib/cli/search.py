@@ -15,7 +15,7 @@ from viasd_calib.cli.checks import check_out_file, check_traces
 from viasd_calib.cli.lists import parse_methods, split_names
 from viasd_calib.cli.notices import notice_resumed, say_written
 from viasd_calib.cli.numbers import Count, Inside, Seed, Share
-from viasd_calib.errors import CalibrationError, TraceError
+from viasd_calib.errors import CalibrationError
 from viasd_calib.ledger import ledger_beside
 from viasd_calib.prompts import Split, SplitShares, combined_sha256
 from viasd_calib.spec import DType, first_problem
@@ -83,6 +83,7 @@ def search(
     from viasd_calib.models import load_verifier
     from viasd_calib.slim.forward import RoutedModel
     from viasd_calib.traces.data import TraceDataModule
+    from viasd_calib.traces.folder import refuse_other_verifier
     from viasd_calib.training.search.compare import compare_choices, divide_texts, measured_space
 
     data = TraceDataModule(folders, split=split, shares=shares, validation_share=validation_share)
@@ -91,13 +92,12 @@ def search(
     wanted = data.verifier_ref()
     load = _load or load_verifier
     loaded = load(verifier or wanted.name_or_path, dtype=dtype, device=device)
-    if loaded.ref.config_sha256 != wanted.config_sha256:
-        raise TraceError(f"the traces are of {wanted.name_or_path}, not of {verifier}; give its --verifier")
+    refuse_other_verifier(wanted, loaded.ref)
     model = RoutedModel(loaded.model)
     job = {
         "settings": settings.model_dump(mode="json", exclude={"methods"}),
         "texts": [[text.prompt_sha256 for text in group] for group in (texts.bridges, texts.judging, texts.held_back)],
-        "verifier": [loaded.ref.config_sha256, dtype],
+        "verifier": [loaded.ref.config_sha256, loaded.ref.weights, dtype],
         "hardware": hardware(model.device),
     }
     ledger = ledger_beside(json, job)

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any
 
@@ -353,8 +353,7 @@ class TraceDataModule(LightningDataModule):
     def verifier_ref(self) -> VerifierRef:
         """The verifier whose traces these are."""
         refs = [read_manifest(folder).verifier for folder in self.folders]
-        weights = {ref.weights for ref in refs} - {None}
-        if any(ref.config_sha256 != refs[0].config_sha256 for ref in refs) or len(weights) > 1:
+        if not all(ref.says_the_same(other) for ref, other in combinations(refs, 2)):
             raise TraceError("the trace folders come from different verifiers; give folders of one verifier")
         return refs[0]
 

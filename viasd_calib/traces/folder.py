@@ -135,6 +135,20 @@ def _differs(name: str, found: Manifest, wanted: Manifest) -> bool:
     return bool(getattr(found, name) != getattr(wanted, name))
 
 
+def refuse_other_verifier(traced: VerifierRef, loaded: VerifierRef) -> None:
+    """Refuse to learn from what another verifier said.
+
+    Raises:
+        TraceError: naming both.
+    """
+    if not traced.says_the_same(loaded):
+        what = "a model of another shape" if traced.config_sha256 != loaded.config_sha256 else "other weights"
+        raise TraceError(
+            f"the traces are of {traced.name_or_path}, and {loaded.name_or_path} has {what}; "
+            "give the verifier they were captured on, or capture with this one"
+        )
+
+
 def read_manifest(folder: Path) -> Manifest:
     """What a trace folder was made with.
 

@@ -22,7 +22,7 @@ from viasd_calib.traces.data import TraceBatch, TraceDataModule
 from viasd_calib.training.closed_form import fit_stand_in
 from viasd_calib.training.head_vocabulary import choose_tokens
 from viasd_calib.training.objectives import restricted_cross_entropy
-from viasd_calib.training.teacher import TappedStates
+from viasd_calib.training.teacher import TappedStates, refuse_foreign_traces
 
 
 class DrafterModule(LightningModule):
@@ -80,7 +80,9 @@ class DrafterModule(LightningModule):
         """Load the verifier and shape the drafter; called by Lightning."""
         if self.drafter is not None:
             return
-        verifier = RoutedModel(load_verifier(self._verifier_name, device=str(self.device)).model)
+        loaded = load_verifier(self._verifier_name, device=str(self.device))
+        refuse_foreign_traces(self.trainer, loaded.ref)
+        verifier = RoutedModel(loaded.model)
         self._teacher = TappedStates(verifier, self.shape.taps)
         self.drafter = self._begun(verifier)
         self.drafter.requires_grad_(True)

@@ -32,7 +32,7 @@ from viasd_calib.training.objectives import OBJECTIVES, Objective
 from viasd_calib.training.search.record import load_search
 from viasd_calib.training.spans import choose_span, span_routes
 from viasd_calib.training.student import run_starts, student_states
-from viasd_calib.training.teacher import KnownCaches
+from viasd_calib.training.teacher import KnownCaches, refuse_foreign_traces
 
 Stage = Literal["route", "adapter"]
 RouteChoice = Literal["span", "gates", "given"]
@@ -212,6 +212,7 @@ class RouterModule(LightningModule):
         check_trainer(self.trainer)
         strategy = self.trainer.strategy
         verifier = self.load_verifier(self.verifier_name, device=str(self.device))
+        refuse_foreign_traces(self.trainer, verifier.ref)
         if self.head_vocab:
             check_size(self.head_vocab, verifier.model.config.vocab_size, verifier.eos_ids)
         self._eos_ids = verifier.eos_ids

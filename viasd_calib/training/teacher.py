@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from lightning import Trainer
 from torch import Tensor
 
 from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.forward import RoutedModel, States
+from viasd_calib.spec import VerifierRef
+from viasd_calib.traces.data import TraceDataModule
+from viasd_calib.traces.folder import refuse_other_verifier
 
 
 @torch.no_grad()
@@ -39,6 +43,17 @@ def read_residuals(verifier: RoutedModel, ids: Tensor, numbers: Sequence[int]) -
     if len(verifier.full_sublayers) in numbers:
         read.append(hidden)
     return torch.stack(read, 2)
+
+
+def refuse_foreign_traces(trainer: Trainer, verifier: VerifierRef) -> None:
+    """Refuse to learn for ``verifier`` from what another one said.
+
+    Raises:
+        TraceError: the trainer's traces are of another verifier, or of other weights.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if isinstance(data, TraceDataModule):
+        refuse_other_verifier(data.verifier_ref(), verifier)
 
 
 class TappedStates:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,20 @@ def test_traces_of_another_verifier_are_refused(tiny_verifier: Verifier, tmp_pat
     other = load_verifier(str(save_tiny(tmp_path / "model", vocab=VOCAB + 1)))
     with pytest.raises(TraceError, match="made with another verifier"):
         run(other, tmp_path / "traces")
+
+
+def test_traces_of_other_weights_are_refused(tiny_verifier: Verifier, tmp_path: Path) -> None:
+    run(tiny_verifier, tmp_path)
+    others = tiny_verifier.ref.model_copy(update={"weights_sha256": "0" * 64})
+    with pytest.raises(TraceError, match="made with another verifier"):
+        run(replace(tiny_verifier, ref=others), tmp_path)
+
+
+def test_traces_that_name_no_weights_go_on(tiny_verifier: Verifier, tmp_path: Path) -> None:
+    """As earlier releases wrote them."""
+    nameless = tiny_verifier.ref.model_copy(update={"weights_sha256": None})
+    run(replace(tiny_verifier, ref=nameless), tmp_path)
+    assert run(tiny_verifier, tmp_path).resumed_shards > 0
 
 
 def test_shards_without_a_manifest_are_refused(tiny_verifier: Verifier, tmp_path: Path) -> None:

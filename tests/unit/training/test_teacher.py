@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.rounding import assert_near
-from tests.tiny import tiny_model
+from tests.tiny import TinyFolder, tiny_model
+from viasd_calib.errors import TraceError
+from viasd_calib.models import load_verifier
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training import teacher
 from viasd_calib.training.teacher import KnownCaches, read_text
+
+
+def test_traces_of_other_weights_teach_nothing(tiny_folder: TinyFolder, traces: Path) -> None:
+    trainer: Any = SimpleNamespace(datamodule=TraceDataModule([str(traces)]))
+    own = load_verifier(str(tiny_folder)).ref
+    teacher.refuse_foreign_traces(trainer, own)
+    teacher.refuse_foreign_traces(trainer, own.model_copy(update={"weights_sha256": None, "dtype": "bfloat16"}))
+    tuned = own.model_copy(update={"name_or_path": "tuned", "weights_sha256": "0" * 64})
+    with pytest.raises(TraceError, match=rf"of {tiny_folder}, and tuned has other weights; give the verifier"):
+        teacher.refuse_foreign_traces(trainer, tuned)
+    with pytest.raises(TraceError, match="has a model of another shape"):
+        teacher.refuse_foreign_traces(trainer, tuned.model_copy(update={"config_sha256": "0" * 64}))
 
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -134,7 +134,7 @@ def test_what_cannot_be_searched_is_said(
 
 def test_another_verifier_is_refused(traces: Path, tmp_path: Path) -> None:
     other = save_tiny(tmp_path / "other", family="qwen2")
-    with pytest.raises(TraceError, match="give its --verifier"):
+    with pytest.raises(TraceError, match="give the verifier they were captured on"):
         search(str(traces), str(tmp_path / "search.json"), shares=SHARES, verifier=str(other))
 
 
