@@ -53,5 +53,9 @@ class ViasdWarning(UserWarning):
     """Base of every warning this package gives; commands print it as a notice."""
 
 
+class DraftWarning(ViasdWarning):
+    """Something of a draft model was taken for granted, or left out."""
+
+
 class WeightsWarning(ViasdWarning):
     """A model's weights are not those that a routing spec was made for, or nobody can say whether they are."""

@@ -79,6 +79,7 @@ __all__ = [
     "TensorFile",
     "VerifierRef",
     "WeightFormat",
+    "check_draft_weights",
     "check_verifier",
     "check_weights",
     "config_sha256",
@@ -382,22 +383,37 @@ def check_weights(spec: RoutingSpec, verifier: VerifierRef) -> RoutingSpec:
     Exact decoding stays exact with other weights. A certificate does not hold for them: it is void, and the spec
     decodes exactly (:func:`void_certificate`).
     """
-    made_for, found = spec.verifier.weights, verifier.weights
+    return _hold_to(spec, verifier.name_or_path, spec.verifier.weights, verifier.weights)
+
+
+def check_draft_weights(spec: RoutingSpec, found: str | None) -> RoutingSpec:
+    """The same for the draft model, where the spec names one by its place.
+
+    Args:
+        found: hash of the draft model's weights; None where nobody can say.
+    """
+    match spec.draft:
+        case (CausalLMDraft() as model) | CombinedDraft(model=CausalLMDraft() as model):
+            return _hold_to(spec, model.name_or_path, model.weights_sha256, found)
+    return spec
+
+
+def _hold_to(spec: RoutingSpec, name: str, made_for: str | None, found: str | None) -> RoutingSpec:
+    """The spec, without its certificate where the model ``name`` has not the weights that it was made for."""
     lossy = spec.decoding.audit != "strict"
     if made_for is None:
         if lossy:
             _warn(
-                f"the spec does not say which weights of {spec.verifier.name_or_path} its certificate holds for; "
+                f"the spec does not say which weights of {name} its certificate holds for; "
                 "calibrate and export it again to have that checked"
             )
         return spec
     if found == made_for:
         return spec
     differ = (
-        f"the weights of {verifier.name_or_path} cannot be compared with those the spec was made for"
+        f"the weights of {name} cannot be compared with those the spec was made for"
         if found is None
-        else f"the weights of {verifier.name_or_path} (SHA-256 {found[:12]}) are not those the spec was made for "
-        f"({made_for[:12]})"
+        else f"the weights of {name} (SHA-256 {found[:12]}) are not those the spec was made for ({made_for[:12]})"
     )
     if lossy:
         _warn(
@@ -423,7 +439,7 @@ def void_certificate(spec: RoutingSpec, why: str) -> RoutingSpec:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, WeightsWarning, stacklevel=3)
+    warnings.warn(message, WeightsWarning, stacklevel=4)
 
 
 def json_schema() -> dict[str, Any]:

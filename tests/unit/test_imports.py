@@ -21,6 +21,7 @@ ROOMS = [
     "ledger",
     "hardware",
     "host_memory",
+    "devices",
     "progress",
     "tables",
     "prompts",

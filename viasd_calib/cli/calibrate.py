@@ -13,6 +13,7 @@ from viasd_calib.cli.checks import check_fit_folder, check_out_folder
 from viasd_calib.cli.notices import notice_resumed, say_written
 from viasd_calib.cli.numbers import Count, DraftLength, Inside, MaxPending, Share
 from viasd_calib.cli.prompt_choice import check_limit, check_prompts, load_prompts, of_split
+from viasd_calib.devices import check_device
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
 from viasd_calib.files import write_json
@@ -44,6 +45,7 @@ def calibrate(
     draft_length: DraftLength = 6,
     max_pending: MaxPending = 12,
     verifier: str | None = None,
+    draft_model: str | None = None,
     dtype: DType = "float32",
     device: str = "cpu",
     _load: lazy_types.LoadVerifier | None = None,
@@ -70,12 +72,14 @@ def calibrate(
         draft_length: most tokens drafted a round.
         max_pending: most tokens that may wait for the full verifier.
         verifier: where to find the verifier, in place of the name in the fit.
+        draft_model: the same for the draft model, where the fit names one.
         dtype: number format of the verifier.
         device: where models run.
     """
     if not 0 < max_loss < 1 or not 0 < confidence < 1:
         raise CalibrationError("max_loss and confidence must lie between 0 and 1")
     check_out_folder("--out", out)
+    check_device(device)
     check_fit_folder("--fit", fit, of_frontier=cost is not None)
     check_limit(limit)
     every = load_prompts(prompts)
@@ -107,7 +111,7 @@ def calibrate(
     check_prompts(loaded, chosen, max_new_tokens)
     timed = draw_prompts(chosen, WORTH_PROMPTS)
     check_prompts(loaded, timed, max(max_new_tokens, WORTH_TOKENS))
-    engine = open_fit(fitted, folder, loaded)
+    engine = open_fit(fitted, folder, loaded, draft_model)
     scores = load_scores(folder)
     ledger = ledger_beside(
         Path(out) / CALIBRATE_FILE,

@@ -14,6 +14,7 @@ from viasd_calib.cli.checks import check_draft, check_out_folder, check_spec
 from viasd_calib.cli.notices import say_written
 from viasd_calib.cli.numbers import Count, Nonnegative, Seed
 from viasd_calib.cli.prompt_choice import check_limit, check_prompts, load_prompts, of_split
+from viasd_calib.devices import check_device
 from viasd_calib.errors import SpecError
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares, draw_prompts
 from viasd_calib.shipped import check_embedded
@@ -36,6 +37,7 @@ def capture(
     seed: Seed = 0,
     spec: str | None = None,
     audit: Audit | None = None,
+    draft_model: str | None = None,
     dtype: DType = "float32",
     device: str = "cpu",
     _load: lazy_types.LoadVerifier | None = None,
@@ -65,16 +67,20 @@ def capture(
         spec: let the three-tier decoder of this routing spec write the texts, in place of the verifier, which says all
             along what it would have chosen; proposals are those of ``draft``, whatever the spec decodes with.
         audit: of that decoder, in place of the spec's; with "strict" the texts are the verifier's own.
+        draft_model: of that decoder: where to find it, in place of the name in the spec.
         dtype: number format of the verifier.
         device: where models run.
     """
     check_out_folder("--out", out)
+    check_device(device)
     check_limit(limit)
     chosen = draw_prompts(of_split(load_prompts(prompts), split, shares), limit)
     if spec is not None:
         spec = check_spec(spec, verifier)
     elif audit is not None:
         raise SpecError("audit is that of a spec's decoder; give --spec too, or leave out --audit")
+    elif draft_model is not None:
+        raise SpecError("draft_model is that of a spec's decoder; give --spec too, or name the model with --draft")
     else:
         check_embedded(verifier or SMOLLM2)
     check_draft(draft)
@@ -93,11 +99,15 @@ def capture(
         loaded, policy = load(verifier or SMOLLM2, dtype=dtype, device=device), None
     else:
         # eager: another backend would change in place the weights that the drafter is built on
-        engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend="eager", load=load)
+        engine = load_engine(
+            spec, verifier=verifier, draft_model=draft_model, dtype=dtype, device=device, backend="eager", load=load
+        )
         sampling = Sampling(temperature=temperature, top_k=CaptureSettings().sampling_top_k, seed=seed)
         loaded, policy = engine.verifier, policy_of(engine, audit, sampling)
     check_prompts(loaded, chosen, max_new_tokens)
-    drafter = None if draft == "none" else build_drafter(*name_draft(draft), RoutedModel(loaded.model))
+    drafter = (
+        None if draft == "none" else build_drafter(*name_draft(draft), RoutedModel(loaded.model), loaded.tokenizer)
+    )
     settings = CaptureSettings(
         max_new_tokens=max_new_tokens, batch_size=batch_size, top_k=top_k, temperature=temperature, seed=seed
     )

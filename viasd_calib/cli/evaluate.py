@@ -15,6 +15,7 @@ from viasd_calib.cli.lists import parse_methods
 from viasd_calib.cli.notices import notice_resumed, notice_uncertified, say_written
 from viasd_calib.cli.numbers import Count, Seed
 from viasd_calib.cli.prompt_choice import check_prompts, choose_prompts
+from viasd_calib.devices import check_device
 from viasd_calib.errors import BenchError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
 from viasd_calib.files import write_json
@@ -42,6 +43,7 @@ def bench(
     audit: Audit | None = None,
     seed: Seed = 0,
     verifier: str | None = None,
+    draft_model: str | None = None,
     device: str = "cpu",
     backend: Backend | None = None,
     _load: lazy_types.LoadVerifier | None = None,
@@ -64,11 +66,13 @@ def bench(
         audit: of three_tier, in place of the spec's.
         seed: of the order of methods and of the bootstrap.
         verifier: where to find the verifier, in place of the name in the spec.
+        draft_model: the same for the draft model, where the spec names one.
         device: where models run.
         backend: what runs them: eager, packed (CPU) or compiled (minutes to compile first); the faster one of the
             first two where it is left out. transformers' own generate always runs eager.
     """
     check_out_file("--json", json)
+    check_device(device)
     chosen_methods = parse_methods(methods, BENCH_METHODS, BenchError)
     chosen = choose_prompts(prompts, split, shares, limit)
     spec = check_spec(spec, verifier)
@@ -79,7 +83,9 @@ def bench(
     from viasd_calib.models import load_verifier
 
     load = _load or load_verifier
-    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=load)
+    engine = load_engine(
+        spec, verifier=verifier, draft_model=draft_model, dtype=dtype, device=device, backend=backend, load=load
+    )
     check_prompts(engine.verifier, chosen, max_new_tokens)
     settings = BenchSettings(
         methods=chosen_methods,
@@ -99,7 +105,7 @@ def bench(
     }
     ledger = ledger_beside(json, job)
     notice_resumed(ledger, "prompts", step_names(chosen))
-    result = run_bench(engine, chosen, settings, _plain_verifier(engine, settings, verifier), ledger)
+    result = run_bench(engine, chosen, settings, _plain_verifier(engine, settings), ledger)
     write_json(Path(json), result)
     ledger.close()
     console = Console()
@@ -113,16 +119,14 @@ def bench(
     return result
 
 
-def _plain_verifier(
-    engine: lazy_types.Engine, settings: lazy_types.BenchSettings, verifier: str | None
-) -> lazy_types.RoutedModel | None:
+def _plain_verifier(engine: lazy_types.Engine, settings: lazy_types.BenchSettings) -> lazy_types.RoutedModel | None:
     """A second copy of the verifier for transformers' own generate, where the backend has changed the engine's."""
     if "transformers" not in settings.methods or engine.backend == "eager":
         return None
     from viasd_calib.models import DTYPE_NAMES, load_verifier
     from viasd_calib.slim.forward import RoutedModel
 
-    name = verifier or engine.spec.verifier.name_or_path
+    name = engine.verifier.ref.name_or_path  # as it was found
     dtype = DTYPE_NAMES[engine.routed.dtype]
     return RoutedModel(load_verifier(name, dtype=dtype, device=str(engine.routed.device)).model)
 
@@ -170,6 +174,7 @@ def report(
     limit: Count = 8,
     max_new_tokens: Count = 96,
     verifier: str | None = None,
+    draft_model: str | None = None,
     dtype: DType | None = None,
     device: str = "cpu",
     _load: lazy_types.LoadVerifier | None = None,
@@ -187,10 +192,12 @@ def report(
         limit: prompts to decode.
         max_new_tokens: longest answer.
         verifier: where to find the verifier, in place of the name in the spec.
+        draft_model: the same for the draft model, where the spec names one.
         dtype: in place of the spec's.
         device: where models run.
     """
     check_out_file("--out", out)
+    check_device(device)
     check_bench("--bench", bench)
     if calibrate is not None:
         check_calibrate_folder("--calibrate", calibrate)
@@ -203,7 +210,9 @@ def report(
     from viasd_calib.models import load_verifier
 
     measured = load_bench(bench)
-    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, load=_load or load_verifier)
+    engine = load_engine(
+        spec, verifier=verifier, draft_model=draft_model, dtype=dtype, device=device, load=_load or load_verifier
+    )
     check_prompts(engine.verifier, chosen, max_new_tokens)
     texts = [generation for prompt in chosen for generation in _decode(engine, prompt, max_new_tokens)]
     reliability, candidates = _calibration(calibrate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from viasd_calib.cli import lazy_types
 from viasd_calib.cli.checks import check_bench, check_calibrate_folder, check_out_file
 from viasd_calib.cli.notices import say_written
+from viasd_calib.devices import check_device
 from viasd_calib.errors import SpecError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
 from viasd_calib.files import copy_file
@@ -19,6 +21,7 @@ from viasd_calib.spec import (
     AdapterRef,
     Audit,
     BridgesRef,
+    CausalLMDraft,
     CombinedDraft,
     Decoding,
     DraftSpec,
@@ -45,6 +48,7 @@ def export(
     audit: Audit | None = None,
     evidence: str | None = None,
     verifier: str | None = None,
+    draft_model: str | None = None,
     dtype: DType = "float32",
     device: str = "cpu",
     _load: lazy_types.LoadVerifier | None = None,
@@ -58,6 +62,7 @@ def export(
             left out.
         evidence: JSON of ``viasd bench`` to record as evidence.
         verifier: where to find the verifier, in place of the name in the fit.
+        draft_model: the same for the draft model, where the fit names one.
         dtype: number format the relative cost is measured in, and the decoder's default.
         device: where the relative cost is measured.
 
@@ -65,6 +70,7 @@ def export(
         SpecError: an ``audit`` that nothing certifies.
     """
     check_out_file("--out", out)
+    check_device(device)
     check_calibrate_folder("--calibrate", calibrate)
     if evidence is not None:
         check_bench("--evidence", evidence)
@@ -93,9 +99,10 @@ def export(
             f"{calibrate} was calibrated on {certified_on.name_or_path}, and {loaded.ref.name_or_path} has other "
             "weights; give that verifier with --verifier, or calibrate on this one"
         )
+    own = verifier_of(fitted.verifier, loaded.ref)
     spec = RoutingSpec(
-        verifier=verifier_of(fitted.verifier, loaded.ref).model_copy(update={"dtype": dtype}),
-        draft=_copy_draft(fitted.draft, path.parent),
+        verifier=own.model_copy(update={"dtype": dtype, "name_or_path": seen_from(own.name_or_path, path.parent)}),
+        draft=_copy_draft(fitted.draft, path.parent, draft_model),
         route=_copy_route(fitted.route, fit_folder, path.parent),
         gates=policy.gates,
         decoding=Decoding(
@@ -120,16 +127,37 @@ def export(
     return spec
 
 
-def _copy_draft(name: str, folder: Path) -> DraftSpec:
-    from viasd_calib.draft.build import name_draft
+def _copy_draft(name: str, folder: Path, draft_model: str | None = None) -> DraftSpec:
+    """The draft model as a spec in ``folder`` names it; what belongs to the spec is copied there."""
+    from viasd_calib.draft.build import draft_weights, name_draft, relocated
 
     spec, source = name_draft(name)
+    if draft_model is not None:
+        spec = relocated(spec, draft_model)
+    named = {"weights_sha256": draft_weights(spec, source)}
     match spec:
+        case CausalLMDraft(name_or_path=place):
+            return spec.model_copy(update={**named, "name_or_path": seen_from(place, folder)})
+        case CombinedDraft(model=CausalLMDraft(name_or_path=place) as model):
+            moved = model.model_copy(update={**named, "name_or_path": seen_from(place, folder)})
+            return spec.model_copy(update={"model": moved})
         case ShallowDraft():
             return _copy_shallow(spec, source, folder)
         case CombinedDraft(model=ShallowDraft() as model):
             return spec.model_copy(update={"model": _copy_shallow(model, source, folder)})
     return spec
+
+
+def seen_from(name_or_path: str, folder: Path) -> str:
+    """A model's name as a spec in ``folder`` writes it: a relative path leads there from the spec.
+
+    Example:
+        >>> seen_from("smollm2-135m", Path("specs"))
+        'smollm2-135m'
+    """
+    if os.path.isabs(name_or_path) or not os.path.exists(name_or_path):
+        return name_or_path
+    return Path(os.path.relpath(name_or_path, folder)).as_posix()
 
 
 def _copy_shallow(draft: ShallowDraft, source: Path, folder: Path) -> ShallowDraft:

@@ -8,22 +8,28 @@ from pathlib import Path
 from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
 from viasd_calib.decoding.rounds import NEVER
-from viasd_calib.draft.build import name_draft
+from viasd_calib.draft.build import name_draft, relocated
 from viasd_calib.errors import WeightsWarning
 from viasd_calib.models import Verifier
 from viasd_calib.slim.backends import default_backend
 from viasd_calib.spec import Decoding, Gates, RoutingSpec, VerifierRef
 
 
-def open_fit(fitted: FitArtifact, folder: Path, loaded: Verifier) -> Engine:
+def open_fit(fitted: FitArtifact, folder: Path, loaded: Verifier, draft_model: str | None = None) -> Engine:
     """What the fit in ``folder`` names, with gates that trust nothing.
 
     A fit may be calibrated on a verifier with other weights of the same shape; the engine's spec then names those.
 
+    Args:
+        draft_model: where to find the draft model, in place of its name in the fit.
+
     Raises:
         SpecError: the verifier is of another shape.
+        ModelError: the draft model is not there, or ``draft_model`` is given and the fit names none.
     """
     draft, draft_folder = name_draft(fitted.draft)
+    if draft_model is not None:
+        draft = relocated(draft, draft_model)
     gates = Gates(draft=fitted.draft_gate, slim=fitted.slim_gate, accept_at=NEVER, regenerate_at=NEVER)
     own = verifier_of(fitted.verifier, loaded.ref)
     spec = RoutingSpec(verifier=own, draft=draft, route=fitted.route, gates=gates)

@@ -20,6 +20,7 @@ from viasd_calib.cli.lists import runs
 from viasd_calib.cli.loading import SharedVerifiers
 from viasd_calib.cli.notices import say_written
 from viasd_calib.cli.parser import Reading, with_underscores
+from viasd_calib.devices import check_device
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import FIT_FILE, FRONTIER_FILE
 from viasd_calib.files import write_json
@@ -53,6 +54,7 @@ def frontier(words: Sequence[str]) -> lazy_types.Frontier | None:
     costs = parse_costs(options.target_costs)
     check_free(of_fit)
     check_out_folder("--out", options.out)
+    check_device(options.device)
     check_given(given_options(with_shipped_configurations(of_fit)))
     out = Path(options.out)
     fit_members(of_fit, out, costs)

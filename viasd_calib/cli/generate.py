@@ -15,6 +15,7 @@ from viasd_calib.cli import lazy_types
 from viasd_calib.cli.checks import check_spec
 from viasd_calib.cli.notices import notice_uncertified
 from viasd_calib.cli.numbers import Count, Nonnegative, OptionalCount, Positive, Seed, Share, ShareOrNone
+from viasd_calib.devices import check_device
 from viasd_calib.errors import PromptError
 from viasd_calib.prompts import Prompt
 from viasd_calib.prompts.problems import describe_wrong
@@ -40,6 +41,7 @@ def answer(
     repetition_penalty: Positive = 1.0,
     seed: Seed = 0,
     verifier: str | None = None,
+    draft_model: str | None = None,
     dtype: DType | None = None,
     device: str = "cpu",
     backend: Backend | None = None,
@@ -63,11 +65,13 @@ def answer(
         repetition_penalty: divides the scores of tokens that the text holds already.
         seed: of the draws.
         verifier: where to find the verifier, in place of the name in the spec.
+        draft_model: the same for the draft model, where the spec names one.
         dtype: in place of the spec's.
         device: where models run.
         backend: what runs them: eager, packed (CPU) or compiled (minutes to compile first); the faster one of the
             first two where it is left out.
     """
+    check_device(device)
     asked = command_line_prompt(prompt, system, chat_template_kwargs)
     spec = check_spec(spec, verifier)
 
@@ -76,7 +80,9 @@ def answer(
     from viasd_calib.models import encode_prompt, load_verifier
 
     load = _load or load_verifier
-    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=load)
+    engine = load_engine(
+        spec, verifier=verifier, draft_model=draft_model, dtype=dtype, device=device, backend=backend, load=load
+    )
     if method == "three_tier":
         notice_uncertified(engine.spec, audit)
     sampling = Sampling(

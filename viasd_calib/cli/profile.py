@@ -12,6 +12,7 @@ from rich.table import Table
 from viasd_calib.choices import Backend
 from viasd_calib.cli.checks import check_out_file, check_spec
 from viasd_calib.cli.notices import say_written
+from viasd_calib.devices import check_device
 from viasd_calib.errors import PlanningError
 from viasd_calib.evaluation.pictures import picture_format
 from viasd_calib.planning.profile import LatencyProfile, Measured, ProfileSettings, RoundPart, save_profile
@@ -28,6 +29,7 @@ def profile(
     repeats: int = 15,
     plot: str | None = None,
     verifier: str | None = None,
+    draft_model: str | None = None,
     dtype: DType | None = None,
     device: str = "cpu",
     backend: Backend | None = None,
@@ -43,6 +45,7 @@ def profile(
         repeats: timed rounds over everything, from which median and quartiles are taken.
         plot: draw a picture of the profile here (.png, .svg or .pdf).
         verifier: where to find the verifier, in place of the name in the spec.
+        draft_model: the same for the draft model, where the spec names one.
         dtype: number format, in place of the spec's.
         device: where models run.
         backend: what runs them: eager, packed (CPU) or compiled (minutes to compile first); the faster one of the
@@ -50,6 +53,7 @@ def profile(
     """
     settings = profile_settings(widths, contexts, batches, repeats)
     check_out_file("--json", json)
+    check_device(device)
     if plot is not None:
         check_out_file("--plot", plot)
         picture_format(Path(plot))
@@ -58,7 +62,7 @@ def profile(
     from viasd_calib.decoding.decoder import load_engine
     from viasd_calib.planning.measure import measure_profile
 
-    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend)
+    engine = load_engine(spec, verifier=verifier, draft_model=draft_model, dtype=dtype, device=device, backend=backend)
     result = measure_profile(engine, settings)
     save_profile(result, json)
     console = Console()

@@ -14,6 +14,7 @@ from viasd_calib.cli.checks import check_out_file, check_spec
 from viasd_calib.cli.notices import say_written
 from viasd_calib.cli.numbers import Count
 from viasd_calib.cli.prompt_choice import check_prompts, choose_prompts
+from viasd_calib.devices import check_device
 from viasd_calib.files import write_json
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares
 from viasd_calib.spec import DType
@@ -30,6 +31,7 @@ def route_quality(
     max_new_tokens: Count = 128,
     batch_size: Count = 16,
     verifier: str | None = None,
+    draft_model: str | None = None,
     dtype: DType | None = None,
     device: str = "cpu",
     backend: Backend | None = None,
@@ -50,12 +52,14 @@ def route_quality(
         max_new_tokens: longest answer.
         batch_size: prompts answered at once.
         verifier: where to find the verifier, in place of the name in the spec.
+        draft_model: the same for the draft model, where the spec names one.
         dtype: number format, in place of the spec's.
         device: where models run.
         backend: what runs them: eager, packed (CPU) or compiled (minutes to compile first); the faster one of the
             first two where it is left out.
     """
     check_out_file("--json", json)
+    check_device(device)
     chosen = choose_prompts(prompts, split, shares, limit)
     spec = check_spec(spec, verifier)
 
@@ -68,7 +72,9 @@ def route_quality(
     from viasd_calib.traces.folder import CaptureSettings
 
     load = _load or load_verifier
-    engine = load_engine(spec, verifier=verifier, dtype=dtype, device=device, backend=backend, load=load)
+    engine = load_engine(
+        spec, verifier=verifier, draft_model=draft_model, dtype=dtype, device=device, backend=backend, load=load
+    )
     check_prompts(engine.verifier, chosen, max_new_tokens)
     engine.prepare_passes([CONTEXT])
     cost = relative_cost(engine.routed)  # before other work warms or fills the caches

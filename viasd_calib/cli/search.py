@@ -15,6 +15,7 @@ from viasd_calib.cli.checks import check_out_file, check_traces
 from viasd_calib.cli.lists import parse_methods, split_names
 from viasd_calib.cli.notices import notice_resumed, say_written
 from viasd_calib.cli.numbers import Count, Inside, Seed, Share
+from viasd_calib.devices import check_device
 from viasd_calib.errors import CalibrationError
 from viasd_calib.ledger import ledger_beside
 from viasd_calib.prompts import Split, SplitShares, combined_sha256
@@ -76,6 +77,7 @@ def search(
         seed=seed,
     )
     check_out_file("--json", json)
+    check_device(device)
     folders = split_names(traces)
     check_traces("--traces", folders)
 

@@ -51,17 +51,28 @@ from viasd_calib.decoding.session import (
     open_session,
     read_prompt,
 )
+from viasd_calib.devices import check_device
 from viasd_calib.draft.base import Drafter
-from viasd_calib.draft.build import build_drafter
+from viasd_calib.draft.build import build_drafter, draft_weights, relocated
 from viasd_calib.draft.passes import Passes, finish
 from viasd_calib.errors import PromptError, SamplingError, SpecError
-from viasd_calib.models import LoadVerifier, Verifier, load_verifier
+from viasd_calib.models import LoadVerifier, Verifier, beside, load_verifier
 from viasd_calib.shipped import shipped
 from viasd_calib.slim.backends import default_backend, prepare
 from viasd_calib.slim.cache import check_context
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.loading import load_routed
-from viasd_calib.spec import Audit, Decoding, DType, Gates, RoutingSpec, check_verifier, check_weights, load_spec
+from viasd_calib.spec import (
+    Audit,
+    Decoding,
+    DType,
+    Gates,
+    RoutingSpec,
+    check_draft_weights,
+    check_verifier,
+    check_weights,
+    load_spec,
+)
 
 
 @dataclass(frozen=True)
@@ -407,6 +418,7 @@ def load_engine(
     spec_path: str | Path,
     *,
     verifier: str | None = None,
+    draft_model: str | None = None,
     dtype: DType | None = None,
     device: str = "cpu",
     backend: Backend | None = None,
@@ -418,7 +430,9 @@ def load_engine(
     ``strict``, and a :class:`~viasd_calib.errors.WeightsWarning` says why.
 
     Args:
-        verifier: where to find the verifier, in place of the name in the spec.
+        verifier: where to find the verifier, in place of the name in the spec. A relative path in the spec is looked
+            for beside the spec, then in the working directory.
+        draft_model: the same for the draft model; what it is besides (integer weights, lookup) stays as in the spec.
         dtype: in place of the spec's.
         backend: what runs the models; the fastest for the device where it is left out. The verifier that ``load``
             gives then serves this engine alone, unless it is ``eager``.
@@ -428,11 +442,15 @@ def load_engine(
         SpecError: the spec is damaged, or was made for another verifier or tokenizer.
         ModelError: a model is missing or damaged.
     """
+    check_device(device)
     path = Path(shipped(str(spec_path)))
-    spec = load_spec(path)
-    loaded = load(verifier or spec.verifier.name_or_path, dtype=dtype or spec.verifier.dtype, device=device)
+    spec, folder = load_spec(path), path.parent
+    if draft_model is not None:
+        spec = spec.model_copy(update={"draft": relocated(spec.draft, draft_model)})
+    name = verifier or beside(spec.verifier.name_or_path, folder)
+    loaded = load(name, dtype=dtype or spec.verifier.dtype, device=device)
     chosen = backend or default_backend(loaded.model.device, loaded.model.dtype)
-    return assemble(spec, path.parent, loaded, backend=chosen)
+    return assemble(spec, folder, loaded, backend=chosen)
 
 
 def assemble(
@@ -453,8 +471,9 @@ def assemble(
     """
     check_verifier(spec, verifier.ref)
     spec = check_weights(spec, verifier.ref)
+    spec = check_draft_weights(spec, draft_weights(spec.draft, draft_folder or folder))
     routed = load_routed(verifier.model, spec.route, folder, backend)
-    drafter = build_drafter(spec.draft, draft_folder or folder, routed)
+    drafter = build_drafter(spec.draft, draft_folder or folder, routed, verifier.tokenizer)
     routed.expect_taps(drafter.taps)
     prepare((verifier.model, *routed.slim_networks, *drafter.networks), backend, routed.device, routed.dtype)
     return Engine(spec, verifier, routed, drafter, backend)

@@ -34,13 +34,13 @@ from viasd_calib.decoding.choosing import chooser_of
 from viasd_calib.decoding.decoder import Decoder, Engine, check_certified, three_tier
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.draft.base import Drafter
-from viasd_calib.draft.build import build_drafter
+from viasd_calib.draft.build import build_drafter, draft_weights
 from viasd_calib.errors import ModelError, PromptError, SpecError
-from viasd_calib.models import fingerprint, identify, weights_in_memory
+from viasd_calib.models import fingerprint, identify, tokenizer_of, weights_in_memory
 from viasd_calib.shipped import shipped
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.loading import load_routed
-from viasd_calib.spec import RoutingSpec, check_verifier, check_weights, load_spec
+from viasd_calib.spec import RoutingSpec, check_draft_weights, check_verifier, check_weights, load_spec
 
 UNSUPPORTED_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 STATEFUL_PROCESSORS = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
@@ -280,7 +280,7 @@ def _parts(
     key = (path.resolve(), changed, model.device, model.dtype, model.config._attn_implementation)
     if key not in loaded:
         with torch.random.fork_rng(devices=[]):  # the first text is drawn like any other
-            loaded[key] = _open(model, path, loaded)
+            loaded[key] = _open(model, path, loaded, tokenizer)
     parts = loaded[key]
     if tokenizer is not None and tokenizer not in parts.tokenizers:
         check_verifier(parts.spec, fingerprint(model, tokenizer, _name(model), None))
@@ -288,17 +288,18 @@ def _parts(
     return parts
 
 
-def _open(model: PreTrainedModel, path: Path, loaded: _Loaded) -> _Parts:
+def _open(model: PreTrainedModel, path: Path, loaded: _Loaded, tokenizer: PreTrainedTokenizerBase | None) -> _Parts:
     """Load what a spec names; the model stays as it is, but for the order of neurons where q' has narrow MLPs."""
     spec = load_spec(path)
     weights = None if spec.verifier.weights is None else loaded.weights_of(model)
     ref = identify(model, spec.verifier.tokenizer_sha256, _name(model), None, weights)
     check_verifier(spec, ref)
-    spec = check_weights(spec, ref)
+    spec = check_draft_weights(check_weights(spec, ref), draft_weights(spec.draft, path.parent))
+    words = tokenizer or tokenizer_of(_name(model))
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     try:
         routed = load_routed(model, spec.route, path.parent)
-        return _Parts(spec, routed, build_drafter(spec.draft, path.parent, routed))
+        return _Parts(spec, routed, build_drafter(spec.draft, path.parent, routed, words))
     finally:
         for name in trained:  # a slim layer shares the verifier's weights, and is frozen
             model.get_parameter(name).requires_grad_(True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import get_args
+
+from transformers import PreTrainedTokenizerBase
 
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
@@ -11,9 +14,9 @@ from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.draft.quantised import quantise_linears
 from viasd_calib.draft.shallow import ShallowDrafter, load_shallow
-from viasd_calib.errors import ModelError
+from viasd_calib.errors import DraftWarning, ModelError
 from viasd_calib.files import write_json
-from viasd_calib.models import DTYPE_NAMES, load_verifier
+from viasd_calib.models import DTYPE_NAMES, beside, first_difference, load_draft_model, weights_sha256
 from viasd_calib.shipped import shipped
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import (
@@ -34,37 +37,116 @@ SHALLOW_FILE = "draft.json"
 SHALLOW_TENSORS = "drafter.safetensors"
 
 
-def build_drafter(spec: DraftSpec, folder: Path, verifier: RoutedModel) -> Drafter:
+def build_drafter(
+    spec: DraftSpec, folder: Path, verifier: RoutedModel, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Drafter:
     """Make the drafter of a spec that lies in ``folder``.
 
+    Args:
+        tokenizer: the verifier's; a draft model's is compared with it, token by token. Where one of the two is missing
+            the draft model must have as many output rows as the verifier, and a warning says so.
+
     Raises:
-        ModelError: the draft model is missing, damaged or of another vocabulary, or cannot be quantised as asked.
+        ModelError: the draft model is missing, damaged or of another tokenizer, or cannot be quantised as asked.
     """
     if isinstance(spec, PromptLookupDraft):
         return PromptLookup(spec.max_ngram, spec.min_ngram)
     if isinstance(spec, CombinedDraft):
-        model = _build_model(spec.model, folder, verifier)
+        model = _build_model(spec.model, folder, verifier, tokenizer)
         return CombinedDrafter(model, verifier.config.vocab_size, spec.lookup.max_ngram, spec.lookup.min_ngram)
-    return _build_model(spec, folder, verifier)
+    return _build_model(spec, folder, verifier, tokenizer)
 
 
-def _build_model(spec: ModelDraft, folder: Path, verifier: RoutedModel) -> Drafter:
-    drafter = _load_model(spec, folder, verifier)
+def _build_model(
+    spec: ModelDraft, folder: Path, verifier: RoutedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> Drafter:
+    drafter = _load_model(spec, folder, verifier, tokenizer)
     if spec.quantize is not None:
         quantise_linears(drafter.networks, spec.quantize)
     return drafter
 
 
-def _load_model(spec: ModelDraft, folder: Path, verifier: RoutedModel) -> Drafter:
+def _load_model(
+    spec: ModelDraft, folder: Path, verifier: RoutedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> Drafter:
     if isinstance(spec, ShallowDraft):
         return ShallowDrafter(load_shallow(verifier, spec, folder / spec.tensors.path))
-    loaded = load_verifier(
-        spec.name_or_path,
+    model, own = load_draft_model(
+        beside(spec.name_or_path, folder),
         dtype=DTYPE_NAMES[verifier.dtype],
         device=str(verifier.device),
         revision=spec.revision,
     )
-    return CausalDrafter(verifier.alike(loaded.model), verifier.config.vocab_size)
+    _check_tokens(spec.name_or_path, own, tokenizer, model.config.vocab_size, verifier.config.vocab_size)
+    return CausalDrafter(verifier.alike(model), verifier.config.vocab_size)
+
+
+def _check_tokens(
+    name: str,
+    own: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    rows: int,
+    verifier_rows: int,
+) -> None:
+    """Refuse a draft model of another tokenizer: what it proposes would be other tokens.
+
+    Args:
+        own: the draft model's tokenizer.
+        tokenizer: the verifier's.
+        rows: the draft model's output rows.
+    """
+    if own is not None and tokenizer is not None:
+        difference = first_difference(own, tokenizer)
+        if difference is not None:
+            number, there, here = difference
+            raise ModelError(
+                f"the draft model {name} has another tokenizer than the verifier: id {number} is {there} there and "
+                f"{here} here; choose a draft model with the verifier's tokenizer"
+            )
+        return
+    lacking = f"the draft model {name} has no tokenizer" if own is None else "the verifier comes without a tokenizer"
+    mend = (
+        "copy the verifier's tokenizer files into its folder if it is the same"
+        if own is None
+        else f"give the verifier's, so that it is compared with that of the draft model {name}"
+    )
+    if rows != verifier_rows:
+        raise ModelError(
+            f"{lacking}, and {name} has {rows} output rows beside the verifier's {verifier_rows}, so that nothing says "
+            f"that their tokens are the same; {mend}"
+        )
+    warnings.warn(
+        f"{lacking}: as both have {rows} output rows, their tokens are taken to be the same; {mend}",
+        DraftWarning,
+        stacklevel=2,
+    )
+
+
+def draft_weights(spec: DraftSpec, folder: Path) -> str | None:
+    """Hash of the weights of the model that a spec in ``folder`` drafts with; None where it names none by its place.
+
+    Raises:
+        ModelError: the model is not there.
+    """
+    match spec:
+        case (CausalLMDraft() as model) | CombinedDraft(model=CausalLMDraft() as model):
+            return weights_sha256(beside(model.name_or_path, folder), model.revision)
+    return None
+
+
+def relocated(draft: DraftSpec, name: str) -> DraftSpec:
+    """A spec's draft model under another name, or in another place; all else of it stays.
+
+    Raises:
+        ModelError: the spec names no model.
+    """
+    match draft:
+        case CausalLMDraft():
+            place = str(Path(name).absolute()) if Path(name).exists() else name  # relative to the user, not to the spec
+            return draft.model_copy(update={"name_or_path": place})
+        case CombinedDraft(model=CausalLMDraft() as model):
+            return draft.model_copy(update={"model": relocated(model, name)})
+    raise ModelError(f"the draft model is of kind {draft.kind}, which names no model; leave out --draft-model")
 
 
 def name_draft(name: str) -> tuple[DraftSpec, Path]:

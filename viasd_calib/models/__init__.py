@@ -2,7 +2,7 @@
 
 from viasd_calib.models.gguf import SMOLLM2_FILE, SMOLLM2_SHA256, converted, smollm2_file
 from viasd_calib.models.hashes import cache_folder, cached_sha256
-from viasd_calib.models.names import resolve_model
+from viasd_calib.models.names import beside, resolve_model
 from viasd_calib.models.verifier import (
     DTYPE_NAMES,
     DTYPES,
@@ -12,8 +12,11 @@ from viasd_calib.models.verifier import (
     encode_prompt,
     fingerprint,
     identify,
+    load_draft_model,
     load_verifier,
+    tokenizer_of,
 )
+from viasd_calib.models.vocabulary import first_difference
 from viasd_calib.models.weights import weights_in_memory, weights_sha256
 
 __all__ = [
@@ -23,16 +26,20 @@ __all__ = [
     "SMOLLM2_SHA256",
     "LoadVerifier",
     "Verifier",
+    "beside",
     "cache_folder",
     "cached_sha256",
     "context_length",
     "converted",
     "encode_prompt",
     "fingerprint",
+    "first_difference",
     "identify",
+    "load_draft_model",
     "load_verifier",
     "resolve_model",
     "smollm2_file",
+    "tokenizer_of",
     "weights_in_memory",
     "weights_sha256",
 ]

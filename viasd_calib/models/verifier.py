@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from viasd_calib.choices import SMOLLM2
+from viasd_calib.devices import check_device
 from viasd_calib.errors import ModelError, PromptError
 from viasd_calib.models.adapters import find_adapter, load_adapted
 from viasd_calib.models.loading import load_complete, local_file
@@ -91,26 +94,78 @@ def load_verifier(
         ModelError: nothing of that name, a damaged file, or a model of more than text.
         StorageError: the converted model cannot be written.
     """
+    check_device(device)
     folder, identity = resolve_model(name_or_path)
     revision = identity or revision
     hub_revision = None if identity else revision
-    try:
+    with _named(name_or_path):
         model, words_at = _load(folder, hub_revision, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(words_at, revision=hub_revision, trust_remote_code=trust_remote_code)
         weights = weights_sha256(name_or_path, hub_revision)
+    _check_kind(model, name_or_path)
+    _freeze(model, device)
+    return Verifier(model, tokenizer, fingerprint(model, tokenizer, name_or_path, revision, weights))
+
+
+def load_draft_model(
+    name_or_path: str, *, dtype: DType = "float32", device: str = "cpu", revision: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Load a model that is to draft, with its tokenizer if it has one; else as :func:`load_verifier`.
+
+    Raises:
+        ModelError: nothing of that name, a damaged file, or a model of more than text.
+        StorageError: the converted model cannot be written.
+    """
+    check_device(device)
+    folder, identity = resolve_model(name_or_path)
+    hub_revision = None if identity else revision
+    tokenizer: PreTrainedTokenizerBase | None = None
+    with _named(name_or_path):
+        model, words_at = _load(folder, hub_revision, dtype=DTYPES[dtype])
+        if not Path(words_at).is_dir():
+            tokenizer = AutoTokenizer.from_pretrained(words_at, revision=hub_revision)
+        else:
+            tokenizer = tokenizer_of(words_at)
+    _check_kind(model, name_or_path)
+    _freeze(model, device)
+    return model, tokenizer
+
+
+def tokenizer_of(name_or_path: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer among a model's files, as far as they lie on this machine; None where there is none."""
+    if not any(local_file(name_or_path, name) is not None for name in TOKENIZER_FILES):
+        return None
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path, local_files_only=True)
+    return found
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+"""One of these at least lies where a tokenizer does."""
+
+
+@contextmanager
+def _named(name_or_path: str) -> Iterator[None]:
+    """Whatever a library says of a model it cannot read, said in one line with the model's name."""
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"cannot load the model {name_or_path!r}: {reason}; give a hub id, a folder or a .gguf file"
         ) from error
+
+
+def _check_kind(model: PreTrainedModel, name_or_path: str) -> None:
     if not hasattr(model.config, "num_hidden_layers"):  # its parts have a configuration each
         raise ModelError(
             f"the model {name_or_path!r} is of type {model.config.model_type!r}, which reads more than text; "
             "give a text-only one of its family"
         )
+
+
+def _freeze(model: PreTrainedModel, device: str) -> None:
     torch.nn.Module.to(model, torch.device(device))  # transformers' own wrapper is untyped
     model.eval().requires_grad_(False)
-    return Verifier(model, tokenizer, fingerprint(model, tokenizer, name_or_path, revision, weights))
 
 
 def _load(folder: str, revision: str | None, **arguments: Any) -> tuple[PreTrainedModel, str]:

@@ -16,7 +16,7 @@ from viasd_calib.models.adapters import find_adapter
 from viasd_calib.models.gguf import SMOLLM2_SHA256, converted_from
 from viasd_calib.models.hashes import cached_sha256, files_sha256
 from viasd_calib.models.loading import weight_files
-from viasd_calib.models.names import is_gguf
+from viasd_calib.models.names import expanded, is_gguf
 
 
 def weights_sha256(name_or_path: str, revision: str | None = None) -> str | None:
@@ -35,6 +35,7 @@ def weights_sha256(name_or_path: str, revision: str | None = None) -> str | None
     """
     if name_or_path == SMOLLM2:
         return SMOLLM2_SHA256
+    name_or_path = expanded(name_or_path)
     if is_gguf(name_or_path):
         return cached_sha256(Path(name_or_path)) if Path(name_or_path).is_file() else None
     adapter = find_adapter(name_or_path, revision)

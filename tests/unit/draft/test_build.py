@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import VOCAB, TinyFolder, save_tiny, tiny_model, tiny_shallow, tiny_shape
+from tests.tiny import VOCAB, TinyFolder, save_tiny, tiny_model, tiny_shallow, tiny_shape, tiny_tokenizer
 from viasd_calib.draft.build import build_drafter, describe_shallow, name_draft
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
@@ -35,7 +35,9 @@ def test_shallow(tmp_path: Path) -> None:
 
 
 def test_causal_lm(tiny_folder: TinyFolder) -> None:
-    drafter = build_drafter(CausalLMDraft(name_or_path=str(tiny_folder)), Path(), RoutedModel(tiny_model()))
+    drafter = build_drafter(
+        CausalLMDraft(name_or_path=str(tiny_folder)), Path(), RoutedModel(tiny_model()), tiny_tokenizer()
+    )
     assert isinstance(drafter, CausalDrafter)
     assert drafter.model.config.vocab_size == VOCAB
 
@@ -45,13 +47,16 @@ def test_lookup_and_a_model(tmp_path: Path, tiny_folder: TinyFolder) -> None:
     save_shallow(tiny_shallow(routed), tmp_path / "drafter.safetensors")
     describe_shallow(tmp_path, tiny_shape())
     for name, kind in ((tmp_path, ShallowDrafter), (tiny_folder, CausalDrafter)):
-        drafter = build_drafter(*name_draft(f"prompt_lookup+{name}"), routed)
+        drafter = build_drafter(*name_draft(f"prompt_lookup+{name}"), routed, tiny_tokenizer())
         assert isinstance(drafter, CombinedDrafter)
         assert isinstance(drafter.model, kind)
         assert (drafter.vocab_size, drafter.max_ngram, drafter.min_ngram) == (VOCAB, 5, 3)
     lookup = PromptLookupDraft(max_ngram=4, min_ngram=2)
     drafter = build_drafter(
-        CombinedDraft(lookup=lookup, model=CausalLMDraft(name_or_path=str(tiny_folder))), Path(), routed
+        CombinedDraft(lookup=lookup, model=CausalLMDraft(name_or_path=str(tiny_folder))),
+        Path(),
+        routed,
+        tiny_tokenizer(),
     )
     assert isinstance(drafter, CombinedDrafter)
     assert (drafter.max_ngram, drafter.min_ngram) == (4, 2)
@@ -70,7 +75,7 @@ def test_integer_weights(tmp_path: Path, tiny_folder: TinyFolder) -> None:
     ):
         named, folder = name_draft(name)
         assert named == type(named).model_validate_json(named.model_dump_json()) == spec
-        (network,) = build_drafter(named, folder, routed).networks
+        (network,) = build_drafter(named, folder, routed, tiny_tokenizer()).networks
         assert any(type(module) is Int8Linear for module in network.modules())
         assert not plain_linears([network])
     assert plain_linears([routed.model])
@@ -80,7 +85,7 @@ def test_integer_weights(tmp_path: Path, tiny_folder: TinyFolder) -> None:
 
 def test_a_drafter_too_small_for_four_bits_is_refused(tiny_folder: TinyFolder) -> None:
     with pytest.raises(ModelError, match=r"cannot have int4 weights.*quantize to int8"):
-        build_drafter(*name_draft(f"int4:{tiny_folder}"), RoutedModel(tiny_model()))
+        build_drafter(*name_draft(f"int4:{tiny_folder}"), RoutedModel(tiny_model()), tiny_tokenizer())
 
 
 @pytest.mark.parametrize("behind", ["", "prompt_lookup", "prompt_lookup+draft"])
@@ -97,8 +102,8 @@ def test_lookup_is_combined_with_a_model_alone(behind: str) -> None:
 
 def test_a_causal_lm_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     save_tiny(tmp_path, vocab=VOCAB + 8)
-    with pytest.raises(ModelError, match="choose a draft model with the verifier's tokenizer"):
-        build_drafter(CausalLMDraft(name_or_path=str(tmp_path)), Path(), RoutedModel(tiny_model()))
+    with pytest.raises(ModelError, match="another tokenizer than the verifier"):
+        build_drafter(CausalLMDraft(name_or_path=str(tmp_path)), Path(), RoutedModel(tiny_model()), tiny_tokenizer())
 
 
 def test_a_causal_lm_that_is_missing_is_refused(tmp_path: Path) -> None:
