@@ -57,5 +57,9 @@ class DraftWarning(ViasdWarning):
     """Something of a draft model was taken for granted, or left out."""
 
 
+class TemplateWarning(ViasdWarning):
+    """A tokenizer's chat template writes what its model was hardly trained on."""
+
+
 class WeightsWarning(ViasdWarning):
     """A model's weights are not those that a routing spec was made for, or nobody can say whether they are."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from viasd_calib.errors import PromptError
-from viasd_calib.models import Verifier, context_length, encode_prompt
+from viasd_calib.models import Verifier, context_length, encode_prompt, template_of
 from viasd_calib.prompts import Prompt
 
 SHOWN = 5
@@ -105,8 +105,7 @@ def encode_turn(verifier: Verifier, prompt: Prompt, answers: Sequence[str], room
 
 def unused_template_arguments(verifier: Verifier, prompts: Iterable[Prompt]) -> list[str]:
     """Names among the prompts' ``chat_template_kwargs`` that the verifier's chat template does not hold."""
-    template = verifier.tokenizer.chat_template
-    text = "\n".join(template.values()) if isinstance(template, dict) else template or ""
+    text = template_of(verifier.tokenizer) or ""
     return sorted({name for prompt in prompts for name in prompt.chat_template_kwargs if name not in text})
 
 

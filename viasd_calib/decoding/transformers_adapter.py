@@ -292,7 +292,11 @@ def _open(model: PreTrainedModel, path: Path, loaded: _Loaded, tokenizer: PreTra
     """Load what a spec names; the model stays as it is, but for the order of neurons where q' has narrow MLPs."""
     spec = load_spec(path)
     weights = None if spec.verifier.weights is None else loaded.weights_of(model)
-    ref = identify(model, spec.verifier.tokenizer_sha256, _name(model), None, weights)
+    ref = (
+        identify(model, spec.verifier.tokenizer_sha256, _name(model), None, weights)
+        if tokenizer is None
+        else fingerprint(model, tokenizer, _name(model), None, weights)
+    )
     check_verifier(spec, ref)
     spec = check_draft_weights(check_weights(spec, ref), draft_weights(spec.draft, path.parent))
     words = tokenizer or tokenizer_of(_name(model))

@@ -1,5 +1,6 @@
 """Loading verifiers and draft models: a hub id, a local folder, a GGUF file, or the embedded default."""
 
+from viasd_calib.models.chat import template_of
 from viasd_calib.models.gguf import SMOLLM2_FILE, SMOLLM2_SHA256, converted, smollm2_file
 from viasd_calib.models.hashes import cache_folder, cached_sha256
 from viasd_calib.models.names import beside, resolve_model
@@ -39,6 +40,7 @@ __all__ = [
     "load_verifier",
     "resolve_model",
     "smollm2_file",
+    "template_of",
     "tokenizer_of",
     "weights_in_memory",
     "weights_sha256",

@@ -17,6 +17,7 @@ from viasd_calib.choices import SMOLLM2
 from viasd_calib.devices import check_device
 from viasd_calib.errors import ModelError, PromptError
 from viasd_calib.models.adapters import find_adapter, load_adapted
+from viasd_calib.models.chat import check_template, encode_conversation, template_of
 from viasd_calib.models.loading import load_complete, local_file
 from viasd_calib.models.names import resolve_model
 from viasd_calib.models.weights import weights_sha256
@@ -47,15 +48,11 @@ class Verifier:
         Args:
             turns: messages with ``role`` and ``content``.
             template_arguments: what the chat template is told beside them, as ``enable_thinking``.
+
+        Raises:
+            PromptError: the chat template refuses them.
         """
-        if self.tokenizer.chat_template is None:
-            text = "\n".join(turn["content"] for turn in turns)
-            return list(self.tokenizer(text).input_ids)
-        arguments: dict[str, Any] = dict(template_arguments or {})
-        ids = self.tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=True, return_dict=False, **arguments
-        )
-        return list(ids)
+        return encode_conversation(self.tokenizer, turns, template_arguments)
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -103,6 +100,7 @@ def load_verifier(
         tokenizer = AutoTokenizer.from_pretrained(words_at, revision=hub_revision, trust_remote_code=trust_remote_code)
         weights = weights_sha256(name_or_path, hub_revision)
     _check_kind(model, name_or_path)
+    check_template(tokenizer, name_or_path)
     _freeze(model, device)
     return Verifier(model, tokenizer, fingerprint(model, tokenizer, name_or_path, revision, weights))
 
@@ -190,7 +188,7 @@ def fingerprint(
     weights: str | None = None,
 ) -> VerifierRef:
     """Identity of a loaded model, as a spec records it; arguments and errors as for :func:`identify`."""
-    words = tokenizer_sha256(tokenizer.get_vocab(), tokenizer.chat_template)
+    words = tokenizer_sha256(tokenizer.get_vocab(), template_of(tokenizer))
     return identify(model, words, name_or_path, revision, weights)
 
 
@@ -246,9 +244,13 @@ def encode_prompt(verifier: Verifier, prompt: Prompt, answers: list[str], room: 
         room: tokens that must still fit behind the prompt.
 
     Raises:
-        PromptError: the prompt is empty, or it and its answer do not fit the verifier's context.
+        PromptError: the prompt is empty, the verifier's chat template refuses it, or it and its answer do not fit the
+            verifier's context.
     """
-    ids = verifier.encode_chat(prompt.conversation(answers), prompt.chat_template_kwargs)
+    try:
+        ids = verifier.encode_chat(prompt.conversation(answers), prompt.chat_template_kwargs)
+    except PromptError as error:
+        raise PromptError(f"prompt {prompt.id!r}: {error}") from error
     context = context_length(verifier.model.config)
     if not ids:
         raise PromptError(f"prompt {prompt.id!r} has no tokens; give it some text")
