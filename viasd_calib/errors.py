@@ -57,6 +57,10 @@ class DraftWarning(ViasdWarning):
     """Something of a draft model was taken for granted, or left out."""
 
 
+class MachineWarning(ViasdWarning):
+    """Something runs more slowly than it could on another machine."""
+
+
 class TemplateWarning(ViasdWarning):
     """A tokenizer's chat template writes what its model was hardly trained on."""
 

@@ -11,7 +11,7 @@ from viasd_calib.decoding.rounds import NEVER
 from viasd_calib.draft.build import name_draft, relocated
 from viasd_calib.errors import WeightsWarning
 from viasd_calib.models import Verifier
-from viasd_calib.slim.backends import default_backend
+from viasd_calib.slim.backends import choose_backend
 from viasd_calib.spec import Decoding, Gates, RoutingSpec, VerifierRef
 
 
@@ -33,7 +33,7 @@ def open_fit(fitted: FitArtifact, folder: Path, loaded: Verifier, draft_model: s
     gates = Gates(draft=fitted.draft_gate, slim=fitted.slim_gate, accept_at=NEVER, regenerate_at=NEVER)
     own = verifier_of(fitted.verifier, loaded.ref)
     spec = RoutingSpec(verifier=own, draft=draft, route=fitted.route, gates=gates)
-    backend = default_backend(loaded.model.device, loaded.model.dtype)  # what will decode is what is timed
+    backend = choose_backend(loaded.model.device, loaded.model.dtype)  # what will decode is what is timed
     return assemble(spec, folder, loaded, draft_folder=draft_folder, backend=backend)
 
 

@@ -58,7 +58,7 @@ from viasd_calib.draft.passes import Passes, finish
 from viasd_calib.errors import PromptError, SamplingError, SpecError
 from viasd_calib.models import LoadVerifier, Verifier, beside, load_verifier
 from viasd_calib.shipped import shipped
-from viasd_calib.slim.backends import default_backend, prepare
+from viasd_calib.slim.backends import choose_backend, prepare
 from viasd_calib.slim.cache import check_context
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.loading import load_routed
@@ -449,7 +449,7 @@ def load_engine(
         spec = spec.model_copy(update={"draft": relocated(spec.draft, draft_model)})
     name = verifier or beside(spec.verifier.name_or_path, folder)
     loaded = load(name, dtype=dtype or spec.verifier.dtype, device=device)
-    chosen = backend or default_backend(loaded.model.device, loaded.model.dtype)
+    chosen = backend or choose_backend(loaded.model.device, loaded.model.dtype)
     return assemble(spec, folder, loaded, backend=chosen)
 
 

@@ -9,14 +9,16 @@ decoded alone and in a batch, as it does for a draft model in bfloat16.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from viasd_calib.errors import ModelError
-from viasd_calib.slim.linears import plain_linears
+from viasd_calib.errors import MachineWarning, ModelError
+from viasd_calib.slim.linears import linear_of, plain_linears
 from viasd_calib.spec import WeightFormat
 
 GROUP = 32
@@ -132,13 +134,48 @@ class Int4Linear(QuantisedLinear):
         return self._kernel(rows, self._packed, GROUP, self._scaling)  # type: ignore[no-any-return]
 
 
+class RoundedLinear(QuantisedLinear):
+    """What one of the others says, without a kernel for integers: the rounded weight, multiplied in bfloat16."""
+
+    def __init__(self, linear: nn.Linear, weight_format: WeightFormat) -> None:
+        super().__init__(linear)
+        if weight_format == "int8":
+            codes, steps = round_rows(linear.weight)
+            weight = codes * steps[:, None]
+        else:
+            grouped, steps, centres = round_groups(linear.weight)
+            weight = ((grouped.unflatten(1, (-1, GROUP)) - 8) * steps[..., None] + centres[..., None]).flatten(1)
+        self._weight = weight.to(torch.bfloat16)  # [out, in]
+
+    def product(self, rows: Tensor) -> Tensor:
+        return nn.functional.linear(rows, self._weight)
+
+
 _LAYERS: dict[WeightFormat, type[QuantisedLinear]] = {"int8": Int8Linear, "int4": Int4Linear}
+
+
+@cache
+def why_no_kernel(weight_format: WeightFormat) -> str | None:
+    """What the CPU's kernel for such weights lacks on this machine, in words; None where it runs.
+
+    The operators are PyTorch's private ones, and differ between its builds: a small product is tried.
+    """
+    layer = linear_of(torch.full((INT4_OUTPUTS, GROUP), 0.5))
+    rows = torch.ones(1, GROUP, dtype=torch.bfloat16)
+    try:
+        found = _LAYERS[weight_format](layer).product(rows)
+    except (AttributeError, RuntimeError) as error:  # no such operator, or none for this CPU
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    right = torch.allclose(found.float(), RoundedLinear(layer, weight_format).product(rows).float(), rtol=0.02)
+    return None if right else "it calculates wrongly"
 
 
 def quantise_linears(modules: Iterable[nn.Module], weight_format: WeightFormat) -> None:
     """Exchange, in place, every linear layer inside ``modules`` for one with integer weights.
 
-    Give it what is the draft model's alone. An embedding that shares its weight with the output head keeps it.
+    Give it what is the draft model's alone. An embedding that shares its weight with the output head keeps it. On a CPU
+    without the kernels the rounded weights are multiplied in bfloat16, and a warning says so: what is drafted is nearly
+    the same, and takes longer.
 
     Raises:
         ModelError: the kernels do not run on the device, or a layer's sizes are none they take; nothing is changed.
@@ -153,9 +190,18 @@ def quantise_linears(modules: Iterable[nn.Module], weight_format: WeightFormat) 
     for place in places:
         check_device(place.linear.weight.device, weight_format)
         _check_sizes(place.path, place.linear, weight_format)
+    lacking = why_no_kernel(weight_format) if places and places[0].linear.weight.device.type == "cpu" else None
+    if lacking is not None:
+        warnings.warn(
+            f"PyTorch {torch.__version__} has no kernel for {weight_format} weights on this CPU ({lacking}): the draft "
+            "model's weights are rounded, and multiplied in bfloat16, which is no faster than leaving quantize out",
+            MachineWarning,
+            stacklevel=2,
+        )
     while places:  # one after the other, so that a plain weight is freed before the next is rounded
         place = places.pop()
-        place.put(_LAYERS[weight_format](place.linear))
+        linear = place.linear
+        place.put(_LAYERS[weight_format](linear) if lacking is None else RoundedLinear(linear, weight_format))
 
 
 def check_device(device: torch.device, weight_format: WeightFormat) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -9,11 +10,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from viasd_calib.choices import Backend
-from viasd_calib.errors import ModelError
+from viasd_calib.errors import MachineWarning, ModelError
 from viasd_calib.slim.compiled import CompiledModel
 from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.slim.grouped import group_heads
-from viasd_calib.slim.packed import can_pack, pack_linears
+from viasd_calib.slim.packed import can_pack, pack_linears, why_not_packed
 from viasd_calib.spec import Route
 
 
@@ -28,6 +29,20 @@ def default_backend(device: torch.device, dtype: torch.dtype) -> Backend:
         'eager'
     """
     return "packed" if dtype == torch.bfloat16 and can_pack(device, dtype) else "eager"
+
+
+def choose_backend(device: torch.device, dtype: torch.dtype) -> Backend:
+    """The same, with a word to whoever decodes in bfloat16 on a CPU that is slow in it."""
+    backend = default_backend(device, dtype)
+    why = why_not_packed(device, dtype)
+    if backend == "eager" and device.type == "cpu" and dtype != torch.float32 and why is not None:
+        warnings.warn(
+            f"backend eager runs the models, since packed weights cannot be used ({why}); texts are as good, but "
+            f"{dtype} is slow here: --dtype float32 may be faster where the memory suffices",
+            MachineWarning,
+            stacklevel=2,
+        )
+    return backend
 
 
 def open_model(model: PreTrainedModel, route: Route, slim: SlimParts, backend: Backend) -> RoutedModel:
@@ -48,10 +63,11 @@ def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device
     if backend == "compiled" and default_backend(device, dtype) != "packed":
         group_heads(modules)
         return
-    if not can_pack(device, dtype):
+    why = why_not_packed(device, dtype)
+    if why is not None:
         raise ModelError(
-            f"backend packed needs a CPU that calculates in {dtype} and a PyTorch with oneDNN; "
-            f"device {device} is none, choose backend eager"
+            f"backend packed needs a CPU that calculates in {dtype} and a PyTorch with oneDNN: {why}; "
+            "choose backend eager"
         )
     pack_linears(modules)
     group_heads(modules)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from viasd_calib.choices import Backend
 from viasd_calib.slim.adapter import load_slim_layers
-from viasd_calib.slim.backends import default_backend, open_model, prepare
+from viasd_calib.slim.backends import choose_backend, open_model, prepare
 from viasd_calib.slim.bridges import load_bridges
 from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.slim.head import load_head_ids
@@ -41,7 +41,7 @@ def load_ready(model: PreTrainedModel, route: Route, folder: Path) -> RoutedMode
         SpecError: bridges, adapter or head vocabulary do not fit the verifier.
         ModelError: the verifier is not of a supported kind.
     """
-    backend = default_backend(model.device, model.dtype)
+    backend = choose_backend(model.device, model.dtype)
     routed = load_routed(model, route, folder, backend)
     prepare((model, *routed.slim_networks), backend, routed.device, routed.dtype)
     return routed

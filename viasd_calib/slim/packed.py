@@ -7,6 +7,7 @@ each call, which takes longer than the product itself where a pass has few token
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import count
 from weakref import WeakValueDictionary
 
@@ -78,13 +79,40 @@ class PackedLinear(nn.Module):
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether weights can be packed: on a CPU that calculates in ``dtype``, by a PyTorch that was built with oneDNN."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if dtype == torch.float16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return dtype == torch.float32
+    return why_not_packed(device, dtype) is None
+
+
+def why_not_packed(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What packing lacks on this machine, in words; None where nothing is lacking.
+
+    The operators are PyTorch's private ones, and differ between its builds (there are none for Macs): they are tried.
+    """
+    if device.type != "cpu":
+        return f"device {device} is no CPU"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"{dtype} is none of its number formats"
+    if not torch.backends.mkldnn.is_available():
+        return f"PyTorch {torch.__version__} is built without oneDNN here"
+    try:
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return "this CPU has no instructions for bfloat16 (AVX-512 or AMX on x86, BF16 on ARM)"
+        if dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+            return "this CPU has no instructions for float16"
+    except (AttributeError, RuntimeError) as error:
+        return f"PyTorch {torch.__version__} cannot say whether this CPU has instructions for {dtype} ({error})"
+    return trial_product(dtype)
+
+
+@cache
+def trial_product(dtype: torch.dtype) -> str | None:
+    """What goes wrong in a small product of packed weights, in words; None where it is right."""
+    try:
+        product = PackedLinear(pack_weight(torch.ones(4, 4, dtype=dtype)), None).product(torch.ones(1, 4, dtype=dtype))
+    except (AttributeError, RuntimeError) as error:  # no such operator, or none for this CPU
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"PyTorch {torch.__version__} cannot do it here ({reason})"
+    right = torch.equal(product.float(), torch.full((1, 4), 4.0))
+    return None if right else f"PyTorch {torch.__version__} calculates wrongly with it here"
 
 
 def pack_weight(weight: Tensor) -> Tensor:

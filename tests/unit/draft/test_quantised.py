@@ -17,6 +17,7 @@ from tests.strategies import token_lists
 from tests.tiny import make_model, propose, random_gate, tiny_config, tiny_shape, transformers_text
 from viasd_calib.decoding.decoder import Decoder, three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
+from viasd_calib.draft import quantised
 from viasd_calib.draft.base import CachedDrafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.quantised import (
@@ -24,13 +25,15 @@ from viasd_calib.draft.quantised import (
     Int4Linear,
     Int8Linear,
     QuantisedLinear,
+    RoundedLinear,
     check_device,
     quantise_linears,
     round_groups,
     round_rows,
+    why_no_kernel,
 )
 from viasd_calib.draft.shallow import ShallowDrafter, ShallowModel
-from viasd_calib.errors import ModelError
+from viasd_calib.errors import MachineWarning, ModelError
 from viasd_calib.slim.backends import prepare
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.packed import PackedLinear, can_pack
@@ -202,6 +205,35 @@ def test_on_a_gpu_int4_alone_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(ModelError, match=r"compute capability 8\.0, device cuda:0 has less"):
         check_device(cuda, "int4")
+
+
+@FORMATS
+def test_without_a_kernel_the_rounded_weights_are_multiplied(
+    weight_format: WeightFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 32)
+    with_kernel, without = nn.Sequential(layer), nn.Sequential(copy.deepcopy(layer))
+    quantise_linears([with_kernel], weight_format)
+    monkeypatch.setattr(quantised, "why_no_kernel", lambda found: "no such operator")
+    with pytest.warns(MachineWarning, match=rf"no kernel for {weight_format} weights on this CPU \(no such"):
+        quantise_linears([without], weight_format)
+    assert type(without[0]) is RoundedLinear
+    inputs = torch.randn(2, 3, 64)
+    torch.testing.assert_close(without(inputs), with_kernel(inputs), rtol=0.02, atol=0.02)
+
+
+@FORMATS
+def test_a_kernel_that_is_not_there_is_found(weight_format: WeightFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_arguments: object) -> None:
+        raise RuntimeError("not implemented for this CPU\nmore of it")
+
+    why_no_kernel.cache_clear()
+    assert why_no_kernel(weight_format) is None
+    why_no_kernel.cache_clear()
+    monkeypatch.setattr(quantised._LAYERS[weight_format], "product", absent)
+    assert why_no_kernel(weight_format) == "not implemented for this CPU"
+    why_no_kernel.cache_clear()
 
 
 @FORMATS

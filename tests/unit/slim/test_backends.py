@@ -1,0 +1,102 @@
+"""Machines without what the fast backends need: everything runs, and says what is slower and why."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import TinyFolder, tiny_spec
+from viasd_calib.cli import main
+from viasd_calib.decoding.decoder import load_engine
+from viasd_calib.errors import MachineWarning, ModelError
+from viasd_calib.slim import packed
+from viasd_calib.slim.backends import choose_backend, prepare
+from viasd_calib.slim.packed import can_pack, trial_product, why_not_packed
+
+CPU = torch.device("cpu")
+
+
+def _no_onednn(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+
+
+def _no_instructions(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+
+
+def _no_probe(patch: pytest.MonkeyPatch) -> None:
+    def absent() -> bool:
+        raise AttributeError("no such operator")
+
+    patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", absent)
+
+
+def _no_operator(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(packed, "trial_product", lambda dtype: "PyTorch cannot do it here (no kernel)")
+
+
+ABSENCES = [
+    (_no_onednn, "is built without oneDNN here"),
+    (_no_instructions, "this CPU has no instructions for bfloat16"),
+    (_no_probe, "cannot say whether this CPU has instructions"),
+    (_no_operator, "PyTorch cannot do it here"),
+]
+
+
+@pytest.mark.parametrize(("without", "why"), ABSENCES)
+def test_bfloat16_runs_eager_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, tiny_folder: TinyFolder, tmp_path: Path, without: object, why: str
+) -> None:
+    path = tiny_spec(tiny_folder, tmp_path)
+    assert callable(without)
+    without(monkeypatch)
+    with pytest.warns(MachineWarning, match=rf"backend eager runs .*{why}.*torch\.bfloat16 is slow here: --dtype"):
+        engine = load_engine(path, dtype="bfloat16")
+    assert engine.backend == "eager"
+    assert len(engine.decoder().generate([7, 8, 9], 8).tokens) > 0
+    with pytest.raises(ModelError, match=f"backend packed needs .*: .*{why}.*; choose backend eager"):
+        load_engine(path, dtype="bfloat16", backend="packed")
+
+
+def test_a_command_says_it_in_one_notice(
+    monkeypatch: pytest.MonkeyPatch, tiny_folder: TinyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny_spec(tiny_folder, tmp_path)
+    _no_onednn(monkeypatch)
+    words = ["generate", "--spec", str(path), "--prompt", "w1", "--max-new-tokens", "2"]
+    assert main([*words, "--dtype", "bfloat16"]) == 0
+    assert capsys.readouterr().err.count("notice: backend eager runs the models") == 1
+    assert main([*words, "--dtype", "float32"]) == 0
+    assert "notice" not in capsys.readouterr().err, "float32 is eager everywhere"
+
+
+def test_nothing_is_said_where_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose_backend(CPU, torch.float32) == "eager"
+        assert choose_backend(torch.device("cuda"), torch.bfloat16) == "eager"
+        monkeypatch.setattr(packed, "trial_product", lambda dtype: None)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+        assert choose_backend(CPU, torch.bfloat16) == "packed"
+
+
+def test_the_trial_finds_an_operator_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_arguments: object) -> None:
+        raise RuntimeError("could not create a primitive\nmore of it")
+
+    trial_product.cache_clear()
+    monkeypatch.setattr(packed, "pack_weight", absent)
+    assert str(why_not_packed(CPU, torch.float32)).endswith("cannot do it here (could not create a primitive)")
+    assert not can_pack(CPU, torch.float32)
+    with pytest.raises(ModelError, match="could not create a primitive"):
+        prepare([], "packed", CPU, torch.float32)
+    trial_product.cache_clear()
+
+
+def test_other_formats_and_devices_are_named() -> None:
+    assert why_not_packed(torch.device("mps"), torch.float32) == "device mps is no CPU"
+    assert why_not_packed(CPU, torch.float64) == "torch.float64 is none of its number formats"
