@@ -66,6 +66,7 @@ COMMANDS: dict[str, Command] = {
     "generate": Command("generate", "answer", "answer a prompt with a routing spec"),
     "bench": Command("evaluate", "bench", "compare decoding methods on a prompt file", going_on=SAME),
     "report": Command("evaluate", "report", "write one HTML page on a spec and its benchmark"),
+    "cache": Command("caches", "cache", "show where caches lie and how large they are, or empty one"),
 }
 
 

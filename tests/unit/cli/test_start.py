@@ -73,7 +73,7 @@ def test_wrong_input_is_refused_before_anything_heavy_is_loaded(tmp_path: Path) 
         "frontier": (["--target-costs", "[0.5]", "--out", "bad.jsonl"], "bad.jsonl: it is a file"),
         "run": ([*none, "--out", "out", "--fit-config", "fit.yaml"], "cannot read prompts from none.jsonl"),
     }
-    assert {*cases, "schema"} == {*COMMANDS}
+    assert {*cases, "schema", "cache"} == {*COMMANDS}
     said = answers({name: [name, *words] for name, (words, _) in cases.items()}, tmp_path)
     for name, (_, message) in cases.items():
         status, _, err = said[name]

@@ -1,0 +1,44 @@
+"""``viasd cache``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from viasd_calib.cli import main
+from viasd_calib.cli.caches import cache_folders
+from viasd_calib.models.hashes import cache_folder
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
+    for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("home", ["HF_HOME", "XDG_CACHE_HOME"])
+def test_folders_are_those_that_are_filled(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv(home, str(tmp_path / "other"))
+    assert cache_folders()["converted"] == cache_folder() / "gguf"
+    assert cache_folders()["hashes"] == cache_folder() / "hashes"
+
+
+def test_caches_are_shown_and_one_is_emptied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = cache_folders()
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(bytes(2_500_000))
+    assert main(["cache"]) == 0
+    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    for name in folders:
+        assert [name, "2.5"] in rows
+    assert main(["cache", "--clear", "compiled"]) == 0
+    assert capsys.readouterr().out == f"emptied compiled: 2.5 MB in {tmp_path / 'kernels'}\n"
+    assert [name for name, folder in folders.items() if not folder.exists()] == ["compiled"]
+    assert main(["cache", "--clear", "compiled"]) == 0
+    assert main(["cache", "--clear", "all"]) == 2
+    assert "--clear is 'all'; give one of converted, hashes, compiled, hub, datasets" in capsys.readouterr().err

@@ -1,0 +1,74 @@
+"""``viasd cache``: where caches lie, how large they are, and emptying them."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from viasd_calib.errors import StorageError
+from viasd_calib.files import describe_os_error
+from viasd_calib.tables import new_table
+
+CacheName = Literal["converted", "hashes", "compiled", "hub", "datasets"]
+"""Models converted from GGUF; hashes of weight files; kernels of ``torch.compile``; downloads; converted data sets."""
+
+
+def cache(clear: CacheName | None = None) -> None:
+    """Show where caches lie and how large they are, or empty one; what was in it is made or fetched anew when needed.
+
+    Args:
+        clear: the cache to empty: converted (models from GGUF files), hashes (of weight files), compiled (kernels of
+            torch.compile), hub and datasets (of Hugging Face, shared with other programs).
+    """
+    folders = cache_folders()
+    if clear is not None:
+        folder = folders[clear]
+        size = size_of(folder)
+        try:
+            if folder.is_dir():
+                shutil.rmtree(folder)
+        except OSError as error:
+            raise StorageError(describe_os_error(folder, error)) from error
+        print(f"emptied {clear}: {megabytes(size)} MB in {folder}")
+        return
+    table = new_table("caches", ["", "MB", "folder"], caption="viasd cache --clear NAME empties one")
+    table.columns[-1].overflow = "fold"
+    for name, folder in folders.items():
+        table.add_row(name, megabytes(size_of(folder)), str(folder))
+    Console(highlight=False).print(table)
+
+
+def cache_folders() -> dict[CacheName, Path]:
+    """The folders of the caches, as the libraries that fill them look for them."""
+    everyones = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    home = Path(os.environ.get("HF_HOME", everyones / "huggingface"))
+    own = (home if "HF_HOME" in os.environ else everyones) / "viasd_calib"  # models.hashes.cache_folder is slow to load
+    inductor = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+    return {
+        "converted": own / "gguf",
+        "hashes": own / "hashes",
+        "compiled": Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", inductor)),
+        "hub": Path(os.environ.get("HF_HUB_CACHE", home / "hub")),
+        "datasets": Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")),
+    }
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files below a folder; links are not followed."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def megabytes(size: int) -> str:
+    """Bytes in millions.
+
+    Example:
+        >>> megabytes(1_234_567)
+        '1.2'
+    """
+    return f"{size / 1e6:,.1f}"
