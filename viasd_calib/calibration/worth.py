@@ -20,6 +20,11 @@ STRICT_BOUNDS = (0.5, 0.7, 0.85)
 less careful ones than a stated loss asks for may be faster."""
 
 
+FEWEST_PROMPTS = 6
+"""Prompts that must have been timed for one policy to be called faster: of fewer, even all on one side show nothing at
+95 % (a sign test: 2 / 2^n)."""
+
+
 class SlimWorth(BaseModel):
     """What the same prompts took with the slim tier and without it.
 
@@ -53,19 +58,24 @@ class SlimWorth(BaseModel):
 
     @property
     def pays(self) -> bool:
-        """Whether the slim tier makes exact decoding faster.
+        """Whether the slim tier makes exact decoding faster, timed on ``FEWEST_PROMPTS`` at least.
 
         Example:
             >>> SlimWorth(by_bound={0.7: 0.05, 0.9: 0.06}, seconds_per_token_without=0.03, n_prompts=8).pays
             False
         """
-        return self.seconds_per_token < self.seconds_per_token_without
+        return self.enough and self.seconds_per_token < self.seconds_per_token_without
+
+    @property
+    def enough(self) -> bool:
+        """Whether enough prompts were timed to say."""
+        return self.n_prompts >= FEWEST_PROMPTS
 
     @property
     def straying_pays(self) -> bool:
-        """Whether there is a certified policy that is faster than all exact ones."""
+        """Whether there is a certified policy that is faster than all exact ones, timed on enough prompts."""
         certified = self.seconds_per_token_certified
-        return certified is not None and certified < self.seconds_per_token_exact
+        return self.enough and certified is not None and certified < self.seconds_per_token_exact
 
 
 def without_slim(gates: Gates) -> Gates:

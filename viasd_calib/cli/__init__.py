@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -36,6 +38,9 @@ class Command:
     raw: bool = False
     going_on: str = ""
 
+
+command_line: ContextVar[str] = ContextVar("command_line", default="")
+"""What was given to the command that runs, for results that note how they came about."""
 
 SAME = "run the same command to go on where it stopped"
 
@@ -76,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A failure prints one readable message; ``--debug`` adds the traceback.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    command_line.set(shlex.join(["viasd", *words]))
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if words[:1] == ["--version"]:

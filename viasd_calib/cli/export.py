@@ -14,7 +14,7 @@ from viasd_calib.cli.checks import check_bench, check_calibrate_folder, check_ou
 from viasd_calib.cli.notices import say_written
 from viasd_calib.devices import check_device
 from viasd_calib.errors import SpecError
-from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
+from viasd_calib.file_names import CALIBRATE_FILE
 from viasd_calib.files import copy_file
 from viasd_calib.shipped import shipped
 from viasd_calib.spec import (
@@ -29,10 +29,12 @@ from viasd_calib.spec import (
     Evidence,
     HeadVocab,
     MlpWidths,
+    PromptHashes,
     RelativeCost,
     Route,
     RoutingSpec,
     ShallowDraft,
+    VerifierRef,
     check_verifier,
     json_schema,
     load_spec,
@@ -47,6 +49,7 @@ def export(
     out: str,
     audit: Audit | None = None,
     evidence: str | None = None,
+    fit: str | None = None,
     verifier: str | None = None,
     draft_model: str | None = None,
     dtype: DType = "float32",
@@ -60,7 +63,9 @@ def export(
         out: path of the spec (JSON).
         audit: "strict" for the fastest exact policy, "off" for the certified one; the faster of the two where it is
             left out.
-        evidence: JSON of ``viasd bench`` to record as evidence.
+        evidence: JSON of ``viasd bench`` to record as evidence; it must have measured this policy, with a spec that was
+            exported before.
+        fit: where the fit is that was calibrated, if not where it was then.
         verifier: where to find the verifier, in place of the name in the fit.
         draft_model: the same for the draft model, where the fit names one.
         dtype: number format the relative cost is measured in, and the decoder's default.
@@ -68,6 +73,7 @@ def export(
 
     Raises:
         SpecError: an ``audit`` that nothing certifies.
+        BenchError: evidence of another policy.
     """
     check_out_file("--out", out)
     check_device(device)
@@ -75,22 +81,21 @@ def export(
     if evidence is not None:
         check_bench("--evidence", evidence)
 
-    from viasd_calib.calibration.artifacts import (
-        CalibrateArtifact,
-        FitArtifact,
-        load_artifact,
-    )
+    from viasd_calib.calibration.artifacts import CalibrateArtifact, load_artifact, load_fit_of
     from viasd_calib.cli.fitted import verifier_of
+    from viasd_calib.draft.places import draft_at
     from viasd_calib.evaluation.bench import load_bench
+    from viasd_calib.evaluation.provenance import check_evidence
     from viasd_calib.models import DTYPE_NAMES, load_verifier
     from viasd_calib.slim.cost import relative_cost
     from viasd_calib.slim.loading import load_ready
 
     calibrated = load_artifact(CalibrateArtifact, Path(calibrate) / CALIBRATE_FILE, "viasd calibrate")
-    fit_folder = Path(calibrated.fit)
-    fitted = load_artifact(FitArtifact, fit_folder / FIT_FILE, "viasd fit")
+    fitted, fit_folder = load_fit_of(calibrated, Path(calibrate), fit)
+    measured = None if evidence is None else load_bench(evidence)
     path = Path(out)
     policy = calibrated.policy(audit)
+    draft, draft_folder = _draft_of(draft_at(fitted.draft, fit_folder), path.parent, draft_model)
     load = _load or load_verifier
     loaded = load(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
     certified_on = calibrated.verifier
@@ -102,8 +107,8 @@ def export(
     own = verifier_of(fitted.verifier, loaded.ref)
     spec = RoutingSpec(
         verifier=own.model_copy(update={"dtype": dtype, "name_or_path": seen_from(own.name_or_path, path.parent)}),
-        draft=_copy_draft(fitted.draft, path.parent, draft_model),
-        route=_copy_route(fitted.route, fit_folder, path.parent),
+        draft=draft,
+        route=fitted.route,
         gates=policy.gates,
         decoding=Decoding(
             audit=policy.audit,
@@ -111,9 +116,18 @@ def export(
             max_pending=calibrated.max_pending,
         ),
         certificate=policy.certificate,
-        evidence=None if evidence is None else evidence_of(load_bench(evidence)),
+        prompts=PromptHashes(fit=fitted.prompts, calibrate=calibrated.prompts),
     )
     check_verifier(spec, loaded.ref)
+    if measured is not None and evidence is not None:
+        check_evidence(measured, spec, evidence)  # before the tensors of a spec that is there are written over
+        spec = spec.model_copy(update={"evidence": evidence_of(measured)})
+    spec = spec.model_copy(
+        update={
+            "draft": _copy_draft(draft, draft_folder, path.parent),
+            "route": _copy_route(fitted.route, fit_folder, path.parent),
+        }
+    )
     routed = load_ready(loaded.model, spec.route, path.parent)
     cost = RelativeCost(
         measured={width: round(share, 4) for width, share in relative_cost(routed).items()},
@@ -127,25 +141,31 @@ def export(
     return spec
 
 
-def _copy_draft(name: str, folder: Path, draft_model: str | None = None) -> DraftSpec:
-    """The draft model as a spec in ``folder`` names it; what belongs to the spec is copied there."""
+def _draft_of(name: str, folder: Path, draft_model: str | None = None) -> tuple[DraftSpec, Path]:
+    """The drafter of this name as a spec in ``folder`` names it, and the folder its tensors are relative to now."""
     from viasd_calib.draft.build import draft_weights, name_draft, relocated
 
-    spec, source = name_draft(name)
+    draft, source = name_draft(name)
     if draft_model is not None:
-        spec = relocated(spec, draft_model)
-    named = {"weights_sha256": draft_weights(spec, source)}
-    match spec:
+        draft = relocated(draft, draft_model)
+    named = {"weights_sha256": draft_weights(draft, source)}
+    match draft:
         case CausalLMDraft(name_or_path=place):
-            return spec.model_copy(update={**named, "name_or_path": seen_from(place, folder)})
+            return draft.model_copy(update={**named, "name_or_path": seen_from(place, folder)}), source
         case CombinedDraft(model=CausalLMDraft(name_or_path=place) as model):
             moved = model.model_copy(update={**named, "name_or_path": seen_from(place, folder)})
-            return spec.model_copy(update={"model": moved})
+            return draft.model_copy(update={"model": moved}), source
+    return draft, source
+
+
+def _copy_draft(draft: DraftSpec, source: Path, folder: Path) -> DraftSpec:
+    """The drafter with what belongs to the spec copied into its folder."""
+    match draft:
         case ShallowDraft():
-            return _copy_shallow(spec, source, folder)
+            return _copy_shallow(draft, source, folder)
         case CombinedDraft(model=ShallowDraft() as model):
-            return spec.model_copy(update={"model": _copy_shallow(model, source, folder)})
-    return spec
+            return draft.model_copy(update={"model": _copy_shallow(model, source, folder)})
+    return draft
 
 
 def seen_from(name_or_path: str, folder: Path) -> str:
@@ -187,18 +207,24 @@ def record_evidence(spec: str, evidence: str) -> RoutingSpec:
 
     Args:
         spec: path of the spec.
-        evidence: JSON of ``viasd bench``.
+        evidence: JSON of ``viasd bench``, which must have measured the spec's policy.
+
+    Raises:
+        BenchError: it measured another one.
     """
     from viasd_calib.evaluation.bench import load_bench
+    from viasd_calib.evaluation.provenance import check_evidence
 
-    updated = load_spec(spec).model_copy(update={"evidence": evidence_of(load_bench(evidence))})
+    checked, measured = load_spec(spec), load_bench(evidence)
+    check_evidence(measured, checked, evidence)
+    updated = checked.model_copy(update={"evidence": evidence_of(measured)})
     save_spec(updated, spec)
     say_written(spec, f"with the evidence of {evidence}")
     return updated
 
 
 def evidence_of(bench: lazy_types.BenchResult) -> Evidence:
-    """What a benchmark says of ``three_tier``, as a spec records it."""
+    """What a benchmark says of ``three_tier``, as a spec records it; a speedup takes enough prompts for an interval."""
     row = bench.methods["three_tier"]
     speedups = {"autoregressive": row.speedup_vs_autoregressive, "speculative": row.speedup_vs_speculative}
     return Evidence.model_validate(
@@ -207,7 +233,9 @@ def evidence_of(bench: lazy_types.BenchResult) -> Evidence:
             "rejection_rate": row.rejection_rate or 0.0,
             "full_passes_per_token": row.full_passes_per_token,
             "tier_shares": row.tier_shares,
-            "speedup_vs": {name: interval.median for name, interval in speedups.items() if interval is not None},
+            "speedup_vs": {
+                name: interval.median for name, interval in speedups.items() if interval and interval.bounds
+            },
             "hardware": bench.hardware,
         }
     )
@@ -231,18 +259,33 @@ def validate(spec: str, verifier: str | None = None) -> None:
 
     checked = load_spec(spec)
     problems = tensor_misfits(checked, Path(spec).parent)
-    if problems:
-        raise SpecError(_listed(spec, problems))
     if verifier is not None:
         from viasd_calib.models import load_verifier
 
-        check_verifier(checked, load_verifier(verifier).ref)
+        problems += verifier_misfits(checked, load_verifier(verifier).ref)
+    if problems:
+        raise SpecError(_listed(spec, problems))
     certificate = checked.certificate
     bound = "no certificate" if certificate is None or certificate.bound is None else f"loss <= {certificate.bound}"
     Console().print(
         f"{spec}: valid; {checked.verifier.name_or_path}, draft {checked.draft.kind}, "
         f"audit {checked.decoding.audit}, {bound}"
     )
+
+
+def verifier_misfits(spec: RoutingSpec, verifier: VerifierRef) -> list[str]:
+    """Why a spec does not hold for a verifier as it is: of another shape, or with other weights."""
+    try:
+        check_verifier(spec, verifier)
+    except SpecError as error:
+        return [str(error)]
+    weights = spec.verifier.weights, verifier.weights
+    if None in weights or weights[0] == weights[1]:
+        return []
+    return [
+        f"the weights of {verifier.name_or_path} are not those the spec was made for: it decodes exactly with them, "
+        "and certifies nothing; load those weights, or calibrate with these"
+    ]
 
 
 def _listed(spec: str, problems: Sequence[str]) -> str:

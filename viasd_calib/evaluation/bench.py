@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ from viasd_calib.decoding.conversation import Answering, Turn, converse
 from viasd_calib.decoding.decoder import Decoder, Engine
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.differences import Difference, find_difference
-from viasd_calib.evaluation.metrics import Interval, MethodResult, PromptResult, pool
+from viasd_calib.evaluation.metrics import FEWEST_PROMPTS, Interval, MethodResult, PromptResult, pool
+from viasd_calib.evaluation.provenance import Provenance
 from viasd_calib.hardware import hardware
 from viasd_calib.ledger import Ledger
 from viasd_calib.models import Verifier, context_length, encode_prompt
@@ -52,13 +54,20 @@ class TaskResult(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    n_prompts: int
     methods: dict[str, MethodResult]
 
 
 class BenchResult(BaseModel):
-    """The benchmark's JSON."""
+    """The benchmark's JSON.
+
+    Attributes:
+        provenance: which policy was measured, on what and when; ``viasd bench`` always notes it.
+    """
 
     model_config = ConfigDict(extra="forbid")
+
+    provenance: Provenance | None = None
 
     hardware: dict[str, Any]
     settings: BenchSettings
@@ -230,7 +239,9 @@ def _summarise(
     by_task: dict[str, TaskResult] = {}
     for task in tasks:
         chosen = {name: [r for r in rows if r.task == task] for name, rows in results.items()}
-        by_task[task] = TaskResult(methods=_pool_all(chosen, settings.seed))
+        by_task[task] = TaskResult(
+            n_prompts=sum(prompt.task == task for prompt in prompts), methods=_pool_all(chosen, settings.seed)
+        )
     return BenchResult(
         hardware=machine,
         settings=settings,
@@ -248,8 +259,12 @@ def _pool_all(results: dict[BenchMethod, list[PromptResult]], seed: int) -> dict
 def bench_table(result: BenchResult, task: str | None = None) -> Table:
     """The benchmark as a table, of all prompts or of one task's: one column a method."""
     methods = result.methods if task is None else result.by_task[task].methods
-    title = f"{result.n_prompts} prompts, {result.settings.max_new_tokens} new tokens, {result.settings.dtype}"
-    table = new_table(title if task is None else task, ["", *methods])
+    count = result.n_prompts if task is None else result.by_task[task].n_prompts
+    of = f"{count} prompt{'' if count == 1 else 's'}"
+    title = f"{of}, {result.settings.max_new_tokens} new tokens, {result.settings.dtype}"
+    table = new_table(title if task is None else f"{task}, {of}", ["", *methods])
+    if count < FEWEST_PROMPTS:
+        table.caption = f"{of}: an interval takes {FEWEST_PROMPTS} at least, so no method is shown to be faster"
     rows = [_cells(method) for method in methods.values()]
     for place, heading in enumerate(ROWS):
         table.add_row(heading, *(cells[place] for cells in rows))
@@ -287,16 +302,26 @@ def _cells(row: MethodResult) -> list[str]:
 
 
 def _ratio(interval: Interval | None) -> str:
-    return "-" if interval is None else f"{interval.median:.2f} [{interval.low:.2f},{interval.high:.2f}]"
+    """A speedup and its interval; a dash where the speedup was not measured, or in place of the interval."""
+    if interval is None:
+        return "-"
+    bounds = "-" if interval.bounds is None else "{:.2f},{:.2f}".format(*interval.bounds)
+    return f"{interval.median:.2f} [{bounds}]"
 
 
 def load_bench(path: str | Path) -> BenchResult:
     """Read a benchmark's JSON.
 
     Raises:
-        BenchError: missing or damaged.
+        BenchError: missing, damaged, or of an earlier release, which did not note what was measured.
     """
     try:
-        return BenchResult.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(document, dict) and {"settings", "methods"} <= document.keys() and "provenance" not in document:
+            raise BenchError(
+                f"{path} was made by an older version of viasd_calib, which did not note which policy it measured; "
+                "run viasd bench again"
+            )
+        return BenchResult.model_validate(document)
     except (OSError, ValueError) as error:
         raise BenchError(f"{path} is missing or not a benchmark's JSON; run viasd bench first") from error

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from viasd_calib.calibration.worth import FEWEST_PROMPTS as FEWEST_PROMPTS
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.session import Generation
 from viasd_calib.evaluation.differences import Difference
@@ -49,13 +50,29 @@ class PromptResult:
 
 
 class Interval(BaseModel):
-    """A median with its 95 % bootstrap interval."""
+    """A median with its 95 % bootstrap interval over ``n`` prompts.
+
+    Of fewer than ``FEWEST_PROMPTS`` there is no interval: ``median`` is then what was measured, and says nothing of
+    other prompts.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     median: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    n: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _of_enough(self) -> Interval:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("low and high are given together, or neither")
+        return self
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The interval; None where there are too few prompts for one."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
 
 class MethodResult(BaseModel):
@@ -116,8 +133,9 @@ def pool(
 def speedup(results: Sequence[PromptResult], base: Sequence[PromptResult] | None, seed: int) -> Interval | None:
     """Ratio of tokens per second to ``base``: its bootstrap median and interval, prompts drawn in pairs.
 
+    Of fewer than ``FEWEST_PROMPTS`` it is the ratio itself, without an interval.
+
     Example:
-        >>> fast = [PromptResult("a", "qa", [], 1.0, 0, []), PromptResult("b", "qa", [], 1.0, 0, [])]
         >>> speedup([], None, seed=0) is None
         True
     """
@@ -125,11 +143,14 @@ def speedup(results: Sequence[PromptResult], base: Sequence[PromptResult] | None
         return None
     own_tokens, own_seconds = _arrays(results)
     base_tokens, base_seconds = _arrays(base)
+    if len(results) < FEWEST_PROMPTS:
+        ratio = own_tokens.sum() / own_seconds.sum() / (base_tokens.sum() / base_seconds.sum())
+        return Interval(median=float(ratio), low=None, high=None, n=len(results))
     draws = np.random.default_rng(seed).integers(0, len(results), (RESAMPLES, len(results)))
     own = own_tokens[draws].sum(1) / own_seconds[draws].sum(1)
     other = base_tokens[draws].sum(1) / base_seconds[draws].sum(1)
     low, median, high = np.percentile(own / other, [INTERVAL[0], 50, INTERVAL[1]]).tolist()
-    return Interval(median=median, low=low, high=high)
+    return Interval(median=median, low=low, high=high, n=len(results))
 
 
 def _arrays(results: Sequence[PromptResult]) -> tuple[np.ndarray, np.ndarray]:

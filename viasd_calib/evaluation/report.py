@@ -17,21 +17,12 @@ from viasd_calib.calibration.risk import certified
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.evaluation import plots
 from viasd_calib.evaluation.bench import BenchResult
-from viasd_calib.evaluation.metrics import Interval, MethodResult
+from viasd_calib.evaluation.metrics import FEWEST_PROMPTS, Interval, MethodResult
+from viasd_calib.evaluation.report_rows import NOTHING, certificate_rows, percent, route_words, setting_groups
 from viasd_calib.files import write_text
-from viasd_calib.slim.bridges import skipped_runs
 from viasd_calib.spec import (
-    AdapterKind,
-    CausalLMDraft,
     Certificate,
-    CombinedDraft,
-    DraftSpec,
-    Gates,
-    PromptLookupDraft,
-    Route,
     RoutingSpec,
-    ShallowDraft,
-    WeightFormat,
 )
 
 if TYPE_CHECKING:
@@ -40,8 +31,6 @@ if TYPE_CHECKING:
 
 HEADLINE_METHODS = ("three_tier", "speculative", "autoregressive")
 """The headline is about the first of these that was run."""
-
-NOTHING = "–"
 
 
 @dataclass(frozen=True)
@@ -135,47 +124,37 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "comparisons": _comparisons(bench.methods[name]),
         "certificate_sentence": certificate_sentence(spec.certificate),
         "notes": _notes(spec, bench),
-        "settings": _settings(spec, bench),
+        "settings": setting_groups(spec, bench),
         "columns": COLUMNS,
-        "certificate": _certificate_rows(spec.certificate),
+        "certificate": certificate_rows(spec.certificate),
         "candidates": _candidate_rows(inputs.candidates, spec.certificate),
         "pictures": _pictures(inputs),
         "rounds": inputs.rounds,
-        "route_words": _route_words(spec.route, spec.verifier.num_layers),
+        "route_words": route_words(spec.route, spec.verifier.num_layers),
+        "fewest_prompts": FEWEST_PROMPTS,
         "places_per_bin": plots.PLACES_PER_BIN,
         "sample": _sample(inputs.sample),
         "legend": [(f"t{tier.value}", plots.TIER_NAMES[tier], MEANINGS[tier]) for tier in Tier],
     }
 
 
-ADAPTER_WORDS: dict[AdapterKind, str] = {
-    "lora": "with a LoRA adapter of rank {}",
-    "dora": "with a DoRA adapter of rank {}",
-    "norms": "with norms of their own",
-}
-
-
 # Numbers as text
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    """A share as percent.
-
-    Example:
-        >>> percent(0.0123, 2), percent(None)
-        ('1.23\\xa0%', '–')
-    """
-    return NOTHING if share is None else f"{100 * share:.{digits}f}\xa0%"
 
 
 def ratio(interval: Interval | None) -> str:
     """A speedup with its interval.
 
     Example:
-        >>> ratio(Interval(median=1.5, low=1.25, high=1.75))
-        '1.50× [1.25,\\xa01.75]'
+        >>> (
+        ...     ratio(Interval(median=1.5, low=1.25, high=1.75, n=40)),
+        ...     ratio(Interval(median=1.5, low=None, high=None, n=1)),
+        ... )
+        ('1.50× [1.25,\\xa01.75]', '1.50× [–]')
     """
-    return NOTHING if interval is None else f"{interval.median:.2f}× [{interval.low:.2f},\xa0{interval.high:.2f}]"
+    if interval is None:
+        return NOTHING
+    bounds = NOTHING if interval.bounds is None else "{:.2f},\xa0{:.2f}".format(*interval.bounds)
+    return f"{interval.median:.2f}× [{bounds}]"
 
 
 def _number(value: float | None, digits: int = 2) -> str:
@@ -253,10 +232,13 @@ class Comparison:
 
     @property
     def finding(self) -> str:
-        """Whether the interval lies above 1, below it, or holds it."""
-        if self.speedup.low > 1:
-            return "faster"
-        return "slower" if self.speedup.high < 1 else "no difference shown"
+        """Whether the interval lies above 1, below it, or holds it; nothing of that without one."""
+        bounds = self.speedup.bounds
+        if bounds is None:
+            return f"{self.speedup.n} of the {FEWEST_PROMPTS} prompts that an interval takes, so nothing is shown"
+        low, high = bounds
+        verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference shown"
+        return f"95\xa0% interval {low:.2f} to\xa0{high:.2f}: {verdict}"
 
 
 def _comparisons(row: MethodResult) -> list[Comparison]:
@@ -265,7 +247,7 @@ def _comparisons(row: MethodResult) -> list[Comparison]:
 
 
 def _says_something(speedup: Interval) -> bool:
-    return not speedup.low == speedup.median == speedup.high == 1  # a method against itself
+    return not (speedup.median == 1 and speedup.bounds in (None, (1, 1)))  # a method against itself
 
 
 def certificate_sentence(certificate: Certificate | None) -> str:
@@ -312,112 +294,6 @@ def _notes(spec: RoutingSpec, bench: BenchResult) -> list[str]:
     return notes
 
 
-def _settings(spec: RoutingSpec, bench: BenchResult) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Titled groups of names and values."""
-    verifier, decoding, settings = spec.verifier, spec.decoding, bench.settings
-    revision = f", revision {verifier.revision}" if verifier.revision else ""
-    measured = [
-        ("prompts", f"{bench.n_prompts}"),
-        ("new tokens", f"at most {settings.max_new_tokens} a turn"),
-        ("dtype", settings.dtype),
-        ("audit", settings.audit),
-        ("seed", f"{settings.seed}"),
-    ]
-    models = [
-        ("full verifier", f"{verifier.name_or_path}{revision}"),
-        ("architecture", f"{verifier.architecture}, {verifier.num_layers} layers of width {verifier.hidden_size}"),
-        ("draft model", _draft_words(spec.draft)),
-        ("slim verifier", _route_words(spec.route, verifier.num_layers)),
-        ("relative cost", _cost_words(spec.route)),
-    ]
-    decoder = [
-        ("draft length", f"{decoding.draft_length}"),
-        ("pending tokens", f"at most {decoding.max_pending}"),
-        ("audit of the spec", decoding.audit),
-        *_gate_rows(spec.gates),
-        ("written by", f"{spec.producer.name} {spec.producer.version}"),
-    ]
-    hardware = [(name, f"{value}") for name, value in bench.hardware.items()]
-    return [("Benchmark", measured), ("Hardware", hardware), ("Models", models), ("Decoder", decoder)]
-
-
-def _draft_words(draft: DraftSpec) -> str:
-    match draft:
-        case CausalLMDraft():
-            return f"{draft.name_or_path} (causal language model{_weight_words(draft.quantize)})"
-        case PromptLookupDraft():
-            return f"prompt lookup, n-grams of {draft.min_ngram} to {draft.max_ngram} tokens, no weights"
-        case ShallowDraft():
-            return (
-                f"shallow, {draft.num_layers} layers, {draft.head_vocab:,} output tokens{_weight_words(draft.quantize)}"
-            )
-        case CombinedDraft(lookup=lookup):
-            return f"prompt lookup from {lookup.min_ngram} tokens on, else {_draft_words(draft.model)}"
-
-
-def _weight_words(quantize: WeightFormat | None) -> str:
-    return "" if quantize is None else f", {quantize} weights"
-
-
-def _route_words(route: Route, num_layers: int) -> str:
-    attention, mlp = num_layers - len(route.attention_skip), num_layers - len(route.mlp_skip)
-    adapter = f", {ADAPTER_WORDS[route.adapter.kind].format(route.adapter.rank)}" if route.adapter else ""
-    head = f", {route.head_vocab.size:,} output tokens" if route.head_vocab else ""
-    count = len(skipped_runs(route)) if route.bridges else 0
-    carry = " with carry" if route.bridges and route.bridges.carry else ""
-    bridges = {0: "", 1: f", a bridge{carry} for the run skipped"}.get(
-        count, f", bridges{carry} for the {count} runs skipped"
-    )
-    narrow = f" ({len(route.narrowed)} of them narrow)" if route.narrowed else ""
-    parts = f"{narrow}{bridges}{adapter}{head}"
-    return f"{attention} of {num_layers} attention and {mlp} of {num_layers} MLP sublayers kept{parts}"
-
-
-def _cost_words(route: Route) -> str:
-    cost = route.relative_cost
-    if cost is None:
-        return "not measured"
-    widths = ", ".join(f"{cost.measured[width]:.2f} at width {width}" for width in sorted(cost.measured))
-    return f"{widths} (a slim pass over a full pass, measured; {cost.device}, {cost.dtype})"
-
-
-def _gate_rows(gates: Gates) -> list[tuple[str, str]]:
-    rows = [
-        ("gates", gates.convention),
-        ("stop drafting below", f"{gates.draft_stop_below:.4g}"),
-        ("draft gate accepts at", _bound_words(gates.draft_accept_at)),
-        ("accept at", _bound_words(gates.accept_at)),
-    ]
-    if gates.regenerate_at is not None:
-        rows.append(("regenerate at", _bound_words(gates.regenerate_at)))
-    if gates.escalate_below is not None:
-        rows.append(("escalate below", f"{gates.escalate_below:.4g}"))
-    return rows
-
-
-def _bound_words(bound: float) -> str:
-    return "never" if bound > 1 else f"score {bound:.4g}"
-
-
-def _certificate_rows(certificate: Certificate | None) -> list[tuple[str, str]]:
-    if certificate is None:
-        return []
-    rows = [
-        ("loss", f"{certificate.loss}: share of a text's tokens the full verifier would not have chosen"),
-        ("bound", "none" if certificate.bound is None else percent(certificate.bound, 2)),
-        ("confidence", percent(certificate.confidence, 0)),
-        ("observed", percent(certificate.observed, 2)),
-        ("p-value", NOTHING if certificate.p_value is None else f"{certificate.p_value:.3g}"),
-        ("calibration prompts", f"{certificate.n_prompts}, at most {certificate.max_new_tokens} new tokens a turn"),
-        ("candidates tested", f"{certificate.candidates_tested}"),
-        ("procedure", certificate.procedure),
-    ]
-    if certificate.note:
-        rows.append(("note", certificate.note))
-    hashes = certificate.split_sha256.items()
-    return [*rows, *((f"{split} split", Markup("SHA-256 <code>{}</code>").format(digest)) for split, digest in hashes)]
-
-
 def _held(candidates: Sequence[TestedCandidate], certificate: Certificate | None) -> list[bool]:
     count = 0
     if certificate is not None:
@@ -448,7 +324,7 @@ def _pictures(inputs: ReportInputs) -> dict[str, Markup]:
     spec, bench, candidates = inputs.spec, inputs.bench, inputs.candidates
     bound = spec.certified_bound
     layers = spec.verifier.num_layers
-    figures = {"route": (plots.route_map(spec.route, layers), f"Map of the route: {_route_words(spec.route, layers)}.")}
+    figures = {"route": (plots.route_map(spec.route, layers), f"Map of the route: {route_words(spec.route, layers)}.")}
     if inputs.reliability:
         figures["reliability"] = (plots.reliability_diagram(inputs.reliability), _reliability_alt(inputs.reliability))
     if any(inputs.tiers):

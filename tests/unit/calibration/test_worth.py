@@ -61,10 +61,12 @@ def test_the_clock_decides(
     def decoder_for(gates: Gates, audit: Audit) -> Decoder:
         return Decoder(routed, drafter, three_tier(gates, Decoding(audit=audit, draft_length=2)))
 
-    measured = worth.measure_slim_worth(decoder_for, GATES, tiny_verifier, tiny_prompts(3), 24, certified=certified)
+    measured = worth.measure_slim_worth(
+        decoder_for, GATES, tiny_verifier, tiny_prompts(worth.FEWEST_PROMPTS), 24, certified=certified
+    )
     assert measured.pays is pays
     assert (measured.seconds_per_token_certified is not None) == certified
-    assert measured.n_prompts == 3
+    assert measured.n_prompts == worth.FEWEST_PROMPTS
     assert sorted(measured.by_bound) == [0.4, *worth.STRICT_BOUNDS]  # the gates' own is tried too
     assert measured.by_bound[0.7] == pytest.approx(measured.by_bound[0.85])  # no score of 0.5 meets them
     if pays:
@@ -72,6 +74,17 @@ def test_the_clock_decides(
         assert measured.seconds_per_token < measured.by_bound[0.7]
         if certified:  # nothing strays from a q' that is q, and cheap slim passes settle all
             assert measured.seconds_per_token_certified < measured.seconds_per_token_without  # type: ignore[operator]
+
+
+def test_of_too_few_prompts_nothing_pays() -> None:
+    few, enough = (
+        worth.SlimWorth(
+            by_bound={0.5: 0.01}, seconds_per_token_without=0.02, seconds_per_token_certified=0.001, n_prompts=count
+        )
+        for count in (worth.FEWEST_PROMPTS - 1, worth.FEWEST_PROMPTS)
+    )
+    assert (few.pays, few.straying_pays) == (False, False)
+    assert (enough.pays, enough.straying_pays) == (True, True)
 
 
 def test_a_bound_is_that_of_every_tier() -> None:

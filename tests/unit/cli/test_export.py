@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.tiny import tiny_model, tiny_shallow, tiny_shape
-from viasd_calib.cli.export import _copy_draft
+from tests.tiny import TinyFolder, tiny_model, tiny_shallow, tiny_shape, tiny_spec
+from viasd_calib.cli.export import _copy_draft, _draft_of, verifier_misfits
 from viasd_calib.draft.build import build_drafter, describe_shallow
 from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.shallow import ShallowDrafter, save_shallow
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import CombinedDraft
+from viasd_calib.spec import CombinedDraft, load_spec
 
 
 def test_tensors_of_a_combined_drafter_lie_beside_the_spec(tmp_path: Path) -> None:
@@ -17,10 +17,21 @@ def test_tensors_of_a_combined_drafter_lie_beside_the_spec(tmp_path: Path) -> No
     folder.mkdir()
     save_shallow(tiny_shallow(routed), source / "drafter.safetensors")
     describe_shallow(source, tiny_shape())
-    draft = _copy_draft(f"prompt_lookup+int8:{source}", folder)
+    draft = _copy_draft(*_draft_of(f"prompt_lookup+int8:{source}", folder), folder)
     assert isinstance(draft, CombinedDraft)
     assert draft.model.quantize == "int8"
     drafter = build_drafter(draft, folder, routed)
     assert isinstance(drafter, CombinedDrafter)
     assert isinstance(drafter.model, ShallowDrafter)
     assert (folder / "draft" / "drafter.safetensors").read_bytes() == (source / "drafter.safetensors").read_bytes()
+
+
+def test_validate_fails_on_other_weights(tiny_folder: TinyFolder, tmp_path: Path) -> None:
+    spec = load_spec(tiny_spec(tiny_folder, tmp_path))
+    own, other = (spec.verifier.model_copy(update={"weights_sha256": digit * 64}) for digit in "12")
+    made = spec.model_copy(update={"verifier": own})
+    assert verifier_misfits(made, own) == []
+    (problem,) = verifier_misfits(made, other)
+    assert "are not those the spec was made for: it decodes exactly with them, and certifies nothing" in problem
+    (problem,) = verifier_misfits(made, other.model_copy(update={"num_layers": 9}))
+    assert "num_layers" in problem

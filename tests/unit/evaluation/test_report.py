@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from tests.tiny import constant_gate, verifier_ref
 from viasd_calib.calibration.gate_fitting import Reliability
 from viasd_calib.decoding.policies import Tier
-from viasd_calib.evaluation import plots, report
+from viasd_calib.evaluation import plots, report, report_rows
 from viasd_calib.evaluation.bench import BenchResult, BenchSettings, TaskResult
 from viasd_calib.evaluation.metrics import Interval, MethodResult
 from viasd_calib.evaluation.report import ReportInputs, SampleText, render_report, write_report
@@ -85,7 +85,7 @@ def method(speed: float, against_speculative: Interval | None = None, **changes:
         "tokens": 1234,
         "seconds": 1234 / speed,
         "tokens_per_second": speed,
-        "speedup_vs_autoregressive": Interval(median=speed / 20, low=speed / 25, high=speed / 18),
+        "speedup_vs_autoregressive": Interval(median=speed / 20, low=speed / 25, high=speed / 18, n=40),
         "speedup_vs_speculative": against_speculative,
         "identical_to_autoregressive": 0.85,
         "divergence": 0.0067,
@@ -109,7 +109,9 @@ def bench(methods: dict[str, MethodResult], *, audit: str = "off", max_new_token
         settings=settings,
         n_prompts=40,
         methods=methods,
-        by_task={"coding": TaskResult(methods={name: method(10.0 + i) for i, name in enumerate(methods)})},
+        by_task={
+            "coding": TaskResult(n_prompts=40, methods={name: method(10.0 + i) for i, name in enumerate(methods)})
+        },
     )
 
 
@@ -117,7 +119,7 @@ def full(**changes: Any) -> ReportInputs:
     methods = {
         "autoregressive": method(20.0, rejection_rate=None, divergence=0.0),
         "speculative": method(27.5),
-        "three_tier": method(31.25, Interval(median=1.14, low=0.97, high=1.31)),
+        "three_tier": method(31.25, Interval(median=1.14, low=0.97, high=1.31, n=40)),
     }
     entries: dict[str, Any] = {
         "spec": spec(),
@@ -299,8 +301,17 @@ def test_a_run_without_differences_has_no_notes(page: Page) -> None:
 
 
 def test_a_slower_method_is_called_slower() -> None:
-    slow = method(30.0, Interval(median=0.8, low=0.7, high=0.9))
+    slow = method(30.0, Interval(median=0.8, low=0.7, high=0.9, n=40))
     assert "0.70 to\xa00.90: slower" in Page(render_report(full(bench=bench({"three_tier": slow})))).text
+
+
+def test_of_too_few_prompts_nothing_is_called_faster() -> None:
+    few = method(30.0, Interval(median=1.8, low=None, high=None, n=5))
+    text = Page(render_report(full(bench=bench({"three_tier": few})))).text
+    assert (
+        "1.80× the speed of speculative decoding 5 of the 6 prompts that an interval takes, so nothing is shown" in text
+    )
+    assert "1.80× [–]" in text
 
 
 def test_minimal_inputs_make_a_report_that_says_what_is_missing() -> None:
@@ -399,7 +410,7 @@ def test_bridges_are_named(skipped: list[int], words: str) -> None:
     route = Route(attention_skip=skipped, mlp_skip=skipped, bridges=BridgesRef(tensors=TENSORS))
     spec = full().spec
     assert words in render_report(full(spec=spec.model_copy(update={"route": route})))
-    assert "bridge" not in report._route_words(Route(attention_skip=[1]), 5)
+    assert "bridge" not in report_rows.route_words(Route(attention_skip=[1]), 5)
 
 
 def test_shares_by_place_count_only_texts_that_reach_a_place() -> None:

@@ -1,0 +1,119 @@
+"""A benchmark is evidence of the policy that it measured, and of no other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import verifier_ref
+from viasd_calib.errors import BenchError
+from viasd_calib.evaluation.bench import BenchResult, load_bench
+from viasd_calib.evaluation.provenance import PromptsMeasured, check_evidence, check_policy, note_provenance
+from viasd_calib.spec import Decoding, Gates, PromptLookupDraft, Route, RoutingSpec
+
+MEASURED = PromptsMeasured(
+    file="mine.jsonl", sha256="5" * 64, split="test", limit=None, left_out=0, fitted_included=False
+)
+
+
+def spec(**changes: Any) -> RoutingSpec:
+    entries: dict[str, Any] = {
+        "verifier": verifier_ref(weights_sha256="6" * 64),
+        "draft": PromptLookupDraft(),
+        "route": Route(attention_skip=[1]),
+        "gates": Gates(convention="ratio", accept_at=0.9, escalate_below=0.5),
+    }
+    return RoutingSpec(**{**entries, **changes})
+
+
+def bench(of: RoutingSpec, **settings: Any) -> BenchResult:
+    row = {
+        "tokens": 9, "seconds": 1.0, "tokens_per_second": 9.0, "speedup_vs_autoregressive": None,
+        "speedup_vs_speculative": None, "identical_to_autoregressive": 1.0, "divergence": 0.0, "rejection_rate": None,
+        "full_passes_per_token": 1.0, "slim_passes_per_token": 0.0, "draft_steps_per_token": 0.0,
+        "acceptance_length": 1.0, "tier_shares": {}, "differences": [],
+    }  # fmt: skip
+    asked = {"methods": ["three_tier"], "max_new_tokens": 9, "dtype": "float32", "audit": "strict", "seed": 0}
+    return BenchResult.model_validate(
+        {
+            "provenance": note_provenance(of, of.verifier, MEASURED, "viasd bench"),
+            "hardware": {},
+            "settings": {**asked, **settings},
+            "n_prompts": 9,
+            "methods": {"three_tier": row},
+            "by_task": {},
+        }
+    )
+
+
+def test_a_benchmark_of_the_same_policy_is_taken() -> None:
+    own = spec()
+    moved = own.model_copy(update={"verifier": own.verifier.model_copy(update={"name_or_path": "/elsewhere"})})
+    check_policy(bench(own), moved, "bench.json")
+    check_evidence(bench(own), moved, "bench.json")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        spec(route=Route(attention_skip=[2])),
+        spec(gates=Gates(convention="ratio", accept_at=0.8, escalate_below=0.5)),
+        spec(decoding=Decoding(draft_length=3)),
+        spec(verifier=verifier_ref(weights_sha256="7" * 64)),
+    ],
+    ids=["route", "gates", "decoding", "weights"],
+)
+def test_a_benchmark_of_another_policy_is_refused(other: RoutingSpec) -> None:
+    for check in (check_policy, check_evidence):
+        with pytest.raises(BenchError, match=r"bench\.json measured another policy .* run viasd bench with this spec"):
+            check(bench(other), spec(), "bench.json")
+
+
+def test_a_benchmark_on_other_weights_is_refused() -> None:
+    """The spec was its own, but another verifier was loaded for it."""
+    measured = bench(spec())
+    assert measured.provenance is not None
+    fake = measured.provenance.model_copy(update={"verifier": verifier_ref(weights_sha256="7" * 64)})
+    with pytest.raises(BenchError, match="measured other weights"):
+        check_policy(measured.model_copy(update={"provenance": fake}), spec(), "bench.json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"audit": "off"}, "audit off, this spec has strict"),
+        ({"dtype": "bfloat16"}, "bfloat16, this .* float32"),
+    ],
+)
+def test_evidence_is_of_the_spec_as_it_decodes_by_itself(settings: dict[str, str], words: str) -> None:
+    measured = bench(spec(), **settings)
+    check_policy(measured, spec(), "bench.json")
+    with pytest.raises(BenchError, match=words):
+        check_evidence(measured, spec(), "bench.json")
+
+
+def test_a_benchmark_of_an_earlier_release_is_refused(tmp_path: Path) -> None:
+    document = bench(spec()).model_dump(mode="json")
+    (tmp_path / "new.json").write_text(json.dumps(document))
+    assert load_bench(tmp_path / "new.json").provenance is not None
+    del document["provenance"]
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    with pytest.raises(BenchError, match=r"old\.json was made by an older version .* run viasd bench again"):
+        load_bench(tmp_path / "old.json")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "{", '{"provenance": null}', "\\x00"])
+def test_what_is_no_benchmark_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(BenchError, match="not a benchmark's JSON; run viasd bench first"):
+        load_bench(tmp_path / "x.json")
+
+
+def test_provenance_names_what_numbers_depend_on() -> None:
+    found = note_provenance(spec(), spec().verifier, MEASURED, "viasd bench --spec x")
+    assert set(found.versions) == {"viasd_calib", "torch", "transformers", "python"}
+    assert found.date.utcoffset() is not None
+    assert found.prompts == MEASURED

@@ -1,0 +1,64 @@
+"""The digest of a policy: which texts a spec decodes, and at what cost, in one hash.
+
+What was measured with one policy says nothing of another. So a benchmark names the digest of the policy it measured,
+and is refused where a spec has another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from viasd_calib.spec import RoutingSpec
+
+
+def policy_digest(spec: RoutingSpec) -> str:
+    """SHA-256 of everything in a spec that decides how it decodes.
+
+    That is: what the verifier computes (architecture and sizes, hashes of configuration, tokenizer and weights, number
+    format), the draft model, the route with the hashes of its tensors, gates and bounds, and the settings of decoding.
+    It is not: where models and tensors lie, who wrote the spec, what was measured (relative cost, calibration error of
+    the gates, evidence), the certificate, or the prompts behind it.
+
+    Weights that the spec has no hash of are told apart by their revision; a draft model is by its name and revision.
+    Entries that are null are left out, so that an entry which a later release adds changes no digest.
+
+    Example:
+        >>> from viasd_calib.spec import Gates, PromptLookupDraft, Route, VerifierRef
+        >>> verifier = VerifierRef(
+        ...     name_or_path="a", architecture="LlamaForCausalLM", num_layers=2, hidden_size=8, vocab_size=16,
+        ...     config_sha256="0" * 64, tokenizer_sha256="1" * 64, dtype="float32",
+        ... )
+        >>> gates = Gates(convention="ratio", accept_at=0.9, escalate_below=0.5)
+        >>> spec = RoutingSpec(verifier=verifier, draft=PromptLookupDraft(), route=Route(), gates=gates)
+        >>> moved = spec.model_copy(update={"verifier": verifier.model_copy(update={"name_or_path": "/b"})})
+        >>> policy_digest(spec) == policy_digest(moved)
+        True
+    """  # fmt: skip
+    verifier = spec.verifier.model_dump(
+        mode="json", exclude={"name_or_path", "revision", "weights_sha256"}, exclude_none=True
+    )
+    weights = spec.verifier.weights or spec.verifier.revision
+    policy = {
+        "verifier": {**verifier, "weights": weights},
+        "draft": _dumped(spec.draft),
+        "route": _dumped(spec.route, "relative_cost"),
+        "gates": _dumped(spec.gates),
+        "decoding": _dumped(spec.decoding),
+    }
+    text = json.dumps(_without_places(policy), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _dumped(part: Any, *measured: str) -> dict[str, Any]:
+    found: dict[str, Any] = part.model_dump(mode="json", exclude=set(measured), exclude_none=True)
+    return found
+
+
+def _without_places(value: Any) -> Any:
+    """The same without where tensor files lie, and without what a gate was found to be worth."""
+    if not isinstance(value, dict):
+        return value
+    left_out = {"expected_calibration_error"} | ({"path"} if "sha256" in value else set())
+    return {name: _without_places(inner) for name, inner in value.items() if name not in left_out}
