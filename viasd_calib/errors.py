@@ -53,6 +53,10 @@ class ViasdWarning(UserWarning):
     """Base of every warning this package gives; commands print it as a notice."""
 
 
+class CertificateWarning(ViasdWarning):
+    """A text may be decoded otherwise than the spec's certificate was made for."""
+
+
 class DraftWarning(ViasdWarning):
     """Something of a draft model was taken for granted, or left out."""
 

@@ -28,6 +28,7 @@ from viasd_calib.decoding.baselines import (
     via_sd_published,
 )
 from viasd_calib.decoding.batch import keep_sessions, run_together
+from viasd_calib.decoding.certified import CertifiedLength, certified_tokens, check_certified
 from viasd_calib.decoding.choosing import Chooser, make_chooser
 from viasd_calib.decoding.ending import (
     Cancelled,
@@ -55,7 +56,7 @@ from viasd_calib.devices import check_device
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter, draft_weights, relocated
 from viasd_calib.draft.passes import Passes, finish
-from viasd_calib.errors import PromptError, SamplingError, SpecError
+from viasd_calib.errors import PromptError, SpecError
 from viasd_calib.models import LoadVerifier, Verifier, beside, load_verifier
 from viasd_calib.shipped import shipped
 from viasd_calib.slim.backends import choose_backend, prepare
@@ -95,6 +96,8 @@ class Decoder:
         processors: a user's own logits processors, for p, q' and q alike.
         tokenizer: the verifier's; stop strings need it.
         chooser: a ready-made one, in place of ``sampling`` and ``processors``.
+        certified_tokens: most new tokens that a certificate holds for, if texts may stray; a warning says where more
+            are asked for.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Decoder:
         processors: Sequence[LogitsProcessor] = (),
         tokenizer: PreTrainedTokenizerBase | None = None,
         chooser: Chooser | None = None,
+        certified_tokens: int | None = None,
     ) -> None:
         self.verifier = verifier
         self.drafter = drafter if method.needs_drafter else None
@@ -114,6 +118,7 @@ class Decoder:
         self.eos_ids = eos_ids
         self.chooser = chooser or make_chooser(sampling or Sampling(), processors, verifier.device)
         self.tokenizer = tokenizer
+        self._certified = CertifiedLength(certified_tokens)
 
     def generate(
         self,
@@ -137,6 +142,7 @@ class Decoder:
             PromptError: the prompt is empty or does not fit the context, or a stop string cannot be written.
             NumericsError: the verifier's logits are not finite.
         """
+        self._certified.notice(max_new_tokens)
         ending = self._ending(len(prompt), self._stop_criterion(stop_strings), criteria)
         *_, session = self._rounds(prompt, max_new_tokens, ending, cancelled)  # the same session, once a round
         return self._result(session)
@@ -182,6 +188,7 @@ class Decoder:
         for prompt in prompts:
             check_prompt(prompt, max_new_tokens)
             check_context(self.verifier.config, len(prompt) + max_new_tokens)
+        self._certified.notice(max_new_tokens)
         stop = self._stop_criterion(stop_strings)
         endings = [self._ending(len(prompt), stop, criteria) for prompt in prompts]
         asked = latched(cancelled)
@@ -252,6 +259,7 @@ class Decoder:
         With audit ``off`` that is when it is emitted, otherwise once q has decided it. The iterator may be
         left or closed at any place; only one text at a time can be decoded.
         """
+        self._certified.notice(max_new_tokens)
         told = 0
         ending = self._ending(len(prompt), self._stop_criterion(stop_strings), criteria)
         for session in self._rounds(prompt, max_new_tokens, ending, cancelled):
@@ -315,8 +323,9 @@ class Engine:
             check_certified(self.spec, sampling or Sampling(), processors)
         method = self._method(name, audit)
         return Decoder(
-            self.routed, self.drafter, method, self.verifier.eos_ids, sampling, processors, self.verifier.tokenizer
-        )
+            self.routed, self.drafter, method, self.verifier.eos_ids, sampling, processors, self.verifier.tokenizer,
+            certified_tokens=certified_tokens(self.spec, audit) if name == "three_tier" else None,
+        )  # fmt: skip
 
     def prepare_passes(self, lengths: Iterable[int], slim: bool = True) -> None:
         """Do, before decoding or timing it, what the backend does once for each shape of a pass.
@@ -379,22 +388,6 @@ def three_tier(gates: Gates, decoding: Decoding, device: torch.device | str = "c
         audit=decoding.audit,
         tolerance=decoding.tolerance,
     )
-
-
-def check_certified(spec: RoutingSpec, sampling: Sampling, processors: Sequence[LogitsProcessor]) -> None:
-    """Refuse settings that a lossy spec's certificate was not made for; it was made without processors.
-
-    Raises:
-        SamplingError: naming the temperatures it was made for.
-    """
-    if spec.decoding.audit == "strict":
-        return
-    plain = Sampling(temperature=sampling.temperature, seed=sampling.seed)
-    if sampling.temperature not in spec.decoding.temperature_scope or sampling != plain or processors:
-        raise SamplingError(
-            f"the spec's certificate holds at temperature {spec.decoding.temperature_scope} without other settings; "
-            "decode with audit strict, or calibrate for these settings"
-        )
 
 
 def slim_rule(gates: Gates, device: torch.device | str = "cpu") -> SlimRule | None:

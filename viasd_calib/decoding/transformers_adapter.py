@@ -30,8 +30,9 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from viasd_calib.decoding.certified import certified_tokens, check_certified
 from viasd_calib.decoding.choosing import chooser_of
-from viasd_calib.decoding.decoder import Decoder, Engine, check_certified, three_tier
+from viasd_calib.decoding.decoder import Decoder, Engine, three_tier
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter, draft_weights
@@ -115,6 +116,7 @@ def generate(
         three_tier(parts.spec.gates, parts.spec.decoding, model.device),
         _eos_ids(stopping_criteria),
         chooser=chooser_of(logits_processor, generator),
+        certified_tokens=certified_tokens(parts.spec),
     )
     rest = [one for one in stopping_criteria if type(one) not in (EosTokenCriteria, MaxLengthCriteria)]
     room = _room(input_ids.shape[1], stopping_criteria, generation_config)

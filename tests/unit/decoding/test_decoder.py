@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import get_args
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from transformers import TopKLogitsWarper
 
+from tests.certificates import make_certificate
 from tests.tiny import (
     TinyFolder,
     random_gate,
@@ -18,14 +20,14 @@ from tests.tiny import (
     transformers_text,
 )
 from viasd_calib.choices import MethodName
-from viasd_calib.decoding.decoder import Engine, assemble, load_engine, three_tier
+from viasd_calib.decoding.decoder import Decoder, Engine, assemble, load_engine, three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
 from viasd_calib.decoding.rounds import NEVER, Autoregressive, Speculative, ThreeTier
 from viasd_calib.decoding.rules import CalibratedRule
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.shallow import save_shallow
-from viasd_calib.errors import SamplingError, SpecError
+from viasd_calib.errors import CertificateWarning, SamplingError, SpecError
 from viasd_calib.models import Verifier
 from viasd_calib.slim.adapted import AdaptedLinear
 from viasd_calib.slim.adapter import adapted_layers, adapter_ref, save_adapter
@@ -202,3 +204,31 @@ def test_a_certificate_is_not_stretched_to_other_settings(engine: Engine) -> Non
         engine.decoder(sampling=sampling)
     with pytest.raises(SamplingError, match="without other settings"):
         lossy.decoder(processors=[TopKLogitsWarper(3)])
+
+
+@pytest.mark.parametrize("way", ["generate", "stream", "batch"])
+def test_a_text_longer_than_the_certified_ones_is_said_once(engine: Engine, way: str) -> None:
+    certified = make_certificate(max_new_tokens=4)
+    spec = engine.spec.model_copy(update={"decoding": Decoding(audit="off"), "certificate": certified})
+    lossy = dataclasses.replace(engine, spec=spec)
+
+    def decode(decoder: Decoder, tokens: int) -> None:
+        if way == "generate":
+            decoder.generate(PROMPT, tokens)
+        elif way == "stream":
+            list(decoder.stream(PROMPT, tokens))
+        else:
+            decoder.generate_batch([PROMPT, PROMPT], tokens)
+
+    decoder = lossy.decoder()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode(decoder, 4)
+        for exact in (lossy.decoder(audit="strict"), lossy.decoder("speculative"), engine.decoder()):
+            decode(exact, 5)
+    with pytest.warns(CertificateWarning, match="of at most 4 new tokens, and 5 are asked for") as told:
+        decode(decoder, 5)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode(decoder, 6)
