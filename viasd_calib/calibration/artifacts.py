@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -15,7 +16,7 @@ from viasd_calib.calibration.certify import Tested
 from viasd_calib.calibration.gate_fitting import Reliability
 from viasd_calib.calibration.worth import SlimWorth
 from viasd_calib.errors import CalibrationError, SpecError
-from viasd_calib.file_names import SCORES_FILE
+from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
 from viasd_calib.files import write_bytes
 from viasd_calib.spec import Audit, Certificate, Gates, LogisticGate, Route, VerifierRef
 
@@ -42,10 +43,12 @@ class FitArtifact(BaseModel):
     """What ``viasd fit`` found.
 
     Attributes:
+        draft: the drafter's name; a relative path leads there from the fit's folder.
         agreement: of q' with q on held-back texts, argmax against argmax, q's cache.
         outside_head_vocab: share of their generated places at which q's choice is no output token of q': what the
             reduced head costs of that agreement at most; 0 with the whole head.
         fit_sha256: hash of the set of prompts learned from.
+        prompts: short hashes of their texts (:mod:`viasd_calib.prompt_copies`); None in what earlier releases wrote.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -59,6 +62,7 @@ class FitArtifact(BaseModel):
     agreement: float
     outside_head_vocab: float = 0.0
     fit_sha256: str
+    prompts: list[str] | None = None
 
 
 class TestedRecord(BaseModel):
@@ -87,11 +91,14 @@ class CalibrateArtifact(BaseModel):
     """What ``viasd calibrate`` came to.
 
     Attributes:
+        fit: folder of the fit, as it lies from the folder of this file; earlier releases wrote it as it lay from where
+            the command was run.
         verifier: what it was certified on; None in what earlier releases wrote.
         gates: those of the fastest exact policy: without a slim tier that does not pay.
         certified_gates: those the certificate holds for; None where nothing is certified.
         certificate: of the certified policy, or of why there is none.
         slim_worth: how fast these policies are.
+        prompts: short hashes of the texts that were decoded; None in what earlier releases wrote.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -105,6 +112,7 @@ class CalibrateArtifact(BaseModel):
     certificate: Certificate
     slim_worth: SlimWorth
     tested: list[TestedRecord]
+    prompts: list[str] | None = None
 
     def policy(self, audit: Audit | None = None) -> SpecPolicy:
         """What a spec with this audit consists of; without one, the fastest policy.
@@ -169,6 +177,37 @@ def load_scores(folder: Path) -> TierScores:
         return TierScores(**load_file(folder / SCORES_FILE))
     except (OSError, SafetensorError, TypeError) as error:
         raise CalibrationError(f"{folder / SCORES_FILE} is missing or damaged; run viasd fit again") from error
+
+
+def fit_beside(fit: Path, folder: Path) -> str:
+    """How a calibrate result in ``folder`` names the fit that it was made of."""
+    return Path(os.path.relpath(fit.resolve(), folder.resolve())).as_posix()
+
+
+def load_fit_of(calibrated: CalibrateArtifact, folder: Path, given: str | None = None) -> tuple[FitArtifact, Path]:
+    """The fit that a calibrate result was made of, and the folder it lies in.
+
+    Args:
+        folder: of the calibrate result.
+        given: where the user says that the fit is; None for where the result says.
+
+    Raises:
+        CalibrationError: there is no fit, or it is another one.
+    """
+    places = [Path(given)] if given is not None else [folder / calibrated.fit, Path(calibrated.fit)]
+    place = next((place for place in places if (place / FIT_FILE).is_file()), None)
+    if place is None:
+        raise CalibrationError(
+            f"{folder / CALIBRATE_FILE} was made of a fit that is not at {places[0]}; "
+            "put it back there, or say with --fit where it is"
+        )
+    fitted = load_artifact(FitArtifact, place / FIT_FILE, "viasd fit")
+    if (fitted.draft_gate, fitted.slim_gate) != (calibrated.gates.draft, calibrated.gates.slim):
+        raise CalibrationError(
+            f"{place} holds another fit than the one {folder / CALIBRATE_FILE} was made of; "
+            "say with --fit where that is, or calibrate again"
+        )
+    return fitted, place
 
 
 def load_artifact(kind: type[Artifact], path: Path, command: str) -> Artifact:

@@ -9,6 +9,7 @@ from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
 from viasd_calib.decoding.rounds import NEVER
 from viasd_calib.draft.build import name_draft, relocated
+from viasd_calib.draft.places import draft_at
 from viasd_calib.errors import WeightsWarning
 from viasd_calib.models import Verifier
 from viasd_calib.slim.backends import choose_backend
@@ -27,7 +28,7 @@ def open_fit(fitted: FitArtifact, folder: Path, loaded: Verifier, draft_model: s
         SpecError: the verifier is of another shape.
         ModelError: the draft model is not there, or ``draft_model`` is given and the fit names none.
     """
-    draft, draft_folder = name_draft(fitted.draft)
+    draft, draft_folder = name_draft(draft_at(fitted.draft, folder))
     if draft_model is not None:
         draft = relocated(draft, draft_model)
     gates = Gates(draft=fitted.draft_gate, slim=fitted.slim_gate, accept_at=NEVER, regenerate_at=NEVER)

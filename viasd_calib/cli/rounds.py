@@ -15,8 +15,9 @@ from viasd_calib.cli.fit_result import gate_texts
 from viasd_calib.cli.fitted import decoder_at, open_fit
 from viasd_calib.cli.notices import announce, say_written
 from viasd_calib.cli.router_cli import RouterCLI, data_of
+from viasd_calib.draft.places import draft_at, draft_from
 from viasd_calib.file_names import ADAPTER_FILE, BRIDGES_FILE, FIT_FILE, HEAD_VOCAB_FILE, MLP_KEEP_FILE, SCORES_FILE
-from viasd_calib.files import copy_file
+from viasd_calib.files import copy_file, write_json
 from viasd_calib.models import LoadVerifier, Verifier
 from viasd_calib.spec import Decoding
 from viasd_calib.traces.capture import CaptureReport, capture_again
@@ -108,7 +109,8 @@ def capture_round(
     name = policy_name("three_tier", fitted.draft, fitted.route, candidate.gates, DECODING)
     policy = Policy(name, decoder_at(engine, candidate.gates, DECODING))
     asked = {tuple(text.asked.ids): text.asked for text in texts}
-    return capture_again(verifier, engine.drafter, fitted.draft, [*asked.values()], traces, settings, policy)
+    draft = draft_from(draft_at(fitted.draft, fit_folder), traces)
+    return capture_again(verifier, engine.drafter, draft, [*asked.values()], traces, settings, policy)
 
 
 def settings_like(folders: Sequence[Path]) -> CaptureSettings:
@@ -131,5 +133,8 @@ def device_of(accelerator: object) -> str:
 def keep_as_result(fit_folder: Path, out: Path) -> None:
     """Put the results of a round where those of the whole fit are looked for."""
     for name in RESULTS:
-        if (fit_folder / name).is_file():
+        if name != FIT_FILE and (fit_folder / name).is_file():
             copy_file(fit_folder / name, out / name)
+    fitted = load_artifact(FitArtifact, fit_folder / FIT_FILE, "viasd fit")
+    draft = draft_from(draft_at(fitted.draft, fit_folder), out)
+    write_json(out / FIT_FILE, fitted.model_copy(update={"draft": draft}))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from tests.certificates import make_certificate
-from tests.tiny import constant_gate
-from viasd_calib.calibration.artifacts import CalibrateArtifact
+from tests.tiny import constant_gate, verifier_ref
+from viasd_calib.calibration.artifacts import CalibrateArtifact, FitArtifact, fit_beside, load_fit_of
 from viasd_calib.calibration.worth import SlimWorth, without_slim
-from viasd_calib.errors import SpecError
-from viasd_calib.spec import Gates
+from viasd_calib.errors import CalibrationError, SpecError
+from viasd_calib.file_names import FIT_FILE
+from viasd_calib.files import write_json
+from viasd_calib.spec import Gates, Route
 
 CERTIFIED = Gates(
     draft=constant_gate("draft_margin", 0.0), slim=constant_gate("slim_margin", 0.0), accept_at=0.9, regenerate_at=0.9
@@ -53,3 +58,48 @@ def test_without_a_certificate_the_audit_is_strict() -> None:
     assert result.policy() == ("strict", EXACT, result.certificate)
     with pytest.raises(SpecError, match="nothing is certified"):
         result.policy("tolerant")
+
+
+def write_fit(folder: Path, **changes: Any) -> FitArtifact:
+    entries: dict[str, Any] = {
+        "verifier": verifier_ref(), "draft": "prompt_lookup", "route": Route(), "draft_gate": CERTIFIED.draft,
+        "slim_gate": CERTIFIED.slim, "reliability": {}, "agreement": 0.8, "fit_sha256": "f" * 64,
+    }  # fmt: skip
+    fitted = FitArtifact(**{**entries, **changes})
+    write_json(folder / FIT_FILE, fitted)
+    return fitted
+
+
+def test_a_fit_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fitted = write_fit(Path("runs/fit"))
+    result = calibrated(0.05, 0.01).model_copy(update={"fit": fit_beside(Path("runs/fit"), Path("runs/calibrate"))})
+    assert result.fit == "../fit"
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "moved" / "calibrate").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found, place = load_fit_of(result, tmp_path / "moved" / "calibrate")
+    assert found == fitted
+    assert place.resolve() == tmp_path / "moved" / "fit"
+
+
+def test_results_of_earlier_releases_name_it_from_where_the_command_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fitted = write_fit(Path("runs/fit"))
+    result = calibrated(0.05, 0.01).model_copy(update={"fit": "runs/fit"})
+    assert load_fit_of(result, Path("runs/calibrate")) == (fitted, Path("runs/fit"))
+    monkeypatch.chdir("/")
+    with pytest.raises(CalibrationError, match=r"of a fit that is not at .*runs/fit; .* with --fit where it is"):
+        load_fit_of(result, tmp_path / "runs/calibrate")
+    assert load_fit_of(result, tmp_path / "runs/calibrate", str(tmp_path / "runs/fit"))[0] == fitted
+
+
+def test_another_fit_in_its_place_is_refused(tmp_path: Path) -> None:
+    write_fit(tmp_path / "fit", slim_gate=constant_gate("slim_margin", 1.0))
+    (tmp_path / "calibrate").mkdir()
+    result = calibrated(0.05, 0.01).model_copy(update={"fit": "../fit"})
+    with pytest.raises(CalibrationError, match=r"holds another fit than the one .* was made of"):
+        load_fit_of(result, tmp_path / "calibrate")
