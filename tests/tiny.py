@@ -50,6 +50,7 @@ from viasd_calib.spec import (
     Certificate,
     Gates,
     LogisticGate,
+    PromptHashes,
     PromptLookupDraft,
     Route,
     RoutingSpec,
@@ -455,6 +456,7 @@ def tiny_spec(verifier: TinyFolder, folder: Path, certificate: Certificate | Non
             route=Route(attention_skip=[1], mlp_skip=[2]),
             gates=Gates(convention="ratio", accept_at=0.9, escalate_below=0.5),
             certificate=certificate,
+            prompts=PromptHashes(fit=[]),
         ),
         path,
     )

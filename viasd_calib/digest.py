@@ -21,7 +21,8 @@ def policy_digest(spec: RoutingSpec) -> str:
     It is not: where models and tensors lie, who wrote the spec, what was measured (relative cost, calibration error of
     the gates, evidence), the certificate, or the prompts behind it.
 
-    Weights that the spec has no hash of are told apart by their revision; a draft model is by its name and revision.
+    A verifier whose weights the spec has no hash of is told apart by its revision, such a draft model by name and
+    revision.
     Entries that are null are left out, so that an entry which a later release adds changes no digest.
 
     Example:
@@ -42,13 +43,21 @@ def policy_digest(spec: RoutingSpec) -> str:
     weights = spec.verifier.weights or spec.verifier.revision
     policy = {
         "verifier": {**verifier, "weights": weights},
-        "draft": _dumped(spec.draft),
+        "draft": _draft(_dumped(spec.draft)),
         "route": _dumped(spec.route, "relative_cost"),
         "gates": _dumped(spec.gates),
         "decoding": _dumped(spec.decoding),
     }
     text = json.dumps(_without_places(policy), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _draft(draft: dict[str, Any]) -> dict[str, Any]:
+    """A draft model without its place, where its weights are known."""
+    if "model" in draft:
+        return {**draft, "model": _draft(draft["model"])}
+    places = ("name_or_path", "revision") if "weights_sha256" in draft else ()
+    return {name: value for name, value in draft.items() if name not in places}
 
 
 def _dumped(part: Any, *measured: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from viasd_calib import __version__
 from viasd_calib.errors import SpecError, WeightsWarning
 from viasd_calib.files import write_json
 from viasd_calib.schema.base import Audit, DType, Sha256, Share, SpecModel, TensorFile, WeightFormat, refuse
-from viasd_calib.schema.certificate import Certificate, Evidence, prompts_needed
+from viasd_calib.schema.certificate import Certificate, Evidence, PromptHashes, prompts_needed
 from viasd_calib.schema.drafts import (
     CausalLMDraft,
     CombinedDraft,
@@ -66,6 +66,7 @@ __all__ = [
     "MlpWidths",
     "ModelDraft",
     "Producer",
+    "PromptHashes",
     "PromptLookupDraft",
     "QuantisableDraft",
     "RelativeCost",
@@ -180,6 +181,7 @@ class RoutingSpec(SpecModel):
     decoding: Decoding = Field(default_factory=Decoding)
     certificate: Certificate | None = None
     evidence: Evidence | None = None
+    prompts: PromptHashes | None = None
 
     @property
     def certified_bound(self) -> float | None:
@@ -205,6 +207,10 @@ def conflicts(parts: Mapping[str, Any]) -> Iterator[str]:
                     f"nothing certifies decoding.audit {decoding.audit!r}: "
                     "calibrate it, or set decoding.audit to strict"
                 )
+    match parts:
+        case {"certificate": Certificate() as certificate, "prompts": PromptHashes(calibrate=list() as calibrate)}:
+            if certificate.n_prompts != len(calibrate):
+                yield f"the certificate is of {certificate.n_prompts} prompts, prompts.calibrate names {len(calibrate)}"
     match parts:
         case {"verifier": VerifierRef() as verifier, "route": Route() as route}:
             yield from route.misfits(verifier.num_layers)

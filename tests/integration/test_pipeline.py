@@ -106,7 +106,7 @@ def test_a_wide_bound_is_certified(job: Path) -> None:
 
 def test_bench_json_keeps_the_contract(job: Path) -> None:
     result: dict[str, Any] = json.loads((job / "bench.json").read_text())
-    assert set(result) == {"hardware", "settings", "n_prompts", "methods", "by_task"}
+    assert set(result) == {"provenance", "hardware", "settings", "n_prompts", "methods", "by_task"}
     wanted = {
         "tokens", "seconds", "tokens_per_second", "speedup_vs_autoregressive", "speedup_vs_speculative",
         "identical_to_autoregressive", "divergence", "rejection_rate", "full_passes_per_token",
@@ -163,7 +163,13 @@ def test_a_small_bound_is_not_certified(place: Path, job: Path, capsys: pytest.C
     """Two dozen prompts cannot certify 2 %: it says so, and the spec is exported with audit strict."""
     common = ["--prompts", str(place / "prompts.jsonl"), "--shares", json.dumps(FIT["data"]["shares"])]  # type: ignore[index]
     folder = place / "careful"
-    assert main(["calibrate", "--fit", str(job / "fit"), "--out", str(folder), *common, "--max-loss", "0.02"]) == 0
+    command = ["calibrate", "--fit", str(job / "fit"), "--out", str(folder), *common, "--max-loss", "0.02"]
+    assert main(command) == 1
+    told = capsys.readouterr()
+    assert "to certify a loss of 0.02 with confidence 0.95 takes 149 calibrate prompts at least" in told.err
+    assert "--allow-uncertified true" in told.err
+    assert not list(folder.glob("*")), "nothing was decoded"
+    assert main([*command, "--allow-uncertified", "true"]) == 0
     assert "nothing certified" in " ".join(capsys.readouterr().out.split())
     assert main(["export", "--calibrate", str(folder), "--out", str(folder / "routing.json")]) == 0
     spec = load_spec(folder / "routing.json")
@@ -197,7 +203,7 @@ def test_the_whole_job_loads_its_verifier_and_measures_its_cost_once(
     command = ["run", "--out", str(out), "--fit_config", str(place / "whole.yaml"), "--verifier",
                str(place / "verifier"), "--prompts", str(place / "prompts.jsonl"), "--sample_prompt", "w1 w2",
                "--capture_step", json.dumps(options), "--bench_step", json.dumps({"limit": 2, **options}),
-               "--calibrate_step", json.dumps({"limit": 4, "max_loss": 0.5, **options})]  # fmt: skip
+               "--calibrate_step", json.dumps({"limit": 5, "max_loss": 0.5, **options})]  # fmt: skip
     (place / "whole.yaml").write_text(yaml.safe_dump({**FIT, "data": {"max_batch_tokens": 256}}))
     assert main([*command, "--debug"]) == 0
     assert calls == {"load": 1, "cost": 1}

@@ -132,3 +132,12 @@ def test_a_digest_survives_writing(tmp_path: Path) -> None:
 def test_the_digests_of_the_shipped_specs(name: str, digest: str) -> None:
     """A digest that changes between releases voids every benchmark that was recorded before."""
     assert policy_digest(load_spec(Path("checkpoints") / name / "routing.json")) == digest
+
+
+def test_a_draft_model_of_known_weights_may_lie_anywhere() -> None:
+    one, other, retrained = (
+        changed("draft", name_or_path=place, weights_sha256=digit * 64)
+        for place, digit in (("a", "5"), ("b", "5"), ("a", "6"))
+    )
+    assert policy_digest(one) == policy_digest(other)
+    assert policy_digest(one) != policy_digest(retrained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
 from viasd_calib.files import write_json
 from viasd_calib.ledger import ledger_beside
 from viasd_calib.planning.profile import PassShape, ProfileSettings
-from viasd_calib.prompts import EMBEDDED, SplitShares, draw_prompts, select_split, split_sha256
-from viasd_calib.spec import Audit, Decoding, DType, Gates, file_sha256
+from viasd_calib.prompt_copies import known_prompts, normalised_sha256, short_hashes
+from viasd_calib.prompts import EMBEDDED, Prompt, SplitShares, draw_prompts, select_split, split_sha256
+from viasd_calib.spec import Audit, Decoding, DType, Gates, file_sha256, prompts_needed
 from viasd_calib.tables import new_table
 
 WORTH_PROMPTS = 8
@@ -42,6 +44,7 @@ def calibrate(
     limit: Count | None = None,
     max_new_tokens: Count = 64,
     fractions: Sequence[Share] = FRACTIONS,
+    allow_uncertified: bool = False,
     draft_length: DraftLength = 6,
     max_pending: MaxPending = 12,
     verifier: str | None = None,
@@ -69,6 +72,7 @@ def calibrate(
         limit: take this many prompts of the calibrate split, drawn by hash.
         max_new_tokens: longest answer.
         fractions: rising; a candidate is proposed at each of these fractions of max_loss.
+        allow_uncertified: go on with fewer prompts than can certify max_loss, to a spec that decodes exactly.
         draft_length: most tokens drafted a round.
         max_pending: most tokens that may wait for the full verifier.
         verifier: where to find the verifier, in place of the name in the fit.
@@ -85,18 +89,20 @@ def calibrate(
     every = load_prompts(prompts)
     split = shares or SplitShares()
     chosen = draw_prompts(of_split(every, "calibrate", split), limit)
+    refuse_too_few(len(chosen), max_loss, confidence, allow_uncertified)
     decoding = Decoding(draft_length=draft_length, max_pending=max_pending)
 
     from viasd_calib.calibration.artifacts import (
         CalibrateArtifact,
         FitArtifact,
+        fit_beside,
         load_artifact,
         load_scores,
         tested_record,
     )
     from viasd_calib.calibration.candidates import DEFAULT_STOP, propose
     from viasd_calib.calibration.certify import certify
-    from viasd_calib.calibration.stopping import best_stop
+    from viasd_calib.calibration.stopping import PassCosts, best_stop
     from viasd_calib.calibration.worth import measure_slim_worth, with_bound, without_slim
     from viasd_calib.cli.fitted import decoder_at, open_fit
     from viasd_calib.decoding.decoder import Decoder
@@ -106,6 +112,7 @@ def calibrate(
 
     folder = Path(fit) if cost is None else Path(fit) / load_frontier(Path(fit)).best(cost).folder
     fitted = load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit")
+    refuse_learned_from(chosen, fitted)
     load = _load or load_verifier
     loaded = load(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
     check_prompts(loaded, chosen, max_new_tokens)
@@ -125,12 +132,16 @@ def calibrate(
     )
     notice_resumed(ledger, "steps")
     # Timed, so another run may come to another bound, and its candidates would be others.
-    stop = ledger.recall(
-        "where drafting stops",
-        float,
-        lambda: best_stop(scores, draft_length, measure_costs(engine, draft_length), DEFAULT_STOP),
-    )
+    costs = ledger.recall("what passes cost", PassCosts, lambda: measure_costs(engine, draft_length))
+    stop = best_stop(scores, draft_length, costs, DEFAULT_STOP)
     candidates = propose(fitted.draft_gate, fitted.slim_gate, scores, max_loss, fractions, stop)
+    tokens = sum(len(prompt.turns) for prompt in chosen) * max_new_tokens
+    longest = len(candidates) * tokens * costs.full[0]
+    print(
+        f"{len(candidates)} candidates on {len(chosen)} prompts, at most {max_new_tokens} tokens a turn: "
+        f"{in_words(longest)} at most as an estimate, at {1000 * costs.full[0]:.0f} ms a full pass; less where "
+        "drafting helps, texts end early or a candidate fails"
+    )
 
     def decoder_for(gates: Gates, audit: Audit) -> Decoder:
         return decoder_at(engine, gates, decoding.model_copy(update={"audit": audit}))
@@ -152,7 +163,7 @@ def calibrate(
         certified=verdict.chosen is not None,
     )  # fmt: skip
     artifact = CalibrateArtifact(
-        fit=str(folder),
+        fit=fit_beside(folder, Path(out)),
         verifier=engine.spec.verifier,
         gates=with_bound(gates, worth.bound) if worth.pays else without_slim(gates),
         certified_gates=gates if verdict.chosen else None,
@@ -161,12 +172,70 @@ def calibrate(
         certificate=verdict.certificate,
         slim_worth=worth,
         tested=[tested_record(result) for result in verdict.tested],
+        prompts=short_hashes(normalised_sha256(prompt) for prompt in chosen),
     )
     write_json(Path(out) / CALIBRATE_FILE, artifact)
     ledger.close()
     _say(artifact)
     say_written(Path(out) / CALIBRATE_FILE)
     return artifact
+
+
+def refuse_too_few(n_prompts: int, max_loss: float, confidence: float, allow_uncertified: bool) -> None:
+    """Say how many prompts it takes, and stop before hours are spent on what cannot be certified.
+
+    Raises:
+        CalibrationError: there are too few, and the user does not want to go on with them.
+    """
+    needed = prompts_needed(max_loss, confidence)
+    takes = (
+        f"to certify a loss of {max_loss:g} with confidence {confidence:g} takes {needed} calibrate prompts at least"
+    )
+    if n_prompts >= needed:
+        print(f"{takes}, and more where some tokens stray; there are {n_prompts}")
+    elif allow_uncertified:
+        print(
+            f"notice: {takes}; with {n_prompts} nothing will be certified, and the spec decodes exactly",
+            file=sys.stderr,
+        )
+    else:
+        raise CalibrationError(
+            f"{takes}, even where none strays, and there are {n_prompts}: give more prompts, a larger --max-loss, or "
+            "--allow-uncertified true for a spec that decodes exactly"
+        )
+
+
+def refuse_learned_from(chosen: Sequence[Prompt], fitted: lazy_types.FitArtifact) -> None:
+    """Refuse to certify on prompts that the fit has learned from: it knows them too well.
+
+    Raises:
+        CalibrationError: naming the first of them.
+    """
+    if fitted.prompts is None:
+        print(
+            "notice: the fit does not say which prompts it learned from, an older version of viasd_calib made it; "
+            "whether these are among them cannot be told",
+            file=sys.stderr,
+        )
+        return
+    known = known_prompts(chosen, frozenset(fitted.prompts))
+    if known:
+        raise CalibrationError(
+            f"the fit has learned from {len(known)} of these {len(chosen)} prompts (the first is {known[0].id!r}), so "
+            "that nothing can be certified on them; give the --shares that capture and fit had, or other prompts"
+        )
+
+
+def in_words(seconds: float) -> str:
+    """A time as people say it.
+
+    Example:
+        >>> in_words(0.4), in_words(40), in_words(700), in_words(9000)
+        ('1 s', '40 s', '12 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def measure_costs(engine: lazy_types.Engine, draft_length: int) -> lazy_types.PassCosts:
@@ -210,8 +279,14 @@ def _say(artifact: lazy_types.CalibrateArtifact) -> None:
     console.print(
         f"exact decoding takes {1000 * worth.seconds_per_token:.1f} ms a token with the slim tier "
         f"(bound {worth.bound:.2f}), {1000 * worth.seconds_per_token_without:.1f} without "
-        f"({worth.n_prompts} prompts): it is {'kept' if worth.pays else 'left out'}"
+        f"({worth.n_prompts} prompts): it is {_slim_verdict(worth)}"
     )
     if worth.seconds_per_token_certified is not None:
         console.print(f"the certified policy takes {1000 * worth.seconds_per_token_certified:.1f} ms a token")
     console.print(f"The spec will be exported with audit {artifact.policy().audit}.")
+
+
+def _slim_verdict(worth: lazy_types.SlimWorth) -> str:
+    if not worth.enough:
+        return "left out, as so few prompts do not show that it pays"
+    return "kept" if worth.pays else "left out"

@@ -88,6 +88,7 @@ def capture(
     from viasd_calib.decoding.decoder import load_engine
     from viasd_calib.decoding.sampling import Sampling
     from viasd_calib.draft.build import build_drafter, name_draft
+    from viasd_calib.draft.places import draft_from
     from viasd_calib.models import load_verifier
     from viasd_calib.slim.forward import RoutedModel
     from viasd_calib.traces import capture as capturing
@@ -111,7 +112,8 @@ def capture(
     settings = CaptureSettings(
         max_new_tokens=max_new_tokens, batch_size=batch_size, top_k=top_k, temperature=temperature, seed=seed
     )
-    report = capturing.capture(loaded, drafter, draft, chosen, Path(out), settings, policy)
+    named = draft_from(draft, Path(out))
+    report = capturing.capture(loaded, drafter, named, chosen, Path(out), settings, policy)
     if report.kept:
         print(
             f"notice: {report.kept} of {report.asked} prompts had been captured before; what is not asked is left out",

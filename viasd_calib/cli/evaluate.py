@@ -9,19 +9,19 @@ from statistics import median
 from rich.console import Console
 
 from viasd_calib.choices import BENCH_METHODS, Backend, MethodName
-from viasd_calib.cli import lazy_types
+from viasd_calib.cli import command_line, lazy_types
 from viasd_calib.cli.checks import check_bench, check_calibrate_folder, check_out_file, check_spec
 from viasd_calib.cli.lists import parse_methods
 from viasd_calib.cli.notices import notice_resumed, notice_uncertified, say_written
 from viasd_calib.cli.numbers import Count, Seed
-from viasd_calib.cli.prompt_choice import check_prompts, choose_prompts
+from viasd_calib.cli.prompt_choice import check_prompts, choose_unseen
 from viasd_calib.devices import check_device
 from viasd_calib.errors import BenchError
-from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
+from viasd_calib.file_names import CALIBRATE_FILE
 from viasd_calib.files import write_json
 from viasd_calib.ledger import ledger_beside
-from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, step_names
-from viasd_calib.spec import Audit, DType, file_sha256
+from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, split_sha256, step_names
+from viasd_calib.spec import Audit, DType, file_sha256, load_spec
 
 ROUND_METHODS: tuple[MethodName, ...] = ("speculative", "three_tier")
 """Methods of which the report shows a round."""
@@ -38,6 +38,7 @@ def bench(
     shares: SplitShares | None = None,
     methods: str = "autoregressive,speculative,three_tier",
     limit: Count | None = None,
+    include_fitted: bool = False,
     max_new_tokens: Count = 128,
     dtype: DType | None = None,
     audit: Audit | None = None,
@@ -61,6 +62,7 @@ def bench(
         shares: shares of the splits.
         methods: comma-separated; an unknown one is answered with the list of those there are.
         limit: take this many prompts, spread evenly over the tasks.
+        include_fitted: take in the prompts that the spec was fitted or calibrated on, which are left out by default.
         max_new_tokens: longest answer.
         dtype: number format, in place of the spec's.
         audit: of three_tier, in place of the spec's.
@@ -74,11 +76,14 @@ def bench(
     check_out_file("--json", json)
     check_device(device)
     chosen_methods = parse_methods(methods, BENCH_METHODS, BenchError)
-    chosen = choose_prompts(prompts, split, shares, limit)
     spec = check_spec(spec, verifier)
+    shipped = load_spec(spec)
+    unseen = choose_unseen(prompts, split, shares, limit, shipped, include_fitted=include_fitted)
+    chosen = unseen.prompts
 
     from viasd_calib.decoding.decoder import load_engine
     from viasd_calib.evaluation.bench import BenchSettings, bench_table, run_bench
+    from viasd_calib.evaluation.provenance import PromptsMeasured, note_provenance
     from viasd_calib.hardware import hardware
     from viasd_calib.models import load_verifier
 
@@ -106,6 +111,16 @@ def bench(
     ledger = ledger_beside(json, job)
     notice_resumed(ledger, "prompts", step_names(chosen))
     result = run_bench(engine, chosen, settings, _plain_verifier(engine, settings), ledger)
+    measured = PromptsMeasured(
+        file=Path(prompts).name if Path(prompts).exists() else prompts,
+        sha256=split_sha256(chosen),
+        split=split,
+        limit=limit,
+        left_out=unseen.left_out,
+        fitted_included=include_fitted,
+    )
+    provenance = note_provenance(shipped, engine.verifier.ref, measured, command_line.get())
+    result = result.model_copy(update={"provenance": provenance})
     write_json(Path(json), result)
     ledger.close()
     console = Console()
@@ -168,10 +183,12 @@ def report(
     bench: str,
     out: str,
     calibrate: str | None = None,
+    fit: str | None = None,
     prompts: str = EMBEDDED,
     split: Split | None = "test",
     shares: SplitShares | None = None,
     limit: Count = 8,
+    include_fitted: bool = False,
     max_new_tokens: Count = 96,
     verifier: str | None = None,
     draft_model: str | None = None,
@@ -183,13 +200,15 @@ def report(
 
     Args:
         spec: path of the routing spec.
-        bench: JSON that ``viasd bench`` wrote.
+        bench: JSON that ``viasd bench`` wrote; it must have measured this spec's policy.
         out: path of the page.
         calibrate: folder that ``viasd calibrate`` wrote, for the gates' reliability and the candidates tested.
+        fit: where the fit is that was calibrated, if not where it was then.
         prompts: prompts to decode for tier shares and the coloured text.
         split: take this split's prompts alone, by hash; null takes all.
         shares: shares of the splits.
         limit: prompts to decode.
+        include_fitted: take in the prompts that the spec was fitted or calibrated on, which are left out by default.
         max_new_tokens: longest answer.
         verifier: where to find the verifier, in place of the name in the spec.
         draft_model: the same for the draft model, where the spec names one.
@@ -201,21 +220,25 @@ def report(
     check_bench("--bench", bench)
     if calibrate is not None:
         check_calibrate_folder("--calibrate", calibrate)
-    chosen = choose_prompts(prompts, split, shares, limit)
     spec = check_spec(spec, verifier)
+    shipped = load_spec(spec)
+    chosen = choose_unseen(prompts, split, shares, limit, shipped, include_fitted=include_fitted).prompts
 
     from viasd_calib.decoding.decoder import load_engine
     from viasd_calib.evaluation.bench import load_bench
+    from viasd_calib.evaluation.provenance import check_policy
     from viasd_calib.evaluation.report import ReportInputs, write_report
     from viasd_calib.models import load_verifier
 
     measured = load_bench(bench)
+    check_policy(measured, shipped, bench)
     engine = load_engine(
         spec, verifier=verifier, draft_model=draft_model, dtype=dtype, device=device, load=_load or load_verifier
     )
     check_prompts(engine.verifier, chosen, max_new_tokens)
-    texts = [generation for prompt in chosen for generation in _decode(engine, prompt, max_new_tokens)]
-    reliability, candidates = _calibration(calibrate)
+    decoder = engine.decoder()
+    texts = [generation for prompt in chosen for generation in _decode(engine, decoder, prompt, max_new_tokens)]
+    reliability, candidates = _calibration(calibrate, fit)
     inputs = ReportInputs(
         spec=engine.spec,
         bench=measured,
@@ -229,10 +252,12 @@ def report(
     say_written(out)
 
 
-def _decode(engine: lazy_types.Engine, prompt: Prompt, max_new_tokens: int) -> list[lazy_types.Generation]:
+def _decode(
+    engine: lazy_types.Engine, decoder: lazy_types.Decoder, prompt: Prompt, max_new_tokens: int
+) -> list[lazy_types.Generation]:
     from viasd_calib.decoding.conversation import converse
 
-    return [turn.generation for turn in converse(engine.decoder(), engine.verifier, prompt, max_new_tokens)]
+    return [turn.generation for turn in converse(decoder, engine.verifier, prompt, max_new_tokens)]
 
 
 def _rounds(
@@ -251,19 +276,15 @@ def _rounds(
 
 
 def _calibration(
-    folder: str | None,
+    folder: str | None, fit: str | None
 ) -> tuple[dict[str, lazy_types.Reliability], list[lazy_types.TestedCandidate]]:
     if folder is None:
         return {}, []
-    from viasd_calib.calibration.artifacts import (
-        CalibrateArtifact,
-        FitArtifact,
-        load_artifact,
-    )
+    from viasd_calib.calibration.artifacts import CalibrateArtifact, load_artifact, load_fit_of
     from viasd_calib.evaluation.report import TestedCandidate
 
     calibrated = load_artifact(CalibrateArtifact, Path(folder) / CALIBRATE_FILE, "viasd calibrate")
-    fitted = load_artifact(FitArtifact, Path(calibrated.fit) / FIT_FILE, "viasd fit")
+    fitted, _ = load_fit_of(calibrated, Path(folder), fit)
     reliability = {name: record.reliability() for name, record in fitted.reliability.items()}
     candidates = [
         TestedCandidate(row.bound, row.observed_loss, row.full_passes_per_token, row.p_value, row.n_prompts)

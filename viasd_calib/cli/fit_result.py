@@ -11,8 +11,10 @@ from viasd_calib.calibration.artifacts import FitArtifact, reliability_record, s
 from viasd_calib.calibration.first_gates import FirstGates, fit_first_gates
 from viasd_calib.cli.lists import runs
 from viasd_calib.cli.notices import say_written
+from viasd_calib.draft.places import draft_at, draft_from
 from viasd_calib.file_names import ADAPTER_FILE, BRIDGES_FILE, FIT_FILE, HEAD_VOCAB_FILE, MLP_KEEP_FILE
 from viasd_calib.files import write_json
+from viasd_calib.prompt_copies import short_hashes
 from viasd_calib.prompts import SplitShares, combined_sha256
 from viasd_calib.slim.adapter import adapter_ref, save_adapter
 from viasd_calib.slim.bridges import bridges_ref, save_bridges
@@ -57,7 +59,7 @@ def write_fit(router: RouterModule, data: TraceDataModule, out: Path, gate_folde
     routed = RoutedModel(router.model.model, route, router.slim_parts(head_ids))
     judged = gate_texts(gate_folders, data.seed) if gate_folders else data
     gates = fit_first_gates(routed, judged.training_texts(), judged.validation_texts(), router.max_run)
-    artifact = _artifact(route, [data, judged], gates, outside)
+    artifact = _artifact(route, [data, judged], gates, outside, out)
     save_scores(gates.scores, out)
     write_json(out / FIT_FILE, artifact)
     say_fit(artifact)
@@ -73,12 +75,15 @@ def gate_texts(folders: Sequence[str], seed: int) -> TraceDataModule:
     return data
 
 
-def _artifact(route: Route, sources: Sequence[TraceDataModule], gates: FirstGates, outside: float) -> FitArtifact:
-    """What was learned from ``sources``: the texts of the route, and those of the gates."""
+def _artifact(
+    route: Route, sources: Sequence[TraceDataModule], gates: FirstGates, outside: float, out: Path
+) -> FitArtifact:
+    """What was learned from ``sources``: the texts of the route, and those of the gates; it will lie in ``out``."""
     data, judged = sources
+    traces = judged.folders[0]
     return FitArtifact(
         verifier=data.verifier_ref(),
-        draft=read_manifest(judged.folders[0]).draft,
+        draft=draft_from(draft_at(read_manifest(traces).draft, traces), out),
         route=route,
         draft_gate=gates.draft.gate,
         slim_gate=gates.slim.gate,
@@ -89,6 +94,9 @@ def _artifact(route: Route, sources: Sequence[TraceDataModule], gates: FirstGate
         agreement=gates.agreement,
         outside_head_vocab=outside,
         fit_sha256=combined_sha256([text.prompt_sha256 for source in sources for text in source.texts]),
+        prompts=short_hashes(
+            text.normalised_sha256 or text.prompt_sha256 for source in sources for text in source.texts
+        ),
     )
 
 

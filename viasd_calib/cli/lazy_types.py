@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from viasd_calib.calibration.artifacts import CalibrateArtifact as CalibrateArtifact
+    from viasd_calib.calibration.artifacts import FitArtifact as FitArtifact
     from viasd_calib.calibration.gate_fitting import Reliability as Reliability
     from viasd_calib.calibration.stopping import PassCosts as PassCosts
+    from viasd_calib.calibration.worth import SlimWorth as SlimWorth
+    from viasd_calib.decoding.decoder import Decoder as Decoder
     from viasd_calib.decoding.decoder import Emitted as Emitted
     from viasd_calib.decoding.decoder import Engine as Engine
     from viasd_calib.decoding.policies import Tier as Tier

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from viasd_calib.choices import FRACTIONS, SMOLLM2
 from viasd_calib.cli import lazy_types
-from viasd_calib.cli.calibrate import WORTH_PROMPTS, WORTH_TOKENS, calibrate
+from viasd_calib.cli.calibrate import WORTH_PROMPTS, WORTH_TOKENS, calibrate, refuse_too_few
 from viasd_calib.cli.capture import capture
 from viasd_calib.cli.checks import check_draft, check_out_folder
 from viasd_calib.cli.configurations import flattened, read_configuration
@@ -25,6 +25,7 @@ from viasd_calib.cli.notices import announce
 from viasd_calib.cli.numbers import Count, Inside, Share
 from viasd_calib.cli.prompt_choice import check_limit, of_split, take_turns
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
+from viasd_calib.prompt_copies import without_copies
 from viasd_calib.prompts import EMBEDDED, Prompt, draw_prompts, read_prompts
 from viasd_calib.shipped import check_embedded, shipped_configuration
 
@@ -50,6 +51,7 @@ class CalibrateStep(BaseModel):
     limit: Count | None = None
     max_new_tokens: Count = 32
     fractions: list[Share] = list(FRACTIONS)
+    allow_uncertified: bool = False
 
 
 class BenchStep(BaseModel):
@@ -88,10 +90,11 @@ def run(
         sample_prompt: a prompt to answer at the end, coloured by tier.
     """
     check_out_folder("--out", out)
-    every = read_prompts(prompts)
+    every = without_copies(read_prompts(prompts))
     captured, decided = capture_step or CaptureStep(), calibrate_step or CalibrateStep()
     benched = bench_step or BenchStep()
     chosen = prompts_of_steps(every, captured, decided, benched)
+    refuse_too_few(len(chosen[1][0]), decided.max_loss, decided.confidence, decided.allow_uncertified)
     check_draft(draft)
     check_embedded(verifier)
     fit_config = shipped_configuration(fit_config)

@@ -5,18 +5,33 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import get_args
 
 from viasd_calib.cli import lazy_types
 from viasd_calib.errors import PromptError
+from viasd_calib.prompt_copies import known_prompts, without_copies
 from viasd_calib.prompts import Prompt, Split, SplitShares, read_prompt_file, split_of
+from viasd_calib.spec import RoutingSpec
 
 SHOWN = 5
 """Prompts that a notice names."""
 
 
+@dataclass(frozen=True)
+class Unseen:
+    """Prompts that a spec is measured on.
+
+    Attributes:
+        left_out: prompts of the same split that were left out, as the spec was fitted or calibrated on them.
+    """
+
+    prompts: list[Prompt]
+    left_out: int
+
+
 def load_prompts(source: str) -> list[Prompt]:
-    """Read prompts, and say what was read.
+    """Read prompts, say what was read, and leave out copies of one text.
 
     Raises:
         PromptError: they cannot be read, or are no prompts.
@@ -26,7 +41,15 @@ def load_prompts(source: str) -> list[Prompt]:
     print(read)
     for line in more:
         print(f"notice: {line}", file=sys.stderr)
-    return found.prompts
+    distinct = without_copies(found.prompts)
+    copies = len(found.prompts) - len(distinct)
+    if copies:
+        print(
+            f"notice: {copies} of {len(found.prompts)} prompts are left out: copies of others, but for id, case and "
+            f"white space; {len(distinct)} distinct ones are left",
+            file=sys.stderr,
+        )
+    return distinct
 
 
 def of_split(
@@ -40,19 +63,17 @@ def of_split(
     Raises:
         PromptError: there are none in that split.
     """
-    if split is None:
-        return list(prompts)
     by_hash = [split_of(prompt.sha256, shares or SplitShares()) for prompt in prompts]
     counts = Counter(by_hash)
     said = ", ".join(f"{name} {counts[name]}" for name in get_args(Split))
-    chosen = [prompt for prompt, own in zip(prompts, by_hash, strict=True) if own == split]
+    chosen = [prompt for prompt, own in zip(prompts, by_hash, strict=True) if split in (None, own)]
     if not chosen:
         raise PromptError(
             f"none of {len(prompts)} prompts is of the split {split!r} (by their hashes: {said}); "
             "give more prompts, or other shares of the splits"
         )
     if say:
-        print(f"prompts by split: {said}; those of {split!r} are taken")
+        print(f"prompts by split: {said}; {'all' if split is None else f'those of {split!r}'} are taken")
     return chosen
 
 
@@ -64,6 +85,54 @@ def choose_prompts(source: str, split: Split | None, shares: SplitShares | None,
     """
     check_limit(limit)
     return take_turns(of_split(load_prompts(source), split, shares), limit)
+
+
+def choose_unseen(
+    source: str,
+    split: Split | None,
+    shares: SplitShares | None,
+    limit: int | None,
+    spec: RoutingSpec,
+    *,
+    include_fitted: bool = False,
+) -> Unseen:
+    """The same without the prompts that a spec was fitted or calibrated on: what it is like on those is no measure.
+
+    Args:
+        include_fitted: take those in all the same.
+
+    Raises:
+        PromptError: they cannot be read, or none is left.
+    """
+    check_limit(limit)
+    prompts = of_split(load_prompts(source), split, shares)
+    if spec.prompts is None or spec.prompts.fit is None:
+        print(
+            "notice: the spec does not say which prompts it was fitted on, an older version of viasd_calib wrote it or "
+            "its fit; whether these are among them cannot be told",
+            file=sys.stderr,
+        )
+    known = known_prompts(prompts, frozenset() if spec.prompts is None else spec.prompts.all)
+    if known and include_fitted:
+        print(
+            f"notice: {len(prompts)} prompts, {len(known)} of which the spec was fitted or calibrated on; "
+            "what is measured on them flatters it",
+            file=sys.stderr,
+        )
+    elif known:
+        fitted = {prompt.id for prompt in known}
+        print(
+            f"notice: {len(prompts)} prompts, {len(known)} left out: the spec was fitted or calibrated on them "
+            "(--include-fitted true takes them in)",
+            file=sys.stderr,
+        )
+        prompts = [prompt for prompt in prompts if prompt.id not in fitted]
+        if not prompts:
+            raise PromptError(
+                f"the spec was fitted or calibrated on all {len(known)} prompts; give others, or --include-fitted true "
+                "to measure on them all the same"
+            )
+    return Unseen(take_turns(prompts, limit), 0 if include_fitted else len(known))
 
 
 def take_turns(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:

@@ -13,11 +13,11 @@ from viasd_calib.cli import lazy_types
 from viasd_calib.cli.checks import check_out_file, check_spec
 from viasd_calib.cli.notices import say_written
 from viasd_calib.cli.numbers import Count
-from viasd_calib.cli.prompt_choice import check_prompts, choose_prompts
+from viasd_calib.cli.prompt_choice import check_prompts, choose_unseen
 from viasd_calib.devices import check_device
 from viasd_calib.files import write_json
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares
-from viasd_calib.spec import DType
+from viasd_calib.spec import DType, load_spec
 from viasd_calib.tables import new_table
 
 
@@ -28,6 +28,7 @@ def route_quality(
     split: Split | None = None,
     shares: SplitShares | None = None,
     limit: Count | None = None,
+    include_fitted: bool = False,
     max_new_tokens: Count = 128,
     batch_size: Count = 16,
     verifier: str | None = None,
@@ -49,6 +50,7 @@ def route_quality(
         split: take this split's prompts alone, by hash; null takes all.
         shares: shares of the splits.
         limit: take this many prompts, spread evenly over the tasks.
+        include_fitted: take in the prompts that the spec was fitted or calibrated on, which are left out by default.
         max_new_tokens: longest answer.
         batch_size: prompts answered at once.
         verifier: where to find the verifier, in place of the name in the spec.
@@ -60,8 +62,9 @@ def route_quality(
     """
     check_out_file("--json", json)
     check_device(device)
-    chosen = choose_prompts(prompts, split, shares, limit)
     spec = check_spec(spec, verifier)
+    shipped = load_spec(spec)
+    chosen = choose_unseen(prompts, split, shares, limit, shipped, include_fitted=include_fitted).prompts
 
     from viasd_calib.decoding.decoder import load_engine
     from viasd_calib.evaluation.route_quality import measure_quality

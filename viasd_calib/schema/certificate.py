@@ -94,6 +94,36 @@ class Certificate(SpecModel):
             yield f"no {self.n_prompts} prompts have a p-value as small as {self.p_value:g}; {again}"
 
 
+ShortHash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+
+
+class PromptHashes(SpecModel):
+    """Hashes of the prompts behind a spec, so that nobody measures it on them.
+
+    The first 16 hexadecimal digits of the SHA-256 of each normalised text (:mod:`viasd_calib.prompt_copies`); the texts
+    cannot be read off them, but whoever has a text can tell whether it is among them. Null is for not known.
+
+    Attributes:
+        fit: what route, gates and adapter were learned from, held-back texts among them.
+        calibrate: what the certificate was made from.
+    """
+
+    fit: list[ShortHash] | None = None
+    calibrate: list[ShortHash] | None = None
+
+    @model_validator(mode="after")
+    def _can_be(self) -> PromptHashes:
+        both = set(self.fit or ()) & set(self.calibrate or ())
+        if both:
+            raise ValueError(f"{len(both)} prompts are among those of fit and of calibrate; calibrate on others")
+        return self
+
+    @property
+    def all(self) -> frozenset[str]:
+        """Those that are known."""
+        return frozenset([*(self.fit or ()), *(self.calibrate or ())])
+
+
 class Evidence(SpecModel):
     """What was measured with this spec, and where."""
 

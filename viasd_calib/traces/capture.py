@@ -20,6 +20,7 @@ from viasd_calib.decoding.summary import stack_summaries, summarize
 from viasd_calib.draft.base import Drafter
 from viasd_calib.models import Verifier
 from viasd_calib.progress import progress_bar
+from viasd_calib.prompt_copies import normalised_sha256
 from viasd_calib.prompt_lengths import check_lengths, encode_turn
 from viasd_calib.prompts import Prompt
 from viasd_calib.slim.forward import RoutedModel
@@ -47,13 +48,19 @@ MAX_DEPTH = 6
 
 @dataclass(frozen=True)
 class Asked:
-    """What one text answers: a turn of a prompt, with all that came before it, as token ids."""
+    """What one text answers: a turn of a prompt, with all that came before it, as token ids.
+
+    Attributes:
+        prompt_sha256: of the prompt as it was written.
+        normalised_sha256: of its normalised text; empty where traces of an earlier release do not hold it.
+    """
 
     prompt_id: str
     prompt_sha256: str
     task: str
     turn: int
     ids: list[int]
+    normalised_sha256: str = ""
 
     @property
     def sha256(self) -> str:
@@ -211,6 +218,7 @@ class _Tracer:
             {
                 "prompt_id": one.prompt_id,
                 "prompt_sha256": one.prompt_sha256,
+                "normalised_sha256": one.normalised_sha256,
                 "task": one.task,
                 "turn": one.turn,
                 "prompt_tokens": one.ids,
@@ -255,7 +263,8 @@ def _trace_turns(tracer: _Tracer, verifier: Verifier, prompts: Sequence[Prompt])
             if turn == len(said) and turn < len(prompt.turns):  # else there was no room for an earlier one
                 ids = encode_turn(verifier, prompt, said, tracer.settings.max_new_tokens)
                 if ids is not None:
-                    asked.append(Asked(prompt.id, prompt.sha256, prompt.task, turn, ids))
+                    known_by = normalised_sha256(prompt)
+                    asked.append(Asked(prompt.id, prompt.sha256, prompt.task, turn, ids, known_by))
         if not asked:
             return
         for row in tracer.rows(asked):

@@ -39,6 +39,7 @@ class TraceText:
         p_said: top ids [n, k] and log-probabilities [n, k] of p; None without a distribution.
         p_entropy: of p's whole distribution, in nats, [n].
         p_margin: of p's two likeliest tokens, in nats, [n].
+        normalised_sha256: of the prompt's normalised text; empty in traces of earlier releases.
     """
 
     index: int
@@ -55,6 +56,7 @@ class TraceText:
     p_said: tuple[Tensor, Tensor] | None
     p_entropy: Tensor
     p_margin: Tensor
+    normalised_sha256: str = ""
 
     @property
     def generated(self) -> Tensor:
@@ -65,7 +67,7 @@ class TraceText:
     def asked(self) -> Asked:
         """What it answers."""
         ids = self.ids[: self.prompt_length].tolist()
-        return Asked(self.prompt_id, self.prompt_sha256, self.task, self.turn, ids)
+        return Asked(self.prompt_id, self.prompt_sha256, self.task, self.turn, ids, self.normalised_sha256)
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def _text(index: int, row: dict[str, Any]) -> TraceText:
         p_said=p_said,
         p_entropy=torch.tensor(row["p_entropy"]).float(),
         p_margin=torch.tensor(row["p_margin"]).float(),
+        normalised_sha256=row.get("normalised_sha256") or "",
     )
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict, Field
 
+from viasd_calib.draft.places import same_draft
 from viasd_calib.errors import TraceError
 from viasd_calib.file_names import MANIFEST
 from viasd_calib.files import atomic_path, write_json
@@ -66,6 +67,7 @@ class Manifest(BaseModel):
     """Identity of a trace folder.
 
     Attributes:
+        draft: the drafter's name; a relative path leads there from the folder.
         policy: name of what decoded the texts; None where q wrote them.
         asked: in the order in which texts are read; None in folders of earlier releases, which are read whole.
     """
@@ -115,6 +117,8 @@ def open_folder(folder: Path, manifest: Manifest) -> None:
     path = folder / MANIFEST
     if path.is_file():
         found = read_manifest(folder)
+        if same_draft(found.draft, manifest.draft, folder):  # an earlier release wrote it as it lay from elsewhere
+            found = found.model_copy(update={"draft": manifest.draft})
         differing = [name for name in ("verifier", "draft", "settings", "policy") if _differs(name, found, manifest)]
         if differing:
             raise TraceError(

@@ -17,11 +17,13 @@ def trace_features() -> Features:
     """Columns of a shard.
 
     A text of n tokens has lists of n; ``*_ids`` and ``*_log_probs`` are flattened, k for each token.
-    ``p_depth`` counts the drafted, unverified tokens that stand before each draft.
+    ``normalised_sha256`` is of the prompt's text (:mod:`viasd_calib.prompt_copies`); shards of earlier releases have
+    none. ``p_depth`` counts the drafted, unverified tokens that stand before each draft.
     """
     columns: dict[str, Any] = {
         "prompt_id": Value("string"),
         "prompt_sha256": Value("string"),
+        "normalised_sha256": Value("string"),
         "task": Value("string"),
         "turn": Value("int32"),
         "prompt_tokens": Sequence(Value("int32")),

@@ -61,7 +61,7 @@ def test_wrong_input_is_refused_before_anything_heavy_is_loaded(tmp_path: Path) 
     cases = {
         "capture": ([*bad, "--out", "out"], "bad.jsonl, line 1"),
         "calibrate": (["--fit", "fit", *none, "--out", "out"], "fit/fit.json is damaged"),
-        "bench": ([*none, "--spec", "cut.json", "--json", "bench.json"], "cannot read prompts from none.jsonl"),
+        "bench": ([*none, "--spec", "cut.json", "--json", "bench.json"], "cut.json is not valid JSON"),
         "report": (["--spec", "cut.json", "--bench", "none.json", "--out", "page.html"], "run viasd bench first"),
         "route-quality": (["--spec", "cut.json", "--json", "out.json"], "cut.json is not valid JSON"),
         "search": (["--traces", "none", "--json", "out.json"], "none/capture.json"),
