@@ -34,6 +34,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from viasd_calib.decoding.baselines import with_plain_generation
 from viasd_calib.draft.base import Drafter, GreedyPick, Pick, Proposal, StopRule, never_stop
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
@@ -283,16 +284,10 @@ def trusting_gates() -> Gates:
 
 
 def transformers_text(model: PreTrainedModel, prompt: Sequence[int], count: int, eos: Collection[int]) -> list[int]:
-    """The new tokens of transformers' own greedy ``generate``."""
+    """The new tokens of transformers' own greedy ``generate``, without what the model's generation settings ask."""
     ids = torch.tensor([list(prompt)])
-    out = model.generate(  # type: ignore[operator]
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=count,
-        eos_token_id=sorted(eos) or None,
-        pad_token_id=0,
-    )
+    plain: Any = with_plain_generation(model, eos)
+    out = plain.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count)
     return list(out[0, len(prompt) :].tolist())
 
 

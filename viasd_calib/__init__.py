@@ -1,20 +1,76 @@
 """Router training and calibration for three-tier speculative decoding (VIA-SD).
 
-``viasd_calib.generate`` is a ``custom_generate`` for transformers; it is loaded when it is first asked for.
+What most programs need is exported here and loaded when it is first asked for, so that ``import viasd_calib`` stays
+light. ``viasd_calib.generate`` is a ``custom_generate`` for transformers.
 
 >>> import viasd_calib
 >>> viasd_calib.__version__
 '0.1.0'
+>>> viasd_calib.Sampling(temperature=0.8).top_p
+1.0
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from viasd_calib.decoding.decoder import Decoder, Engine, load_engine
+    from viasd_calib.decoding.sampling import Sampling
+    from viasd_calib.decoding.session import Generation
+    from viasd_calib.decoding.transformers_adapter import generate
+    from viasd_calib.errors import ViasdError
+    from viasd_calib.models import Verifier, load_verifier
+    from viasd_calib.prompts import Prompt, read_prompts
+    from viasd_calib.spec import RoutingSpec, load_spec, save_spec
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "Decoder",
+    "Engine",
+    "Generation",
+    "Prompt",
+    "RoutingSpec",
+    "Sampling",
+    "Verifier",
+    "ViasdError",
+    "__version__",
+    "generate",
+    "load_engine",
+    "load_spec",
+    "load_verifier",
+    "read_prompts",
+    "save_spec",
+]
+
+_HOMES = {
+    "Decoder": "decoding.decoder",
+    "Engine": "decoding.decoder",
+    "Generation": "decoding.session",
+    "Prompt": "prompts",
+    "RoutingSpec": "spec",
+    "Sampling": "decoding.sampling",
+    "Verifier": "models",
+    "ViasdError": "errors",
+    "generate": "decoding.transformers_adapter",
+    "load_engine": "decoding.decoder",
+    "load_spec": "spec",
+    "load_verifier": "models",
+    "read_prompts": "prompts",
+    "save_spec": "spec",
+}
+"""The module of each exported name."""
+
 
 def __getattr__(name: str) -> Any:
-    """Load what is exported but heavy, so that importing the package stays light."""
-    if name == "generate":
-        return import_module("viasd_calib.decoding.transformers_adapter").generate
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Load an exported name from its module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value  # the next look finds it at once
+    return value
+
+
+def __dir__() -> list[str]:
+    """What is exported, also before it is loaded."""
+    return sorted({*globals(), *__all__})

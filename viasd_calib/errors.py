@@ -45,6 +45,10 @@ class BenchError(ViasdError):
     """A benchmark cannot be run or read."""
 
 
+class MethodError(ViasdError):
+    """There is no decoding method or audit of that name."""
+
+
 class SamplingError(ViasdError):
     """Sampling settings are out of range, or a rule cannot sample as it is asked to."""
 

@@ -156,7 +156,9 @@ def test_a_spec_names_the_weights_that_it_was_certified_on(
 def test_generate_answers(job: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["generate", "--spec", str(job / "spec/routing.json"), "--prompt", "w1 w2", "--max_new_tokens", "8"]
     assert main([*command, "--method", method, "--audit", "strict", "--show_tiers", "true", "--debug"]) == 0
-    assert "8 tokens" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) == 8
+    assert "8 tokens" in told.err
 
 
 def test_a_small_bound_is_not_certified(place: Path, job: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ ROOMS = [
     "choices",
     "file_names",
     "shipped",
+    "token_ids",
     "files",
     "ledger",
     "hardware",
@@ -82,7 +83,9 @@ def test_a_module_imports_only_from_rooms_before_it(path: Path) -> None:
         room = room_of(name)
         if room is None or room == own:
             continue
-        assert own is not None, f"the package itself imports {name}"
+        if own is None:  # for type checkers alone: tests/unit/test_exports.py
+            assert path == Path("viasd_calib/__init__.py"), f"{path} imports {name}"
+            continue
         assert ROOMS.index(room) < ROOMS.index(own), f"{own} imports {name}"
 
 

@@ -79,7 +79,7 @@ def seconds_per_token(blocks: Blocks, stop_below: float, costs: PassCosts) -> fl
     chance = blocks.scores.cumprod(-1)  # [blocks, length]
     drafted = (leading_true(chance >= stop_below) + 1).clamp(max=length)  # [blocks]
     accepted = torch.minimum(leading_true(blocks.agrees), drafted)  # [blocks]
-    seconds = drafted * costs.draft_step + torch.tensor(costs.full)[drafted]  # [blocks]
+    seconds = drafted * costs.draft_step + torch.tensor(costs.full, dtype=torch.float32)[drafted]  # [blocks]
     return float(seconds.sum() / (accepted + 1).sum())
 
 

@@ -105,6 +105,9 @@ def guarded(run: Callable[[], None], debug: bool, going_on: str = "") -> int:
     except KeyboardInterrupt:
         return fail("; ".join(filter(None, ["interrupted", going_on])), status=130)
     except BrokenPipeError:
+        own = sys.__stdout__
+        if own is not None and sys.stdout is own:  # Python flushes it at its end, and would complain of the same pipe
+            os.dup2(os.open(os.devnull, os.O_WRONLY), own.fileno())
         return 141
     except Exception as error:  # the outermost frame: said below, with its traceback on request
         if debug:

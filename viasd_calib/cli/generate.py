@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import ValidationError
-from rich.console import Console
-from rich.text import Text
 
 from viasd_calib.choices import Backend, MethodName
 from viasd_calib.cli import lazy_types
 from viasd_calib.cli.checks import check_spec
 from viasd_calib.cli.notices import notice_uncertified
 from viasd_calib.cli.numbers import Count, Nonnegative, OptionalCount, Positive, Seed, Share, ShareOrNone
+from viasd_calib.cli.printing import print_answer, print_tiers
 from viasd_calib.devices import check_device
 from viasd_calib.errors import PromptError
 from viasd_calib.prompts import Prompt
 from viasd_calib.prompts.problems import describe_wrong
 from viasd_calib.spec import Audit, DType
-
-TIER_STYLES = {"accept": "green", "regenerate": "yellow", "escalate": "blue"}
-"""Colours of the tiers, by their names."""
 
 
 def answer(
@@ -57,7 +54,8 @@ def answer(
         max_new_tokens: longest answer.
         method: as in viasd bench.
         audit: in place of the spec's own.
-        show_tiers: colour each token by the tier that decided it.
+        show_tiers: show which tier decided each token: by colour, or where the output is no terminal, in a line a
+            token with the tier, a tab and the text as JSON.
         temperature: 0 takes the likeliest token.
         top_k: draw from so many of the likeliest tokens; 0 for all.
         top_p: draw from the smallest set of tokens with this share of the mass.
@@ -79,12 +77,6 @@ def answer(
     from viasd_calib.decoding.sampling import Sampling
     from viasd_calib.models import encode_prompt, load_verifier
 
-    load = _load or load_verifier
-    engine = load_engine(
-        spec, verifier=verifier, draft_model=draft_model, dtype=dtype, device=device, backend=backend, load=load
-    )
-    if method == "three_tier":
-        notice_uncertified(engine.spec, audit)
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -93,20 +85,22 @@ def answer(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    load = _load or load_verifier
+    engine = load_engine(
+        spec, verifier=verifier, draft_model=draft_model, dtype=dtype, device=device, backend=backend, load=load
+    )
+    if method == "three_tier":
+        notice_uncertified(engine.spec, audit)
     decoder = engine.decoder(method, audit, sampling)
     ids = encode_prompt(engine.verifier, asked, [], max_new_tokens)
     engine.prepare_passes([len(ids) + max_new_tokens], slim=decoder.method.asks_slim)
-    console = Console(highlight=False, soft_wrap=True)
     begin = time.perf_counter()
-    count = 0
-    for piece, tier in pieces(engine.verifier, decoder.stream(ids, max_new_tokens)):
-        count += 1
-        console.print(Text(piece, style=TIER_STYLES[tier.name.lower()] if show_tiers else ""), end="")
-    seconds = time.perf_counter() - begin
-    console.print()
-    if show_tiers:
-        legend = "  ".join(f"[{style}]{tier}[/]" for tier, style in TIER_STYLES.items())
-        console.print(f"[dim]tiers:[/] {legend}  [dim]{count} tokens, {count / seconds:.1f} tokens/s[/]")
+    answered = pieces(engine.verifier, decoder.stream(ids, max_new_tokens))
+    if not show_tiers:
+        print_answer(answered)
+        return
+    count = print_tiers(answered)
+    print(f"{count} tokens, {count / (time.perf_counter() - begin):.1f} tokens/s", file=sys.stderr)
 
 
 def command_line_prompt(turn: str, system: str | None, chat_template_kwargs: dict[str, Any] | None) -> Prompt:
@@ -122,20 +116,11 @@ def command_line_prompt(turn: str, system: str | None, chat_template_kwargs: dic
         raise PromptError(describe_wrong(error, {name: value for name, value in fields.items() if value})) from error
 
 
-def pieces(
-    verifier: lazy_types.Verifier, stream: Iterable[lazy_types.Emitted]
-) -> Iterator[tuple[str, lazy_types.Tier]]:
-    """The text each token adds; a character that is still incomplete waits for its last token."""
-    tokens: list[int] = []
-    told = ""
+def pieces(verifier: lazy_types.Verifier, stream: Iterable[lazy_types.Emitted]) -> Iterator[tuple[str, str | None]]:
+    """The text that each token settles, with the name of its tier, and at the end what was held back, with None."""
+    from viasd_calib.decoding.text_stream import TextStream
+
+    text = TextStream(verifier.tokenizer)
     for emitted in stream:
-        tokens.append(emitted.token)
-        text = str(verifier.tokenizer.decode(tokens, skip_special_tokens=True))
-        if text.endswith(REPLACEMENT):
-            text = text[: -len(REPLACEMENT)]
-        yield text[len(told) :], emitted.tier
-        told = text
-
-
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-"""What an incomplete character decodes to."""
+        yield text.push(emitted.token), emitted.tier.name.lower()
+    yield text.finish(), None

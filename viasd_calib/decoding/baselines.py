@@ -6,13 +6,15 @@ lossless. ``Autoregressive`` and ``Speculative`` live with the decoder's own rou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import nextafter
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
 
 from viasd_calib.decoding.choosing import Chooser, SamplingChooser, Verdict
 from viasd_calib.decoding.drafting import Block, draft_limit
@@ -24,8 +26,9 @@ from viasd_calib.decoding.rules import MarginRule, RatioRule
 from viasd_calib.decoding.session import Counts, Generation, Session
 from viasd_calib.draft.base import draft_stepwise, likeliest, never_stop
 from viasd_calib.draft.passes import Passes, PassResult
-from viasd_calib.errors import PromptError
+from viasd_calib.slim.cache import check_context
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.token_ids import TokenIds, read_count, read_token_ids
 
 
 @dataclass
@@ -170,6 +173,7 @@ class StaticEnsemble(Speculative):
         laws = judged.laws
         if laws is None:
             laws = draft_probs(judged.block, probs.shape[-1])
+            laws = laws.masked_fill(judged.scores[:-1] == -torch.inf, 0)  # processors forbid it, whoever says it
         mixed = torch.cat([self.weight * probs[:-1] + (1 - self.weight) * laws, probs[-1:]])
         if isinstance(chooser, SamplingChooser):
             return _verify_sampled(chooser, judged.tokens, laws, mixed)
@@ -205,31 +209,34 @@ class TransformersDecoder:
     def __init__(self, verifier: RoutedModel, eos_ids: frozenset[int]) -> None:
         self.verifier = verifier
         self.eos_ids = eos_ids
+        self._model: Any = with_plain_generation(verifier.model, eos_ids)
 
-    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
+    def generate(self, prompt: TokenIds, max_new_tokens: int) -> Generation:
         """Decode one text greedily.
 
         Raises:
-            PromptError: the prompt is empty or does not fit the context.
+            PromptError: the prompt is not the ids of one text, or does not fit the context.
         """
-        if not prompt:
-            raise PromptError("the prompt is empty; give at least one token")
-        self.verifier.new_cache(len(prompt) + max_new_tokens)  # refuses what does not fit, in our words
-        ids = torch.tensor([list(prompt)], device=self.verifier.device)
-        model: Any = self.verifier.model
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(self.eos_ids) or None,
-            pad_token_id=0,
-            do_sample=False,
-            temperature=None,
-            top_k=None,
-            top_p=None,
-            min_p=None,
-            repetition_penalty=1.0,
-        )
-        tokens: list[int] = out[0, len(prompt) :].tolist()
+        read = read_token_ids(prompt, self.verifier.config.vocab_size)
+        count = read_count(max_new_tokens, "max_new_tokens")
+        check_context(self.verifier.config, len(read) + count)  # refuses what does not fit, in our words
+        ids = torch.tensor([read], device=self.verifier.device)
+        out = self._model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
+        tokens: list[int] = out[0, len(read) :].tolist()
         counts = Counts(full_passes=len(tokens))  # one a token, as our own loop counts them
         return Generation(tokens, [Tier.ESCALATE] * len(tokens), [False] * len(tokens), counts)
+
+
+def with_plain_generation(model: PreTrainedModel, eos_ids: Collection[int]) -> PreTrainedModel:
+    """The same model, whose ``generate`` takes nothing from the generation settings that lie beside its weights.
+
+    transformers fills in what a call leaves open from ``model.generation_config``, also where the call brings a whole
+    configuration of its own. So a shallow copy, which shares all modules and weights, gets a fresh one; ``model``
+    itself stays as it is.
+
+    Args:
+        eos_ids: tokens that end a text; none where empty.
+    """
+    plain = copy.copy(model)
+    plain.generation_config = GenerationConfig(eos_token_id=sorted(eos_ids) or None, pad_token_id=0)
+    return plain

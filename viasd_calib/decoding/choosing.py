@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from viasd_calib.decoding.policies import accept_greedy, accept_sampled, audit, residual, row
 from viasd_calib.decoding.reading import ReadingPick, RowReader
 from viasd_calib.decoding.sampling import Sampling, draw, process_rows, seed_of_text
+from viasd_calib.decoding.stateless import led
 from viasd_calib.draft.base import GreedyPick, Pick, likeliest
 from viasd_calib.slim.head import over_vocabulary
 from viasd_calib.spec import Audit
@@ -32,6 +34,10 @@ class Verdict:
     kept: Tensor
     accepted: Tensor
     own: Tensor
+
+    def place(self, pending: int) -> Tensor:
+        """Where q's own token stands among the judged places: behind the last token that stands."""
+        return own_place(self.kept, self.accepted, pending)
 
 
 class Chooser(ABC):
@@ -52,6 +58,15 @@ class Chooser(ABC):
         if self.greedy and not self.processors:
             return logits
         return process_rows(self.processors, logits, text)  # in float32: bfloat16 would bend the draws
+
+    def begin(self, prompt_length: int) -> Self:
+        """The chooser along one text with a prompt of so many tokens: processors that roll back are led along it."""
+        along = [led(processor, prompt_length) for processor in self.processors]
+        if all(one is other for one, other in zip(along, self.processors, strict=True)):
+            return self
+        chooser = copy.copy(self)
+        chooser.processors = LogitsProcessorList(along)
+        return chooser
 
     @abstractmethod
     def for_text(self, number: int) -> Chooser:
@@ -97,7 +112,7 @@ class GreedyChooser(Chooser):
         choices = likeliest(scores)  # [tokens + 1]
         kept = audit(tokens[:pending], scores[:pending], choices[:pending], kind, tolerance)
         accepted = accept_greedy(tokens[pending:], choices[pending:-1])
-        return Verdict(kept, accepted, row(choices, _place(kept, accepted, pending)))
+        return Verdict(kept, accepted, row(choices, own_place(kept, accepted, pending)))
 
 
 class SamplingChooser(Chooser):
@@ -124,7 +139,7 @@ class SamplingChooser(Chooser):
 
     def uniforms(self, count: int) -> Tensor:
         """Coins in [0, 1): [count]."""
-        return torch.rand(count, generator=self.generator, device=self.generator.device)
+        return torch.rand(count, generator=self.generator, device=self.generator.device, dtype=torch.float32)
 
     def verify(
         self, scores: Tensor, tokens: Tensor, laws: Tensor | None, pending: int, kind: Audit, tolerance: float
@@ -138,7 +153,7 @@ class SamplingChooser(Chooser):
             kept = audit(tokens[:pending], scores[:pending], likeliest(scores[:pending]), kind, tolerance)
             laws = torch.cat([torch.zeros_like(laws[:pending]), laws[pending:]])  # q's token is drawn afresh
         accepted = accept_sampled(tokens[pending:], laws[pending:], probs[pending:-1], coins[pending:])
-        return Verdict(kept, accepted, self.draw_behind(probs, laws, _place(kept, accepted, pending)))
+        return Verdict(kept, accepted, self.draw_behind(probs, laws, own_place(kept, accepted, pending)))
 
     def draw_behind(self, probs: Tensor, laws: Tensor, place: Tensor) -> Tensor:
         """Draw the token at ``place``: from what is left of the target where a token has fallen, else from all of it.
@@ -152,8 +167,8 @@ class SamplingChooser(Chooser):
         return draw(residual(row(probs, place), row(against, place)), self.generator)
 
 
-def _place(kept: Tensor, accepted: Tensor, pending: int) -> Tensor:
-    """Where q's own token stands: behind the last token that stands."""
+def own_place(kept: Tensor, accepted: Tensor, pending: int) -> Tensor:
+    """Where q's own token stands, a scalar, from a verdict's counts and how many tokens were pending."""
     return torch.where(kept < pending, kept, pending + accepted)
 
 

@@ -6,8 +6,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
+from torch import Tensor
 from transformers import (
     LogitsProcessor,
     PreTrainedTokenizerBase,
@@ -42,21 +44,21 @@ from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
 from viasd_calib.decoding.rules import CalibratedRule, RatioRule, SlimRule
-from viasd_calib.decoding.sampling import Sampling
+from viasd_calib.decoding.sampling import Sampling, read_sampling
 from viasd_calib.decoding.session import (
     Counts,
     Generation,
     Session,
-    check_prompt,
     new_session,
     open_session,
     read_prompt,
 )
+from viasd_calib.decoding.stateless import led, read_criteria, read_processors
 from viasd_calib.devices import check_device
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter, draft_weights, relocated
 from viasd_calib.draft.passes import Passes, finish
-from viasd_calib.errors import PromptError, SpecError
+from viasd_calib.errors import MethodError, SpecError
 from viasd_calib.models import LoadVerifier, Verifier, beside, load_verifier
 from viasd_calib.shipped import shipped
 from viasd_calib.slim.backends import choose_backend, prepare
@@ -74,6 +76,7 @@ from viasd_calib.spec import (
     check_weights,
     load_spec,
 )
+from viasd_calib.token_ids import TokenIds, read_batch, read_count, read_token_ids
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,12 @@ class Decoder:
         chooser: a ready-made one, in place of ``sampling`` and ``processors``.
         certified_tokens: most new tokens that a certificate holds for, if texts may stray; a warning says where more
             are asked for.
+        assume_stateless: take a user's word that their own processors and stopping criteria are functions of what they
+            are given; without it, those that may remember earlier calls are refused
+            (:mod:`~viasd_calib.decoding.stateless`).
+
+    Raises:
+        SamplingError: ``sampling`` or ``processors`` are of the wrong kind, or a processor may remember earlier calls.
     """
 
     def __init__(
@@ -111,18 +120,28 @@ class Decoder:
         tokenizer: PreTrainedTokenizerBase | None = None,
         chooser: Chooser | None = None,
         certified_tokens: int | None = None,
+        assume_stateless: bool = False,
     ) -> None:
         self.verifier = verifier
         self.drafter = drafter if method.needs_drafter else None
         self.method = method
         self.eos_ids = eos_ids
-        self.chooser = chooser or make_chooser(sampling or Sampling(), processors, verifier.device)
+        self.assume_stateless = assume_stateless
+        self.chooser = chooser or make_chooser(
+            read_sampling(sampling), read_processors(processors, assume_stateless), verifier.device
+        )
         self.tokenizer = tokenizer
         self._certified = CertifiedLength(certified_tokens)
 
+    def __repr__(self) -> str:
+        """In one line."""
+        choice = "greedy" if self.chooser.greedy else "sampling"
+        drafter = type(self.drafter).__name__ if self.drafter is not None else "no drafter"
+        return f"Decoder({self.method.name}, audit={self.method.audit!r}, {choice}, {drafter})"
+
     def generate(
         self,
-        prompt: Sequence[int],
+        prompt: TokenIds,
         max_new_tokens: int,
         *,
         stop_strings: str | Sequence[str] = (),
@@ -132,25 +151,28 @@ class Decoder:
         """Decode one text.
 
         Args:
-            prompt: token ids, at least one.
+            prompt: token ids, at least one; a list, or a tensor of shape [length] or [1, length].
             max_new_tokens: most tokens to add.
             stop_strings: the text ends behind the token that completes one of them in the new text.
-            criteria: transformers' stopping criteria, on prompt and new text; functions of the text alone.
+            criteria: transformers' stopping criteria, on prompt and new text; which may run, says
+                :mod:`~viasd_calib.decoding.stateless`.
             cancelled: asked once a round; what is final when it says yes is the text.
 
         Raises:
-            PromptError: the prompt is empty or does not fit the context, or a stop string cannot be written.
+            PromptError: the prompt is not the ids of one text or does not fit the context, another argument is of
+                the wrong kind, or a stop string cannot be written.
+            SamplingError: a stopping criterion may remember earlier calls, or logits processors leave no token.
             NumericsError: the verifier's logits are not finite.
         """
-        self._certified.notice(max_new_tokens)
-        ending = self._ending(len(prompt), self._stop_criterion(stop_strings), criteria)
-        *_, session = self._rounds(prompt, max_new_tokens, ending, cancelled)  # the same session, once a round
+        ids, count = self._read(prompt, max_new_tokens)
+        ending = self._ending(len(ids), self._stop_criterion(stop_strings), criteria)
+        *_, session = self._rounds(ids, count, ending, cancelled)  # the same session, once a round
         return self._result(session)
 
     @torch.inference_mode()
     def generate_batch(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[TokenIds] | Tensor,
         max_new_tokens: int,
         *,
         batch_size: int = 8,
@@ -179,26 +201,24 @@ class Decoder:
             A generation for each prompt, in their order.
 
         Raises:
-            PromptError: ``batch_size`` is below 1, a prompt is empty or does not fit the context, or a stop string
-                cannot be written.
+            PromptError: as for :meth:`generate`, naming the prompt, or ``batch_size`` is below 1.
             NumericsError: the verifier's logits are not finite; no text is returned.
         """
-        if batch_size < 1:
-            raise PromptError(f"batch_size is {batch_size}; decode at least one text at a time")
-        for prompt in prompts:
-            check_prompt(prompt, max_new_tokens)
-            check_context(self.verifier.config, len(prompt) + max_new_tokens)
-        self._certified.notice(max_new_tokens)
+        size, count = read_count(batch_size, "batch_size"), read_count(max_new_tokens, "max_new_tokens")
+        texts = read_batch(prompts, self.verifier.config.vocab_size)
+        for ids in texts:
+            check_context(self.verifier.config, len(ids) + count)
+        self._certified.notice(count)
         stop = self._stop_criterion(stop_strings)
-        endings = [self._ending(len(prompt), stop, criteria) for prompt in prompts]
+        endings = [self._ending(len(ids), stop, criteria) for ids in texts]
         asked = latched(cancelled)
         done: list[Generation] = []
-        for begin in range(0, len(prompts), batch_size):
-            numbers = range(begin, min(begin + batch_size, len(prompts)))
+        for begin in range(0, len(texts), size):
+            numbers = range(begin, min(begin + size, len(texts)))
             if asked():
                 done += [Generation([], [], [], Counts()) for _ in numbers]
                 continue
-            sessions = self._open_batch([prompts[number] for number in numbers], max_new_tokens, endings, begin)
+            sessions = self._open_batch([texts[number] for number in numbers], count, endings, begin)
             self._decode_together(sessions, asked)
             done += [self._result(session) for session in sessions]
         return done
@@ -219,7 +239,7 @@ class Decoder:
                 prompt,
                 len(prompt) + max_new_tokens,
                 endings[number],
-                self.chooser.for_text(number),
+                self.chooser.for_text(number).begin(len(prompt)),
                 row,
             )
             for number, (prompt, drafter, row) in enumerate(zip(prompts, drafters, rows, strict=True), begin)
@@ -247,7 +267,7 @@ class Decoder:
 
     def stream(
         self,
-        prompt: Sequence[int],
+        prompt: TokenIds,
         max_new_tokens: int,
         *,
         stop_strings: str | Sequence[str] = (),
@@ -256,13 +276,25 @@ class Decoder:
     ) -> Iterator[Emitted]:
         """Decode one text and yield each token once it is final; arguments and errors as for :meth:`generate`.
 
-        With audit ``off`` that is when it is emitted, otherwise once q has decided it. The iterator may be
-        left or closed at any place; only one text at a time can be decoded.
+        With audit ``off`` that is when it is emitted, otherwise once q has decided it. Wrong arguments are refused
+        by the call itself. The iterator may be left or closed at any place; only one text at a time can be decoded.
         """
-        self._certified.notice(max_new_tokens)
+        ids, count = self._read(prompt, max_new_tokens)
+        ending = self._ending(len(ids), self._stop_criterion(stop_strings), criteria)
+        return self._emitted(self._rounds(ids, count, ending, cancelled))
+
+    def _read(self, prompt: TokenIds, max_new_tokens: int) -> tuple[list[int], int]:
+        """A prompt's ids and the most tokens to add, in plain integers that fit the verifier."""
+        ids = read_token_ids(prompt, self.verifier.config.vocab_size)
+        count = read_count(max_new_tokens, "max_new_tokens")
+        check_context(self.verifier.config, len(ids) + count)
+        self._certified.notice(count)
+        return ids, count
+
+    def _emitted(self, rounds: Iterator[Session]) -> Iterator[Emitted]:
+        """The tokens that each round makes final."""
         told = 0
-        ending = self._ending(len(prompt), self._stop_criterion(stop_strings), criteria)
-        for session in self._rounds(prompt, max_new_tokens, ending, cancelled):
+        for session in rounds:
             final = self.method.final_length(session)
             begin = session.prompt_length + told
             tokens = session.text[begin:final].tolist()
@@ -277,14 +309,16 @@ class Decoder:
         self, prompt_length: int, stop: StopStringCriteria | None, criteria: Sequence[StoppingCriteria]
     ) -> Ending:
         own = [] if stop is None else [InNewText(stop, prompt_length)]
-        return Ending(self.eos_ids, StoppingCriteriaList([*criteria, *own]))
+        asked = [led(one, prompt_length + 1) for one in read_criteria(criteria, self.assume_stateless)]
+        return Ending(self.eos_ids, StoppingCriteriaList([*asked, *own]))
 
     @torch.inference_mode()
     def _rounds(
         self, prompt: Sequence[int], max_new_tokens: int, ending: Ending, cancelled: Cancelled | None
     ) -> Iterator[Session]:
         """The session as it is opened, and after each round."""
-        session = open_session(self.verifier, self.drafter, prompt, max_new_tokens, ending, self.chooser)
+        chooser = self.chooser.begin(len(prompt))
+        session = open_session(self.verifier, self.drafter, prompt, max_new_tokens, ending, chooser)
         yield session
         while not self.method.finished(session) and not is_cancelled(cancelled):
             finish(self.method.round(session))
@@ -307,6 +341,7 @@ class Engine:
         audit: Audit | None = None,
         sampling: Sampling | None = None,
         processors: Sequence[LogitsProcessor] = (),
+        assume_stateless: bool = False,
     ) -> Decoder:
         """A decoder over the shared weights.
 
@@ -315,17 +350,38 @@ class Engine:
             audit: in place of the spec's own, on the caller's responsibility; ``three_tier`` alone looks at it.
             sampling: how tokens are chosen; greedily where it is left out.
             processors: a user's own logits processors.
+            assume_stateless: take a user's word that these, and stopping criteria, are functions of what they are
+                given (:mod:`~viasd_calib.decoding.stateless`).
 
         Raises:
-            SamplingError: the spec's audit is lossy, and its certificate does not hold for these settings.
+            MethodError: there is no such method or audit.
+            SamplingError: the spec's audit is lossy, and its certificate does not hold for these settings; or a
+                processor may remember earlier calls.
+            SpecError: the method needs a gate that the spec lacks.
         """
+        _check_choice("method", name, get_args(MethodName))
+        if audit is not None:
+            _check_choice("audit", audit, get_args(Audit))
         if name == "three_tier" and audit is None:
-            check_certified(self.spec, sampling or Sampling(), processors)
+            check_certified(self.spec, read_sampling(sampling), processors)
         method = self._method(name, audit)
         return Decoder(
-            self.routed, self.drafter, method, self.verifier.eos_ids, sampling, processors, self.verifier.tokenizer,
+            self.routed,
+            self.drafter,
+            method,
+            self.verifier.eos_ids,
+            sampling,
+            processors,
+            self.verifier.tokenizer,
             certified_tokens=certified_tokens(self.spec, audit) if name == "three_tier" else None,
-        )  # fmt: skip
+            assume_stateless=assume_stateless,
+        )
+
+    def __repr__(self) -> str:
+        """In one line; the fields say the rest."""
+        weights = f"{self.verifier.ref.name_or_path!r}, {self.verifier.ref.dtype} on {self.routed.device}"
+        audit = self.spec.decoding.audit
+        return f"Engine({weights}, {type(self.drafter).__name__}, audit={audit!r}, backend={self.backend!r})"
 
     def prepare_passes(self, lengths: Iterable[int], slim: bool = True) -> None:
         """Do, before decoding or timing it, what the backend does once for each shape of a pass.
@@ -374,6 +430,16 @@ class Engine:
                 return Lenient(length, gate, stop_below)
             case "static_ensemble":
                 return StaticEnsemble(length, gate, stop_below)
+
+
+def _check_choice(what: str, name: object, names: Sequence[str]) -> None:
+    """Refuse what is none of ``names``.
+
+    Raises:
+        MethodError: listing them.
+    """
+    if name not in names:
+        raise MethodError(f"there is no {what} {name!r}; choose one of {', '.join(names)}")
 
 
 def three_tier(gates: Gates, decoding: Decoding, device: torch.device | str = "cpu") -> ThreeTier:

@@ -11,11 +11,14 @@ from torch import Tensor
 from viasd_calib.decoding.features import DraftSaid, draft_features
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.kernels import Reading, join_readings, read_rows
+from viasd_calib.decoding.policies import leading_true
 from viasd_calib.decoding.reading import RowReader
+from viasd_calib.decoding.sampling import looks_at_scores_alone
 from viasd_calib.decoding.session import Session
 from viasd_calib.decoding.summary import Summary, summary_of
 from viasd_calib.draft.base import StopRule, never_stop
-from viasd_calib.draft.passes import Passes
+from viasd_calib.draft.combined import certain_logits
+from viasd_calib.draft.passes import Passes, Read
 
 
 @dataclass
@@ -78,6 +81,17 @@ class Block:
             self.vocabulary,
         )
 
+    def front(self, count: int) -> Block:
+        """Its first ``count`` tokens."""
+        if count == len(self):
+            return self
+        return Block(
+            self.tokens[:count],
+            None if self.logits is None else self.logits[:count],
+            None if self.laws is None else self.laws[:count],
+            self.vocabulary,
+        )
+
     @cached_property
     def reading(self) -> Reading | None:
         """What the logits say, [k]; None without a distribution."""
@@ -116,6 +130,22 @@ def draft(session: Session, length: int, gate: Gate | None, stop_below: float) -
     if watch is not None and not 0 < len(proposal) == len(watch.scores):  # a looked-up block is not asked about
         watch = None
     return Block(proposal.tokens, proposal.logits, pick.laws(proposal.tokens), proposal.vocabulary, watch)
+
+
+def allowed_only(session: Session, block: Block) -> Passes[Block]:
+    """The leading tokens of a block that the logits processors allow.
+
+    What looks tokens up asks no processor, and where nobody verifies, nobody else would.
+    """
+    chooser, tokens = session.chooser, block.tokens
+    if len(block) == 0 or looks_at_scores_alone(chooser.processors):
+        return block
+    text = torch.cat([session.text[: session.length], tokens[:-1]])
+    sure = certain_logits(tokens, session.verifier.config.vocab_size)  # no cut by mass takes the sure token away
+    scores = chooser.scores(sure, text)  # [k, vocabulary]
+    allowed = scores.gather(-1, tokens[:, None])[:, 0] > -torch.inf
+    (count,) = yield Read(leading_true(allowed)[None])
+    return block.front(count)
 
 
 def draft_limit(session: Session, length: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
@@ -77,9 +77,9 @@ def stop_string_criterion(
     """transformers' criterion that a text's last token completes one of some strings.
 
     Raises:
-        PromptError: there is no tokenizer, a string is empty, or no token can complete one.
+        PromptError: they are no strings, there is no tokenizer, a string is empty, or no token can complete one.
     """
-    strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+    strings = _read_strings(stop_strings)
     if tokenizer is None:
         raise PromptError("stop strings need a tokenizer; give the decoder the verifier's")
     if "" in strings:
@@ -90,6 +90,13 @@ def stop_string_criterion(
         raise PromptError(
             f"the tokenizer cannot write the stop strings {strings}; give others, or leave them out"
         ) from error
+
+
+def _read_strings(stop_strings: object) -> list[str]:
+    given = [stop_strings] if isinstance(stop_strings, str) else stop_strings
+    if not isinstance(given, Collection) or isinstance(given, bytes) or not all(isinstance(one, str) for one in given):
+        raise PromptError(f"stop_strings is {stop_strings!r}; give a string or a list of strings")
+    return list(given)
 
 
 def is_cancelled(cancelled: Cancelled | None) -> bool:

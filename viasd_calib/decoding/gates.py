@@ -25,10 +25,10 @@ class Gate:
 
     def __init__(self, spec: LogisticGate, device: torch.device | str = "cpu") -> None:
         self.names = spec.features
-        scale = torch.tensor(spec.scale)
-        weight = torch.tensor(spec.weight) / scale
+        scale = torch.tensor(spec.scale, dtype=torch.float32)
+        weight = torch.tensor(spec.weight, dtype=torch.float32) / scale
         self._weight = weight.to(device)  # [features]
-        self._bias = (spec.bias - (weight * torch.tensor(spec.mean)).sum()).to(device)
+        self._bias = (spec.bias - (weight * torch.tensor(spec.mean, dtype=torch.float32)).sum()).to(device)
 
     @property
     def device(self) -> torch.device:

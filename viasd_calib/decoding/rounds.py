@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from viasd_calib.decoding.choosing import Chooser, SamplingChooser, Verdict
-from viasd_calib.decoding.drafting import Block, draft, draft_limit, draft_said, no_block
+from viasd_calib.decoding.drafting import Block, allowed_only, draft, draft_limit, draft_said, no_block
 from viasd_calib.decoding.features import DraftSaid, draft_features
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.passes import FullPass, SlimPass
@@ -86,6 +86,7 @@ def catch_up(session: Session, block: Block, verify: Verification = strictly) ->
 
     Raises:
         NumericsError: q's logits are not finite.
+        SamplingError: logits processors leave no token at a place that q decides.
     """
     start, pending = session.row.exact, session.pending
     text = torch.cat([session.text[: session.length], block.tokens])  # [start + width]
@@ -98,10 +99,12 @@ def catch_up(session: Session, block: Block, verify: Verification = strictly) ->
 
     scores = session.chooser.scores(logits, text)
     verdict = verify(session.chooser, Judged(scores, text[start + 1 :], _laws(session, block), pending, block))
-    finite = torch.isfinite(logits.amax(-1)).all().long()
+    finite = torch.isfinite(logits.amax(-1))  # [width]
+    sayable = finite if scores is logits else torch.isfinite(scores.amax(-1))  # [width]
+    flags = torch.stack([finite.all(), leading_true(sayable) > verdict.place(pending)]).long()
     # Beside the end of a text, the one place where the host waits for the device.
-    kept, accepted, own, is_finite, *values = yield Read(
-        torch.cat([torch.stack([verdict.kept, verdict.accepted, verdict.own, finite]), block.tokens])
+    kept, accepted, own, is_finite, is_sayable, *values = yield Read(
+        torch.cat([torch.stack([verdict.kept, verdict.accepted, verdict.own]), flags, block.tokens])
     )
     if not is_finite:
         raise NumericsError("the verifier's logits are not finite; load it in float32 or check its weights")
@@ -110,16 +113,28 @@ def catch_up(session: Session, block: Block, verify: Verification = strictly) ->
         offending = start + 1 + kept
         session.counts.rejected += session.drafted[offending - session.prompt_length]
         session.cut(offending)
+        _refuse_unsayable(is_sayable)
         session.emit(verdict.own[None], [own], Tier.ESCALATE, drafted=False)
     elif not session.closed:
         session.emit(block.tokens, values[:accepted], Tier.ESCALATE, drafted=True)
         session.counts.rejected += accepted < len(block) and not session.closed
+        if not session.closed:
+            _refuse_unsayable(is_sayable)
         session.emit(verdict.own[None], [own], Tier.ESCALATE, drafted=False)
     session.settle()  # q's own token has not been through q
     if session.drafter is not None:
         seen = session.row.exact
         session.drafter.observe(start, result.tapped[: seen - start])
         session.drafter.rollback(seen)
+
+
+def _refuse_unsayable(is_sayable: int) -> None:
+    """Refuse to emit q's own token where nothing can be said; the first token of the vocabulary would be written."""
+    if not is_sayable:
+        raise SamplingError(
+            "the logits processors leave no token that may follow (all scores are -inf, or one is infinite or NaN); "
+            "let them allow the end of the text, or mend their settings"
+        )
 
 
 def _laws(session: Session, block: Block) -> Tensor | None:
@@ -264,7 +279,10 @@ class ThreeTier(Method):
             yield from self._slim_round(session, self.rule, block, len(trusted))
 
     def _draft(self, session: Session) -> Passes[Block]:
-        return draft(session, self.draft_length, self.draft_gate, self.draft_stop_below)
+        block = yield from draft(session, self.draft_length, self.draft_gate, self.draft_stop_below)
+        if self.audit == "strict":  # q refuses what processors forbid
+            return block
+        return (yield from allowed_only(session, block))
 
     def _accept(self, session: Session, block: Block, trusted: list[int]) -> None:
         """Emit leading drafted tokens that nobody verifies."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -19,6 +20,10 @@ from transformers import (
 )
 
 from viasd_calib.errors import SamplingError
+from viasd_calib.token_ids import shown, whole_number
+
+LEAST, MOST = 1e-30, 1e30
+"""Scores that are divided by less or multiplied by more may leave float32, and so be no distribution."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Sampling:
     """How tokens are chosen; the same for draft model, slim and full verifier.
 
     Attributes:
-        temperature: 0 takes the likeliest token.
+        temperature: 0 takes the likeliest token; else at least 1e-30, below which scores in float32 overflow.
         top_k: draw from so many of the likeliest tokens; 0 for all.
         top_p: draw from the smallest set of tokens with this share of the mass.
         min_p: draw from tokens with at least this share of the likeliest one's probability.
@@ -34,7 +39,7 @@ class Sampling:
         seed: of the draws.
 
     Raises:
-        SamplingError: a value out of its range.
+        SamplingError: a value out of its range, or no number.
     """
 
     temperature: float = 0.0
@@ -45,16 +50,34 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            self._read(name, real_number(getattr(self, name)), "a number")
+        for name in ("top_k", "seed"):
+            self._read(name, whole_number(getattr(self, name)), "a whole number")
+        least, most = f"{LEAST:g}", f"{MOST:g}"
         settings = {
-            "temperature": (self.temperature >= 0, "0 or more; 0 takes the likeliest token"),
+            "temperature": (
+                self.temperature == 0 or LEAST <= self.temperature <= MOST,
+                f"0, which takes the likeliest token, or {least} to {most}",
+            ),
             "top_k": (self.top_k >= 0, "0 or more; 0 draws from all tokens"),
             "top_p": (0 < self.top_p <= 1, "more than 0 and at most 1; 1 draws from all tokens"),
             "min_p": (0 <= self.min_p <= 1, "0 to 1; 0 draws from all tokens"),
-            "repetition_penalty": (self.repetition_penalty > 0, "more than 0; 1 leaves the scores as they are"),
+            "repetition_penalty": (
+                LEAST <= self.repetition_penalty <= MOST,
+                f"more than 0, {least} to {most}; 1 leaves the scores as they are",
+            ),
+            "seed": (0 <= self.seed < 2**64, "0 or more, and less than 2 ** 64"),
         }
         for name, (is_right, mend) in settings.items():
             if not is_right:
                 raise SamplingError(f"{name} is {getattr(self, name)}; give --{name} {mend}")
+
+    def _read(self, name: str, value: float | None, kind: str) -> None:
+        """Keep a setting as Python's own number, whatever library it came from."""
+        if value is None:
+            raise SamplingError(f"{name} is {shown(getattr(self, name))}; give --{name} {kind}")
+        object.__setattr__(self, name, value)
 
     @property
     def greedy(self) -> bool:
@@ -83,6 +106,29 @@ class Sampling:
         return LogitsProcessorList(chain)
 
 
+def read_sampling(sampling: Sampling | None) -> Sampling:
+    """Sampling settings; the greedy ones for None.
+
+    Raises:
+        SamplingError: neither.
+    """
+    if sampling is None:
+        return Sampling()
+    if not isinstance(sampling, Sampling):
+        raise SamplingError(f"sampling is {shown(sampling)}; give a Sampling, as Sampling(temperature=0.8)")
+    return sampling
+
+
+def real_number(value: object) -> float | None:
+    """Any real number's value as a plain float; None for what is none, booleans among it.
+
+    Example:
+        >>> real_number(1), real_number("1"), real_number(True)
+        (1.0, None, None)
+    """
+    return None if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+
+
 def seed_of_text(seed: int, number: int) -> int:
     """The seed with which the text of this number in a batch is drawn; the first keeps the batch's own.
 
@@ -102,6 +148,11 @@ TEXT_BLIND = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPL
 """Processors that look at the scores alone, so that the rows of a block can go through them at once."""
 
 
+def looks_at_scores_alone(processors: LogitsProcessorList) -> bool:
+    """Whether no processor looks at the text; a subclass of one that does not may."""
+    return all(type(processor) in TEXT_BLIND for processor in processors)
+
+
 def process_rows(processors: LogitsProcessorList, logits: Tensor, text: Tensor) -> Tensor:
     """Put logits through processors, each row with the text it follows.
 
@@ -114,7 +165,7 @@ def process_rows(processors: LogitsProcessorList, logits: Tensor, text: Tensor) 
     """
     scores: Any = logits.float()  # transformers asks for its narrower tensor types
     ids: Any = text[None]  # [1, length]
-    if all(type(processor) in TEXT_BLIND for processor in processors):  # a subclass may look at the text
+    if looks_at_scores_alone(processors):
         return processors(ids, scores) if processors else scores
     rows, length = scores.shape[0], text.shape[0]
     # Cloned, since many a processor writes into what it is given, and gates look at the same logits later.

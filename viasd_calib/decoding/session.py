@@ -14,7 +14,6 @@ from viasd_calib.decoding.passes import FullPass
 from viasd_calib.decoding.policies import Tier
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.passes import Passes, PassResult, finish
-from viasd_calib.errors import PromptError
 from viasd_calib.slim.cache import CacheRow
 from viasd_calib.slim.forward import RoutedModel
 
@@ -149,18 +148,6 @@ class Session:
         return Generation(tokens, list(self.tiers), list(self.drafted), self.counts)
 
 
-def check_prompt(prompt: Sequence[int], max_new_tokens: int) -> None:
-    """Refuse what cannot be answered.
-
-    Raises:
-        PromptError: the prompt is empty, or no new token is asked for.
-    """
-    if not prompt:
-        raise PromptError("the prompt is empty; give at least one token")
-    if max_new_tokens < 1:
-        raise PromptError(f"max_new_tokens is {max_new_tokens}; ask for at least one token")
-
-
 def open_session(
     verifier: RoutedModel,
     drafter: Drafter | None,
@@ -171,10 +158,12 @@ def open_session(
 ) -> Session:
     """Run q over a prompt, all but its last token, and stand ready to decode.
 
+    Args:
+        prompt: at least one token, as :func:`~viasd_calib.token_ids.read_token_ids` gives them.
+
     Raises:
-        PromptError: the prompt is empty, or does not fit the context with the new tokens.
+        PromptError: the prompt does not fit the context with the new tokens.
     """
-    check_prompt(prompt, max_new_tokens)
     limit = len(prompt) + max_new_tokens
     row = CacheRow(verifier.new_cache(limit))
     if drafter is not None:

@@ -23,8 +23,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
-    SynthIDTextWatermarkLogitsProcessor,
-    UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
@@ -34,6 +32,7 @@ from viasd_calib.decoding.certified import certified_tokens, check_certified
 from viasd_calib.decoding.choosing import chooser_of
 from viasd_calib.decoding.decoder import Decoder, Engine, three_tier
 from viasd_calib.decoding.sampling import Sampling
+from viasd_calib.decoding.stateless import read_processors
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter, draft_weights
 from viasd_calib.errors import ModelError, PromptError, SpecError
@@ -44,8 +43,6 @@ from viasd_calib.slim.loading import load_routed
 from viasd_calib.spec import RoutingSpec, check_draft_weights, check_verifier, check_weights, load_spec
 
 UNSUPPORTED_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-STATEFUL_PROCESSORS = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
-"""They remember earlier calls, and a block's tokens are processed more than once."""
 OUTPUT_SETTINGS = frozenset({"use_cache", "logits_to_keep", "return_dict"})
 """Arguments of a model's forward that say what it returns, not what it computes: the decoder asks in its own way."""
 
@@ -58,6 +55,7 @@ def generate(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     viasd_spec: str | Path | Engine | None = None,
+    viasd_assume_stateless: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
     streamer: BaseStreamer | None = None,
     assistant_model: PreTrainedModel | None = None,
@@ -73,7 +71,7 @@ def generate(
 
     ``stop_strings`` does not reach a ``custom_generate``, transformers refuses it; give ``stopping_criteria=
     [StopStringCriteria(tokenizer, strings)]``. Criteria and logits processors must be functions of what they
-    are given, since tokens can be taken back and asked about again.
+    are given, or roll back, since tokens can be taken back and asked about again; others are refused.
 
     Args:
         model: the verifier, in evaluation mode; the spec's fingerprint is compared with it.
@@ -82,6 +80,8 @@ def generate(
         stopping_criteria: all criteria, the limit and the end-of-text tokens among them.
         generation_config: greedy or sampling settings.
         viasd_spec: path of the routing spec, or an engine that holds this very model.
+        viasd_assume_stateless: take a user's word that their own processors and criteria are functions of what they
+            are given (:mod:`~viasd_calib.decoding.stateless`).
         tokenizer: compared with the fingerprint too; without it, the model alone is.
         streamer: given each token once it is final; transformers gives it the prompt.
         assistant_model: refused; the spec names the draft model.
@@ -95,8 +95,8 @@ def generate(
         SpecError: no spec is given, or one that is damaged or made for another verifier or tokenizer.
         ModelError: the model, or a setting, is not supported.
         PromptError: more than one text, padding, or a prompt that does not fit the context.
-        SamplingError: the spec's rule cannot sample under audit ``strict``, or its certificate does not hold for
-            these settings.
+        SamplingError: the spec's rule cannot sample under audit ``strict``, its certificate does not hold for these
+            settings, or a processor or criterion may remember earlier calls.
         NumericsError: the verifier's logits are not finite.
     """
     withheld = _withheld(sys._getframe(1))
@@ -104,7 +104,8 @@ def generate(
     tokenizer = withheld.get("tokenizer") if tokenizer is None else tokenizer
     assistant_model = withheld.get("assistant_model") if assistant_model is None else assistant_model
     synced_gpus = synced_gpus or bool(withheld.get("synced_gpus"))
-    _check_settings(generation_config, logits_processor, assistant_model, synced_gpus)
+    _check_settings(generation_config, assistant_model, synced_gpus)
+    read_processors(logits_processor, viasd_assume_stateless)
     _check_prompt(input_ids, model_kwargs)
     parts = _parts(model, viasd_spec, tokenizer)
     sampling = Sampling(temperature=1.0 if generation_config.do_sample else 0.0)  # the rest is among the processors
@@ -117,6 +118,7 @@ def generate(
         _eos_ids(stopping_criteria),
         chooser=chooser_of(logits_processor, generator),
         certified_tokens=certified_tokens(parts.spec),
+        assume_stateless=viasd_assume_stateless,
     )
     rest = [one for one in stopping_criteria if type(one) not in (EosTokenCriteria, MaxLengthCriteria)]
     room = _room(input_ids.shape[1], stopping_criteria, generation_config)
@@ -149,7 +151,6 @@ def _withheld(caller: FrameType) -> dict[str, Any]:
 
 def _check_settings(
     config: GenerationConfig,
-    processors: LogitsProcessorList,
     assistant_model: PreTrainedModel | None,
     synced_gpus: bool,
 ) -> None:
@@ -171,11 +172,6 @@ def _check_settings(
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ModelError(f"generation mode {mode.value!r} is not supported; decode greedily or with do_sample")
-    for processor in processors:
-        if isinstance(processor, STATEFUL_PROCESSORS):
-            raise ModelError(
-                f"{type(processor).__name__} remembers earlier tokens, which is not supported; leave it out"
-            )
 
 
 def _check_prompt(input_ids: Tensor, model_kwargs: dict[str, Any]) -> None:

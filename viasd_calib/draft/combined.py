@@ -133,5 +133,5 @@ def certain_logits(tokens: Tensor, vocab_size: int) -> Tensor:
         >>> certain_logits(torch.tensor([1]), 3).tolist()
         [[-inf, 0.0, -inf]]
     """
-    logits = torch.full((len(tokens), vocab_size), -torch.inf, device=tokens.device)
+    logits = torch.full((len(tokens), vocab_size), -torch.inf, dtype=torch.float32, device=tokens.device)
     return logits.scatter(1, tokens[:, None], 0.0)

@@ -23,6 +23,7 @@ from viasd_calib.models.names import resolve_model
 from viasd_calib.models.weights import weights_sha256
 from viasd_calib.prompts import Prompt
 from viasd_calib.spec import DType, VerifierRef, config_sha256, tokenizer_sha256
+from viasd_calib.token_ids import check_token_ids
 
 DTYPES: dict[DType, torch.dtype] = {
     "float32": torch.float32,
@@ -39,6 +40,11 @@ class Verifier:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     ref: VerifierRef
+
+    def __repr__(self) -> str:
+        """In one line; the fields say the rest."""
+        ref = self.ref
+        return f"Verifier({ref.name_or_path!r}, {ref.architecture}, {ref.dtype} on {self.model.device})"
 
     def encode_chat(
         self, turns: list[dict[str, str]], template_arguments: Mapping[str, JsonValue] | None = None
@@ -244,8 +250,8 @@ def encode_prompt(verifier: Verifier, prompt: Prompt, answers: list[str], room: 
         room: tokens that must still fit behind the prompt.
 
     Raises:
-        PromptError: the prompt is empty, the verifier's chat template refuses it, or it and its answer do not fit the
-            verifier's context.
+        PromptError: the prompt is empty, the verifier's chat template refuses it or the verifier lacks its tokens, or
+            it and its answer do not fit the verifier's context.
     """
     try:
         ids = verifier.encode_chat(prompt.conversation(answers), prompt.chat_template_kwargs)
@@ -254,6 +260,7 @@ def encode_prompt(verifier: Verifier, prompt: Prompt, answers: list[str], room: 
     context = context_length(verifier.model.config)
     if not ids:
         raise PromptError(f"prompt {prompt.id!r} has no tokens; give it some text")
+    check_token_ids(ids, verifier.model.config.vocab_size, f"prompt {prompt.id!r}")
     if len(ids) + room > context:
         raise PromptError(
             f"prompt {prompt.id!r} has {len(ids)} tokens; with {room} new ones it exceeds the verifier's "

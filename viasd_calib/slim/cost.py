@@ -110,7 +110,7 @@ def sublayer_costs(model: RoutedModel, width: int = 4, repeats: int = 15) -> Sub
     *each, full_rest, slim_rest = median_seconds(runs, repeats, model.device)
     seconds = dict(zip(chosen, each, strict=True))
     total = sum(seconds[_shape(sublayer)] for sublayer in model.full_sublayers) + full_rest
-    shares = torch.tensor([seconds[_shape(sublayer)] for sublayer in candidates]) / total
+    shares = torch.tensor([seconds[_shape(sublayer)] for sublayer in candidates], dtype=torch.float32) / total
     return SublayerCosts(shares, slim_rest / total)
 
 

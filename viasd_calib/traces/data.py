@@ -129,7 +129,7 @@ def _text(index: int, row: dict[str, Any]) -> TraceText:
     if row["p_ids"]:
         p_said = (
             torch.tensor(row["p_ids"]).view(n, -1),
-            torch.tensor(row["p_log_probs"]).float().view(n, -1),
+            torch.tensor(row["p_log_probs"], dtype=torch.float32).view(n, -1),
         )
     return TraceText(
         index=index,
@@ -140,12 +140,12 @@ def _text(index: int, row: dict[str, Any]) -> TraceText:
         ids=torch.tensor(row["prompt_tokens"] + row["tokens"]),
         prompt_length=len(row["prompt_tokens"]),
         q_ids=torch.tensor(row["q_ids"]).view(n, -1),
-        q_log_probs=torch.tensor(row["q_log_probs"]).float().view(n, -1),
+        q_log_probs=torch.tensor(row["q_log_probs"], dtype=torch.float32).view(n, -1),
         p_token=torch.tensor(row["p_token"], dtype=torch.long),
         p_depth=torch.tensor(row["p_depth"], dtype=torch.long),
         p_said=p_said,
-        p_entropy=torch.tensor(row["p_entropy"]).float(),
-        p_margin=torch.tensor(row["p_margin"]).float(),
+        p_entropy=torch.tensor(row["p_entropy"], dtype=torch.float32),
+        p_margin=torch.tensor(row["p_margin"], dtype=torch.float32),
         normalised_sha256=row.get("normalised_sha256") or "",
     )
 

@@ -33,7 +33,7 @@ class HardConcrete(nn.Module):
         super().__init__()
         self.temperature = temperature
         begin = math.log(open_at_start / (1 - open_at_start)) + self._shift()
-        self.log_alpha = nn.Parameter(torch.full((size,), begin))
+        self.log_alpha = nn.Parameter(torch.full((size,), begin, dtype=torch.float32))
 
     def _shift(self) -> float:
         """beta log(-gamma / zeta) of the paper's equation 12."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
+from transformers import GenerationConfig
 
 from tests.cases import Case, cases, lively_case
 from tests.tiny import constant_gate
@@ -23,10 +26,12 @@ from viasd_calib.decoding.baselines import (
     via_sd_fixed,
     via_sd_published,
 )
+from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.policies import Tier, judge
-from viasd_calib.decoding.rounds import Block, Method
+from viasd_calib.decoding.rounds import Autoregressive, Block, Method
 from viasd_calib.errors import PromptError
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
 
 SURE = Gate(constant_gate("draft_margin", 9.0))
@@ -126,6 +131,59 @@ def test_transformers_own_text(case: Case) -> None:
     out = TransformersDecoder(case.verifier, case.eos).generate(case.prompt, case.count)
     assert out.tokens == case.expected
     assert out.counts.full_passes == len(out.tokens) == len(out.tiers)
+
+
+ASKED_FOR: list[dict[str, Any]] = [
+    {"no_repeat_ngram_size": 1},
+    {"suppress_tokens": list(range(8))},
+    {"begin_suppress_tokens": list(range(8))},
+    {"min_new_tokens": 18},
+    {"min_length": 18},
+    {"max_length": 10},
+    {"max_new_tokens": 3},
+    {"max_time": 1e-9},
+    {"num_beams": 3},
+    {"num_beams": 3, "num_return_sequences": 2},
+    {"stop_strings": ["w8"]},
+    {"forced_bos_token_id": 3},
+    {"forced_eos_token_id": 2},
+    {"return_dict_in_generate": True, "output_scores": True},
+    {"cache_implementation": "static"},
+    {"use_cache": False},
+    {"prompt_lookup_num_tokens": 3},
+    {"repetition_penalty": 1.5, "do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.1},
+    {"guidance_scale": 1.5},
+    {"bad_words_ids": [[7], [8]]},
+    {"sequence_bias": [[[5], 9.0]]},
+    {"exponential_decay_length_penalty": [1, 3.0]},
+    {"typical_p": 0.2, "epsilon_cutoff": 0.2, "eta_cutoff": 0.2},
+    {"penalty_alpha": 0.6, "top_k": 4},
+    {"watermarking_config": {"bias": 9.0, "seeding_scheme": "lefthash", "context_width": 1}},
+    {"eos_token_id": [14, 20], "pad_token_id": 7},
+]
+"""Generation settings that verifiers come with; each would make another text of it, or none."""
+
+
+@pytest.mark.parametrize("asked", ASKED_FOR, ids=lambda asked: "-".join(asked))
+def test_the_yardstick_takes_nothing_from_generation_settings(asked: dict[str, Any]) -> None:
+    case = lively_case(1, eos=frozenset({3, 5}))
+    model = copy.deepcopy(case.model)
+    model.generation_config = GenerationConfig(**asked)
+    decoder = TransformersDecoder(RoutedModel(model), case.eos)
+    for prompt in ([1, 4, 9], [8], [20, 11]):
+        expected = Decoder(RoutedModel(model), None, Autoregressive(), case.eos).generate(prompt, 16).tokens
+        assert decoder.generate(prompt, 16).tokens == expected
+    assert model.generation_config.to_diff_dict() == GenerationConfig(**asked).to_diff_dict()
+
+
+def test_generation_settings_would_change_the_text() -> None:
+    """The yardstick above is put to the test by what it is given."""
+    model: Any = copy.deepcopy(lively_case(1).model)
+    ids = torch.tensor([[1, 4, 9]])
+    plain = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
+    model.generation_config = GenerationConfig(suppress_tokens=plain[0, 3:].tolist())
+    other = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
+    assert other.tolist() != plain.tolist()
 
 
 @pytest.mark.parametrize("prompt", [[], [3] * 250])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -25,9 +25,10 @@ from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
 from viasd_calib.decoding.rounds import NEVER, Autoregressive, Speculative, ThreeTier
 from viasd_calib.decoding.rules import CalibratedRule
 from viasd_calib.decoding.sampling import Sampling
+from viasd_calib.decoding.session import Generation
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.shallow import save_shallow
-from viasd_calib.errors import CertificateWarning, SamplingError, SpecError
+from viasd_calib.errors import CertificateWarning, MethodError, SamplingError, SpecError
 from viasd_calib.models import Verifier
 from viasd_calib.slim.adapted import AdaptedLinear
 from viasd_calib.slim.adapter import adapted_layers, adapter_ref, save_adapter
@@ -82,6 +83,25 @@ def engine(tmp_path: Path, tiny_verifier: Verifier) -> Engine:
     return load_engine(shipped(tmp_path, tiny_verifier))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_torchs_default_number_format_changes_nothing(
+    tmp_path: Path, tiny_verifier: Verifier, dtype: torch.dtype
+) -> None:
+    """Neither where a spec is loaded nor where it decodes."""
+    path = shipped(tmp_path, tiny_verifier)
+
+    def texts() -> list[Generation]:
+        engine, sampling = load_engine(path), Sampling(temperature=0.9, top_p=0.95, seed=5)
+        return [engine.decoder(name, sampling=sampling).generate(PROMPT, 16) for name in get_args(MethodName)]
+
+    expected = texts()
+    torch.set_default_dtype(dtype)
+    try:
+        assert texts() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_every_method_gives_the_verifiers_text(engine: Engine) -> None:
     expected = transformers_text(engine.verifier.model, PROMPT, 32, engine.verifier.eos_ids)
     texts = [
@@ -121,6 +141,29 @@ def test_the_compiled_backend_gives_the_same_text(
     assert texts == [load_engine(path, backend="eager").decoder("autoregressive").generate(PROMPT, 32).tokens] * 2
     assert len(asked) == 2 * 4
     assert engine.backend == "compiled"
+
+
+@pytest.mark.parametrize("name", ["nonsense", "Three_Tier", "", None, 3, ["speculative"]])
+def test_another_method_is_refused(engine: Engine, name: Any) -> None:
+    with pytest.raises(MethodError, match=r"there is no method .*; choose one of autoregressive, speculative, three_"):
+        engine.decoder(name)
+
+
+@pytest.mark.parametrize("name", get_args(MethodName))
+@pytest.mark.parametrize("audit", ["loose", "Strict", "", True, 0.5])
+def test_another_audit_is_refused(engine: Engine, name: MethodName, audit: Any) -> None:
+    """By methods too that do not look at it."""
+    with pytest.raises(MethodError, match=r"there is no audit .*; choose one of strict, tolerant, off$"):
+        engine.decoder(name, audit=audit)
+
+
+def test_what_is_shown_is_one_line(engine: Engine) -> None:
+    place = engine.spec.verifier.name_or_path
+    assert repr(engine) == f"Engine({place!r}, float32 on cpu, ShallowDrafter, audit='strict', backend='eager')"
+    assert repr(engine.verifier) == f"Verifier({place!r}, LlamaForCausalLM, float32 on cpu)"
+    assert repr(engine.decoder("three_tier", audit="off")) == "Decoder(three_tier, audit='off', greedy, ShallowDrafter)"
+    sampled = engine.decoder("autoregressive", sampling=Sampling(temperature=1.0))
+    assert repr(sampled) == "Decoder(autoregressive, audit='strict', sampling, no drafter)"
 
 
 def test_settings_come_from_the_spec(engine: Engine) -> None:

@@ -88,6 +88,8 @@ def test_the_prompt_is_no_part_of_a_stop_string() -> None:
 class SumDivides(StoppingCriteria):
     """Ends a text, prompt included, whose ids add up to a multiple of a number."""
 
+    stateless = True
+
     def __init__(self, number: int) -> None:
         self.number = number
 

@@ -74,6 +74,8 @@ def test_what_the_slim_tier_decides_it_can_say(method: Method) -> None:
 class Only(LogitsProcessor):
     """Allows some tokens alone."""
 
+    stateless = True
+
     def __init__(self, allowed: set[int]) -> None:
         self.forbidden = torch.tensor([token for token in range(VOCAB) if token not in allowed])
 

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+import re
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,9 +14,12 @@ from scipy.stats import chisquare
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
+from tests.cases import METHODS, lively_case
 from tests.strategies import token_lists
 from tests.tiny import VOCAB, tiny_model
-from viasd_calib.decoding.sampling import Sampling, draw, process_rows
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.sampling import LEAST, MOST, Sampling, draw, process_rows
+from viasd_calib.decoding.session import Generation
 from viasd_calib.errors import SamplingError
 
 FALSE_ALARM = 1e-6
@@ -87,12 +94,98 @@ def test_a_processor_cannot_change_the_logits() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", -1), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0), ("top_p", 1.1), ("min_p", -0.1),
-     ("repetition_penalty", 0)],
+    [("temperature", -1.0), ("temperature", float("nan")), ("temperature", float("inf")), ("temperature", 1e-38),
+     ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1), ("top_p", float("nan")), ("min_p", -0.1), ("min_p", float("nan")),
+     ("repetition_penalty", 0.0), ("repetition_penalty", float("inf")), ("repetition_penalty", float("nan")),
+     ("seed", -1), ("seed", 2**64)],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
-    with pytest.raises(SamplingError, match=rf"^{name} is {value}; give --{name} (0|more than 0)"):
+    said = re.escape(str(value))
+    with pytest.raises(SamplingError, match=rf"^{name} is {said}; give --{name} (0|more than 0)"):
         Sampling(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [("temperature", "0.7", "a number"), ("temperature", True, "a number"), ("temperature", None, "a number"),
+     ("top_k", 4.0, "a whole number"), ("top_k", True, "a whole number"), ("top_p", 1j, "a number"),
+     ("min_p", [0.1], "a number"), ("repetition_penalty", b"1", "a number"), ("seed", 1.5, "a whole number"),
+     ("seed", "7", "a whole number"), ("seed", None, "a whole number")],
+)  # fmt: skip
+def test_settings_of_another_kind_are_refused(name: str, value: Any, kind: str) -> None:
+    with pytest.raises(SamplingError, match=rf"^{name} is .*; give --{name} {kind}$"):
+        Sampling(**{name: value})
+
+
+def test_numbers_of_any_library_are_read() -> None:
+    settings = Sampling(
+        temperature=np.float32(0.5), top_k=torch.tensor(7), top_p=Fraction(1, 2), seed=np.uint64(2**64 - 1)
+    )  # type: ignore[arg-type]
+    assert settings == Sampling(temperature=0.5, top_k=7, top_p=0.5, seed=2**64 - 1)
+    assert [type(value) for value in (settings.temperature, settings.top_k, settings.seed)] == [float, int, int]
+
+
+@pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1])
+def test_every_seed_draws(seed: int) -> None:
+    """In a batch, too, whose texts have seeds of their own."""
+    decoder = lively_case(0).decoder("strict", Sampling(temperature=1.0, seed=seed))
+    again = lively_case(0).decoder("strict", Sampling(temperature=1.0, seed=seed))
+    assert decoder.generate([5, 6], 12) == again.generate([5, 6], 12)
+    assert len(again.generate_batch([[5, 6], [7]], 6)) == 2
+
+
+@pytest.mark.parametrize("temperature", [LEAST, 1e-20, MOST])
+def test_the_ends_of_the_temperatures_are_distributions(temperature: float) -> None:
+    """Where the least one is drawn from, the text is the greedy one."""
+    case = lively_case(0)
+    text = case.decoder("strict", Sampling(temperature=temperature)).generate(case.prompt, 16).tokens
+    assert (text == case.decoder("strict").generate(case.prompt, 16).tokens) == (temperature < 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("drafter", ["near", "shallow", "lookup+near"])
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_text_does_not_hang_on_torchs_default_number_format(
+    dtype: torch.dtype, drafter: str, temperature: float
+) -> None:
+    case = dataclasses.replace(lively_case(1), drafter_kind=drafter)
+    verifier, draft_model = case.verifier, case.drafter  # random weights are drawn once, in float32
+    sampling = Sampling(temperature=temperature, top_p=0.95, min_p=0.01, seed=5)
+
+    def texts() -> list[Generation]:
+        decoder = Decoder(verifier, draft_model, case.named("strict"), case.eos, sampling)
+        return [decoder.generate(case.prompt, 24), *decoder.generate_batch([case.prompt, [3, 4]], 12)]
+
+    expected = texts()
+    torch.set_default_dtype(dtype)
+    try:
+        assert texts() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+class ForbidBehind(LogitsProcessor):
+    """Leaves no token once a text has so many."""
+
+    stateless = True
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        return torch.full_like(scores, -torch.inf) if input_ids.shape[1] >= self.length else scores
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_place_where_nothing_may_follow_is_said(method: str, temperature: float) -> None:
+    """Not the first token of the vocabulary written for ever; and a text that ends there needs no next token."""
+    case = lively_case(2)
+    sampling = Sampling(temperature=temperature)
+    decoder = Decoder(case.verifier, case.drafter, case.named(method), case.eos, sampling, [ForbidBehind(20)])
+    assert len(decoder.generate(case.prompt, 20 - len(case.prompt)).tokens) == 20 - len(case.prompt)
+    with pytest.raises(SamplingError, match="the logits processors leave no token that may follow"):
+        decoder.generate(case.prompt, 24)
 
 
 def test_draws_follow_the_distribution() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     MaxLengthCriteria,
+    StoppingCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
     TextIteratorStreamer,
@@ -40,7 +39,7 @@ from tests.tiny import (
 )
 from viasd_calib.decoding import transformers_adapter
 from viasd_calib.decoding.decoder import load_engine
-from viasd_calib.errors import ModelError, PromptError, SpecError
+from viasd_calib.errors import ModelError, PromptError, SamplingError, SpecError
 from viasd_calib.models import Verifier
 from viasd_calib.slim.adapter import adapted_layers, adapter_ref, save_adapter
 from viasd_calib.slim.families import cache_argument
@@ -108,9 +107,25 @@ class Recorder(BaseStreamer):
 class Forbid(LogitsProcessor):
     """Never twice the same token in a row; writes into the scores, as many processors do."""
 
+    stateless = True
+
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         scores[torch.arange(scores.shape[0]), input_ids[:, -1]] = -torch.inf
         return scores
+
+
+class Unknown(LogitsProcessor):
+    """Says nothing of itself."""
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        return scores
+
+
+class Once(StoppingCriteria):
+    """Neither does this one."""
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        return torch.tensor([False])
 
 
 GREEDY_SETTINGS: list[dict[str, Any]] = [
@@ -268,7 +283,10 @@ def test_another_tokenizer_is_refused(model: Any, spec_path: Path) -> None:
         ({"output_logits": True, "return_dict_in_generate": True}, ModelError, "output_logits is not supported"),
         ({"output_hidden_states": True, "return_dict_in_generate": True}, ModelError, "output_hidden_states"),
         ({"prompt_lookup_num_tokens": 3}, ModelError, "generation mode 'assisted_generation'"),
-        ({"guidance_scale": 1.5}, ModelError, "UnbatchedClassifierFreeGuidanceLogitsProcessor remembers"),
+        ({"guidance_scale": 1.5}, SamplingError, "UnbatchedClassifierFreeGuidanceLogitsProcessor, remembers earlier"),
+        ({"logits_processor": LogitsProcessorList([Unknown()])}, SamplingError, "Unknown, may remember earlier"),
+        ({"stopping_criteria": StoppingCriteriaList([Once()])}, SamplingError, "Once, may remember earlier calls"),
+        ({"prefix_allowed_tokens_fn": lambda _batch, _ids: [3]}, SamplingError, "calls a function of yours"),
         ({"synced_gpus": True}, ModelError, "synced_gpus is not supported"),
         ({"position_ids": torch.arange(3, 8)[None]}, PromptError, "position_ids do not count from 0"),
         ({"max_new_tokens": 300}, PromptError, "context holds 256"),
@@ -300,6 +318,13 @@ def test_what_generate_prepares_is_judged_by_what_it_is(name: str) -> None:
         transformers_adapter._check_prompt(ids, {**prepared, name: filled})
     with pytest.raises(ModelError, match=f"argument '{name}' is not supported"):
         transformers_adapter._check_prompt(ids, {**prepared, name: torch.zeros(1, 2, 8)})
+
+
+def test_a_users_word_is_taken(model: Any, spec_path: Path) -> None:
+    settings = {"max_new_tokens": 8, "do_sample": False, "prefix_allowed_tokens_fn": lambda _batch, ids: [3, 4]}
+    expected = plain(model, PROMPTS[0], **settings)
+    found = routed(model, spec_path, PROMPTS[0], viasd_assume_stateless=True, **settings)
+    assert found.tolist() == expected.tolist()
 
 
 def test_an_assistant_model_is_refused(model: Any, spec_path: Path) -> None:
@@ -339,14 +364,3 @@ def test_the_end_of_text_is_the_models_own(model: Any, spec_path: Path) -> None:
     for first in range(VOCAB):
         expected = plain(model, [first], do_sample=False, max_new_tokens=30)
         assert routed(model, spec_path, [first], do_sample=False, max_new_tokens=30).tolist() == expected.tolist()
-
-
-@pytest.mark.slow
-def test_the_export_is_lazy() -> None:
-    program = (
-        "import sys, viasd_calib; print('torch' in sys.modules); viasd_calib.generate; print('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True"]
-    with pytest.raises(AttributeError, match="no attribute 'degenerate'"):
-        _ = viasd_calib.degenerate
