@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from viasd_calib.decoding.baselines import with_plain_generation
-from viasd_calib.draft.base import Drafter, GreedyPick, Pick, Proposal, StopRule, never_stop
+from viasd_calib.draft.base import Drafter, GreedyPick, Pick, Proposal, StopRule, TextDrafter, never_stop
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.lookup import PromptLookup
@@ -204,7 +204,7 @@ def tiny_shallow(verifier: RoutedModel, seed: int = 0, head_vocab: int = 12) -> 
     return model.eval().requires_grad_(False)
 
 
-def propose(drafter: Drafter, text: Tensor, limit: int, stop: StopRule = never_stop) -> Proposal:
+def propose(drafter: TextDrafter, text: Tensor, limit: int, stop: StopRule = never_stop) -> Proposal:
     """A drafter's greedy proposal."""
     return finish(drafter.propose(text, limit, stop, GreedyPick()))
 
@@ -216,18 +216,25 @@ class RandomDrafter(Drafter):
         self.vocab = vocab
         self.seed = seed
 
-    def start(self, capacity: int) -> None:
-        self.steps = 0
-        self.generator = torch.Generator().manual_seed(self.seed)
+    def start(self, capacity: int) -> TextDrafter:
+        return RandomTextDrafter(self.vocab, self.seed)
+
+    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        logits = torch.randn(text.shape[0], self.vocab, generator=torch.Generator().manual_seed(self.seed))
+        return logits.argmax(-1), logits
+
+
+class RandomTextDrafter(TextDrafter):
+    """Draws on from what it has drawn for the same text."""
+
+    def __init__(self, vocab: int, seed: int) -> None:
+        self.vocab = vocab
+        self.generator = torch.Generator().manual_seed(seed)
 
     def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
         self.steps += limit
         tokens = torch.randint(self.vocab, (limit,), generator=self.generator)
         return at_once(Proposal(tokens, 3 * torch.randn(limit, self.vocab, generator=self.generator)))
-
-    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        logits = torch.randn(text.shape[0], self.vocab, generator=torch.Generator().manual_seed(self.seed))
-        return logits.argmax(-1), logits
 
 
 DRAFTERS = ("lookup", "causal", "near", "itself", "shallow", "random", "lookup+shallow", "lookup+near")

@@ -61,6 +61,7 @@ class TableModel(RoutedModel):
     def __init__(self, full: Tensor, slim: Tensor) -> None:
         self.tables = torch.cat([full, slim])  # [2 * vocabulary, vocabulary]
         self.model: Any = torch.nn.Identity()  # what a backend would prepare
+        self.slim_networks = ()
         self.config: Any = SimpleNamespace(
             vocab_size=VOCAB,
             hidden_size=2 * VOCAB,

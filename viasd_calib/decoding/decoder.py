@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ from viasd_calib.decoding.session import (
 )
 from viasd_calib.decoding.stateless import led, read_criteria, read_processors
 from viasd_calib.devices import check_device
-from viasd_calib.draft.base import Drafter
+from viasd_calib.draft.base import Drafter, TextDrafter
 from viasd_calib.draft.build import build_drafter, draft_weights, relocated
 from viasd_calib.draft.passes import Passes, finish
 from viasd_calib.errors import MethodError, SpecError
@@ -63,7 +64,9 @@ from viasd_calib.models import LoadVerifier, Verifier, beside, load_verifier
 from viasd_calib.shipped import shipped
 from viasd_calib.slim.backends import choose_backend, prepare
 from viasd_calib.slim.cache import check_context
+from viasd_calib.slim.dropout import refuse_dropout
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.in_process import InProcess
 from viasd_calib.slim.loading import load_routed
 from viasd_calib.spec import (
     Audit,
@@ -87,8 +90,13 @@ class Emitted:
     tier: Tier
 
 
-class Decoder:
-    """Answers prompts with one method.
+class Decoder(InProcess):
+    """Answers prompts with one method, any number of them at a time: in turns, or from several threads.
+
+    What a text needs is its own: cache, draft state, counts, and when sampling a generator. The text that is begun as
+    number n, from 0, is drawn with the seed ``seed_of_text(seed, n)``
+    (:func:`~viasd_calib.decoding.sampling.seed_of_text`); a request that is to repeat whatever else is served takes a
+    decoder of its own.
 
     Args:
         verifier: the opened verifier.
@@ -132,6 +140,7 @@ class Decoder:
         )
         self.tokenizer = tokenizer
         self._certified = CertifiedLength(certified_tokens)
+        self._numbers = itertools.count()  # of the texts that are begun
 
     def __repr__(self) -> str:
         """In one line."""
@@ -162,11 +171,14 @@ class Decoder:
             PromptError: the prompt is not the ids of one text or does not fit the context, another argument is of
                 the wrong kind, or a stop string cannot be written.
             SamplingError: a stopping criterion may remember earlier calls, or logits processors leave no token.
+            ModelError: a model is in training mode, where it would drop something out.
             NumericsError: the verifier's logits are not finite.
         """
         ids, count = self._read(prompt, max_new_tokens)
         ending = self._ending(len(ids), self._stop_criterion(stop_strings), criteria)
-        *_, session = self._rounds(ids, count, ending, cancelled)  # the same session, once a round
+        session = self._open(ids, count, ending, self._next_chooser(len(ids)))
+        while self._advance(session, cancelled):
+            pass
         return self._result(session)
 
     @torch.inference_mode()
@@ -185,7 +197,7 @@ class Decoder:
         The texts share passes and a cache, and one that is finished leaves both. Greedily, in float32, each is the
         text that it is alone, with the same tiers and counts; in bfloat16 up to near ties, as rounding differs between
         shapes. Sampled, the text of ``prompts[n]`` is the one that a decoder with the seed ``seed_of_text(seed, n)``
-        draws for it first (:func:`~viasd_calib.decoding.sampling.seed_of_text`), whatever the batch size.
+        draws for it first, whatever the batch size and whatever texts the decoder has begun before.
 
         Args:
             prompts: token ids of each prompt, one at least; of any lengths.
@@ -202,8 +214,10 @@ class Decoder:
 
         Raises:
             PromptError: as for :meth:`generate`, naming the prompt, or ``batch_size`` is below 1.
+            ModelError: a model is in training mode, where it would drop something out.
             NumericsError: the verifier's logits are not finite; no text is returned.
         """
+        self._refuse_dropout()
         size, count = read_count(batch_size, "batch_size"), read_count(max_new_tokens, "max_new_tokens")
         texts = read_batch(prompts, self.verifier.config.vocab_size)
         for ids in texts:
@@ -229,7 +243,7 @@ class Decoder:
         """Sessions for the prompts from number ``begin`` on, over one cache; their prompts are read."""
         capacity = max(len(prompt) for prompt in prompts) + max_new_tokens
         rows = self.verifier.new_cache(capacity, len(prompts)).rows()
-        drafters: Sequence[Drafter | None] = [None] * len(prompts)
+        drafters: Sequence[TextDrafter | None] = [None] * len(prompts)
         if self.drafter is not None:
             drafters = self.drafter.start_rows(capacity, len(prompts))
         sessions = [
@@ -277,27 +291,37 @@ class Decoder:
         """Decode one text and yield each token once it is final; arguments and errors as for :meth:`generate`.
 
         With audit ``off`` that is when it is emitted, otherwise once q has decided it. Wrong arguments are refused
-        by the call itself. The iterator may be left or closed at any place; only one text at a time can be decoded.
+        by the call itself. The iterator may be left or closed at any place, and others may be read in between.
         """
         ids, count = self._read(prompt, max_new_tokens)
         ending = self._ending(len(ids), self._stop_criterion(stop_strings), criteria)
-        return self._emitted(self._rounds(ids, count, ending, cancelled))
+        return self._emitted(ids, count, ending, self._next_chooser(len(ids)), cancelled)
 
     def _read(self, prompt: TokenIds, max_new_tokens: int) -> tuple[list[int], int]:
         """A prompt's ids and the most tokens to add, in plain integers that fit the verifier."""
+        self._refuse_dropout()
         ids = read_token_ids(prompt, self.verifier.config.vocab_size)
         count = read_count(max_new_tokens, "max_new_tokens")
         check_context(self.verifier.config, len(ids) + count)
         self._certified.notice(count)
         return ids, count
 
-    def _emitted(self, rounds: Iterator[Session]) -> Iterator[Emitted]:
+    def _refuse_dropout(self) -> None:
+        networks = () if self.drafter is None else self.drafter.networks
+        refuse_dropout((self.verifier.model, *self.verifier.slim_networks, *networks))
+
+    def _next_chooser(self, prompt_length: int) -> Chooser:
+        """Taken by the call, so that texts are numbered in the order of calls, not in that of first tokens."""
+        return self.chooser.for_text(next(self._numbers)).begin(prompt_length)
+
+    def _emitted(
+        self, ids: list[int], count: int, ending: Ending, chooser: Chooser, cancelled: Cancelled | None
+    ) -> Iterator[Emitted]:
         """The tokens that each round makes final."""
-        told = 0
-        for session in rounds:
+        session, told = self._open(ids, count, ending, chooser), 0
+        while self._advance(session, cancelled):
             final = self.method.final_length(session)
-            begin = session.prompt_length + told
-            tokens = session.text[begin:final].tolist()
+            tokens = session.text[session.prompt_length + told : final].tolist()
             yield from (Emitted(*pair) for pair in zip(tokens, session.tiers[told:], strict=False))
             told += len(tokens)
 
@@ -312,21 +336,23 @@ class Decoder:
         asked = [led(one, prompt_length + 1) for one in read_criteria(criteria, self.assume_stateless)]
         return Ending(self.eos_ids, StoppingCriteriaList([*asked, *own]))
 
+    # Plain functions, so that no text that waits for its next round holds the caller in inference mode.
     @torch.inference_mode()
-    def _rounds(
-        self, prompt: Sequence[int], max_new_tokens: int, ending: Ending, cancelled: Cancelled | None
-    ) -> Iterator[Session]:
-        """The session as it is opened, and after each round."""
-        chooser = self.chooser.begin(len(prompt))
-        session = open_session(self.verifier, self.drafter, prompt, max_new_tokens, ending, chooser)
-        yield session
-        while not self.method.finished(session) and not is_cancelled(cancelled):
-            finish(self.method.round(session))
-            yield session
+    def _open(self, ids: list[int], count: int, ending: Ending, chooser: Chooser) -> Session:
+        """A text whose prompt is read."""
+        return open_session(self.verifier, self.drafter, ids, count, ending, chooser)
+
+    @torch.inference_mode()
+    def _advance(self, session: Session, cancelled: Cancelled | None) -> bool:
+        """Run the next round; whether there was one to run."""
+        if self.method.finished(session) or is_cancelled(cancelled):
+            return False
+        finish(self.method.round(session))
+        return True
 
 
 @dataclass(frozen=True)
-class Engine:
+class Engine(InProcess):
     """Everything a spec names, loaded once; makes a decoder for each method."""
 
     spec: RoutingSpec

@@ -12,7 +12,7 @@ from viasd_calib.decoding.choosing import Chooser
 from viasd_calib.decoding.ending import Ending
 from viasd_calib.decoding.passes import FullPass
 from viasd_calib.decoding.policies import Tier
-from viasd_calib.draft.base import Drafter
+from viasd_calib.draft.base import Drafter, TextDrafter
 from viasd_calib.draft.passes import Passes, PassResult, finish
 from viasd_calib.slim.cache import CacheRow
 from viasd_calib.slim.forward import RoutedModel
@@ -63,7 +63,7 @@ class Session:
     """
 
     verifier: RoutedModel
-    drafter: Drafter | None
+    drafter: TextDrafter | None
     chooser: Chooser
     text: Tensor  # [limit], long
     prompt_length: int
@@ -166,16 +166,15 @@ def open_session(
     """
     limit = len(prompt) + max_new_tokens
     row = CacheRow(verifier.new_cache(limit))
-    if drafter is not None:
-        drafter.start(limit)
-    session = new_session(verifier, drafter, prompt, limit, ending, chooser, row)
+    own = None if drafter is None else drafter.start(limit)
+    session = new_session(verifier, own, prompt, limit, ending, chooser, row)
     finish(read_prompt(session))
     return session
 
 
 def new_session(
     verifier: RoutedModel,
-    drafter: Drafter | None,
+    drafter: TextDrafter | None,
     prompt: Sequence[int],
     limit: int,
     ending: Ending,
@@ -185,7 +184,7 @@ def new_session(
     """A text that nobody has read yet.
 
     Args:
-        drafter: started.
+        drafter: of this text.
         limit: most tokens of the text, its prompt included.
         row: empty, with room for so many.
     """

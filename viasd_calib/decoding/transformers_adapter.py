@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import sys
 from dataclasses import dataclass, field
@@ -113,7 +112,7 @@ def generate(
     generator = _seeded(model.device) if generation_config.do_sample else None
     decoder = Decoder(
         parts.routed,
-        copy.copy(parts.drafter),  # it follows one text; another thread's call has its own
+        parts.drafter,
         three_tier(parts.spec.gates, parts.spec.decoding, model.device),
         _eos_ids(stopping_criteria),
         chooser=chooser_of(logits_processor, generator),

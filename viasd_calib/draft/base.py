@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from viasd_calib.draft.passes import Passes, Read
+from viasd_calib.draft.passes import Passes, Read, at_once
 from viasd_calib.slim.cache import CacheRow, SharedCache, keep_rows
 from viasd_calib.slim.forward import RoutedModel
 
@@ -78,43 +77,17 @@ class Proposal:
         return self.tokens.shape[0]
 
 
-class Drafter(ABC):
-    """Proposes the next tokens of one text.
+class TextDrafter(ABC):
+    """Proposes the next tokens of one text: all that a drafter has to remember of it.
 
-    A drafter follows the text through ``start``, ``observe`` and ``rollback``; a text is the whole id
-    sequence, prompt included. Everything that belongs to a text is made anew by ``start``: a shallow copy that is
-    started follows a text of its own with the same weights. ``start_rows`` makes such copies for a batch.
+    It follows the text through ``observe`` and ``rollback``; a text is the whole id sequence, prompt included.
     """
 
-    vocabulary: Tensor | None = None
-    """Verifier ids of the columns of ``score`` ([draft vocabulary], long); None where they are the verifier's."""
-
     taps: tuple[int, ...] = ()
-    """After how many of the verifier's layers the drafter reads its residual stream, in rising order."""
+    """After how many of the verifier's layers ``observe`` is given its residual stream, in rising order."""
 
     steps: int = 0
-    """Forward passes of the draft model since ``start``."""
-
-    networks: tuple[nn.Module, ...] = ()
-    """What it runs beside the verifier's own modules, for a backend to prepare."""
-
-    models: tuple[RoutedModel, ...] = ()
-    """Those of ``networks`` that are whole models, whose passes a backend may prepare too."""
-
-    @abstractmethod
-    def start(self, capacity: int) -> None:
-        """Begin a new text of at most ``capacity`` tokens."""
-
-    def start_rows(self, capacity: int, rows: int) -> list[Self]:
-        """Begin ``rows`` texts that are decoded together: a drafter for each, with the same weights."""
-        drafters = [copy.copy(self) for _ in range(rows)]
-        for drafter in drafters:
-            drafter.start(capacity)
-        return drafters
-
-    @classmethod  # noqa: B027 - most drafters share nothing but weights
-    def keep_rows(cls, drafters: Sequence[Self]) -> None:
-        """Of the drafters that ``start_rows`` has made these alone go on: one at least, in their order."""
+    """Forward passes of the draft model so far."""
 
     @abstractmethod
     def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
@@ -123,6 +96,47 @@ class Drafter(ABC):
         A drafter that runs no model returns :func:`~viasd_calib.draft.passes.at_once` of its proposal; one that does
         is a generator that yields its forwards.
         """
+
+    def observe(self, start: int, tapped: Tensor) -> None:  # noqa: B027 - most drafters do not look
+        """Take a verifier's residual stream at the taps ([width, taps, hidden]) for positions from ``start`` on."""
+
+    def rollback(self, length: int) -> None:  # noqa: B027 - most drafters remember nothing
+        """Forget the text from position ``length`` on."""
+
+    @classmethod  # noqa: B027 - most texts share nothing but weights
+    def keep_rows(cls, drafters: Sequence[Self]) -> None:
+        """Of those that ``start_rows`` has made these alone go on: one at least, in their order."""
+
+
+class Drafter(ABC):
+    """What drafts: weights and settings, and nothing of any text.
+
+    ``start`` begins a text, and what it returns follows that text alone. So any number of texts can be drafted for at
+    the same time, in turns or in several threads.
+    """
+
+    vocabulary: Tensor | None = None
+    """Verifier ids of the columns of ``score`` ([draft vocabulary], long); None where they are the verifier's."""
+
+    taps: tuple[int, ...] = ()
+    """After how many of the verifier's layers the drafter reads its residual stream, in rising order."""
+
+    context: int | None = None
+    """Most tokens of a text that the draft model can read, so that nothing is drafted behind more; None for any."""
+
+    networks: tuple[nn.Module, ...] = ()
+    """What it runs beside the verifier's own modules, for a backend to prepare."""
+
+    models: tuple[RoutedModel, ...] = ()
+    """Those of ``networks`` that are whole models, whose passes a backend may prepare too."""
+
+    @abstractmethod
+    def start(self, capacity: int) -> TextDrafter:
+        """Begin a text of at most ``capacity`` tokens."""
+
+    def start_rows(self, capacity: int, rows: int) -> Sequence[TextDrafter]:
+        """Begin ``rows`` texts that are decoded together."""
+        return [self.start(capacity) for _ in range(rows)]
 
     @abstractmethod
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -139,41 +153,38 @@ class Drafter(ABC):
             a token of -1 means no proposal, logits are None without a distribution.
         """
 
-    def observe(self, start: int, tapped: Tensor) -> None:  # noqa: B027 - most drafters do not look
-        """Take a verifier's residual stream at the taps ([width, taps, hidden]) for positions from ``start`` on."""
 
-    def rollback(self, length: int) -> None:  # noqa: B027 - stateless drafters need nothing
-        """Forget the text from position ``length`` on."""
-
-
-class CachedDrafter(Drafter):
-    """A drafter whose model has keys and values of its own; the texts of a batch share one cache."""
-
-    _row: CacheRow | None = None
+class MemorylessDrafter(Drafter):
+    """A drafter whose proposal follows from the tokens of the text alone, so that there is nothing to remember."""
 
     @abstractmethod
-    def new_cache(self, capacity: int, batch: int = 1) -> SharedCache:
-        """An empty cache of the draft model."""
+    def propose(self, text: Tensor, limit: int) -> Proposal:
+        """Propose at most ``limit`` tokens that go on from ``text`` ([length], long)."""
 
-    def follow(self, row: CacheRow) -> None:
-        """Begin a new text on an empty row of a cache."""
-        self.steps = 0
-        self._row = row
+    def start(self, capacity: int) -> TextDrafter:
+        return _MemorylessTextDrafter(self)
 
-    @property
-    def row(self) -> CacheRow:
-        """The text's row of the draft model's cache."""
-        assert self._row is not None, "start comes first"
-        return self._row
 
-    def start(self, capacity: int) -> None:
-        self.follow(CacheRow(self.new_cache(capacity)))
+class _MemorylessTextDrafter(TextDrafter):
+    """Asks a memoryless drafter anew each time, which counts as a step."""
 
-    def start_rows(self, capacity: int, rows: int) -> list[Self]:
-        drafters = [copy.copy(self) for _ in range(rows)]
-        for drafter, row in zip(drafters, self.new_cache(capacity, rows).rows(), strict=True):
-            drafter.follow(row)
-        return drafters
+    def __init__(self, drafter: MemorylessDrafter) -> None:
+        self._drafter = drafter
+
+    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
+        self.steps += 1
+        return at_once(self._drafter.propose(text, limit))
+
+
+class CachedTextDrafter(TextDrafter):
+    """One whose model has keys and values of its own.
+
+    Args:
+        row: the text's row of the draft model's cache, empty.
+    """
+
+    def __init__(self, row: CacheRow) -> None:
+        self.row = row
 
     @classmethod
     def keep_rows(cls, drafters: Sequence[Self]) -> None:
@@ -181,6 +192,24 @@ class CachedDrafter(Drafter):
 
     def rollback(self, length: int) -> None:
         self.row.rollback(length)
+
+
+class CachedDrafter(Drafter):
+    """A drafter whose model has keys and values of its own; the texts of a batch share one cache."""
+
+    @abstractmethod
+    def new_cache(self, capacity: int, batch: int = 1) -> SharedCache:
+        """An empty cache of the draft model for texts of at most ``capacity`` tokens."""
+
+    @abstractmethod
+    def follow(self, row: CacheRow) -> CachedTextDrafter:
+        """Begin a text on an empty row of a cache."""
+
+    def start(self, capacity: int) -> CachedTextDrafter:
+        return self.follow(CacheRow(self.new_cache(capacity)))
+
+    def start_rows(self, capacity: int, rows: int) -> Sequence[CachedTextDrafter]:
+        return [self.follow(row) for row in self.new_cache(capacity, rows).rows()]
 
 
 def likeliest(logits: Tensor) -> Tensor:

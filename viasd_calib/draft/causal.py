@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from viasd_calib.draft.base import CachedDrafter, Pick, Proposal, StopRule, draft_stepwise
+from viasd_calib.draft.base import CachedDrafter, CachedTextDrafter, Pick, Proposal, StopRule, draft_stepwise
 from viasd_calib.draft.passes import Cost, ModelPass, Passes, PassResult
-from viasd_calib.slim.cache import CacheWindow, SharedCache
+from viasd_calib.models import context_length
+from viasd_calib.slim.cache import CacheRow, CacheWindow, SharedCache
 from viasd_calib.slim.forward import RoutedModel
 
 
@@ -18,7 +19,7 @@ class DraftPass(ModelPass):
 
 
 class CausalDrafter(CachedDrafter):
-    """A whole model drafts, with a cache of its own.
+    """A whole model drafts, with a cache of its own; behind as many tokens as its context holds, and no more.
 
     Matrices of models with one tokenizer may be padded to different heights. Rows beyond the verifier's are left out,
     so that no id is proposed which the verifier does not have; where the draft model has fewer, its own are the only
@@ -27,38 +28,64 @@ class CausalDrafter(CachedDrafter):
     Args:
         model: the draft model; its tokenizer is the verifier's.
         verifier_vocab: rows of the verifier's output.
+
+    Attributes:
+        columns: how many of its output's rows are proposed from.
     """
 
     def __init__(self, model: RoutedModel, verifier_vocab: int) -> None:
         self._rows = model.config.vocab_size
-        self._columns = min(self._rows, verifier_vocab)
+        self.columns = min(self._rows, verifier_vocab)
         self._padded = self._rows < verifier_vocab
         self.vocabulary = torch.arange(self._rows, device=model.device) if self._padded else None
         self.model = model
+        self.context: int = context_length(model.config)
         self.networks = (model.model,)
         self.models = (model,)
 
     def new_cache(self, capacity: int, batch: int = 1) -> SharedCache:
-        return self.model.new_cache(capacity, batch)
+        return self.model.new_cache(min(capacity, self.context), batch)
 
-    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
-        self.row.rollback(text.shape[0] - 1)  # the last one is run again where nothing is new
-        return draft_stepwise(self._advance, text[self.row.exact :], limit, stop, pick, self.vocabulary)
+    def follow(self, row: CacheRow) -> CausalTextDrafter:
+        return CausalTextDrafter(row, self)
 
-    def _advance(self, ids: Tensor) -> Passes[Tensor]:
-        start = self.row.exact
-        result: PassResult = yield DraftPass(self.model, self.row, start, self._own(ids), wanted=1)
-        self.row.mark_exact(start + ids.shape[0])
-        self.steps += 1
-        return result.logits[0, : self._columns]
-
-    def _own(self, ids: Tensor) -> Tensor:
+    def own(self, ids: Tensor) -> Tensor:
         """A text's ids as the draft model reads them."""
         return ids.clamp(max=self._rows - 1) if self._padded else ids
 
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        length = text.shape[0]
+        """As for every drafter; behind more tokens than the context holds nothing is proposed, and all logits are 0."""
+        read = text[: self.context]
+        length, unread = read.shape[0], text.shape[0] - read.shape[0]
         window = CacheWindow(self.model.new_cache(length), 0, length, length)
-        logits = self.model.logits(self.model.full(self._own(text)[None], window).last[0])  # [length, rows]
-        logits = logits[:, : self._columns].contiguous()
-        return logits.argmax(-1), logits
+        logits = self.model.logits(self.model.full(self.own(read)[None], window).last[0])  # [length, rows]
+        logits = logits[:, : self.columns].contiguous()
+        tokens = torch.cat([logits.argmax(-1), text.new_full((unread,), -1)])
+        return tokens, torch.cat([logits, logits.new_zeros((unread, logits.shape[-1]))])
+
+
+class CausalTextDrafter(CachedTextDrafter):
+    """Drafts one text with a whole model.
+
+    Args:
+        row: the text's row of the model's cache, empty.
+        drafter: what drafts.
+    """
+
+    def __init__(self, row: CacheRow, drafter: CausalDrafter) -> None:
+        super().__init__(row)
+        self._drafter = drafter
+
+    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
+        length, most = text.shape[0], self._drafter.context
+        self.row.rollback(length - 1)  # the last one is run again where nothing is new
+        room = most + 1 - length  # the last token that is drafted need not be read
+        unseen = text[self.row.exact :]
+        return draft_stepwise(self._advance, unseen, min(limit, room), stop, pick, self._drafter.vocabulary)
+
+    def _advance(self, ids: Tensor) -> Passes[Tensor]:
+        start, drafter = self.row.exact, self._drafter
+        result: PassResult = yield DraftPass(drafter.model, self.row, start, drafter.own(ids), wanted=1)
+        self.row.mark_exact(start + ids.shape[0])
+        self.steps += 1
+        return result.logits[0, : drafter.columns]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from viasd_calib.draft.base import Drafter, Pick, Proposal, StopRule
+from viasd_calib.draft.base import Drafter, Pick, Proposal, StopRule, TextDrafter
 from viasd_calib.draft.lookup import find_continuation
 from viasd_calib.draft.passes import Passes
 from viasd_calib.slim.head import over_vocabulary
@@ -36,7 +35,7 @@ class CombinedDrafter(Drafter):
         min_ngram: shortest match that is confident.
 
     Attributes:
-        steps: the model's; searches are not counted.
+        context: the model's; lookup goes on behind it.
     """
 
     def __init__(self, model: Drafter, vocab_size: int, max_ngram: int, min_ngram: int) -> None:
@@ -45,51 +44,20 @@ class CombinedDrafter(Drafter):
         self.max_ngram = max_ngram
         self.min_ngram = min_ngram
         self.taps = model.taps
+        self.context = model.context
         self.networks = model.networks
         self.models = model.models
 
-    def start(self, capacity: int) -> None:
-        own = copy.copy(self.model)
-        own.start(capacity)
-        self._follow(own)
+    def start(self, capacity: int) -> CombinedTextDrafter:
+        return CombinedTextDrafter(self, self.model.start(capacity))
 
-    def start_rows(self, capacity: int, rows: int) -> list[Self]:
-        drafters = [copy.copy(self) for _ in range(rows)]
-        for drafter, model in zip(drafters, self.model.start_rows(capacity, rows), strict=True):
-            drafter._follow(model)
-        return drafters
-
-    def _follow(self, model: Drafter) -> None:
-        """Begin a new text, which ``model`` has begun."""
-        self.model = model
-        self.steps = 0
-
-    @classmethod
-    def keep_rows(cls, drafters: Sequence[Self]) -> None:
-        models = [drafter.model for drafter in drafters]
-        models[0].keep_rows(models)
-
-    def observe(self, start: int, tapped: Tensor) -> None:
-        self.model.observe(start, tapped)
-
-    def rollback(self, length: int) -> None:
-        self.model.rollback(length)
+    def start_rows(self, capacity: int, rows: int) -> Sequence[CombinedTextDrafter]:
+        return [CombinedTextDrafter(self, model) for model in self.model.start_rows(capacity, rows)]
 
     def look_up(self, text: Tensor, limit: int) -> Tensor:
         """The confident continuation of ``text`` ([length], long): [limit], long; [0] where there is none."""
         found = find_continuation(text, limit, self.max_ngram, self.min_ngram)
         return repeat_to(found, limit) if len(found) else found
-
-    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
-        found = self.look_up(text, limit)
-        if len(found):
-            self.model.rollback(text.shape[0] - 1)  # as when it drafts itself: it may have drafted beyond the text
-            # Over the proposed tokens alone: elsewhere there is no mass, and the verifier's vocabulary is wide.
-            own = certain_logits(torch.arange(len(found), device=found.device), len(found))
-            return Proposal(found, own, found)
-        drafted = yield from self.model.propose(text, limit, stop, pick)
-        self.steps = self.model.steps
-        return drafted
 
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         """As for every drafter.
@@ -114,6 +82,45 @@ class CombinedDrafter(Drafter):
             if len(found) and torch.equal(found[:before], text[begin : place + 1]):
                 tokens[place] = found[before]
         return tokens
+
+
+class CombinedTextDrafter(TextDrafter):
+    """Drafts one text by lookup, or else with the model.
+
+    Args:
+        drafter: what looks up.
+        model: the draft model's own, for this text.
+
+    Attributes:
+        steps: the model's; searches are not counted.
+    """
+
+    def __init__(self, drafter: CombinedDrafter, model: TextDrafter) -> None:
+        self._drafter = drafter
+        self.model = model
+        self.taps = model.taps
+
+    @classmethod
+    def keep_rows(cls, drafters: Sequence[Self]) -> None:
+        models = [drafter.model for drafter in drafters]
+        models[0].keep_rows(models)
+
+    def observe(self, start: int, tapped: Tensor) -> None:
+        self.model.observe(start, tapped)
+
+    def rollback(self, length: int) -> None:
+        self.model.rollback(length)
+
+    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
+        found = self._drafter.look_up(text, limit)
+        if len(found):
+            self.model.rollback(text.shape[0] - 1)  # as when it drafts itself: it may have drafted beyond the text
+            # Over the proposed tokens alone: elsewhere there is no mass, and the verifier's vocabulary is wide.
+            own = certain_logits(torch.arange(len(found), device=found.device), len(found))
+            return Proposal(found, own, found)
+        drafted = yield from self.model.propose(text, limit, stop, pick)
+        self.steps = self.model.steps
+        return drafted
 
 
 def repeat_to(tokens: Tensor, length: int) -> Tensor:

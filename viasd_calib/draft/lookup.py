@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from viasd_calib.draft.base import Drafter, Pick, Proposal, StopRule
-from viasd_calib.draft.passes import Passes, at_once
+from viasd_calib.draft.base import MemorylessDrafter, Proposal
 
 
 def find_continuation(text: Tensor, limit: int, max_ngram: int, min_ngram: int) -> Tensor:
@@ -34,7 +33,7 @@ def find_continuation(text: Tensor, limit: int, max_ngram: int, min_ngram: int) 
     return text[:0]
 
 
-class PromptLookup(Drafter):
+class PromptLookup(MemorylessDrafter):
     """N-gram drafter.
 
     Args:
@@ -46,12 +45,8 @@ class PromptLookup(Drafter):
         self.max_ngram = max_ngram
         self.min_ngram = min_ngram
 
-    def start(self, capacity: int) -> None:
-        self.steps = 0
-
-    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
-        self.steps += 1
-        return at_once(Proposal(find_continuation(text, limit, self.max_ngram, self.min_ngram), None))
+    def propose(self, text: Tensor, limit: int) -> Proposal:
+        return Proposal(find_continuation(text, limit, self.max_ngram, self.min_ngram), None)
 
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, None]:
         tokens = torch.full_like(text, -1)

@@ -21,7 +21,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from viasd_calib.draft.base import CachedDrafter, Pick, Proposal, StopRule, draft_stepwise, to_verifier_ids
+from viasd_calib.draft.base import (
+    CachedDrafter,
+    CachedTextDrafter,
+    Pick,
+    Proposal,
+    StopRule,
+    draft_stepwise,
+    to_verifier_ids,
+)
 from viasd_calib.draft.passes import Cost, Passes, Request, bounds
 from viasd_calib.errors import ModelError
 from viasd_calib.files import write_bytes
@@ -225,35 +233,52 @@ class ShallowStep(Request[Step]):
 
 
 class ShallowDrafter(CachedDrafter):
-    """Drafts with a :class:`ShallowModel`, following the verifiers' residual stream.
-
-    Attributes:
-        conditions: row i + 1 is what place i says to the next; row 0 stands before the text, [capacity + 1, hidden].
-        observed: leading positions whose condition a verifier gave.
-    """
+    """Drafts with a :class:`ShallowModel`, following the verifiers' residual stream."""
 
     def __init__(self, model: ShallowModel) -> None:
         self.model = model
         self.vocabulary = model.vocabulary
         self.taps = model.shape.taps
         self.networks = (model,)
-        self.conditions = torch.empty(0)
-        self.observed = 0
 
     def new_cache(self, capacity: int, batch: int = 1) -> SharedCache:
         verifier = self.model.verifier
         return SharedCache(self.model.config, capacity, batch=batch, dtype=verifier.dtype, device=verifier.device)
 
-    def follow(self, row: CacheRow) -> None:
-        super().follow(row)
-        verifier = self.model.verifier
+    def follow(self, row: CacheRow) -> ShallowTextDrafter:
+        return ShallowTextDrafter(row, self.model)
+
+    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        states = unrolled_states(self.model, text[None], tapped[None], int(depth.max()) + 1)
+        picked = torch.stack(states)[depth, 0, torch.arange(text.shape[0], device=text.device)]  # [length, hidden]
+        logits = self.model.logits(picked)  # [length, draft vocabulary]
+        return to_verifier_ids(logits.argmax(-1), self.vocabulary), logits
+
+
+class ShallowTextDrafter(CachedTextDrafter):
+    """Drafts one text with a :class:`ShallowModel`.
+
+    Args:
+        row: the text's row of the model's cache, empty.
+        model: what drafts.
+
+    Attributes:
+        conditions: row i + 1 is what place i says to the next; row 0 stands before the text, [capacity + 1, hidden].
+        observed: leading positions whose condition a verifier gave.
+    """
+
+    def __init__(self, row: CacheRow, model: ShallowModel) -> None:
+        super().__init__(row)
+        self._model = model
+        self.taps = model.shape.taps
+        verifier = model.verifier
         shape = (row.shared.capacity + 1, verifier.config.hidden_size)
         self.conditions = torch.zeros(shape, dtype=verifier.dtype, device=verifier.device)
         self.observed = 0
 
     def observe(self, start: int, tapped: Tensor) -> None:
         self.observed = start + tapped.shape[0]
-        self.conditions[start + 1 : self.observed + 1] = self.model.condition(tapped)
+        self.conditions[start + 1 : self.observed + 1] = self._model.condition(tapped)
         self.row.rollback(start + 1)  # the slots behind read other conditions
 
     def rollback(self, length: int) -> None:
@@ -262,7 +287,7 @@ class ShallowDrafter(CachedDrafter):
 
     def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
         self.row.rollback(text.shape[0] - 1)
-        return draft_stepwise(self._advance, text[self.row.exact :], limit, stop, pick, self.vocabulary)
+        return draft_stepwise(self._advance, text[self.row.exact :], limit, stop, pick, self._model.vocabulary)
 
     def _advance(self, ids: Tensor) -> Passes[Tensor]:
         """Read tokens: at once as far as the place before has spoken, one by one behind that.
@@ -279,17 +304,11 @@ class ShallowDrafter(CachedDrafter):
         start, width = self.row.exact, ids.shape[0]
         conditions = self.conditions[start : start + width]  # [width, hidden]
         known = max(self.observed - start, 0)  # leading places that a verifier has spoken for already
-        step: Step = yield ShallowStep(self.model, self.row, start, ids, conditions, known)
+        step: Step = yield ShallowStep(self._model, self.row, start, ids, conditions, known)
         self.conditions[start + known + 1 : start + width + 1] = step.said
         self.row.mark_exact(start + width)
         self.steps += 1
         return step.logits
-
-    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        states = unrolled_states(self.model, text[None], tapped[None], int(depth.max()) + 1)
-        picked = torch.stack(states)[depth, 0, torch.arange(text.shape[0], device=text.device)]  # [length, hidden]
-        logits = self.model.logits(picked)  # [length, draft vocabulary]
-        return to_verifier_ids(logits.argmax(-1), self.vocabulary), logits
 
 
 class UnrolledStore:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from viasd_calib.decoding.decoder import Engine
-from viasd_calib.draft.base import Drafter, GreedyPick, Proposal, never_stop
+from viasd_calib.draft.base import GreedyPick, Proposal, never_stop
 from viasd_calib.draft.passes import finish
-from viasd_calib.errors import PlanningError, PromptError
+from viasd_calib.errors import PlanningError
 from viasd_calib.hardware import hardware
 from viasd_calib.models import DTYPE_NAMES, context_length
 from viasd_calib.planning.growth import ROUND_TOKENS, measure_rounds
@@ -114,14 +113,13 @@ def _head_pass(model: RoutedModel, shape: PassShape) -> Pass:
 def _draft_step(engine: Engine, shape: PassShape) -> Pass:
     """One step behind ``shape.context`` tokens that the drafter has seen, and one that it has not."""
     assert shape.context is not None, "only the head has no context"
-    drafter: Drafter = copy.copy(engine.drafter)  # contexts take turns, so each has a text of its own
-    text = _some_ids((shape.context + 1,), engine.routed)
-    try:
-        drafter.start(shape.context + 1)
-    except PromptError as error:
+    length, most = shape.context + 1, engine.drafter.context
+    if most is not None and length > most:
         raise PlanningError(
-            f"context {shape.context} is longer than the draft model's; give --contexts that it can hold"
-        ) from error
+            f"context {shape.context} is longer than the draft model's, which holds {most} tokens; "
+            f"give --contexts up to {most - 1}"
+        )
+    drafter, text = engine.drafter.start(length), _some_ids((length,), engine.routed)  # each context has its own
 
     def step() -> Proposal:
         return finish(drafter.propose(text, 1, never_stop, GreedyPick()))

@@ -18,7 +18,7 @@ import torch
 
 from viasd_calib.choices import MethodName
 from viasd_calib.decoding.decoder import Engine
-from viasd_calib.draft.base import Drafter
+from viasd_calib.draft.base import Drafter, MemorylessDrafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.shallow import ShallowDrafter
@@ -173,8 +173,12 @@ class Recorder:
                 both = self._watched(drafter, {"look_up": "draft"})
                 both.model = self._drafter(drafter.model)
                 return both
-            case _:  # without a model: the search is its step
+            case MemorylessDrafter():  # the search is its step
                 return self._watched(drafter, {"propose": "draft"})
+            case _:
+                unknown: Any = copy.copy(drafter)
+                unknown.start = lambda capacity: self._watched(drafter.start(capacity), {"propose": "draft"})
+                return unknown  # type: ignore[no-any-return]
         own: Any = copy.copy(drafter)
         own.model = self._watched(drafter.model, calls)
         return own  # type: ignore[no-any-return]

@@ -4,11 +4,17 @@ A decoder's passes are narrow, so that on CUDA the host takes longer to launch t
 them. A graph is launched at once, but only for shapes and addresses that it was recorded with. So here a pass is
 padded to one of few widths, reads the whole cache behind a mask, is told its positions as a tensor, and texts take
 turns in the same cache memory. Graphs hold no weights: q and q' still share the model's own.
+
+Of all models of a process one pass runs at a time, eager ones of such models too; other threads wait for it. For a
+CUDA graph puts in and takes out at places of its own, whichever text it runs for, and what torch.compile looks at
+before it takes a graph may not change in the middle of another pass. A thread that decodes on CUDA has to do so in the
+same stream as the others.
 """
 
 from __future__ import annotations
 
 import copy
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +31,7 @@ from viasd_calib.progress import progress_bar
 from viasd_calib.slim.cache import CacheWindow, SharedCache, check_context, readable, to_device
 from viasd_calib.slim.carry import place_after_place, repeated
 from viasd_calib.slim.forward import RoutedModel, SlimParts, States, Sublayer, Window
+from viasd_calib.slim.in_process import InProcess
 from viasd_calib.spec import Route
 
 WIDTHS = (1, 4, 8, 16, 32)
@@ -35,6 +42,9 @@ SMALLEST_CAPACITY = 256
 
 CALLS_TO_WARM = 3
 """The first call compiles, the second records a CUDA graph, the third replays it."""
+
+_ONE_PASS = threading.RLock()
+"""Held while a pass runs, and while its graph or its cache is looked for or made."""
 
 StaticPass = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], States]
 """A pass of one width on one text: ids [1, width], positions [width], each layer's keys and values
@@ -170,7 +180,7 @@ class PassKind(NamedTuple):
     capacity: int
 
 
-class CompiledModel(RoutedModel):
+class CompiledModel(InProcess, RoutedModel):
     """A routed model whose narrow passes over a single text are graphs.
 
     Batches, prompts and passes whose taps are not expected run eager, on the same modules. Graphs are compiled by
@@ -204,9 +214,10 @@ class CompiledModel(RoutedModel):
         return CompiledModel(model, compiler=self._compiler)
 
     def expect_taps(self, taps: Sequence[int]) -> None:
-        if tuple(taps) != self._taps:
-            self._taps = tuple(taps)
-            self._graphs.clear()
+        with _ONE_PASS:
+            if tuple(taps) != self._taps:
+                self._taps = tuple(taps)
+                self._graphs.clear()
 
     def new_cache(self, capacity: int, batch: int = 1) -> SharedCache:
         """An empty cache with room for ``capacity`` positions or more; one of a single text may be used memory."""
@@ -214,12 +225,13 @@ class CompiledModel(RoutedModel):
             return super().new_cache(capacity, batch)
         check_context(self.config, capacity)
         room = static_capacity(capacity, context_length(self.config))
-        free = next((held for held in self._held if held.free and held.capacity == room), None)
-        if free is None:
-            with torch.inference_mode(False):  # memory that any later caller may write into
-                free = Held(super().new_cache(room))
-            self._held.append(free)
-        return free.lend()
+        with _ONE_PASS:
+            free = next((held for held in self._held if held.free and held.capacity == room), None)
+            if free is None:
+                with torch.inference_mode(False):  # memory that any later caller may write into
+                    free = Held(super().new_cache(room))
+                self._held.append(free)
+            return free.lend()
 
     def prepare_passes(self, lengths: Iterable[int], widest: int, slim: bool = True) -> None:
         context = context_length(self.config)
@@ -227,9 +239,14 @@ class CompiledModel(RoutedModel):
         widths = [width for width in WIDTHS if width <= (static_width(widest) or WIDTHS[-1])]
         tiers = (True, False) if slim and self.slim_sublayers is not self.full_sublayers else (True,)
         kinds = [PassKind(full, width, capacity) for capacity in capacities for full in tiers for width in widths]
-        self._compile([kind for kind in kinds if kind not in self._graphs])
+        with _ONE_PASS:
+            self._compile([kind for kind in kinds if kind not in self._graphs])
 
     def _forward(self, sublayers: Sequence[Sublayer], ids: Tensor, window: Window, taps: Sequence[int]) -> States:
+        with _ONE_PASS:
+            return self._pass(sublayers, ids, window, taps)
+
+    def _pass(self, sublayers: Sequence[Sublayer], ids: Tensor, window: Window, taps: Sequence[int]) -> States:
         width = static_width(ids.shape[1])
         held = self._held_by(window)
         if width is None or held is None or tuple(taps) not in ((), self._taps):

@@ -52,7 +52,8 @@ class JointProduct:
 
     A part is kept for the very tensor object that the product was made of, which is held until then so that no other
     can take its identity. The tensor may not be changed in place between the calls of siblings. Layers may be called
-    in any order, any number of times and by themselves: a part that is not there is made anew.
+    in any order, any number of times and by themselves: a part that is not there is made anew. So it is where several
+    threads are here at the same time, each with a tensor of its own.
 
     Args:
         linear: [..., in] -> [..., sum of sizes].

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from viasd_calib.slim.in_process import Unsaved
 from viasd_calib.slim.joint import JointPart, JointProduct, siblings_in
 from viasd_calib.slim.linears import LinearPlace, plain_linears
 
@@ -39,7 +40,7 @@ def _shape_of_packed_linear(inputs: Tensor, _handle: int, out: int) -> Tensor:
     return inputs.new_empty((*inputs.shape[:-1], out))
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(Unsaved, nn.Module):
     """A linear layer in oneDNN's own order; gives what the layer it was made from gives, up to rounding.
 
     Args:

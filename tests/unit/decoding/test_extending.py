@@ -13,23 +13,18 @@ from viasd_calib.decoding.features import DraftSaid
 from viasd_calib.decoding.policies import Trust
 from viasd_calib.decoding.rounds import Speculative, ThreeTier
 from viasd_calib.decoding.rules import SlimRule
-from viasd_calib.draft.base import Drafter, Pick, Proposal, StopRule
-from viasd_calib.draft.passes import Passes, at_once
+from viasd_calib.draft.base import MemorylessDrafter, Proposal
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
 
 PROMPTS = st.lists(st.integers(0, 23), min_size=1, max_size=8)
 
 
-class RepeatLast(Drafter):
+class RepeatLast(MemorylessDrafter):
     """Proposes the last token over and over."""
 
-    def start(self, capacity: int) -> None:
-        self.steps = 0
-
-    def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
-        self.steps += 1
-        return at_once(Proposal(text[-1:].repeat(limit), None))  # no logits: the proposal is sure of itself
+    def propose(self, text: Tensor, limit: int) -> Proposal:
+        return Proposal(text[-1:].repeat(limit), None)  # no logits: the proposal is sure of itself
 
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, None]:
         return text, None

@@ -134,11 +134,13 @@ def test_what_q_decided_is_qs_choice(case: Case, audit: Audit) -> None:
 
 @given(case=cases(), audit=st.sampled_from(["strict", "tolerant", "off"]))
 def test_counts_are_consistent(case: Case, audit: Audit) -> None:
-    drafter = case.drafter
+    drafter, started = case.drafter, []
+    start = drafter.start
+    drafter.start = lambda capacity: started.append(start(capacity)) or started[-1]
     out = Decoder(case.verifier, drafter, case.method(audit), case.eos).generate(case.prompt, case.count)
-    counts = out.counts
+    counts, (text,) = out.counts, started
     assert counts.full_passes <= len(out.tokens)  # each decides one token at least
-    assert counts.draft_steps == drafter.steps
+    assert counts.draft_steps == text.steps
     assert counts.rejected >= 0
     assert Tier.REGENERATE not in out.tiers or counts.slim_passes > 0
     if audit == "strict":

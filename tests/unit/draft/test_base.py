@@ -42,8 +42,7 @@ def test_never_stop_goes_on() -> None:
 
 
 def test_a_drafter_needs_neither_to_observe_nor_to_roll_back() -> None:
-    drafter = RandomDrafter(8, 0)
-    drafter.start(16)
+    drafter = RandomDrafter(8, 0).start(16)
     drafter.observe(0, torch.zeros(3, 0, 4))
     drafter.rollback(2)
     assert len(propose(drafter, torch.tensor([1]), 4)) == 4

@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.rounding import assert_near
 from tests.strategies import token_lists
 from tests.tiny import VOCAB, propose, tiny_model, transformers_logits, transformers_text
+from viasd_calib.draft.base import CachedTextDrafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.slim.forward import RoutedModel
 
@@ -23,10 +24,11 @@ def _inference() -> Iterator[None]:
         yield
 
 
-def make_drafter() -> CausalDrafter:
-    drafter = CausalDrafter(RoutedModel(tiny_model(5, layers=2)), VOCAB)
-    drafter.start(CAPACITY)
-    return drafter
+DRAFTER = CausalDrafter(RoutedModel(tiny_model(5, layers=2)), VOCAB)
+
+
+def start() -> CachedTextDrafter:
+    return DRAFTER.start(CAPACITY)
 
 
 ROUNDS = st.lists(
@@ -41,7 +43,7 @@ def test_proposals_go_on_greedily_whatever_was_rolled_back(
     prompt: list[int], rounds: list[tuple[int, int, int, list[int]]]
 ) -> None:
     """Each round drafts, forgets a part, keeps some drafted tokens, and gets others in their place."""
-    drafter = make_drafter()
+    drafter = start()
     text = list(prompt)
     for limit, forget, keep, other in rounds:
         proposal = propose(drafter, torch.tensor(text), limit)
@@ -57,7 +59,7 @@ def test_proposals_go_on_greedily_whatever_was_rolled_back(
 
 @given(text=token_lists(1, 10), limit=st.integers(1, 5))
 def test_logits_are_the_models(text: list[int], limit: int) -> None:
-    proposal = propose(make_drafter(), torch.tensor(text), limit)
+    proposal = propose(start(), torch.tensor(text), limit)
     whole = transformers_logits(tiny_model(5, layers=2), [*text, *proposal.tokens.tolist()])
     assert proposal.logits is not None
     assert_near(proposal.logits, whole[len(text) - 1 : -1])
@@ -65,9 +67,8 @@ def test_logits_are_the_models(text: list[int], limit: int) -> None:
 
 @given(text=token_lists(1, 10))
 def test_score_is_the_first_proposal_at_every_place(text: list[int]) -> None:
-    drafter = make_drafter()
-    ids = torch.tensor(text)
-    tokens, logits = drafter.score(ids, torch.zeros(len(text), 0, 16), torch.zeros(len(text), dtype=torch.long))
+    drafter, ids = start(), torch.tensor(text)
+    tokens, logits = DRAFTER.score(ids, torch.zeros(len(text), 0, 16), torch.zeros(len(text), dtype=torch.long))
     assert_near(logits, transformers_logits(tiny_model(5, layers=2), text))
     for place in range(len(text)):
         assert tokens[place] == propose(drafter, ids[: place + 1], 1).tokens[0]
@@ -81,15 +82,13 @@ def test_drafting_stops_behind_the_token_the_rule_names() -> None:
         asked.append(place)
         return place == 2
 
-    drafter = make_drafter()
+    drafter = start()
     assert len(propose(drafter, torch.tensor([4, 7]), 6, stop)) == 3
     assert asked == [0, 1, 2]
     assert drafter.steps == 3
 
 
 def test_steps_begin_anew_with_a_text() -> None:
-    drafter = make_drafter()
+    drafter, other = start(), start()
     propose(drafter, torch.tensor([4, 7]), 4)
-    assert drafter.steps == 4
-    drafter.start(CAPACITY)
-    assert drafter.steps == 0
+    assert (drafter.steps, other.steps, start().steps) == (4, 0, 0)

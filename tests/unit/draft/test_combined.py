@@ -14,7 +14,7 @@ from tests.tiny import VOCAB, make_drafter, propose, tiny_model
 from viasd_calib.decoding.features import SUMMARY_TOP, DraftSaid, draft_features, slim_features
 from viasd_calib.decoding.summary import summarize
 from viasd_calib.draft.base import Pick, Proposal, never_stop
-from viasd_calib.draft.combined import CombinedDrafter, certain_logits
+from viasd_calib.draft.combined import CombinedDrafter, CombinedTextDrafter, certain_logits
 from viasd_calib.draft.lookup import find_continuation
 from viasd_calib.draft.passes import finish
 from viasd_calib.slim.forward import RoutedModel
@@ -38,11 +38,14 @@ def _inference() -> Iterator[None]:
 def combined(kind: str = "shallow", family: str = "llama") -> CombinedDrafter:
     drafter = make_drafter(f"lookup+{kind}", RoutedModel(tiny_model(0, family)), family=family)
     assert isinstance(drafter, CombinedDrafter)
-    drafter.start(CAPACITY)
     return drafter
 
 
-def states(drafter: CombinedDrafter, count: int) -> Tensor:
+def start(kind: str = "shallow", family: str = "llama") -> CombinedTextDrafter:
+    return combined(kind, family).start(CAPACITY)
+
+
+def states(drafter: CombinedDrafter | CombinedTextDrafter, count: int) -> Tensor:
     return torch.randn(count, len(drafter.taps), 16, generator=torch.Generator().manual_seed(count))
 
 
@@ -88,7 +91,7 @@ def test_a_looked_up_block_takes_no_step_and_leaves_no_doubt(kind: str) -> None:
     def stop(_logits: Tensor, _place: int) -> bool:
         raise AssertionError("the stop rule saves steps, and there are none")
 
-    drafter = combined(kind)
+    drafter = start(kind)
     proposal = propose(drafter, torch.tensor(AGAIN), 4, stop)
     assert proposal.tokens.tolist() == [4, 15, 9, 3]
     assert drafter.steps == 0
@@ -104,7 +107,7 @@ def test_a_looked_up_block_takes_no_step_and_leaves_no_doubt(kind: str) -> None:
 def test_gates_see_the_same_of_a_looked_up_block_in_traces_and_in_decoding(seed: int, length: int) -> None:
     """Over the looked-up tokens, of which one may come twice, and over the verifier's whole vocabulary."""
     drafter, place = combined(), torch.arange(length)
-    proposal = propose(drafter, torch.tensor([3, 1, 3, 1]), length)
+    proposal = propose(drafter.start(CAPACITY), torch.tensor([3, 1, 3, 1]), length)
     assert proposal.logits is not None
     slim_logits = 3 * torch.randn(length, VOCAB, generator=torch.Generator().manual_seed(seed))
     slim = summarize(slim_logits, 1)
@@ -127,7 +130,8 @@ def test_gates_see_the_same_of_a_looked_up_block_in_traces_and_in_decoding(seed:
 def test_without_a_confident_match_it_is_the_model(kind: str) -> None:
     """One token that has stood there before is no match."""
     text = torch.tensor([*FRESH, 3])
-    drafter, alone = combined(kind), combined(kind).model
+    vocabulary = combined(kind).model.vocabulary
+    drafter, alone = start(kind), combined(kind).model.start(CAPACITY)
     asked: list[tuple[int, ...]] = []
 
     def stop(logits: Tensor, place: int) -> bool:
@@ -135,9 +139,9 @@ def test_without_a_confident_match_it_is_the_model(kind: str) -> None:
         return place == 2
 
     proposal, expected = propose(drafter, text, 6, stop), propose(alone, text, 3)
-    width = VOCAB if alone.vocabulary is None else len(alone.vocabulary)
+    width = VOCAB if vocabulary is None else len(vocabulary)
     assert asked == [(width,)] * 3
-    assert proposal.vocabulary is drafter.model.vocabulary
+    torch.testing.assert_close(proposal.vocabulary, vocabulary)
     assert proposal.tokens.tolist() == expected.tokens.tolist()
     assert drafter.steps == alone.steps > 0
     torch.testing.assert_close(proposal.logits, expected.logits)
@@ -145,7 +149,7 @@ def test_without_a_confident_match_it_is_the_model(kind: str) -> None:
 
 def test_nothing_is_asked_nothing_is_proposed() -> None:
     for text in (FRESH, AGAIN):
-        proposal = propose(combined(), torch.tensor(text), 0)
+        proposal = propose(start(), torch.tensor(text), 0)
         assert len(proposal) == 0
         assert proposal.logits is None
 
@@ -158,14 +162,12 @@ def test_what_it_shares_with_the_model() -> None:
     assert drafter.networks == drafter.model.networks != ()
 
 
-def test_a_copy_follows_a_text_of_its_own() -> None:
-    drafter = make_drafter("lookup+near", RoutedModel(tiny_model()))
-    assert isinstance(drafter, CombinedDrafter)
-    rows = drafter.start_rows(CAPACITY, 2)
-    models = [drafter.model, *(row.model for row in rows)]
-    drafter.start(CAPACITY)
-    assert len({id(model) for model in [*models, drafter.model]}) == 4
-    assert len({id(network) for row in rows for network in row.networks}) == 1
+def test_every_text_has_a_draft_state_of_its_own() -> None:
+    drafter = combined("near")
+    texts = [*drafter.start_rows(CAPACITY, 2), drafter.start(CAPACITY)]
+    assert len({id(text.model) for text in texts}) == 3
+    propose(texts[2], torch.tensor(FRESH), 3)
+    assert [text.steps for text in texts] == [0, 0, 3]
 
 
 ROUNDS = st.lists(
@@ -179,7 +181,7 @@ def test_rounds_leave_no_trace(
     kind: str, family: str, prompt: list[int], rounds: list[tuple[int, int, bool, int]]
 ) -> None:
     """After rounds of either kind, verified or not, the model says what one says that saw the text at once."""
-    drafter = combined(kind, family)
+    drafter = start(kind, family)
     tapped = states(drafter, CAPACITY)
     text, observed = list(prompt), 0
     for limit, keep, verified, own in rounds:
@@ -190,7 +192,7 @@ def test_rounds_leave_no_trace(
             observed = len(text) - 1
             drafter.rollback(observed)
     proposal = propose(drafter.model, torch.tensor(text), 5)
-    fresh = combined(kind, family).model
+    fresh = start(kind, family).model
     fresh.observe(0, tapped[:observed])
     expected = propose(fresh, torch.tensor(text), 5)
     torch.testing.assert_close(proposal.logits, expected.logits, atol=1e-3, rtol=1e-3)
@@ -199,7 +201,7 @@ def test_rounds_leave_no_trace(
 
 def block_at(kind: str, text: Tensor, begin: int, length: int, tapped: Tensor) -> tuple[Proposal, bool]:
     """The block proposed behind ``begin`` verified tokens where the model drafts the text; whether it did."""
-    drafter = combined(kind)
+    drafter = start(kind)
     drafter.observe(0, tapped[: begin - 1])
     pick = Forced(text[begin:])
     proposal = finish(drafter.propose(text[:begin], length, never_stop, pick))

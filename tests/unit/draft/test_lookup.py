@@ -41,10 +41,9 @@ def test_what_is_found_follows_an_earlier_match(text: list[int], limit: int, ngr
 @given(text=TEXTS, ngrams=NGRAMS)
 def test_score_is_the_first_proposal_at_every_place(text: list[int], ngrams: list[int]) -> None:
     drafter = PromptLookup(max_ngram=ngrams[1], min_ngram=ngrams[0])
-    drafter.start(64)
     ids = torch.tensor(text)
     tokens, logits = drafter.score(ids, torch.zeros(len(text), 0, 4), torch.zeros(len(text), dtype=torch.long))
-    first = [propose(drafter, ids[: place + 1], 1).tokens.tolist() for place in range(len(text))]
+    first = [propose(drafter.start(64), ids[: place + 1], 1).tokens.tolist() for place in range(len(text))]
     assert [[] if token == -1 else [token] for token in tokens.tolist()] == first
     assert logits is None
 
@@ -52,8 +51,7 @@ def test_score_is_the_first_proposal_at_every_place(text: list[int], ngrams: lis
 @pytest.mark.parametrize("text", [[3], [1, 2, 3]])
 def test_nothing_repeated_is_no_proposal(text: list[int]) -> None:
     drafter = PromptLookup()
-    drafter.start(64)
-    proposal = propose(drafter, torch.tensor(text), 5)
+    proposal = propose(drafter.start(64), torch.tensor(text), 5)
     assert len(proposal) == 0
     assert proposal.logits is None
     assert drafter.vocabulary is None

@@ -270,8 +270,7 @@ def make_drafter(kind: str, verifier: RoutedModel, weight_format: WeightFormat |
 
 @torch.inference_mode()
 def drafted(drafter: CachedDrafter, text: list[int], count: int = 1) -> list[int]:
-    drafter.start(64)
-    return propose(drafter, torch.tensor(text), count).tokens.tolist()
+    return propose(drafter.start(64), torch.tensor(text), count).tokens.tolist()
 
 
 @pytest.mark.parametrize(("weight_format", "least"), [("int8", 0.9), ("int4", 0.4)])

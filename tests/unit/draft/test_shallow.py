@@ -23,6 +23,7 @@ from tests.tiny import (
     tiny_shape,
     transformers_logits,
 )
+from viasd_calib.draft.base import CachedTextDrafter
 from viasd_calib.draft.shallow import (
     ShallowDrafter,
     ShallowModel,
@@ -47,9 +48,11 @@ def verifier(family: str = "llama") -> RoutedModel:
 
 
 def make_drafter(family: str = "llama") -> ShallowDrafter:
-    drafter = ShallowDrafter(tiny_shallow(verifier(family)))
-    drafter.start(CAPACITY)
-    return drafter
+    return ShallowDrafter(tiny_shallow(verifier(family)))
+
+
+def start(family: str = "llama") -> CachedTextDrafter:
+    return make_drafter(family).start(CAPACITY)
 
 
 def random_states(count: int, seed: int = 0) -> Tensor:
@@ -62,7 +65,8 @@ def random_states(count: int, seed: int = 0) -> Tensor:
 def test_score_at_a_depth_is_what_is_proposed_so_far_behind_an_observation(
     family: str, prompt: list[int], depths: int, seed: int
 ) -> None:
-    drafter = make_drafter(family)
+    weights = make_drafter(family)
+    drafter = weights.start(CAPACITY)
     seen = len(prompt) - 1  # the verifier has not passed over the last token
     tapped = random_states(seen + depths, seed)
     if seen:
@@ -70,7 +74,7 @@ def test_score_at_a_depth_is_what_is_proposed_so_far_behind_an_observation(
     proposal = propose(drafter, torch.tensor(prompt), depths)
     text = torch.cat([torch.tensor(prompt), proposal.tokens[:-1]])
     depth = torch.cat([torch.zeros(seen, dtype=torch.long), torch.arange(depths)])
-    tokens, logits = drafter.score(text, tapped, depth)
+    tokens, logits = weights.score(text, tapped, depth)
     assert proposal.logits is not None
     torch.testing.assert_close(logits[seen:], proposal.logits, atol=1e-3, rtol=1e-3)
     assert tokens[seen:].tolist() == proposal.tokens.tolist()
@@ -83,7 +87,7 @@ ROUNDS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6), token_lists(1,
 @torch.inference_mode()
 def test_rounds_leave_no_trace(family: str, prompt: list[int], rounds: list[tuple[int, int, list[int]]]) -> None:
     """After any rounds of drafting and observing, a proposal is that of a drafter that saw the text at once."""
-    drafter = make_drafter(family)
+    drafter = start(family)
     states = random_states(CAPACITY)
     text, observed = list(prompt), 0
     for limit, keep, other in rounds:
@@ -93,7 +97,7 @@ def test_rounds_leave_no_trace(family: str, prompt: list[int], rounds: list[tupl
         observed = len(text) - 1
         drafter.rollback(observed)
     proposal = propose(drafter, torch.tensor(text), 5)
-    fresh = make_drafter(family)
+    fresh = start(family)
     fresh.observe(0, states[:observed])
     expected = propose(fresh, torch.tensor(text), 5)
     assert proposal.logits is not None
@@ -105,7 +109,7 @@ def test_rounds_leave_no_trace(family: str, prompt: list[int], rounds: list[tupl
 @torch.inference_mode()
 def test_a_text_that_is_cut_and_goes_on_otherwise(prompt: list[int], cut: int, other: list[int]) -> None:
     """As after an audit that fails: states of the part that fell away are not read again."""
-    drafter, fresh = make_drafter(), make_drafter()
+    drafter, fresh = start(), start()
     states, kept = random_states(CAPACITY), min(cut, len(prompt) - 1)
     drafter.observe(0, random_states(len(prompt) - 1, seed=1))
     propose(drafter, torch.tensor(prompt), 3)
@@ -120,7 +124,7 @@ def test_a_text_that_is_cut_and_goes_on_otherwise(prompt: list[int], cut: int, o
 
 @torch.inference_mode()
 def test_it_listens_to_the_verifier() -> None:
-    one, other = make_drafter(), make_drafter()
+    one, other = start(), start()
     one.observe(0, random_states(3, seed=1))
     other.observe(0, random_states(3, seed=2))
     text = torch.tensor([4, 7, 9, 1])
@@ -132,9 +136,9 @@ def test_it_listens_to_the_verifier() -> None:
 
 @torch.inference_mode()
 def test_proposals_are_ids_of_its_vocabulary() -> None:
-    drafter = make_drafter()
-    assert drafter.vocabulary is not None
-    allowed = set(drafter.vocabulary.tolist())
+    weights = make_drafter()
+    assert weights.vocabulary is not None
+    allowed, drafter = set(weights.vocabulary.tolist()), weights.start(CAPACITY)
     drafter.observe(0, random_states(1))
     proposal = propose(drafter, torch.tensor([4, 7]), 20)
     assert set(proposal.tokens.tolist()) <= allowed
@@ -147,7 +151,7 @@ def test_proposals_are_ids_of_its_vocabulary() -> None:
 @torch.inference_mode()
 def test_what_another_drafted_is_read_token_by_token() -> None:
     """Where no verifier has spoken a place reads what the one before it says, as in a draft of its own."""
-    drafter, told = make_drafter(), make_drafter()
+    drafter, told = start(), start()
     for each in (drafter, told):
         each.observe(0, random_states(3))
     own = propose(drafter, torch.tensor([4, 7, 9, 1]), 4)
@@ -158,7 +162,7 @@ def test_what_another_drafted_is_read_token_by_token() -> None:
 
 
 def test_nothing_is_asked_nothing_is_proposed() -> None:
-    proposal = propose(make_drafter(), torch.tensor([4, 7]), 0)
+    proposal = propose(start(), torch.tensor([4, 7]), 0)
     assert len(proposal) == 0
     assert proposal.logits is None
 
@@ -221,11 +225,9 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
         assert torch.equal(loaded.state_dict()[name], tensor), name
     assert not loaded.training
     one, other = ShallowDrafter(model), ShallowDrafter(loaded)
-    for each in (one, other):
-        each.start(CAPACITY)
     text = torch.tensor([4, 7, 9])
-    expected = propose(one, text, 6).tokens.tolist()
-    assert propose(other, text, 6).tokens.tolist() == expected
+    expected = propose(one.start(CAPACITY), text, 6).tokens.tolist()
+    assert propose(other.start(CAPACITY), text, 6).tokens.tolist() == expected
 
 
 def test_stored_in_two_bytes_a_weight(tmp_path: Path) -> None:

@@ -117,13 +117,13 @@ def test_a_draft_step_is_one_forward_of_one_token(
     """Also where contexts take turns: each has a text of its own."""
     engine = engine_of(tiny_verifier, kind)
     widths: list[int] = []
-    advance = type(engine.drafter)._advance  # type: ignore[attr-defined]
+    advance = type(engine.drafter.start(1))._advance  # type: ignore[attr-defined]
 
     def noted(drafter: Drafter, ids: torch.Tensor) -> torch.Tensor:
         widths.append(len(ids))
         return advance(drafter, ids)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(type(engine.drafter), "_advance", noted)
+    monkeypatch.setattr(type(engine.drafter.start(1)), "_advance", noted)
     passes = decoder_passes(engine, SETTINGS)
     assert widths == [6, 13]  # what each context's text takes once
     widths.clear()
@@ -133,13 +133,13 @@ def test_a_draft_step_is_one_forward_of_one_token(
     assert widths == [1, 1, 1, 1]
 
 
-def test_the_engines_drafter_keeps_its_text(tiny_verifier: Verifier) -> None:
+def test_a_text_that_was_begun_before_goes_on(tiny_verifier: Verifier) -> None:
     engine = engine_of(tiny_verifier, "causal")
     text = torch.tensor([3, 1, 4, 1, 5])
-    engine.drafter.start(16)
-    before = propose(engine.drafter, text, 4).tokens
+    drafter = engine.drafter.start(16)
+    before = propose(drafter, text, 4).tokens
     measure_profile(engine, SETTINGS)
-    assert torch.equal(propose(engine.drafter, text, 4).tokens, before)
+    assert torch.equal(propose(drafter, text, 4).tokens, before)
 
 
 def test_a_context_beyond_the_verifiers_is_refused(tiny_verifier: Verifier) -> None:
@@ -161,5 +161,8 @@ def test_a_context_beyond_the_draft_models_is_refused(tiny_verifier: Verifier) -
     config = tiny_config(layers=2, max_position_embeddings=8)
     model = type(tiny_model(0))(config).eval().requires_grad_(False)
     drafter = CausalDrafter(RoutedModel(model), config.vocab_size)
-    with pytest.raises(PlanningError, match="context 12 is longer than the draft model's; give --contexts"):
+    with pytest.raises(
+        PlanningError,
+        match="context 12 is longer than the draft model's, which holds 8 tokens; give --contexts up to 7",
+    ):
         decoder_passes(engine_of(tiny_verifier, drafter=drafter), SETTINGS)
