@@ -30,15 +30,20 @@ class Judged:
     features: dict[str, Tensor]
     agrees: Tensor
 
+    def at(self, places: Tensor) -> Judged:
+        """Those at some places ([n], bool)."""
+        return Judged({name: values[places] for name, values in self.features.items()}, self.agrees[places])
+
 
 @dataclass(frozen=True)
 class ScoredText:
     """One traced text as the gates see it; n is the number of its generated tokens.
 
     Attributes:
-        draft: the drafted tokens with draft features, [n].
-        accept: the drafted tokens with slim features, [n].
-        own: q's slim choices with slim features, where something was drafted, [n].
+        draft: the drafted tokens with draft features, [n]; of a drafter with a distribution, where it drafted: behind
+            the draft model's context it does not.
+        accept: the drafted tokens with slim features, at the same places.
+        own: q's slim choices with slim features, at the same places.
         own_alone: q's slim choices where nothing was drafted, [n].
     """
 
@@ -95,10 +100,11 @@ def _judge(text: TraceText, logits: Tensor, pending: Tensor) -> ScoredText:
     own_ratio = torch.zeros_like(slim.entropy)
     place = said.depth
     agrees = said.tokens == choice
+    asked = torch.ones_like(agrees) if said.said is None else said.tokens >= 0
     return ScoredText(
-        draft=Judged(draft_features(said), agrees),
-        accept=Judged(slim_features(reading.log_ratio, logits, slim, said, place, pending), agrees),
-        own=Judged(slim_features(own_ratio, logits, slim, said, place, pending), own == choice),
+        draft=Judged(draft_features(said), agrees).at(asked),
+        accept=Judged(slim_features(reading.log_ratio, logits, slim, said, place, pending), agrees).at(asked),
+        own=Judged(slim_features(own_ratio, logits, slim, said, place, pending), own == choice).at(asked),
         own_alone=Judged(slim_features(own_ratio, logits, slim, None, torch.zeros_like(place), pending), own == choice),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -256,6 +257,8 @@ class _Loaded(dict[tuple[object, ...], _Parts]):
         return _Loaded, ()
 
 
+_ONE_LOAD = threading.Lock()
+
 LOADED = "_viasd_loaded"
 """Name of that attribute."""
 
@@ -275,9 +278,10 @@ def _parts(
     loaded: _Loaded = model.__dict__.setdefault(LOADED, _Loaded())
     changed = path.stat().st_mtime_ns if path.exists() else None
     key = (path.resolve(), changed, model.device, model.dtype, model.config._attn_implementation)
-    if key not in loaded:
-        with torch.random.fork_rng(devices=[]):  # the first text is drawn like any other
-            loaded[key] = _open(model, path, loaded, tokenizer)
+    with _ONE_LOAD:  # one thread loads for all: the model's neurons may be put into another order
+        if key not in loaded:
+            with torch.random.fork_rng(devices=[]):  # the first text is drawn like any other
+                loaded[key] = _open(model, path, loaded, tokenizer)
     parts = loaded[key]
     if tokenizer is not None and tokenizer not in parts.tokenizers:
         check_verifier(parts.spec, fingerprint(model, tokenizer, _name(model), None))

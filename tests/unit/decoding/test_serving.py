@@ -26,14 +26,15 @@ from tests.tiny import (
     tiny_shallow,
     verifier_ref,
 )
-from viasd_calib.decoding.decoder import Decoder, Engine, MethodName
+from viasd_calib.choices import BACKENDS, Backend, MethodName
+from viasd_calib.decoding.decoder import Decoder, Engine
 from viasd_calib.decoding.sampling import Sampling, seed_of_text
 from viasd_calib.decoding.session import Generation
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.shallow import ShallowDrafter
-from viasd_calib.slim.backends import BACKENDS, Backend, prepare
+from viasd_calib.slim.backends import prepare
 from viasd_calib.slim.compiled import CompiledModel, StaticPass
 from viasd_calib.slim.forward import RoutedModel, SlimParts, States
 from viasd_calib.slim.packed import can_pack

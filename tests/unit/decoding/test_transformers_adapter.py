@@ -6,6 +6,7 @@ import copy
 import gc
 import inspect
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -364,3 +365,24 @@ def test_the_end_of_text_is_the_models_own(model: Any, spec_path: Path) -> None:
     for first in range(VOCAB):
         expected = plain(model, [first], do_sample=False, max_new_tokens=30)
         assert routed(model, spec_path, [first], do_sample=False, max_new_tokens=30).tolist() == expected.tolist()
+
+
+def test_threads_load_a_spec_once_and_give_each_its_text(
+    model: Any, spec_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, opened = copy.deepcopy(model), []
+    load = transformers_adapter.load_spec
+    monkeypatch.setattr(transformers_adapter, "load_spec", lambda path: opened.append(path) or load(path))
+
+    def run(prompt: list[int], **options: Any) -> list[int]:
+        ids = torch.tensor([prompt])
+        mask = torch.ones_like(ids)
+        return own.generate(ids, attention_mask=mask, max_new_tokens=12, pad_token_id=0, **options)[0].tolist()  # type: ignore[no-any-return]
+
+    prompts = [[5, 6, 7], [8, 9, 10, 11], [3, 4]]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(
+            pool.map(lambda ids: run(ids, custom_generate=viasd_calib.generate, viasd_spec=spec_path), prompts)
+        )
+    assert found == [run(prompt) for prompt in prompts]
+    assert len(opened) == 1

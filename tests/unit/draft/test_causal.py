@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -92,3 +93,32 @@ def test_steps_begin_anew_with_a_text() -> None:
     drafter, other = start(), start()
     propose(drafter, torch.tensor([4, 7]), 4)
     assert (drafter.steps, other.steps, start().steps) == (4, 0, 0)
+
+
+@given(prompt=token_lists(1, 12), limit=st.integers(0, 6), context=st.integers(1, 14))
+def test_no_more_is_drafted_than_the_context_can_read(prompt: list[int], limit: int, context: int) -> None:
+    """The last token that is drafted need not be read; up to there the proposal is that of a longer context."""
+    model = copy.copy(tiny_model(5, layers=2))
+    model.config = copy.copy(model.config)
+    model.config.max_position_embeddings = context
+    drafter = CausalDrafter(RoutedModel(model), VOCAB)
+    text = torch.tensor(prompt)
+    whole = propose(start(), text, limit).tokens.tolist()
+    short = drafter.start(CAPACITY)
+    assert propose(short, text, limit).tokens.tolist() == whole[: max(context + 1 - len(prompt), 0)]
+    short.rollback(len(prompt) - 1)
+    assert propose(short, text[:1], 1).tokens.tolist() == propose(start(), text[:1], 1).tokens.tolist()
+
+
+@given(text=token_lists(1, 10), context=st.integers(1, 12))
+def test_score_proposes_nothing_behind_the_context(text: list[int], context: int) -> None:
+    model = copy.copy(tiny_model(5, layers=2))
+    model.config = copy.copy(model.config)
+    model.config.max_position_embeddings = context
+    drafter, ids = CausalDrafter(RoutedModel(model), VOCAB), torch.tensor(text)
+    nothing, depth = torch.zeros(len(text), 0, 16), torch.zeros(len(text), dtype=torch.long)
+    tokens, logits = drafter.score(ids, nothing, depth)
+    assert logits.shape == (len(text), VOCAB)
+    assert not logits[context:].any()
+    found = [propose(drafter.start(CAPACITY), ids[: place + 1], 1).tokens.tolist() for place in range(len(text))]
+    assert [[] if token == -1 else [token] for token in tokens.tolist()] == found
