@@ -34,6 +34,7 @@ from viasd_calib.spec import Audit
 from viasd_calib.tables import new_table
 
 WARM_UP_TOKENS = 16
+"""At most: a warm-up asks for no more than the benchmark, which may be all that a certificate holds for."""
 
 
 class BenchSettings(BaseModel):
@@ -106,7 +107,7 @@ def run_bench(
     methods = [decoder.method for decoder in answerers.values() if isinstance(decoder, Decoder)]
     slim = any(method.asks_slim for method in methods)
     engine.prepare_passes(text_lengths(engine, prompts, settings.max_new_tokens), slim)
-    _warm_up(engine, answerers, prompts[0])
+    _warm_up(engine, answerers, prompts[0], min(WARM_UP_TOKENS, settings.max_new_tokens))
     with progress_bar("prompts") as progress:
         task = progress.add_task("bench", total=len(prompts))
         for name, prompt in zip(step_names(prompts), prompts, strict=True):
@@ -143,9 +144,9 @@ def text_lengths(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int)
     return lengths
 
 
-def _warm_up(engine: Engine, answerers: Mapping[BenchMethod, Answering], prompt: Prompt) -> None:
+def _warm_up(engine: Engine, answerers: Mapping[BenchMethod, Answering], prompt: Prompt, max_new_tokens: int) -> None:
     for decoder in answerers.values():
-        list(converse(decoder, engine.verifier, prompt, WARM_UP_TOKENS))
+        list(converse(decoder, engine.verifier, prompt, max_new_tokens))
 
 
 def answering(engine: Engine, name: BenchMethod, audit: Audit, plain: RoutedModel | None = None) -> Answering:

@@ -83,7 +83,7 @@ def test_a_prompt_beyond_the_context_is_met_before_any_is_answered(
 ) -> None:
     stopped = Stopped(bench._answer, before=None)
     monkeypatch.setattr(bench, "_answer", stopped)
-    long = [Prompt(id=name, turns=["w1 " * 300]).model_dump_json() for name in ("one", "two")]
+    long = [Prompt(id=name, turns=[f"{name} " * 300]).model_dump_json() for name in ("one", "two")]
     with (tmp_path / "prompts.jsonl").open("a") as file:
         file.write("\n".join(long))
     assert main(command[:-1]) == 1
