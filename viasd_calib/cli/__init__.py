@@ -85,11 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if words[:1] == ["--version"]:
-        print(f"viasd_calib {__version__}")
-        return 0
+        return guarded(lambda: print(f"viasd_calib {__version__}"), debug)
     if not words or words[0] in ("-h", "--help"):
-        print_commands()
-        return 0 if words else 2
+        return guarded(print_commands, debug) or (0 if words else 2)
     if words[0] not in COMMANDS:
         from viasd_calib.cli.usage import suggestion
 
@@ -101,7 +99,10 @@ def guarded(run: Callable[[], None], debug: bool, going_on: str = "") -> int:
     """Run a command and turn what goes wrong into one message and an exit status."""
     try:
         with warnings_as_notices():
-            run()
+            try:
+                run()
+            finally:
+                sys.stdout.flush()  # here, and not at Python's end, a reader that has gone is no complaint
     except KeyboardInterrupt:
         return fail("; ".join(filter(None, ["interrupted", going_on])), status=130)
     except BrokenPipeError:

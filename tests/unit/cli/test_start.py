@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,22 @@ def test_a_wrong_option_is_refused_without_a_model(tmp_path: Path) -> None:
     assert said["unknown"][0] == said["value"][0] == 2
     assert "--nonsense" in said["unknown"][2]
     assert "three_tier" in said["value"][2]
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [("--help", 141), ("--version", 141), ("schema", 141), ("bench --help", 0)],  # argparse itself lets a reader go
+)
+def test_a_reader_that_has_gone_is_no_complaint(words: str, status: int, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = "import sys; from viasd_calib.cli import main; sys.exit(main(sys.argv[1:]))"
+    with os.fdopen(writing, "wb") as gone:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words.split()],
+            cwd=tmp_path,
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (status, "")
