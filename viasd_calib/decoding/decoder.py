@@ -93,10 +93,10 @@ class Emitted:
 class Decoder(InProcess):
     """Answers prompts with one method, any number of them at a time: in turns, or from several threads.
 
-    What a text needs is its own: cache, draft state, counts, and when sampling a generator. The text that is begun as
-    number n, from 0, is drawn with the seed ``seed_of_text(seed, n)``
-    (:func:`~viasd_calib.decoding.sampling.seed_of_text`); a request that is to repeat whatever else is served takes a
-    decoder of its own.
+    What a text needs is its own: cache, draft state, counts, and when sampling a generator. Text number n, from 0 in
+    the order in which texts are begun, is drawn with the seed ``seed_of_text(seed, n)``
+    (:func:`~viasd_calib.decoding.sampling.seed_of_text`); a request that is to repeat whatever else is served gives its
+    number, or takes a decoder of its own.
 
     Args:
         verifier: the opened verifier.
@@ -156,6 +156,7 @@ class Decoder(InProcess):
         stop_strings: str | Sequence[str] = (),
         criteria: Sequence[StoppingCriteria] = (),
         cancelled: Cancelled | None = None,
+        number: int | None = None,
     ) -> Generation:
         """Decode one text.
 
@@ -166,6 +167,7 @@ class Decoder(InProcess):
             criteria: transformers' stopping criteria, on prompt and new text; which may run, says
                 :mod:`~viasd_calib.decoding.stateless`.
             cancelled: asked once a round; what is final when it says yes is the text.
+            number: the text's own, from which its draws follow; the next one where it is left out.
 
         Raises:
             PromptError: the prompt is not the ids of one text or does not fit the context, another argument is of
@@ -176,7 +178,7 @@ class Decoder(InProcess):
         """
         ids, count = self._read(prompt, max_new_tokens)
         ending = self._ending(len(ids), self._stop_criterion(stop_strings), criteria)
-        session = self._open(ids, count, ending, self._next_chooser(len(ids)))
+        session = self._open(ids, count, ending, self._chooser_of(number, len(ids)))
         while self._advance(session, cancelled):
             pass
         return self._result(session)
@@ -287,6 +289,7 @@ class Decoder(InProcess):
         stop_strings: str | Sequence[str] = (),
         criteria: Sequence[StoppingCriteria] = (),
         cancelled: Cancelled | None = None,
+        number: int | None = None,
     ) -> Iterator[Emitted]:
         """Decode one text and yield each token once it is final; arguments and errors as for :meth:`generate`.
 
@@ -295,7 +298,7 @@ class Decoder(InProcess):
         """
         ids, count = self._read(prompt, max_new_tokens)
         ending = self._ending(len(ids), self._stop_criterion(stop_strings), criteria)
-        return self._emitted(ids, count, ending, self._next_chooser(len(ids)), cancelled)
+        return self._emitted(ids, count, ending, self._chooser_of(number, len(ids)), cancelled)
 
     def _read(self, prompt: TokenIds, max_new_tokens: int) -> tuple[list[int], int]:
         """A prompt's ids and the most tokens to add, in plain integers that fit the verifier."""
@@ -310,9 +313,9 @@ class Decoder(InProcess):
         networks = () if self.drafter is None else self.drafter.networks
         refuse_dropout((self.verifier.model, *self.verifier.slim_networks, *networks))
 
-    def _next_chooser(self, prompt_length: int) -> Chooser:
+    def _chooser_of(self, number: int | None, prompt_length: int) -> Chooser:
         """Taken by the call, so that texts are numbered in the order of calls, not in that of first tokens."""
-        return self.chooser.for_text(next(self._numbers)).begin(prompt_length)
+        return self.chooser.for_text(next(self._numbers) if number is None else number).begin(prompt_length)
 
     def _emitted(
         self, ids: list[int], count: int, ending: Ending, chooser: Chooser, cancelled: Cancelled | None

@@ -6,7 +6,6 @@ strayed (exposure bias; DAgger, arXiv 1011.0686, mends it in the same way: the l
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,12 +67,8 @@ class Policy:
         """Greedy texts together; drawn ones alone, so that none hangs on its place in a batch."""
         if self.decoder.chooser.greedy:
             return self.decoder.generate_batch(prompts, max_new_tokens, batch_size=len(prompts))
-        texts: list[Generation] = []
-        for prompt, number in zip(prompts, numbers, strict=True):
-            decoder = copy.copy(self.decoder)
-            decoder.chooser = self.decoder.chooser.for_text(number)
-            texts.append(decoder.generate(prompt, max_new_tokens))
-        return texts
+        named = zip(prompts, numbers, strict=True)
+        return [self.decoder.generate(prompt, max_new_tokens, number=number) for prompt, number in named]
 
 
 def policy_name(method: str, draft: str, route: Route, gates: Gates, decoding: Decoding) -> str:

@@ -197,6 +197,7 @@ def test_one_decoder_serves_several_texts() -> None:
     found = [[emitted.token for emitted in stream] for stream in reversed(streams)]
     assert [*reversed(found), last.tokens] == [one.tokens for one in expected]
     assert decoder.generate_batch(PROMPTS, COUNT) == expected
+    assert [decoder.generate(PROMPTS[2], COUNT, number=2) for _ in range(2)] == [expected[2]] * 2
 
 
 def replayed(run: StaticPass) -> StaticPass:
