@@ -352,7 +352,7 @@ def test_a_batch_fills_the_context_to_its_end() -> None:
 @pytest.mark.parametrize(
     ("prompts", "size", "complaint"),
     [
-        ([[3], [], [4]], 8, "the prompt is empty"),
+        ([[3], [], [4]], 8, "prompt 1 of the batch is empty"),
         ([[3], [3] * 300], 1, "304 positions are asked for.*context holds 256"),
         ([[3]], 0, "batch_size is 0"),
     ],
