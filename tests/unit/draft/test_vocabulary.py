@@ -120,14 +120,14 @@ def test_what_is_proposed_is_the_draft_models_own(folders: dict[int, Path], rows
     logits = transformers_logits(load_verifier(str(folders[rows])).model, read)[:, :ROWS]  # [length, shared]
     shared = logits.shape[1]
 
-    drafter.start(32)
-    proposal = propose(drafter, text, 1)
+    begun = drafter.start(32)
+    proposal = propose(begun, text, 1)
     assert proposal.logits is not None
     torch.testing.assert_close(proposal.logits, logits[-1:], rtol=1e-4, atol=1e-4)
     assert int(proposal.tokens) == int(logits[-1].argmax()) < ROWS
 
     pick = make_chooser(Sampling(temperature=1.0)).picker(text, ROWS)
-    drawn = finish(drafter.propose(text, 1, never_stop, pick))
+    drawn = finish(begun.propose(text, 1, never_stop, pick))
     law = pick.laws(drawn.tokens)
     assert law is not None
     expected = torch.zeros(1, ROWS)
