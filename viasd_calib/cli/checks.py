@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from viasd_calib.errors import BenchError, CalibrationError, SpecError, StorageError, TraceError, ViasdError
+from viasd_calib.evaluation.provenance import Provenance, read_document
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, FRONTIER_FILE, MANIFEST
 from viasd_calib.shipped import check_embedded, shipped
 from viasd_calib.spec import load_spec
@@ -101,13 +102,14 @@ def check_calibrate_folder(option: str, folder: str) -> None:
     _check_json(option, Path(folder) / CALIBRATE_FILE, folder, "viasd calibrate", CalibrationError)
 
 
-def check_bench(option: str, path: str) -> None:
-    """Refuse a file that is not of ``viasd bench``.
+def check_bench(option: str, path: str) -> Provenance | None:
+    """Refuse a file that is not of ``viasd bench``, and say what it measured; None where it does not say.
 
     Raises:
-        BenchError: it is missing or damaged.
+        BenchError: it is missing, damaged or something else.
     """
     _check_json(option, Path(path), path, "viasd bench", BenchError)
+    return read_document(path)[1]
 
 
 def check_traces(option: str, folders: Sequence[str]) -> None:

@@ -14,9 +14,10 @@ from viasd_calib.cli.checks import check_bench, check_calibrate_folder, check_ou
 from viasd_calib.cli.lists import parse_methods
 from viasd_calib.cli.notices import notice_resumed, notice_uncertified, say_written
 from viasd_calib.cli.numbers import Count, Seed
-from viasd_calib.cli.prompt_choice import check_prompts, choose_unseen
+from viasd_calib.cli.prompt_choice import check_prompts, choose_unseen, notice_other_prompts
 from viasd_calib.devices import check_device
 from viasd_calib.errors import BenchError
+from viasd_calib.evaluation.provenance import check_policy
 from viasd_calib.file_names import CALIBRATE_FILE
 from viasd_calib.files import write_json
 from viasd_calib.ledger import ledger_beside
@@ -200,7 +201,8 @@ def report(
 
     Args:
         spec: path of the routing spec.
-        bench: JSON that ``viasd bench`` wrote; it must have measured this spec's policy.
+        bench: JSON that ``viasd bench`` wrote; it must have measured this spec's policy. A notice says where it
+            measured other prompts than those that are decoded here.
         out: path of the page.
         calibrate: folder that ``viasd calibrate`` wrote, for the gates' reliability and the candidates tested.
         fit: where the fit is that was calibrated, if not where it was then.
@@ -217,21 +219,23 @@ def report(
     """
     check_out_file("--out", out)
     check_device(device)
-    check_bench("--bench", bench)
+    provenance = check_bench("--bench", bench)
     if calibrate is not None:
         check_calibrate_folder("--calibrate", calibrate)
     spec = check_spec(spec, verifier)
     shipped = load_spec(spec)
-    chosen = choose_unseen(prompts, split, shares, limit, shipped, include_fitted=include_fitted).prompts
+    check_policy(provenance, shipped, bench)
+    unseen = choose_unseen(prompts, split, shares, limit, shipped, include_fitted=include_fitted)
+    chosen = unseen.prompts
+    if provenance is not None:
+        notice_other_prompts(unseen, provenance.prompts, shipped, shares, (bench, prompts))
 
     from viasd_calib.decoding.decoder import load_engine
     from viasd_calib.evaluation.bench import load_bench
-    from viasd_calib.evaluation.provenance import check_policy
     from viasd_calib.evaluation.report import ReportInputs, write_report
     from viasd_calib.models import load_verifier
 
     measured = load_bench(bench)
-    check_policy(measured, shipped, bench)
     engine = load_engine(
         spec, verifier=verifier, draft_model=draft_model, dtype=dtype, device=device, load=_load or load_verifier
     )

@@ -10,8 +10,9 @@ from typing import get_args
 
 from viasd_calib.cli import lazy_types
 from viasd_calib.errors import PromptError
+from viasd_calib.evaluation.provenance import PromptsMeasured
 from viasd_calib.prompt_copies import known_prompts, without_copies
-from viasd_calib.prompts import Prompt, Split, SplitShares, read_prompt_file, split_of
+from viasd_calib.prompts import Prompt, Split, SplitShares, read_prompt_file, split_of, split_sha256
 from viasd_calib.spec import RoutingSpec
 
 SHOWN = 5
@@ -23,11 +24,13 @@ class Unseen:
     """Prompts that a spec is measured on.
 
     Attributes:
+        distinct: all prompts of the source, copies left out.
         left_out: prompts of the same split that were left out, as the spec was fitted or calibrated on them.
     """
 
     prompts: list[Prompt]
     left_out: int
+    distinct: list[Prompt]
 
 
 def load_prompts(source: str) -> list[Prompt]:
@@ -105,7 +108,8 @@ def choose_unseen(
         PromptError: they cannot be read, or none is left.
     """
     check_limit(limit)
-    prompts = of_split(load_prompts(source), split, shares)
+    distinct = load_prompts(source)
+    prompts = of_split(distinct, split, shares)
     if spec.prompts is None or spec.prompts.fit is None:
         print(
             "notice: the spec does not say which prompts it was fitted on, an older version of viasd_calib wrote it or "
@@ -132,7 +136,37 @@ def choose_unseen(
                 f"the spec was fitted or calibrated on all {len(known)} prompts; give others, or --include-fitted true "
                 "to measure on them all the same"
             )
-    return Unseen(take_turns(prompts, limit), 0 if include_fitted else len(known))
+    return Unseen(take_turns(prompts, limit), 0 if include_fitted else len(known), distinct)
+
+
+def notice_other_prompts(
+    unseen: Unseen, measured: PromptsMeasured, spec: RoutingSpec, shares: SplitShares | None, names: tuple[str, str]
+) -> None:
+    """Say on stderr that a benchmark measured other prompts than those chosen here, if it did.
+
+    A benchmark notes the hash of its set of prompts: it is of this source where the same choice from it has that hash.
+
+    Args:
+        names: of the benchmark and of the source, as the user gave them.
+    """
+    benchmark, source = names
+    known = frozenset() if spec.prompts is None or measured.fitted_included else spec.prompts.all
+    by_split = [
+        prompt
+        for prompt in unseen.distinct
+        if measured.split in (None, split_of(prompt.sha256, shares or SplitShares()))
+    ]
+    fitted = {prompt.id for prompt in known_prompts(by_split, known)}
+    split = [prompt for prompt in by_split if prompt.id not in fitted]
+    of_source = split_sha256(take_turns(split, measured.limit)) == measured.sha256
+    if of_source and {prompt.sha256 for prompt in unseen.prompts} <= {prompt.sha256 for prompt in split}:
+        return
+    chosen = f"split {measured.split!r}" if measured.split else "all splits"
+    print(
+        f"notice: the speeds are those of {benchmark}, measured on {measured.file} ({chosen}); the tier shares, the "
+        f"text and the rounds are of other prompts, {len(unseen.prompts)} of {source}",
+        file=sys.stderr,
+    )
 
 
 def take_turns(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:

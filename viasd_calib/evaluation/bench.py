@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from viasd_calib.decoding.decoder import Decoder, Engine
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.differences import Difference, find_difference
 from viasd_calib.evaluation.metrics import FEWEST_PROMPTS, Interval, MethodResult, PromptResult, pool
-from viasd_calib.evaluation.provenance import Provenance
+from viasd_calib.evaluation.provenance import Provenance, read_document
 from viasd_calib.hardware import hardware
 from viasd_calib.ledger import Ledger
 from viasd_calib.models import Verifier, context_length, encode_prompt
@@ -316,13 +315,8 @@ def load_bench(path: str | Path) -> BenchResult:
     Raises:
         BenchError: missing, damaged, or of an earlier release, which did not note what was measured.
     """
+    document, _ = read_document(path)
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-        if isinstance(document, dict) and {"settings", "methods"} <= document.keys() and "provenance" not in document:
-            raise BenchError(
-                f"{path} was made by an older version of viasd_calib, which did not note which policy it measured; "
-                "run viasd bench again"
-            )
         return BenchResult.model_validate(document)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise BenchError(f"{path} is missing or not a benchmark's JSON; run viasd bench first") from error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -86,13 +88,33 @@ def note_provenance(spec: RoutingSpec, verifier: VerifierRef, prompts: PromptsMe
     )
 
 
-def check_policy(bench: BenchResult, spec: RoutingSpec, path: str) -> None:
+def read_document(path: str | Path) -> tuple[dict[str, Any], Provenance | None]:
+    """A benchmark's JSON, of which the provenance alone is checked: that takes no decoder.
+
+    Raises:
+        BenchError: missing, damaged, or of an earlier release, which did not note what was measured.
+    """
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(document, dict) or not {"settings", "methods"} <= document.keys():
+            raise ValueError("no benchmark")
+        if "provenance" not in document:
+            raise BenchError(
+                f"{path} was made by an older version of viasd_calib, which did not note which policy it measured; "
+                "run viasd bench again"
+            )
+        noted = document["provenance"]
+        return document, None if noted is None else Provenance.model_validate(noted)
+    except (OSError, ValueError, RecursionError) as error:
+        raise BenchError(f"{path} is missing or not a benchmark's JSON; run viasd bench first") from error
+
+
+def check_policy(measured: Provenance | None, spec: RoutingSpec, path: str) -> None:
     """Refuse the benchmark at ``path`` where it measured another policy than that of ``spec``, or other weights.
 
     Raises:
         BenchError: saying what differs.
     """
-    measured = bench.provenance
     again = "run viasd bench with this spec"
     if measured is None:
         raise BenchError(f"{path} does not say which policy it measured; {again}")
@@ -113,7 +135,7 @@ def check_evidence(bench: BenchResult, spec: RoutingSpec, path: str) -> None:
     Raises:
         BenchError: saying what differs.
     """
-    check_policy(bench, spec, path)
+    check_policy(bench.provenance, spec, path)
     settings = bench.settings
     for what, own, measured in (
         ("audit", spec.decoding.audit, settings.audit),

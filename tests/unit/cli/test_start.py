@@ -82,6 +82,18 @@ def test_wrong_input_is_refused_before_anything_heavy_is_loaded(tmp_path: Path) 
         assert message in err, name
 
 
+def test_a_file_that_is_no_benchmark_is_refused_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "junk.json").write_text('{"a": 1}')
+    (tmp_path / "calibrate.json").write_text("{}")
+    runs = {
+        "report": ["report", "--spec", "spec.json", "--bench", "junk.json", "--out", "page.html"],
+        "evidence": ["export", "--calibrate", ".", "--out", "out.json", "--evidence", "junk.json"],
+    }
+    for status, _, err in answers(runs, tmp_path).values():
+        assert status == 1
+        assert "junk.json is missing or not a benchmark's JSON; run viasd bench first" in err
+
+
 @pytest.mark.parametrize("words", [["schema"], ["--version"], ["capture", "--out", "out", "--print_config"]])
 def test_what_asks_no_model_is_answered_without_one(words: list[str], tmp_path: Path) -> None:
     ((status, out, err),) = answers({"asked": words}, tmp_path).values()

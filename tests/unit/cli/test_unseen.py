@@ -13,10 +13,12 @@ from tests.tiny import TinyFolder, constant_gate, tiny_spec, verifier_ref
 from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.cli import main
 from viasd_calib.cli.calibrate import refuse_learned_from
+from viasd_calib.cli.prompt_choice import choose_unseen, notice_other_prompts
 from viasd_calib.errors import CalibrationError
 from viasd_calib.evaluation.bench import load_bench
+from viasd_calib.evaluation.provenance import PromptsMeasured
 from viasd_calib.prompt_copies import normalised_sha256, short_hashes
-from viasd_calib.prompts import Prompt, split_sha256
+from viasd_calib.prompts import Prompt, Split, split_sha256
 from viasd_calib.spec import PromptHashes, Route, load_spec, save_spec
 
 PROMPTS = [Prompt(id=f"p/{n}", task="qa", turns=[f"w{n} w{n + 1}"]) for n in range(8)]
@@ -92,6 +94,40 @@ def test_a_report_and_evidence_take_the_benchmark_of_this_spec_alone(
     assert main([*words, "--bench", str(tmp_path / "other" / "bench.json")]) == 1
     assert "measured another policy" in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("measured_on", "measured_split", "split", "said"),
+    [
+        (PROMPTS, None, None, False),
+        (PROMPTS, None, "fit", False),
+        (PROMPTS, "fit", "fit", False),
+        (PROMPTS, "fit", None, True),
+        (PROMPTS[3:], None, None, True),
+    ],
+    ids=["the same", "a split of them", "the same split", "more than its split", "another file"],
+)
+@pytest.mark.parametrize("limit", [None, 2])
+def test_a_report_says_where_its_benchmark_is_of_other_prompts(
+    measured_on: list[Prompt], measured_split: Split | None, split: Split | None, said: bool, limit: int | None,
+    tiny_folder: TinyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    spec = load_spec(spec_knowing(tiny_folder, tmp_path, PROMPTS[:1]))
+    other, source = write(tmp_path / "other.jsonl", measured_on), write(tmp_path / "prompts.jsonl", PROMPTS)
+    benched = choose_unseen(other, measured_split, None, 3, spec)
+    measured = PromptsMeasured(
+        file="other.jsonl", sha256=split_sha256(benched.prompts), split=measured_split, limit=3,
+        left_out=benched.left_out, fitted_included=False,
+    )  # fmt: skip
+    unseen = choose_unseen(source, split, None, limit, spec)
+    capsys.readouterr()
+    notice_other_prompts(unseen, measured, spec, None, ("bench.json", "prompts.jsonl"))
+    told = capsys.readouterr().err
+    where = f"split {measured_split!r}" if measured_split else "all splits"
+    assert told == (
+        f"notice: the speeds are those of bench.json, measured on other.jsonl ({where}); the tier shares, the text and "
+        f"the rounds are of other prompts, {len(unseen.prompts)} of prompts.jsonl\n" if said else ""
+    )  # fmt: skip
 
 
 def fit(**changes: Any) -> FitArtifact:
