@@ -41,6 +41,7 @@ ROOMS = [
     "planning",
     "evaluation",
     "cli",
+    "__main__",
 ]
 """Lower rooms first: a room imports from those before it, and from itself."""
 
@@ -70,7 +71,7 @@ def imported_by(path: Path) -> set[str]:
 def room_of(name: str) -> str | None:
     """The room of a module or of a name within it; None for the package itself."""
     parts = name.split(".")
-    if len(parts) == 1 or (len(parts) == 2 and parts[1].startswith("__")):
+    if len(parts) == 1 or (len(parts) == 2 and parts[1] in ("__version__", "__all__")):
         return None
     return parts[1]
 
