@@ -6,19 +6,18 @@ version is refused, and so is one made for another verifier or tokenizer.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from viasd_calib import __version__
 from viasd_calib.errors import SpecError, WeightsWarning
 from viasd_calib.files import write_json
-from viasd_calib.schema.base import Audit, DType, Sha256, Share, SpecModel, TensorFile, WeightFormat, refuse
+from viasd_calib.schema.base import Audit, DType, Revision, Sha256, Share, SpecModel, TensorFile, WeightFormat, refuse
 from viasd_calib.schema.certificate import Certificate, Evidence, PromptHashes, prompts_needed
 from viasd_calib.schema.drafts import (
     CausalLMDraft,
@@ -31,6 +30,7 @@ from viasd_calib.schema.drafts import (
     ShallowShape,
 )
 from viasd_calib.schema.gates import DRAFT_FEATURES, SLIM_FEATURES, Gates, LogisticGate
+from viasd_calib.schema.hashes import IGNORED_CONFIG_KEYS, config_sha256, file_sha256, tokenizer_sha256
 from viasd_calib.schema.problems import WHOLE, first_problem, problems_of, refuse_unknown_version
 from viasd_calib.schema.route import (
     AdapterKind,
@@ -100,25 +100,12 @@ __all__ = [
 ]
 """The parts of a spec too: this is where they are imported from."""
 
-IGNORED_CONFIG_KEYS = frozenset(
-    {
-        "_name_or_path",
-        "transformers_version",
-        "dtype",
-        "torch_dtype",
-        "quantization_config",
-        "use_cache",
-        "architectures",
-    }
-)
-"""Entries of a model's configuration that say nothing of what it computes."""
-
 
 class Producer(SpecModel):
     """What wrote the spec."""
 
-    name: str = "viasd_calib"
-    version: str = __version__
+    name: str = Field("viasd_calib", min_length=1)
+    version: str = Field(__version__, min_length=1)
     commit: str | None = None
 
 
@@ -128,9 +115,9 @@ class VerifierRef(SpecModel):
     ``weights_sha256`` is the hash of its weight files; specs of earlier releases have none.
     """
 
-    name_or_path: str
-    revision: str | None = None
-    architecture: str
+    name_or_path: str = Field(min_length=1)
+    revision: Revision | None = None
+    architecture: str = Field(min_length=1)
     num_layers: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
     vocab_size: int = Field(gt=0)
@@ -167,6 +154,13 @@ class Decoding(SpecModel):
     draft_length: int = Field(6, ge=0, le=64)
     max_pending: int = Field(12, ge=0, le=256)
     temperature_scope: list[Annotated[float, Field(ge=0)]] = Field(default_factory=lambda: [0.0], min_length=1)
+
+    @field_validator("temperature_scope")
+    @classmethod
+    def _once_each(cls, temperatures: list[float]) -> list[float]:
+        if len(set(temperatures)) < len(temperatures):
+            raise ValueError("temperatures must be given once each")
+        return temperatures
 
 
 class RoutingSpec(SpecModel):
@@ -237,30 +231,6 @@ def _one_path_two_hashes(files: Sequence[TensorFile]) -> Iterator[str]:
             yield f"two parts name {file.path} with different hashes; export the spec again"
 
 
-def config_sha256(config: Mapping[str, Any]) -> str:
-    """Hash of a model configuration, without the entries that do not change what it computes.
-
-    Example:
-        >>> config_sha256({"hidden_size": 8, "dtype": "float32"}) == config_sha256({"hidden_size": 8})
-        True
-    """
-    kept = {key: value for key, value in config.items() if key not in IGNORED_CONFIG_KEYS}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def tokenizer_sha256(vocabulary: Mapping[str, int], chat_template: str | None) -> str:
-    """Hash of a tokenizer: its vocabulary and its chat template."""
-    digest = hashlib.sha256(json.dumps(sorted(vocabulary.items()), ensure_ascii=False).encode())
-    digest.update((chat_template or "").encode())
-    return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes, read in pieces."""
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
-
-
 def tensor_file(path: Path, folder: Path) -> TensorFile:
     """Reference to the tensor file ``path`` from a spec that lies in ``folder``."""
     return TensorFile(path=path.relative_to(folder).as_posix(), sha256=file_sha256(path))
@@ -291,7 +261,7 @@ def load_spec(path: str | Path) -> RoutingSpec:
     path = Path(path)
     document = _read(path)
     try:
-        spec = RoutingSpec.model_validate(document)
+        spec: RoutingSpec = _validated(RoutingSpec, document)
     except ValidationError as error:
         problems = problems_of(error)
         more = f" (and {len(problems) - 1} more, see viasd validate)" if len(problems) > 1 else ""
@@ -310,7 +280,7 @@ def spec_problems(path: str | Path) -> list[str]:
     path = Path(path)
     document = _read(path)
     try:
-        parts = dict(RoutingSpec.model_validate(document))
+        parts = dict(_validated(RoutingSpec, document))
         problems: list[str] = []
     except ValidationError as error:
         parts = _parts_that_are_right(document)
@@ -329,13 +299,18 @@ def _parts_that_are_right(document: Mapping[str, Any]) -> dict[str, Any]:
     for name, field in RoutingSpec.model_fields.items():
         try:
             annotation: Any = Annotated[field.annotation, field]
-            found[name] = TypeAdapter(annotation).validate_python(document[name])
+            found[name] = _validated(annotation, document[name])
         except KeyError:
             if not field.is_required():
                 found[name] = field.get_default(call_default_factory=True)
         except ValidationError:
             continue  # it is among the problems already
     return found
+
+
+def _validated(kind: Any, entry: object) -> Any:
+    """An entry of a document as JSON has it: texts and truth values are no numbers; 1 may stand for 1.0."""
+    return TypeAdapter(kind).validate_json(json.dumps(entry), strict=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -132,6 +132,21 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"decoding.temperature_scope": []}, "decoding.temperature_scope: List should have at least 1 item"),
     ({"decoding.tolerance": 1.5}, "decoding.tolerance: Input should be less than or equal to 1"),
     ({"verifier.num_layers": 0}, "verifier.num_layers: Input should be greater than 0"),
+    ({"verifier.name_or_path": ""}, "verifier.name_or_path: String should have at least 1 character"),
+    ({"verifier.architecture": ""}, "verifier.architecture: String should have at least 1 character"),
+    ({"producer.version": ""}, "producer.version: String should have at least 1 character"),
+    ({"verifier.revision": "sha256:zz"}, "verifier.revision: String should match pattern"),
+    ({"gates.accept_at": True}, "gates.accept_at: Input should be a valid number"),
+    ({"certificate.bound": "0.02"}, "certificate.bound: Input should be a valid number"),
+    ({"verifier.num_layers": "4"}, "verifier.num_layers: Input should be a valid integer"),
+    ({"decoding.temperature_scope": [0, 0.0]}, "decoding.temperature_scope: temperatures must be given once each"),
+    ({"evidence.acceptance_length": 0.9}, "0.9 tokens a full pass are not 0.4 full passes a token"),
+    ({"evidence.full_passes_per_token": 5.0}, "2.5 tokens a full pass are not 5 full passes a token"),
+    (
+        {"certificate.bound": None, "certificate.n_prompts": 0, "decoding.audit": "strict"},
+        "an observed loss or a p-value of 0 prompts",
+    ),
+    ({"draft": {**SHALLOW, "num_layers": 5}}, "the drafter has 5 layers, the verifier has 4"),
     ({"surprise": 1}, "surprise: is no entry that this release knows; remove it"),
     ({"certificate.surprise": 1}, "certificate.surprise: is no entry that this release knows"),
 ]  # fmt: skip
@@ -241,6 +256,9 @@ def test_tensors_that_fit_are_valid(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"mlp_keep": {"keep": {2: 4}}}, ["is of layers 3, route.mlp_keep names others"]),
         ({"mlp_keep": {"keep": {3: 8}}}, ["keeps 8 neurons of layer 3, the verifier has 8"]),
         ({"adapter": {"rank": 3}}, ["the spec names rank 3"]),
+        ({"adapter": {"kind": "dora", "folded": True}}, ["no adapter of kind dora; export the spec again"]),
+        ({"adapter": {"targets": ["nope"]}}, ["q_proj is none of the targets that the spec names: nope"]),
+        ({"adapter": {"targets": ["q_proj", "k_proj"]}}, ["holds nothing for the target k_proj"]),
     ],
 )
 def test_tensors_of_another_route_are_refused(

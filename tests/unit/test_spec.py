@@ -112,7 +112,7 @@ def drafts() -> st.SearchStrategy[DraftSpec]:
         st.builds(
             CausalLMDraft,
             name_or_path=st.text(min_size=1),
-            revision=st.none() | st.text(),
+            revision=st.none() | st.text("abc0123/.-", min_size=1),
             quantize=st.sampled_from([None, "int8", "int4"]),
         )
         | ngrams.map(lambda pair: PromptLookupDraft(min_ngram=pair[0], max_ngram=pair[1]))
@@ -140,10 +140,9 @@ def drafts() -> st.SearchStrategy[DraftSpec]:
     | st.builds(make_certificate, bound=st.floats(0.02, 0.9), observed=st.floats(0, 0.02), note=st.text()),
     evidence=st.none()
     | st.builds(
-        Evidence,
-        acceptance_length=POSITIVE,
+        lambda length, **others: Evidence(acceptance_length=length, full_passes_per_token=1 / length, **others),
+        st.floats(0.5, 100),
         rejection_rate=SHARES,
-        full_passes_per_token=POSITIVE,
         tier_shares=SHARES.map(lambda share: {"accept": 0.3 * share, "regenerate": 0.7 * share, "escalate": 1 - share}),
         speedup_vs=st.fixed_dictionaries(dict.fromkeys(["autoregressive", "speculative"], POSITIVE)),
         hardware=st.dictionaries(st.text(), st.text() | st.integers() | NUMBERS),

@@ -255,10 +255,12 @@ def validate(spec: str, verifier: str | None = None) -> None:
     problems = spec_problems(spec)
     if problems:
         raise SpecError(_listed(spec, problems))
+    from viasd_calib.draft.checking import drafter_misfits
     from viasd_calib.slim.checking import tensor_misfits
 
     checked = load_spec(spec)
-    problems = tensor_misfits(checked, Path(spec).parent)
+    folder = Path(spec).parent
+    problems = tensor_misfits(checked, folder) + drafter_misfits(checked, folder)
     if verifier is not None:
         from viasd_calib.models import load_verifier
 

@@ -30,6 +30,7 @@ from viasd_calib.draft.base import (
     draft_stepwise,
     to_verifier_ids,
 )
+from viasd_calib.draft.checking import MEND
 from viasd_calib.draft.passes import Cost, Passes, Request, bounds
 from viasd_calib.errors import ModelError
 from viasd_calib.files import write_bytes
@@ -173,11 +174,20 @@ def load_shallow(verifier: RoutedModel, shape: ShallowShape, path: Path) -> Shal
     model = ShallowModel(verifier, shape)
     try:
         tensors = load_file(path)
-        kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-        model.load_state_dict({name: tensor.to(kinds[name]) for name, tensor in tensors.items()})
-    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{path} is not a shallow drafter for this verifier: {reason}") from error
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} is not a shallow drafter for this verifier: {error}; {MEND}") from error
+    own = model.state_dict()
+    for name in sorted(own.keys() | tensors.keys()):
+        if name not in tensors:
+            wrong = "is missing"
+        elif name not in own:
+            wrong = "is one tensor too many"
+        elif own[name].shape != tensors[name].shape:
+            wrong = f"is of shape {list(tensors[name].shape)}, not {list(own[name].shape)}"
+        else:
+            continue
+        raise ModelError(f"{path} is not a shallow drafter for this verifier: {name} {wrong}; {MEND}")
+    model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in tensors.items()})
     return model.eval().requires_grad_(False)
 
 

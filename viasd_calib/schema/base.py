@@ -12,6 +12,8 @@ Audit = Literal["strict", "tolerant", "off"]
 DType = Literal["float32", "bfloat16", "float16"]
 WeightFormat = Literal["int8", "int4"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Revision = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|[^:]+)$")]
+"""A commit, branch or tag, which has no colon, or the hash of a file."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -69,6 +69,8 @@ class Certificate(SpecModel):
     def _unproven(self) -> Iterator[str]:
         """Why the bound cannot have been shown; each with what calibration would have said."""
         if self.bound is None:
+            if self.n_prompts == 0 and (self.observed is not None or self.p_value is not None):
+                yield "an observed loss or a p-value of 0 prompts; calibrate again"
             return
         again = "calibrate again"
         if self.observed is None:
@@ -125,7 +127,10 @@ class PromptHashes(SpecModel):
 
 
 class Evidence(SpecModel):
-    """What was measured with this spec, and where."""
+    """What was measured with this spec, and where.
+
+    ``acceptance_length`` counts the tokens of a full pass, the inverse of ``full_passes_per_token`` unless that is 0.
+    """
 
     acceptance_length: float = Field(gt=0)
     rejection_rate: Share
@@ -139,4 +144,12 @@ class Evidence(SpecModel):
         total = sum(self.tier_shares.values())
         if self.tier_shares and abs(total - 1) > SHARES_ROUNDING:
             raise ValueError(f"the shares of the tiers sum to {total:g}, not to 1; record the evidence again")
+        if (
+            self.full_passes_per_token
+            and abs(self.acceptance_length * self.full_passes_per_token - 1) > SHARES_ROUNDING
+        ):
+            raise ValueError(
+                f"{self.acceptance_length:g} tokens a full pass are not {self.full_passes_per_token:g} full passes a "
+                "token; record the evidence again"
+            )
         return self

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from viasd_calib.schema.base import Sha256, SpecModel, TensorFile, WeightFormat
+from viasd_calib.schema.base import Revision, Sha256, SpecModel, TensorFile, WeightFormat
 
 
 class QuantisableDraft(SpecModel):
@@ -24,7 +24,7 @@ class CausalLMDraft(QuantisableDraft):
 
     kind: Literal["causal_lm"] = "causal_lm"
     name_or_path: str = Field(min_length=1)
-    revision: str | None = None
+    revision: Revision | None = None
     weights_sha256: Sha256 | None = None
 
 
@@ -61,6 +61,8 @@ class ShallowShape(SpecModel):
 
     def misfits(self, num_layers: int, vocab_size: int) -> Iterator[str]:
         """What a drafter beside a verifier of this shape cannot have, a line each."""
+        if self.num_layers > num_layers:
+            yield f"the drafter has {self.num_layers} layers, the verifier has {num_layers}; export it again"
         if self.taps[-1] > num_layers:
             yield f"the drafter reads the verifier behind layer {self.taps[-1]}, it has {num_layers}; export it again"
         if self.head_vocab > vocab_size:

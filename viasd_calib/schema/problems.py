@@ -45,7 +45,7 @@ def refuse_unknown_version(path: Path, version: object, known: str, again: str, 
         ViasdError: of the type ``error``.
     """
     major, minor = (int(part) for part in known.split("."))
-    found = re.fullmatch(r"(\d{1,9})\.(\d{1,9})", str(version), re.ASCII)
+    found = re.fullmatch(r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})", str(version), re.ASCII)
     if found is None or int(found[1]) < major:
         raise error(
             f"{path}: schema_version {version!r} is not one this release reads ({known}); "

@@ -5,6 +5,7 @@ q's own modules are never touched, so that q costs and says what it did without 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,19 @@ _NORMS = (
     *("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
     *("q_norm", "k_norm"),
 )
+_PARTS: Mapping[AdapterKind, frozenset[str]] = {
+    "lora": frozenset({"lora_A", "lora_B"}),
+    "dora": frozenset({"lora_A", "lora_B", "lora_magnitude_vector"}),
+    "norms": frozenset({"ln_tuning_layers"}),
+}
+_TENSOR = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector|ln_tuning_layers)\.default\.weight")
+_BESIDE = {
+    **{name: {"q_proj", "k_proj", "v_proj"} for name in ("q_proj", "k_proj", "v_proj")},
+    **{name: {"gate_proj", "up_proj"} for name in ("gate_proj", "up_proj")},
+    "o_proj": {"q_proj", "k_proj", "v_proj", "qkv_proj"},
+    "down_proj": {"gate_proj", "up_proj", "gate_up_proj"},
+}
+"""Modules with one of which a layer has the named one too; a family has those of its own, fused or not."""
 DEFAULT_TARGETS: Mapping[AdapterKind, tuple[str, ...]] = {"lora": _LINEARS, "dora": _LINEARS, "norms": _NORMS}
 """Modules that an adapter sits on by default, by its kind; a family has some of them."""
 
@@ -168,9 +182,33 @@ def adapter_misfit(route: Route, folder: Path, num_layers: int) -> str | None:
     wanted = {name for name in every if not _is_skipped(name, route)}
     for name in sorted(wanted ^ tensors.keys()):
         return f"{path}: {name} {'is missing' if name in wanted else 'is of no sublayer that the route keeps'}"
+    wrong = _other_modules(route.adapter, tensors)
+    if wrong is not None:
+        return f"{path}: {wrong}"
     for name, tensor in tensors.items():
         if ("lora_A" in name and len(tensor) != rank) or ("lora_B" in name and tensor.shape[-1] != rank):
             return f"{path}: {name} is of shape {list(tensor.shape)}, the spec names rank {rank}"
+    return None
+
+
+def _other_modules(adapter: AdapterRef, names: Iterable[str]) -> str | None:
+    """How the tensors' names differ from the kind and the targets of a spec; None where they do not."""
+    parts: dict[str, set[str]] = {}
+    for name in names:
+        found = _TENSOR.fullmatch(name)
+        if found is None:
+            return f"{name} is no tensor of an adapter"
+        parts.setdefault(found[1], set()).add(found[2])
+    for module, has in sorted(parts.items()):
+        if has != _PARTS[adapter.kind]:
+            return f"{module} has {', '.join(sorted(has))}, which is no adapter of kind {adapter.kind}"
+        if not any(module == target or module.endswith(f".{target}") for target in adapter.targets):
+            return f"{module} is none of the targets that the spec names: {', '.join(adapter.targets)}"
+    there = {module.rpartition(".")[2] for module in parts}
+    for target in adapter.targets:
+        last = target.rpartition(".")[2]
+        if last not in there and there & _BESIDE.get(last, set()):
+            return f"holds nothing for the target {target} that the spec names"
     return None
 
 
