@@ -49,10 +49,10 @@ def table(delimiter: str) -> str:
         ("p.jsonl", JSONL.encode("utf-32"), "JSONL"),
         ("p.jsonl", JSONL.replace("\n", "\r\n").encode(), "JSONL"),
         ("p.jsonl", JSONL.replace("\n", "\r").encode(), "JSON"),
-        ("p.jsonl", gzip.compress(JSONL.encode()), "JSONL"),
-        ("p.jsonl.gz", gzip.compress(JSONL.encode()), "JSONL"),
+        ("p.jsonl", gzip.compress(JSONL.encode(), mtime=0), "JSONL"),
+        ("p.jsonl.gz", gzip.compress(JSONL.encode(), mtime=0), "JSONL"),
         ("p.jsonl.gz", JSONL.encode(), "JSONL"),
-        ("p.JSON.GZ", gzip.compress(ARRAY.encode()), "JSON"),
+        ("p.JSON.GZ", gzip.compress(ARRAY.encode(), mtime=0), "JSON"),
         ("p.json", ARRAY.encode(), "JSON"),
         ("p.json", json.dumps(ROWS).encode(), "JSON"),
         ("p.json", JSONL.encode(), "JSONL"),
@@ -61,9 +61,10 @@ def table(delimiter: str) -> str:
         ("p.csv", table(",").encode(), "CSV"),
         ("p.csv", table(";").encode("utf-8-sig"), "CSV"),
         ("p.csv", table("\t").replace("\r", "").encode("utf-16"), "CSV"),
-        ("p.csv.gz", gzip.compress(table(",").encode()), "CSV"),
+        ("p.csv.gz", gzip.compress(table(",").encode(), mtime=0), "CSV"),
         ("p.tsv", table("\t").encode(), "TSV"),
     ],
+    ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else value,
 )
 def test_reads_what_it_says(tmp_path: Path, name: str, data: bytes, kind: str) -> None:
     path = tmp_path / name
