@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import shutil
+import socket
 import tempfile
 
 # Read once, when huggingface_hub and datasets are imported: so before anything else is.
@@ -44,6 +46,25 @@ settings.load_profile("repeatable")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """No host is found and none can be reached, though nothing forbids to ask; what was asked for is noted here."""
+    asked: list[object] = []
+
+    def find(host: object, *_arguments: object, **_options: object) -> None:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    def connect(_socket: object, address: object) -> None:
+        asked.append(address)
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", find)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    return asked
 
 
 @pytest.fixture(scope="session")

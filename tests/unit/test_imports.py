@@ -17,6 +17,7 @@ ROOMS = [
     "choices",
     "file_names",
     "shipped",
+    "model_names",
     "token_ids",
     "files",
     "ledger",

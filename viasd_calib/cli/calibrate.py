@@ -10,7 +10,7 @@ from rich.console import Console
 
 from viasd_calib.choices import FRACTIONS
 from viasd_calib.cli import lazy_types
-from viasd_calib.cli.checks import check_fit_folder, check_out_folder
+from viasd_calib.cli.checks import check_fit_folder, check_model, check_out_folder
 from viasd_calib.cli.notices import notice_resumed, say_written
 from viasd_calib.cli.numbers import Count, DraftLength, Inside, MaxPending, Share
 from viasd_calib.cli.prompt_choice import check_limit, check_prompts, load_prompts, of_split
@@ -84,6 +84,8 @@ def calibrate(
         raise CalibrationError("max_loss and confidence must lie between 0 and 1")
     check_out_folder("--out", out)
     check_device(device)
+    check_model(verifier)
+    check_model(draft_model)
     check_fit_folder("--fit", fit, of_frontier=cost is not None)
     check_limit(limit)
     every = load_prompts(prompts)

@@ -10,15 +10,14 @@ from rich.table import Table
 
 from viasd_calib.choices import SMOLLM2
 from viasd_calib.cli import lazy_types
-from viasd_calib.cli.checks import check_draft, check_out_folder, check_spec
+from viasd_calib.cli.checks import check_draft, check_model, check_out_folder, check_spec
 from viasd_calib.cli.notices import say_written
 from viasd_calib.cli.numbers import Count, Nonnegative, Seed
 from viasd_calib.cli.prompt_choice import check_limit, check_prompts, load_prompts, of_split
 from viasd_calib.devices import check_device
 from viasd_calib.errors import SpecError
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares, draw_prompts
-from viasd_calib.shipped import check_embedded
-from viasd_calib.spec import Audit, DType
+from viasd_calib.spec import Audit, DType, RoutingSpec
 from viasd_calib.tables import new_table
 
 
@@ -75,14 +74,16 @@ def capture(
     check_device(device)
     check_limit(limit)
     chosen = draw_prompts(of_split(load_prompts(prompts), split, shares), limit)
+    named = SMOLLM2 if verifier is None else verifier
+    read: RoutingSpec | None = None
     if spec is not None:
-        spec = check_spec(spec, verifier)
+        spec, read = check_spec(spec, verifier, draft_model)
     elif audit is not None:
         raise SpecError("audit is that of a spec's decoder; give --spec too, or leave out --audit")
     elif draft_model is not None:
         raise SpecError("draft_model is that of a spec's decoder; give --spec too, or name the model with --draft")
     else:
-        check_embedded(verifier or SMOLLM2)
+        check_model(named)
     check_draft(draft)
 
     from viasd_calib.decoding.decoder import load_engine
@@ -97,11 +98,18 @@ def capture(
 
     load = _load or load_verifier
     if spec is None:
-        loaded, policy = load(verifier or SMOLLM2, dtype=dtype, device=device), None
+        loaded, policy = load(named, dtype=dtype, device=device), None
     else:
         # eager: another backend would change in place the weights that the drafter is built on
         engine = load_engine(
-            spec, verifier=verifier, draft_model=draft_model, dtype=dtype, device=device, backend="eager", load=load
+            spec,
+            spec=read,
+            verifier=verifier,
+            draft_model=draft_model,
+            dtype=dtype,
+            device=device,
+            backend="eager",
+            load=load,
         )
         sampling = Sampling(temperature=temperature, top_k=CaptureSettings().sampling_top_k, seed=seed)
         loaded, policy = engine.verifier, policy_of(engine, audit, sampling)
@@ -112,8 +120,8 @@ def capture(
     settings = CaptureSettings(
         max_new_tokens=max_new_tokens, batch_size=batch_size, top_k=top_k, temperature=temperature, seed=seed
     )
-    named = draft_from(draft, Path(out))
-    report = capturing.capture(loaded, drafter, named, chosen, Path(out), settings, policy)
+    drafts = draft_from(draft, Path(out))
+    report = capturing.capture(loaded, drafter, drafts, chosen, Path(out), settings, policy)
     if report.kept:
         print(
             f"notice: {report.kept} of {report.asked} prompts had been captured before; what is not asked is left out",

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from viasd_calib.draft.places import LOOKUP, named_model, prefix_and_model, relocated
 from viasd_calib.errors import BenchError, CalibrationError, SpecError, StorageError, TraceError, ViasdError
 from viasd_calib.evaluation.provenance import Provenance, read_document
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, FRONTIER_FILE, MANIFEST
-from viasd_calib.shipped import check_embedded, shipped
-from viasd_calib.spec import load_spec
+from viasd_calib.model_names import beside, model_path
+from viasd_calib.shipped import shipped
+from viasd_calib.spec import RoutingSpec, load_spec
 
 
 def check_out_file(option: str, path: str) -> None:
@@ -57,30 +58,51 @@ def _check_place(target: Path, folder: Path) -> None:
         raise StorageError(f"cannot write {target}: no permission in {there}; choose a folder that can be written")
 
 
-def check_spec(path: str, verifier: str | None) -> str:
-    """The path of a routing spec that can be loaded, with the verifier it is to run on; a shipped one's is looked up.
+def check_spec(path: str, verifier: str | None, draft_model: str | None = None) -> tuple[str, RoutingSpec]:
+    """A routing spec that can be loaded, with the models it is to run on, and its path; a shipped one's is looked up.
 
     Args:
         verifier: in place of the spec's own.
+        draft_model: the same.
 
     Raises:
         SpecError: it is missing or damaged.
-        ModelError: it runs on the embedded default, and that is not installed.
+        ModelError: a model is a path at which there is none, or the embedded default, and that is not installed; or
+            there is a draft model for a spec that names none.
     """
     if not path.strip():
         raise SpecError("--spec is empty; give the path of a routing spec")
     found = shipped(path)
-    check_embedded(verifier or load_spec(found).verifier.name_or_path)
-    return found
+    spec, folder = load_spec(found), Path(found).parent
+    check_model(beside(spec.verifier.name_or_path, folder) if verifier is None else verifier)
+    if draft_model is not None:
+        relocated(spec.draft, draft_model)  # refuses it where the spec names none
+        check_model(draft_model)
+    elif (drafting := named_model(spec.draft)) is not None:
+        check_model(beside(drafting.name_or_path, folder))
+    return found, spec
+
+
+def check_model(name: str | None) -> None:
+    """Refuse the name of a model, if one is given, that is a path at which there is none.
+
+    Raises:
+        ModelError: naming it.
+    """
+    if name is not None:
+        model_path(name)
 
 
 def check_draft(name: str) -> None:
-    """Refuse a draft model of the package's that is not there.
+    """Refuse a drafter's name that is a path at which there is nothing.
 
     Raises:
-        StorageError: it did not come with the package.
+        StorageError: it is of the package's, and did not come with it.
+        ModelError: naming it.
     """
-    shipped(re.sub(r"^(prompt_lookup\+)?(int[48]:)?", "", name))
+    model = shipped(prefix_and_model(name)[1])
+    if model not in ("", "none", LOOKUP):
+        model_path(model)
 
 
 def check_fit_folder(option: str, folder: str, *, of_frontier: bool = False) -> None:

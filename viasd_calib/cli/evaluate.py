@@ -22,7 +22,7 @@ from viasd_calib.file_names import CALIBRATE_FILE
 from viasd_calib.files import write_json
 from viasd_calib.ledger import ledger_beside
 from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, split_sha256, step_names
-from viasd_calib.spec import Audit, DType, file_sha256, load_spec
+from viasd_calib.spec import Audit, DType, file_sha256
 
 ROUND_METHODS: tuple[MethodName, ...] = ("speculative", "three_tier")
 """Methods of which the report shows a round."""
@@ -77,9 +77,8 @@ def bench(
     check_out_file("--json", json)
     check_device(device)
     chosen_methods = parse_methods(methods, BENCH_METHODS, BenchError)
-    spec = check_spec(spec, verifier)
-    shipped = load_spec(spec)
-    unseen = choose_unseen(prompts, split, shares, limit, shipped, include_fitted=include_fitted)
+    spec, read = check_spec(spec, verifier, draft_model)
+    unseen = choose_unseen(prompts, split, shares, limit, read, include_fitted=include_fitted)
     chosen = unseen.prompts
 
     from viasd_calib.decoding.decoder import load_engine
@@ -90,7 +89,14 @@ def bench(
 
     load = _load or load_verifier
     engine = load_engine(
-        spec, verifier=verifier, draft_model=draft_model, dtype=dtype, device=device, backend=backend, load=load
+        spec,
+        spec=read,
+        verifier=verifier,
+        draft_model=draft_model,
+        dtype=dtype,
+        device=device,
+        backend=backend,
+        load=load,
     )
     check_prompts(engine.verifier, chosen, max_new_tokens)
     settings = BenchSettings(
@@ -120,7 +126,7 @@ def bench(
         left_out=unseen.left_out,
         fitted_included=include_fitted,
     )
-    provenance = note_provenance(shipped, engine.verifier.ref, measured, command_line.get())
+    provenance = note_provenance(read, engine.verifier.ref, measured, command_line.get())
     result = result.model_copy(update={"provenance": provenance})
     write_json(Path(json), result)
     ledger.close()
@@ -222,13 +228,12 @@ def report(
     provenance = check_bench("--bench", bench)
     if calibrate is not None:
         check_calibrate_folder("--calibrate", calibrate)
-    spec = check_spec(spec, verifier)
-    shipped = load_spec(spec)
-    check_policy(provenance, shipped, bench)
-    unseen = choose_unseen(prompts, split, shares, limit, shipped, include_fitted=include_fitted)
+    spec, read = check_spec(spec, verifier, draft_model)
+    check_policy(provenance, read, bench)
+    unseen = choose_unseen(prompts, split, shares, limit, read, include_fitted=include_fitted)
     chosen = unseen.prompts
     if provenance is not None:
-        notice_other_prompts(unseen, provenance.prompts, shipped, shares, (bench, prompts))
+        notice_other_prompts(unseen, provenance.prompts, read, shares, (bench, prompts))
 
     from viasd_calib.decoding.decoder import load_engine
     from viasd_calib.evaluation.bench import load_bench
@@ -237,7 +242,13 @@ def report(
 
     measured = load_bench(bench)
     engine = load_engine(
-        spec, verifier=verifier, draft_model=draft_model, dtype=dtype, device=device, load=_load or load_verifier
+        spec,
+        spec=read,
+        verifier=verifier,
+        draft_model=draft_model,
+        dtype=dtype,
+        device=device,
+        load=_load or load_verifier,
     )
     check_prompts(engine.verifier, chosen, max_new_tokens)
     decoder = engine.decoder()

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from viasd_calib.cli.checks import check_out_folder, check_traces
+from viasd_calib.cli.checks import check_model, check_out_folder, check_traces
 from viasd_calib.cli.configurations import flattened, read_configuration
 from viasd_calib.cli.usage import dashed
 from viasd_calib.errors import CalibrationError
@@ -78,6 +78,8 @@ def check_given(options: Mapping[str, Any]) -> None:
         folders = options.get(name)
         if isinstance(folders, list) and (folders or name == "data.folders"):
             check_traces(dashed(name), [str(folder) for folder in folders])
+    if isinstance(options.get("model.verifier"), str):
+        check_model(options["model.verifier"])
     for name, mend in NOTHING:
         if name in options and type(options[name]) in (int, float) and options[name] == 0:
             raise CalibrationError(f"{dashed(name)} is 0, so nothing would be learned; {mend}")

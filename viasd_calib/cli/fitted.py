@@ -8,8 +8,8 @@ from pathlib import Path
 from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
 from viasd_calib.decoding.rounds import NEVER
-from viasd_calib.draft.build import name_draft, relocated
-from viasd_calib.draft.places import draft_at
+from viasd_calib.draft.build import name_draft
+from viasd_calib.draft.places import draft_at, relocated
 from viasd_calib.errors import WeightsWarning
 from viasd_calib.models import Verifier
 from viasd_calib.slim.backends import choose_backend

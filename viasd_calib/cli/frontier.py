@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from viasd_calib.cli import lazy_types
-from viasd_calib.cli.checks import check_out_folder
+from viasd_calib.cli.checks import check_model, check_out_folder
 from viasd_calib.cli.configurations import with_shipped_configurations
 from viasd_calib.cli.fit import fit
 from viasd_calib.cli.fit_options import check_given, given_options
@@ -55,6 +55,7 @@ def frontier(words: Sequence[str]) -> lazy_types.Frontier | None:
     check_free(of_fit)
     check_out_folder("--out", options.out)
     check_device(options.device)
+    check_model(options.verifier)
     check_given(given_options(with_shipped_configurations(of_fit)))
     out = Path(options.out)
     fit_members(of_fit, out, costs)

@@ -71,7 +71,7 @@ def answer(
     """
     check_device(device)
     asked = command_line_prompt(prompt, system, chat_template_kwargs)
-    spec = check_spec(spec, verifier)
+    spec, read = check_spec(spec, verifier, draft_model)
 
     from viasd_calib.decoding.decoder import load_engine
     from viasd_calib.decoding.sampling import Sampling
@@ -87,7 +87,14 @@ def answer(
     )
     load = _load or load_verifier
     engine = load_engine(
-        spec, verifier=verifier, draft_model=draft_model, dtype=dtype, device=device, backend=backend, load=load
+        spec,
+        spec=read,
+        verifier=verifier,
+        draft_model=draft_model,
+        dtype=dtype,
+        device=device,
+        backend=backend,
+        load=load,
     )
     if method == "three_tier":
         notice_uncertified(engine.spec, audit)

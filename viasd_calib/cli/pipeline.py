@@ -13,7 +13,7 @@ from viasd_calib.choices import FRACTIONS, SMOLLM2
 from viasd_calib.cli import lazy_types
 from viasd_calib.cli.calibrate import WORTH_PROMPTS, WORTH_TOKENS, calibrate, refuse_too_few
 from viasd_calib.cli.capture import capture
-from viasd_calib.cli.checks import check_draft, check_out_folder
+from viasd_calib.cli.checks import check_draft, check_model, check_out_folder
 from viasd_calib.cli.configurations import flattened, read_configuration
 from viasd_calib.cli.evaluate import bench, report
 from viasd_calib.cli.export import export, record_evidence, validate
@@ -27,7 +27,7 @@ from viasd_calib.cli.prompt_choice import check_limit, of_split, take_turns
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
 from viasd_calib.prompt_copies import without_copies
 from viasd_calib.prompts import EMBEDDED, Prompt, draw_prompts, read_prompts
-from viasd_calib.shipped import check_embedded, shipped_configuration
+from viasd_calib.shipped import shipped_configuration
 
 REPORT_PROMPTS, REPORT_TOKENS = 8, 96
 """Prompts that the report decodes, and tokens of their answers."""
@@ -96,7 +96,7 @@ def run(
     chosen = prompts_of_steps(every, captured, decided, benched)
     refuse_too_few(len(chosen[1][0]), decided.max_loss, decided.confidence, decided.allow_uncertified)
     check_draft(draft)
-    check_embedded(verifier)
+    check_model(verifier)
     fit_config = shipped_configuration(fit_config)
     check_given(flattened(read_configuration(fit_config, "--fit-config")))
 

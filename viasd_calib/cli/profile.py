@@ -57,12 +57,20 @@ def profile(
     if plot is not None:
         check_out_file("--plot", plot)
         picture_format(Path(plot))
-    spec = check_spec(spec, verifier)
+    spec, read = check_spec(spec, verifier, draft_model)
 
     from viasd_calib.decoding.decoder import load_engine
     from viasd_calib.planning.measure import measure_profile
 
-    engine = load_engine(spec, verifier=verifier, draft_model=draft_model, dtype=dtype, device=device, backend=backend)
+    engine = load_engine(
+        spec,
+        spec=read,
+        verifier=verifier,
+        draft_model=draft_model,
+        dtype=dtype,
+        device=device,
+        backend=backend,
+    )
     result = measure_profile(engine, settings)
     save_profile(result, json)
     console = Console()

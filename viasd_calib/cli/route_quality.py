@@ -17,7 +17,7 @@ from viasd_calib.cli.prompt_choice import check_prompts, choose_unseen
 from viasd_calib.devices import check_device
 from viasd_calib.files import write_json
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares
-from viasd_calib.spec import DType, load_spec
+from viasd_calib.spec import DType
 from viasd_calib.tables import new_table
 
 
@@ -62,9 +62,8 @@ def route_quality(
     """
     check_out_file("--json", json)
     check_device(device)
-    spec = check_spec(spec, verifier)
-    shipped = load_spec(spec)
-    chosen = choose_unseen(prompts, split, shares, limit, shipped, include_fitted=include_fitted).prompts
+    spec, read = check_spec(spec, verifier, draft_model)
+    chosen = choose_unseen(prompts, split, shares, limit, read, include_fitted=include_fitted).prompts
 
     from viasd_calib.decoding.decoder import load_engine
     from viasd_calib.evaluation.route_quality import measure_quality
@@ -76,7 +75,14 @@ def route_quality(
 
     load = _load or load_verifier
     engine = load_engine(
-        spec, verifier=verifier, draft_model=draft_model, dtype=dtype, device=device, backend=backend, load=load
+        spec,
+        spec=read,
+        verifier=verifier,
+        draft_model=draft_model,
+        dtype=dtype,
+        device=device,
+        backend=backend,
+        load=load,
     )
     check_prompts(engine.verifier, chosen, max_new_tokens)
     engine.prepare_passes([CONTEXT])

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from viasd_calib.choices import SEARCH_METHODS
 from viasd_calib.cli import lazy_types
-from viasd_calib.cli.checks import check_out_file, check_traces
+from viasd_calib.cli.checks import check_model, check_out_file, check_traces
 from viasd_calib.cli.lists import parse_methods, split_names
 from viasd_calib.cli.notices import notice_resumed, say_written
 from viasd_calib.cli.numbers import Count, Inside, Seed, Share
@@ -78,6 +78,7 @@ def search(
     )
     check_out_file("--json", json)
     check_device(device)
+    check_model(verifier)
     folders = split_names(traces)
     check_traces("--traces", folders)
 

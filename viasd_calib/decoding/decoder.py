@@ -57,10 +57,11 @@ from viasd_calib.decoding.session import (
 from viasd_calib.decoding.stateless import led, read_criteria, read_processors
 from viasd_calib.devices import check_device
 from viasd_calib.draft.base import Drafter, TextDrafter
-from viasd_calib.draft.build import build_drafter, draft_weights, relocated
+from viasd_calib.draft.build import build_drafter, draft_weights
 from viasd_calib.draft.passes import Passes, finish
+from viasd_calib.draft.places import named_model, relocated
 from viasd_calib.errors import MethodError, SpecError
-from viasd_calib.models import LoadVerifier, Verifier, beside, load_verifier
+from viasd_calib.models import LoadVerifier, Verifier, beside, check_model, load_verifier
 from viasd_calib.shipped import shipped
 from viasd_calib.slim.backends import choose_backend, prepare
 from viasd_calib.slim.cache import check_context
@@ -505,6 +506,7 @@ def draft_gate(gates: Gates, device: torch.device | str = "cpu") -> Gate | None:
 def load_engine(
     spec_path: str | Path,
     *,
+    spec: RoutingSpec | None = None,
     verifier: str | None = None,
     draft_model: str | None = None,
     dtype: DType | None = None,
@@ -518,6 +520,8 @@ def load_engine(
     ``strict``, and a :class:`~viasd_calib.errors.WeightsWarning` says why.
 
     Args:
+        spec_path: of the spec; what it names lies relative to it.
+        spec: what :func:`~viasd_calib.spec.load_spec` has read from there already, so that it is not read again.
         verifier: where to find the verifier, in place of the name in the spec. A relative path in the spec is looked
             for beside the spec, then in the working directory.
         draft_model: the same for the draft model; what it is besides (integer weights, lookup) stays as in the spec.
@@ -532,10 +536,13 @@ def load_engine(
     """
     check_device(device)
     path = Path(shipped(str(spec_path)))
-    spec, folder = load_spec(path), path.parent
+    spec, folder = load_spec(path) if spec is None else spec, path.parent
     if draft_model is not None:
         spec = spec.model_copy(update={"draft": relocated(spec.draft, draft_model)})
-    name = verifier or beside(spec.verifier.name_or_path, folder)
+    drafting = named_model(spec.draft)
+    if drafting is not None:  # said before the verifier is loaded, which may take long
+        check_model(beside(drafting.name_or_path, folder), drafting.revision)
+    name = beside(spec.verifier.name_or_path, folder) if verifier is None else verifier
     loaded = load(name, dtype=dtype or spec.verifier.dtype, device=device)
     chosen = backend or choose_backend(loaded.model.device, loaded.model.dtype)
     return assemble(spec, folder, loaded, backend=chosen)

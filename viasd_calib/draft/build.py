@@ -12,6 +12,8 @@ from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.lookup import PromptLookup
+from viasd_calib.draft.places import LOOKUP, named_model
+from viasd_calib.draft.places import relocated as relocated
 from viasd_calib.draft.quantised import quantise_linears
 from viasd_calib.draft.shallow import ShallowDrafter, load_shallow
 from viasd_calib.errors import DraftWarning, ModelError
@@ -31,7 +33,6 @@ from viasd_calib.spec import (
     tensor_file,
 )
 
-LOOKUP = "prompt_lookup"
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
 SHALLOW_FILE = "draft.json"
 SHALLOW_TENSORS = "drafter.safetensors"
@@ -128,25 +129,8 @@ def draft_weights(spec: DraftSpec, folder: Path) -> str | None:
     Raises:
         ModelError: the model is not there.
     """
-    match spec:
-        case (CausalLMDraft() as model) | CombinedDraft(model=CausalLMDraft() as model):
-            return weights_sha256(beside(model.name_or_path, folder), model.revision)
-    return None
-
-
-def relocated(draft: DraftSpec, name: str) -> DraftSpec:
-    """A spec's draft model under another name, or in another place; all else of it stays.
-
-    Raises:
-        ModelError: the spec names no model.
-    """
-    match draft:
-        case CausalLMDraft():
-            place = str(Path(name).absolute()) if Path(name).exists() else name  # relative to the user, not to the spec
-            return draft.model_copy(update={"name_or_path": place})
-        case CombinedDraft(model=CausalLMDraft() as model):
-            return draft.model_copy(update={"model": relocated(model, name)})
-    raise ModelError(f"the draft model is of kind {draft.kind}, which names no model; leave out --draft-model")
+    model = named_model(spec)
+    return None if model is None else weights_sha256(beside(model.name_or_path, folder), model.revision)
 
 
 def name_draft(name: str) -> tuple[DraftSpec, Path]:

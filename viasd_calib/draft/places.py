@@ -1,4 +1,4 @@
-"""Names of drafters in files that may be moved: a folder is named as it lies from the file that names it."""
+"""Names of drafters, in specs and in files that may be moved, and the places that they stand for."""
 
 from __future__ import annotations
 
@@ -6,8 +6,35 @@ import os
 import re
 from pathlib import Path
 
+from viasd_calib.errors import ModelError
+from viasd_calib.spec import CausalLMDraft, CombinedDraft, DraftSpec
+
+LOOKUP = "prompt_lookup"
 _NAME = re.compile(r"((?:prompt_lookup\+)?(?:int[48]:)?)(.*)", re.DOTALL)
-"""What stands before the draft model's own name, and that (:func:`~viasd_calib.draft.build.name_draft`)."""
+"""As :func:`~viasd_calib.draft.build.name_draft` reads it."""
+
+
+def named_model(draft: DraftSpec) -> CausalLMDraft | None:
+    """The model that a spec drafts with by its name; None where it names none."""
+    match draft:
+        case (CausalLMDraft() as model) | CombinedDraft(model=CausalLMDraft() as model):
+            return model
+    return None
+
+
+def relocated(draft: DraftSpec, name: str) -> DraftSpec:
+    """A spec's draft model under another name, or in another place; all else of it stays.
+
+    Raises:
+        ModelError: the spec names no model.
+    """
+    match draft:
+        case CausalLMDraft():
+            place = str(Path(name).absolute()) if Path(name).exists() else name  # relative to the user, not to the spec
+            return draft.model_copy(update={"name_or_path": place})
+        case CombinedDraft(model=CausalLMDraft() as model):
+            return draft.model_copy(update={"model": relocated(model, name)})
+    raise ModelError(f"the draft model is of kind {draft.kind}, which names no model; leave out --draft-model")
 
 
 def draft_from(name: str, folder: Path) -> str:
@@ -17,7 +44,7 @@ def draft_from(name: str, folder: Path) -> str:
         >>> draft_from("prompt_lookup", Path("runs")), draft_from("prompt_lookup+int8:viasd_calib", Path("runs/traces"))
         ('prompt_lookup', 'prompt_lookup+int8:../../viasd_calib')
     """
-    prefix, model = _parts(name)
+    prefix, model = prefix_and_model(name)
     path = Path(model)
     if not model or path.is_absolute() or not path.exists():
         return name
@@ -30,7 +57,7 @@ def draft_at(name: str, folder: Path) -> str:
     Earlier releases wrote paths relative to the folder that a command was run in: they are taken as they are where
     nothing lies there from ``folder``.
     """
-    prefix, model = _parts(name)
+    prefix, model = prefix_and_model(name)
     if not model or Path(model).is_absolute() or not (folder / model).exists():
         return name
     return f"{prefix}{folder / model}"
@@ -42,11 +69,17 @@ def same_draft(one: str, other: str, folder: Path) -> bool:
 
 
 def _resolved(name: str, folder: Path) -> tuple[str, str | Path]:
-    prefix, model = _parts(draft_at(name, folder))
+    prefix, model = prefix_and_model(draft_at(name, folder))
     return prefix, Path(model).resolve() if model and Path(model).exists() else model
 
 
-def _parts(name: str) -> tuple[str, str]:
+def prefix_and_model(name: str) -> tuple[str, str]:
+    """What stands before the draft model's own name in a drafter's, and that.
+
+    Example:
+        >>> prefix_and_model("prompt_lookup+int8:runs/draft"), prefix_and_model("prompt_lookup")
+        (('prompt_lookup+int8:', 'runs/draft'), ('', 'prompt_lookup'))
+    """
     found = _NAME.fullmatch(name)
     assert found is not None, "it matches everything"
     return found[1], found[2]

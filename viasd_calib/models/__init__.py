@@ -1,9 +1,10 @@
 """Loading verifiers and draft models: a hub id, a local folder, a GGUF file, or the embedded default."""
 
+from viasd_calib.model_names import beside
 from viasd_calib.models.chat import template_of
 from viasd_calib.models.gguf import SMOLLM2_FILE, SMOLLM2_SHA256, converted, smollm2_file
 from viasd_calib.models.hashes import cache_folder, cached_sha256
-from viasd_calib.models.names import beside, resolve_model
+from viasd_calib.models.names import check_model, resolve_model
 from viasd_calib.models.verifier import (
     DTYPE_NAMES,
     DTYPES,
@@ -30,6 +31,7 @@ __all__ = [
     "beside",
     "cache_folder",
     "cached_sha256",
+    "check_model",
     "context_length",
     "converted",
     "encode_prompt",

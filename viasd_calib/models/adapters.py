@@ -13,9 +13,8 @@ from transformers import PreTrainedModel
 
 from viasd_calib.errors import ModelError
 from viasd_calib.models.hashes import files_sha256
-from viasd_calib.models.loading import load_complete, local_file
+from viasd_calib.models.loading import ADAPTER_CONFIG, load_complete, local_file
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PLACES = frozenset({"base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "peft_version"})
 """Entries of an adapter's configuration that say nothing of what it computes."""

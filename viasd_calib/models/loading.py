@@ -11,6 +11,10 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
+ADAPTER_CONFIG = "adapter_config.json"
+CONFIG_FILES = ("config.json", ADAPTER_CONFIG)
+"""One of these lies among the files of every model."""
+
 
 def load_complete(folder: str, **arguments: Any) -> PreTrainedModel:
     """What ``AutoModelForCausalLM.from_pretrained`` gives; it fills weights that a file lacks with random ones.

@@ -1,61 +1,25 @@
-"""What a model's name stands for."""
+"""What a model's name stands for, and whether there is such a model."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from viasd_calib.choices import SMOLLM2
 from viasd_calib.errors import ModelError
+from viasd_calib.model_names import GIVE, model_path
 from viasd_calib.models.gguf import SMOLLM2_SHA256, converted, smollm2_file
 from viasd_calib.models.hashes import cached_sha256
+from viasd_calib.models.loading import CONFIG_FILES, local_file
 
-GGUF_SUFFIX = ".gguf"
-MODEL_SUFFIXES = (GGUF_SUFFIX, ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".json")
-"""Ends of names of files: no hub id ends like that."""
-
-
-def is_gguf(name_or_path: str) -> bool:
-    """Whether a name is that of a GGUF file, in upper or lower case."""
-    return name_or_path.lower().endswith(GGUF_SUFFIX)
-
-
-def is_path(name_or_path: str) -> bool:
-    """Whether a name can only be that of a file or folder, so that the hub need not be asked for it.
-
-    Example:
-        >>> [is_path(name) for name in ("./model", "/models/m", "a/b/c", "m.gguf", "Qwen/Qwen2.5-0.5B", "gpt2")]
-        [True, True, True, True, False, False]
-    """
-    path = Path(name_or_path)
-    return (
-        name_or_path.startswith((".", "~"))
-        or path.is_absolute()
-        or bool(path.drive)
-        or "\\" in name_or_path
-        or name_or_path.count("/") > 1
-        or name_or_path.endswith("/")
-        or name_or_path.lower().endswith(MODEL_SUFFIXES)
-        or path.exists()
-        or ("/" in name_or_path and path.parent.is_dir())
-    )
-
-
-def beside(name_or_path: str, folder: Path) -> str:
-    """A name as a file in ``folder`` gives it: of what lies relative to the folder, else as it is.
-
-    Example:
-        >>> beside("smollm2-135m", Path("nowhere"))
-        'smollm2-135m'
-    """
-    if name_or_path and not Path(name_or_path).is_absolute() and (folder / name_or_path).exists():
-        return str(folder / name_or_path)
-    return name_or_path
-
-
-def expanded(name_or_path: str) -> str:
-    """A name with ``~`` written out, as a shell does that sees it without quotes."""
-    return os.path.expanduser(name_or_path) if name_or_path.startswith("~") else name_or_path
+REACHED_WITHIN = 10.0
+"""Seconds until the hub must have answered."""
 
 
 def resolve_model(name_or_path: str) -> tuple[str, str | None]:
@@ -68,23 +32,63 @@ def resolve_model(name_or_path: str) -> tuple[str, str | None]:
     if name_or_path == SMOLLM2:
         path = smollm2_file()
         return str(converted(path, SMOLLM2_SHA256)), f"sha256:{SMOLLM2_SHA256}"
-    if not is_path(name_or_path):
+    found = model_path(name_or_path)
+    if found is None:
         return name_or_path, None
-    path = Path(expanded(name_or_path))
-    if is_gguf(name_or_path) and not path.is_dir():
-        if not path.is_file():
-            raise ModelError(
-                f"no GGUF file at {path}; check the path, or say with --verifier or --draft-model where the file is"
-            )
-        digest = cached_sha256(path)
-        return str(converted(path, digest)), f"sha256:{digest}"
-    if not path.exists():
-        raise ModelError(
-            f"cannot load the model {name_or_path!r}: there is no such folder; give a hub id, a folder or a .gguf "
-            "file (with --verifier or --draft-model in place of what a spec names)"
-        )
-    if not path.is_dir():
-        raise ModelError(
-            f"cannot load the model {name_or_path!r}: it is a file; give the folder that it lies in, or a .gguf file"
-        )
-    return str(path), None
+    if found.is_dir():
+        return str(found), None
+    digest = cached_sha256(found)
+    return str(converted(found, digest)), f"sha256:{digest}"
+
+
+def check_model(name_or_path: str, revision: str | None = None) -> None:
+    """Refuse a name that no model can be loaded for, before anything is loaded.
+
+    The hub is asked once where a model must come from it, while transformers tries for a minute without a network. It
+    is not asked for a folder, or for what has been downloaded.
+
+    Args:
+        name_or_path: as for :func:`~viasd_calib.models.load_verifier`.
+        revision: of a hub id.
+
+    Raises:
+        ModelError: there is no such path; the hub does not know the name, does not give the model to this user or
+            cannot be reached; or nothing is to be downloaded (``HF_HUB_OFFLINE``) and it has not been before.
+    """
+    if name_or_path == SMOLLM2 or model_path(name_or_path) is not None:
+        return
+    if any(local_file(name_or_path, name, revision) is not None for name in CONFIG_FILES):
+        return
+    problem = _hub_problem(name_or_path, revision)
+    if problem is not None:
+        reason, cause = problem
+        raise ModelError(f"cannot load the model {name_or_path!r}: there is no such folder, and {reason}") from cause
+
+
+def _hub_problem(name: str, revision: str | None) -> tuple[str, Exception | None] | None:
+    """Why a model cannot be had from the hub, with the mend, and the error that says so; None where nothing does."""
+    if constants.HF_HUB_OFFLINE:
+        return f"it has not been downloaded, while HF_HUB_OFFLINE forbids to: unset it, or {GIVE}", None
+    try:
+        hub = HfApi()
+        if hub.model_info(name, revision=revision, timeout=REACHED_WITHIN).gated:
+            hub.auth_check(name)
+    except HFValidationError as error:
+        return f"the hub has no such names; {GIVE}", error
+    except GatedRepoError as error:  # it is a RepositoryNotFoundError
+        return (
+            f"the hub gives it to those alone who have agreed to its terms: do so at {constants.ENDPOINT}/{name}, and "
+            "log in with hf auth login or HF_TOKEN"
+        ), error
+    except RevisionNotFoundError as error:
+        return f"the hub has no revision {revision!r} of it; give another, or leave it out", error
+    except RepositoryNotFoundError as error:
+        return (
+            f"the hub has no model of that name, or a private one (then log in with hf auth login or HF_TOKEN); {GIVE}"
+        ), error
+    except HfHubHTTPError:
+        return None  # it was reached, and may be busy: the download tries again, and says what it is told
+    except Exception as error:  # of the network: the HTTP library, and so its errors, change with the hub's release
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"the hub cannot be reached ({said}); go online once to download it, or {GIVE}", error
+    return None

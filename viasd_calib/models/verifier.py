@@ -19,7 +19,7 @@ from viasd_calib.errors import ModelError, PromptError
 from viasd_calib.models.adapters import find_adapter, load_adapted
 from viasd_calib.models.chat import check_template, encode_conversation, template_of
 from viasd_calib.models.loading import load_complete, local_file
-from viasd_calib.models.names import resolve_model
+from viasd_calib.models.names import check_model, resolve_model
 from viasd_calib.models.weights import weights_sha256
 from viasd_calib.prompts import Prompt
 from viasd_calib.spec import DType, VerifierRef, config_sha256, tokenizer_sha256
@@ -173,7 +173,12 @@ def _freeze(model: PreTrainedModel, device: str) -> None:
 
 
 def _load(folder: str, revision: str | None, **arguments: Any) -> tuple[PreTrainedModel, str]:
-    """A model, or an adapter with its base model, and where its tokenizer is."""
+    """A model, or an adapter with its base model, and where its tokenizer is.
+
+    Raises:
+        ModelError: one of them is nowhere.
+    """
+    check_model(folder, revision)
     adapter = find_adapter(folder, revision)
     if adapter is None:
         model = load_complete(folder, revision=revision, **arguments)
@@ -181,6 +186,7 @@ def _load(folder: str, revision: str | None, **arguments: Any) -> tuple[PreTrain
         if adapter is None:
             return model, folder
     base, identity = resolve_model(adapter.base)
+    check_model(base, None if identity else adapter.base_revision)
     model = load_adapted(adapter, base, revision=None if identity else adapter.base_revision, **arguments)
     own_tokenizer = local_file(folder, "tokenizer_config.json", revision) is not None
     return model, folder if own_tokenizer else base

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from viasd_calib.choices import SMOLLM2
+from viasd_calib.model_names import expanded, is_gguf
 from viasd_calib.models.adapters import find_adapter
 from viasd_calib.models.gguf import SMOLLM2_SHA256, converted_from
 from viasd_calib.models.hashes import cached_sha256, files_sha256
 from viasd_calib.models.loading import weight_files
-from viasd_calib.models.names import expanded, is_gguf
 
 
 def weights_sha256(name_or_path: str, revision: str | None = None) -> str | None:

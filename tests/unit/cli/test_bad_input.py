@@ -74,6 +74,17 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("what was not shipped", ["validate", "checkpoints/none/routing.json"], 1, "there is no checkpoints/none/routing"),
     ("picture of no kind", ["profile", "--spec", "spec/routing.json", "--json", "p.json", "--plot", "a.bmp"], 1,
      "cannot draw a.bmp: its ending names no kind of picture; choose one of .png"),
+    # models
+    ("absent verifier", [*GENERATE, "--verifier", "./nope"], 1, "cannot load the model './nope': there is no such fol"),
+    ("verifier in a folder that is there", [*BENCH, "--verifier", "spec/nope"], 1, "model 'spec/nope': there is no"),
+    ("verifier of a home", [*CAPTURE, "--verifier", "~/no/such"], 1, "'~/no/such': there is no such folder; give"),
+    ("file for a verifier", [*CAPTURE, "--verifier", "good.jsonl"], 1, "'good.jsonl': it is a file; give the folder"),
+    ("empty verifier", [*GENERATE, "--verifier", ""], 1, "cannot load the model '': the name is empty; give a hub id"),
+    ("absent GGUF file", ["search", "--traces", "a", "--json", "o", "--verifier", "m.GGUF"], 1, "no GGUF file at"),
+    ("name that nobody has", [*GENERATE, "--verifier", "nobody/nothing"], 1, "HF_HUB_OFFLINE forbids to: unset it"),
+    ("draft model for none", [*GENERATE, "--draft-model", "a"], 1, "prompt_lookup, which names no model; leave out"),
+    ("absent drafter", [*CAPTURE, "--draft", "prompt_lookup+int8:./nope"], 1, "the model './nope': there is no such"),
+    ("absent verifier of a fit", ["fit", "--model.verifier", "./nope"], 1, "the model './nope': there is no such fol"),
     # prompts
     ("absent prompts", ["capture", "--out", "out", "--prompts", "none.jsonl"], 1, "none.jsonl"),
     ("blank prompt", ["generate", "--spec", "spec/routing.json", "--prompt", " "], 1, "turns"),

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import TinyFolder, tiny_spec
 from viasd_calib.cli import COMMANDS
+from viasd_calib.spec import CausalLMDraft, load_spec, save_spec
 
 HEAVY = ("torch", "transformers", "lightning", "datasets", "sklearn", "matplotlib", "mapie", "numpy", "pyarrow")
 
@@ -92,6 +94,35 @@ def test_a_file_that_is_no_benchmark_is_refused_before_anything_heavy_is_loaded(
     for status, _, err in answers(runs, tmp_path).values():
         assert status == 1
         assert "junk.json is missing or not a benchmark's JSON; run viasd bench first" in err
+
+
+def test_a_model_that_is_nowhere_is_refused_before_anything_heavy_is_loaded(
+    tiny_folder: TinyFolder, tmp_path: Path
+) -> None:
+    spec = tiny_spec(tiny_folder, tmp_path)
+    alone = load_spec(spec)
+    (tmp_path / "drafting").mkdir()
+    drafting = alone.model_copy(update={"draft": CausalLMDraft(name_or_path=str(tiny_folder))})
+    save_spec(drafting, tmp_path / "drafting" / "routing.json")
+    (tmp_path / "prompts.jsonl").write_text('{"turns": ["w1"]}\n')
+    of_spec, prompts = ["--spec", str(spec)], ["--prompts", "prompts.jsonl"]
+    nowhere = {
+        "generate": ["generate", *of_spec, "--prompt", "w1", "--verifier", "./nope"],
+        "bench": ["bench", *of_spec, "--json", "o.json", "--verifier", "./nope", *prompts],
+        "route-quality": ["route-quality", *of_spec, "--json", "o.json", "--verifier", "./nope", *prompts],
+        "profile": ["profile", *of_spec, "--json", "o.json", "--verifier", "./nope"],
+        "capture": ["capture", *prompts, "--split", "null", "--out", "o", "--verifier", "./nope"],
+        "draft": ["capture", *prompts, "--split", "null", "--out", "o", "--draft", "int8:./nope"],
+        "draft model": ["generate", "--spec", "drafting/routing.json", "--prompt", "w1", "--draft-model", "./nope"],
+        "search": ["search", "--traces", "t", "--json", "o.json", "--verifier", "./nope"],
+        "calibrate": ["calibrate", "--fit", "f", "--out", "o", "--verifier", "./nope"],
+        "fit": ["fit", "--model.verifier", "./nope"],
+        "frontier": ["frontier", "--target-costs", "[0.5]", "--out", "o", "--verifier", "./nope"],
+        "run": ["run", "--out", "o", "--fit-config", "f.yaml", "--verifier", "./nope"],
+    }
+    for name, (status, _, err) in answers(nowhere, tmp_path).items():
+        assert status == 1, name
+        assert "cannot load the model './nope': there is no such folder; give a hub id, a folder" in err, name
 
 
 @pytest.mark.parametrize("words", [["schema"], ["--version"], ["capture", "--out", "out", "--print_config"]])
