@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from viasd_calib.choices import SMOLLM2
 from viasd_calib.cli import lazy_types
-from viasd_calib.cli.checks import check_draft, check_model, check_out_folder, check_spec
+from viasd_calib.cli.checks import check_draft, check_model, check_out_folder, check_spec, read_sampling_options
 from viasd_calib.cli.notices import say_written
 from viasd_calib.cli.numbers import Count, Nonnegative, Seed
 from viasd_calib.cli.prompt_choice import check_limit, check_prompts, load_prompts, of_split
@@ -73,6 +74,7 @@ def capture(
     check_out_folder("--out", out)
     check_device(device)
     check_limit(limit)
+    sampling = read_sampling_options(temperature=temperature, seed=seed)
     chosen = draw_prompts(of_split(load_prompts(prompts), split, shares), limit)
     named = SMOLLM2 if verifier is None else verifier
     read: RoutingSpec | None = None
@@ -87,7 +89,6 @@ def capture(
     check_draft(draft)
 
     from viasd_calib.decoding.decoder import load_engine
-    from viasd_calib.decoding.sampling import Sampling
     from viasd_calib.draft.build import build_drafter, name_draft
     from viasd_calib.draft.places import draft_from
     from viasd_calib.models import load_verifier
@@ -111,7 +112,7 @@ def capture(
             backend="eager",
             load=load,
         )
-        sampling = Sampling(temperature=temperature, top_k=CaptureSettings().sampling_top_k, seed=seed)
+        sampling = replace(sampling, top_k=CaptureSettings().sampling_top_k)
         loaded, policy = engine.verifier, policy_of(engine, audit, sampling)
     check_prompts(loaded, chosen, max_new_tokens)
     drafter = (

@@ -6,9 +6,20 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from viasd_calib.cli.usage import dashed
+from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.draft.places import LOOKUP, named_model, prefix_and_model, relocated
-from viasd_calib.errors import BenchError, CalibrationError, SpecError, StorageError, TraceError, ViasdError
+from viasd_calib.errors import (
+    BenchError,
+    CalibrationError,
+    SamplingError,
+    SpecError,
+    StorageError,
+    TraceError,
+    ViasdError,
+)
 from viasd_calib.evaluation.provenance import Provenance, read_document
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, FRONTIER_FILE, MANIFEST
 from viasd_calib.model_names import beside, model_path
@@ -103,6 +114,19 @@ def check_draft(name: str) -> None:
     model = shipped(prefix_and_model(name)[1])
     if model not in ("", "none", LOOKUP):
         model_path(model)
+
+
+def read_sampling_options(**settings: Any) -> Sampling:
+    """Sampling settings that were given as options of the same names.
+
+    Raises:
+        SamplingError: naming the option that is out of its range.
+    """
+    try:
+        return Sampling(**settings)
+    except SamplingError as error:
+        name, said = str(error).split(" ", 1)
+        raise SamplingError(f"{dashed(name)} {said}") from error
 
 
 def check_fit_folder(option: str, folder: str, *, of_frontier: bool = False) -> None:

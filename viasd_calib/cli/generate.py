@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from viasd_calib.choices import Backend, MethodName
 from viasd_calib.cli import lazy_types
-from viasd_calib.cli.checks import check_spec
+from viasd_calib.cli.checks import check_spec, read_sampling_options
 from viasd_calib.cli.notices import notice_uncertified
 from viasd_calib.cli.numbers import Count, Nonnegative, OptionalCount, Positive, Seed, Share, ShareOrNone
 from viasd_calib.cli.printing import print_answer, print_tiers
@@ -70,14 +70,7 @@ def answer(
             first two where it is left out.
     """
     check_device(device)
-    asked = command_line_prompt(prompt, system, chat_template_kwargs)
-    spec, read = check_spec(spec, verifier, draft_model)
-
-    from viasd_calib.decoding.decoder import load_engine
-    from viasd_calib.decoding.sampling import Sampling
-    from viasd_calib.models import encode_prompt, load_verifier
-
-    sampling = Sampling(
+    sampling = read_sampling_options(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -85,6 +78,12 @@ def answer(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    asked = command_line_prompt(prompt, system, chat_template_kwargs)
+    spec, read = check_spec(spec, verifier, draft_model)
+
+    from viasd_calib.decoding.decoder import load_engine
+    from viasd_calib.models import encode_prompt, load_verifier
+
     load = _load or load_verifier
     engine = load_engine(
         spec,

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from viasd_calib.decoding.draws import draw, process_rows
 from viasd_calib.decoding.policies import accept_greedy, accept_sampled, audit, residual, row
 from viasd_calib.decoding.reading import ReadingPick, RowReader
-from viasd_calib.decoding.sampling import Sampling, draw, process_rows, seed_of_text
+from viasd_calib.decoding.sampling import Sampling, seed_of_text
 from viasd_calib.decoding.stateless import led
 from viasd_calib.draft.base import GreedyPick, Pick, likeliest
 from viasd_calib.slim.head import over_vocabulary

@@ -8,12 +8,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from viasd_calib.decoding.draws import looks_at_scores_alone
 from viasd_calib.decoding.features import DraftSaid, draft_features
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.kernels import Reading, join_readings, read_rows
 from viasd_calib.decoding.policies import leading_true
 from viasd_calib.decoding.reading import RowReader
-from viasd_calib.decoding.sampling import looks_at_scores_alone
 from viasd_calib.decoding.session import Session
 from viasd_calib.decoding.summary import Summary, summary_of
 from viasd_calib.draft.base import StopRule, never_stop

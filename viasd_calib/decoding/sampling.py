@@ -1,26 +1,17 @@
-"""Sampling: settings, transformers' logits processors in transformers' order, and draws on the device."""
+"""Sampling: settings, and transformers' logits processors in transformers' order. No PyTorch for the former."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
-
-import torch
-from torch import Tensor
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from typing import TYPE_CHECKING
 
 from viasd_calib.errors import SamplingError
 from viasd_calib.token_ids import shown, whole_number
+
+if TYPE_CHECKING:
+    from transformers import LogitsProcessor, LogitsProcessorList
 
 LEAST, MOST = 1e-30, 1e30
 """Scores that are divided by less or multiplied by more may leave float32, and so be no distribution."""
@@ -39,7 +30,7 @@ class Sampling:
         seed: of the draws.
 
     Raises:
-        SamplingError: a value out of its range, or no number.
+        SamplingError: a value out of its range, or no number; the message begins with the setting's name.
     """
 
     temperature: float = 0.0
@@ -71,12 +62,12 @@ class Sampling:
         }
         for name, (is_right, mend) in settings.items():
             if not is_right:
-                raise SamplingError(f"{name} is {getattr(self, name)}; give --{name} {mend}")
+                raise SamplingError(f"{name} is {getattr(self, name)}; give {mend}")
 
     def _read(self, name: str, value: float | None, kind: str) -> None:
         """Keep a setting as Python's own number, whatever library it came from."""
         if value is None:
-            raise SamplingError(f"{name} is {shown(getattr(self, name))}; give --{name} {kind}")
+            raise SamplingError(f"{name} is {shown(getattr(self, name))}; give {kind}")
         object.__setattr__(self, name, value)
 
     @property
@@ -90,6 +81,15 @@ class Sampling:
         Args:
             extra: a user's own; they come behind the repetition penalty and before the temperature.
         """
+        from transformers import (
+            LogitsProcessorList,
+            MinPLogitsWarper,
+            RepetitionPenaltyLogitsProcessor,
+            TemperatureLogitsWarper,
+            TopKLogitsWarper,
+            TopPLogitsWarper,
+        )
+
         chain: list[LogitsProcessor] = []
         if self.repetition_penalty != 1:
             chain.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
@@ -143,45 +143,3 @@ def seed_of_text(seed: int, number: int) -> int:
 
 GOLDEN = 0x9E3779B97F4A7C15
 """2 ** 64 over the golden ratio: multiples of it lie far apart (Steele et al. 2014, SplitMix)."""
-
-TEXT_BLIND = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
-"""Processors that look at the scores alone, so that the rows of a block can go through them at once."""
-
-
-def looks_at_scores_alone(processors: LogitsProcessorList) -> bool:
-    """Whether no processor looks at the text; a subclass of one that does not may."""
-    return all(type(processor) in TEXT_BLIND for processor in processors)
-
-
-def process_rows(processors: LogitsProcessorList, logits: Tensor, text: Tensor) -> Tensor:
-    """Put logits through processors, each row with the text it follows.
-
-    Args:
-        logits: [rows, vocabulary]; the last row follows all of ``text``, each earlier one a token less.
-        text: [length], long; length >= rows.
-
-    Returns:
-        [rows, vocabulary], float32.
-    """
-    scores: Any = logits.float()  # transformers asks for its narrower tensor types
-    ids: Any = text[None]  # [1, length]
-    if looks_at_scores_alone(processors):
-        return processors(ids, scores) if processors else scores
-    rows, length = scores.shape[0], text.shape[0]
-    # Cloned, since many a processor writes into what it is given, and gates look at the same logits later.
-    done = [processors(ids[:, : length - rows + 1 + row], scores[row : row + 1].clone()) for row in range(rows)]
-    return torch.cat(done)
-
-
-def draw(probs: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a token from each row of probabilities ([..., vocabulary], not all zero): [...], long.
-
-    An exponential race: argmax of probs / Exp(1). It never waits for the device, and never takes a token
-    of probability 0.
-
-    Example:
-        >>> draw(torch.tensor([[0.0, 1.0, 0.0]]), torch.Generator()).tolist()
-        [1]
-    """
-    race = torch.empty_like(probs).exponential_(generator=generator)
-    return (probs / race.clamp(min=torch.finfo(probs.dtype).tiny)).argmax(-1)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from viasd_calib.decoding.sampling import Sampling, draw, process_rows, seed_of_text
+from viasd_calib.decoding.draws import draw, process_rows
+from viasd_calib.decoding.sampling import Sampling, seed_of_text
 from viasd_calib.decoding.summary import Summary, summarize
 from viasd_calib.errors import NumericsError, SamplingError
 from viasd_calib.slim.cache import CacheWindow

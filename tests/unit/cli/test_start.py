@@ -84,6 +84,16 @@ def test_wrong_input_is_refused_before_anything_heavy_is_loaded(tmp_path: Path) 
         assert message in err, name
 
 
+def test_settings_out_of_range_are_refused_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
+    runs = {
+        "generate": ["generate", "--spec", "s", "--prompt", "w1", "--temperature", "1e-38"],
+        "capture": ["capture", "--out", "out", "--temperature", "1e-38"],
+    }
+    for status, _, err in answers(runs, tmp_path).values():
+        assert status == 1
+        assert "error: --temperature is 1e-38; give 0, which takes the likeliest token, or 1e-30 to 1e+30" in err
+
+
 def test_a_file_that_is_no_benchmark_is_refused_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "junk.json").write_text('{"a": 1}')
     (tmp_path / "calibrate.json").write_text("{}")

@@ -18,7 +18,8 @@ from tests.cases import METHODS, lively_case
 from tests.strategies import token_lists
 from tests.tiny import VOCAB, tiny_model
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.sampling import LEAST, MOST, Sampling, draw, process_rows
+from viasd_calib.decoding.draws import draw, process_rows
+from viasd_calib.decoding.sampling import LEAST, MOST, Sampling
 from viasd_calib.decoding.session import Generation
 from viasd_calib.errors import SamplingError
 
@@ -101,7 +102,7 @@ def test_a_processor_cannot_change_the_logits() -> None:
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     said = re.escape(str(value))
-    with pytest.raises(SamplingError, match=rf"^{name} is {said}; give --{name} (0|more than 0)"):
+    with pytest.raises(SamplingError, match=rf"^{name} is {said}; give (0|more than 0)"):
         Sampling(**{name: value})
 
 
@@ -113,7 +114,7 @@ def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
      ("seed", "7", "a whole number"), ("seed", None, "a whole number")],
 )  # fmt: skip
 def test_settings_of_another_kind_are_refused(name: str, value: Any, kind: str) -> None:
-    with pytest.raises(SamplingError, match=rf"^{name} is .*; give --{name} {kind}$"):
+    with pytest.raises(SamplingError, match=rf"^{name} is .*; give {kind}$"):
         Sampling(**{name: value})
 
 
