@@ -18,7 +18,7 @@ from viasd_calib.cli.printing import print_answer, print_tiers
 from viasd_calib.devices import check_device
 from viasd_calib.errors import PromptError
 from viasd_calib.prompts import Prompt
-from viasd_calib.prompts.problems import describe_wrong
+from viasd_calib.prompts.problems import complaints
 from viasd_calib.spec import Audit, DType
 
 
@@ -109,17 +109,29 @@ def answer(
     print(f"{count} tokens, {count / (time.perf_counter() - begin):.1f} tokens/s", file=sys.stderr)
 
 
-def command_line_prompt(turn: str, system: str | None, chat_template_kwargs: dict[str, Any] | None) -> Prompt:
+def command_line_prompt(
+    turn: str, system: str | None = None, chat_template_kwargs: dict[str, Any] | None = None, option: str = "--prompt"
+) -> Prompt:
     """What is asked on the command line.
 
+    Args:
+        option: that the turn was given with.
+
     Raises:
-        PromptError: it is blank or no text, or the template's arguments are none.
+        PromptError: it is blank or no text, or the template's arguments are none; the option is named.
     """
+    if not turn.strip():
+        raise PromptError(f"{option} is empty; give it some text")
     fields = {"turns": [turn], "system": system, "chat_template_kwargs": chat_template_kwargs}
     try:
         return Prompt.model_validate({"id": "command line", **fields})
     except ValidationError as error:
-        raise PromptError(describe_wrong(error, {name: value for name, value in fields.items() if value})) from error
+        options = {"turns.0": option, "system": "--system", "chat_template_kwargs": "--chat-template-kwargs"}
+        found = []
+        for said in complaints(error, fields):
+            field, rest = said.split(" ", 1)
+            found.append(f"{options.get(field, field)} {rest}")
+        raise PromptError("; ".join(found)) from error
 
 
 def pieces(verifier: lazy_types.Verifier, stream: Iterable[lazy_types.Emitted]) -> Iterator[tuple[str, str | None]]:

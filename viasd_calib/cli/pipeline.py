@@ -19,7 +19,7 @@ from viasd_calib.cli.evaluate import bench, report
 from viasd_calib.cli.export import export, record_evidence, validate
 from viasd_calib.cli.fit import fit
 from viasd_calib.cli.fit_options import check_given
-from viasd_calib.cli.generate import answer
+from viasd_calib.cli.generate import answer, command_line_prompt
 from viasd_calib.cli.loading import SharedVerifiers
 from viasd_calib.cli.notices import announce
 from viasd_calib.cli.numbers import Count, Inside, Share
@@ -90,6 +90,7 @@ def run(
         sample_prompt: a prompt to answer at the end, coloured by tier.
     """
     check_out_folder("--out", out)
+    command_line_prompt(sample_prompt, option="--sample-prompt")
     every = without_copies(read_prompts(prompts))
     captured, decided = capture_step or CaptureStep(), calibrate_step or CalibrateStep()
     benched = bench_step or BenchStep()

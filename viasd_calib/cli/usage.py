@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -47,6 +47,8 @@ def type_words(kind: Any) -> str:
         return f"one of {', '.join(map(str, arguments))}"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return f"an object with {', '.join(kind.model_fields)}"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "an object, '{\"name\": value}'"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Iterable) and arguments:
         return f"a list, '[..., ...]', each {type_words(arguments[0])}"
     if arguments:
@@ -168,18 +170,32 @@ def _value(name: str, message: str, kinds: Mapping[str, Any]) -> str:
     kind = kinds.get(name)
     if unknown:
         return f"{dashed(name)} has no entry {unknown[1]!r}; it takes {type_words(kind)}"
-    inside = re.search(r"NestedArg\(key='([\w.]+)', val='?(.*?)'?\)", message)
-    given = [inside[2]] if inside else re.findall(r"(?:Got value|Given value): (.*)", message)
+    nested = re.search(r"NestedArg\(key='([\w.]+)', val='?(.*?)'?\)", message)
+    within = re.search(r"Parser key \"(\w+)\":(.*)", message.partition("\n")[2], re.DOTALL)
+    inside = nested or within
+    if inside is not None:
+        name, kind = f"{name}.{inside[1]}", _field_kind(kind, inside[1])
+    given = [nested[2]] if nested else re.findall(r"(?:Got value|Given value): (.*)", within[2] if within else message)
     shown = f" is {given[0]!r}" if given else ""
-    name = f"{name}.{inside[1]}" if inside else name
-    if kind is None or _is_model(kind):
+    if kind is None or (_model_of(kind) is not None and "Expected a dot import path" not in message):
         return f"{dashed(name)}{shown}: {'; '.join(reasons(message))}"
     return f"{dashed(name)}{shown}; give {type_words(kind)}"
 
 
-def _is_model(kind: Any) -> bool:
-    """Whether a type, or one of a union, is a pydantic model."""
-    return any(isinstance(one, type) and issubclass(one, BaseModel) for one in (kind, *get_args(kind)))
+def _model_of(kind: Any) -> type[BaseModel] | None:
+    """The pydantic model that a type is, or that one of a union is."""
+    models = [one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, BaseModel)]
+    return models[0] if models else None
+
+
+def _field_kind(kind: Any, name: str) -> Any:
+    """The type of a model's field, its bounds included; None where there is no such field."""
+    model = _model_of(kind)
+    field = None if model is None else model.model_fields.get(name)
+    if field is None:
+        return None
+    bounded: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    return bounded
 
 
 NOISE = (

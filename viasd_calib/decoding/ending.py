@@ -87,8 +87,11 @@ def stop_string_criterion(
     try:
         return StopStringCriteria(tokenizer, strings)
     except ValueError as error:
+        # It looks for some letters in what the tokenizer writes for them, to tell what each token adds.
+        unknown = "substring not found" in str(error)
+        reason = "what its tokens write cannot be told" if unknown else "none of its tokens ends one of them"
         raise PromptError(
-            f"the tokenizer cannot write the stop strings {strings}; give others, or leave them out"
+            f"the tokenizer cannot write the stop strings {strings}: {reason}; give others, or leave them out"
         ) from error
 
 

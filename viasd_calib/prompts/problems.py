@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,21 +26,38 @@ USUAL = ("id", "task", "turns")
 SHOWN_CHARACTERS = 40
 
 
-def describe_wrong(error: ValidationError, fields: Mapping[str, Any]) -> str:
+def describe_wrong(error: ValidationError, fields: Mapping[str, Any], delimiter: str = "") -> str:
     """Every wrong field of an entry, and the entry as it should be, in one line.
 
     Args:
         fields: of a prompt, as they were validated.
+        delimiter: as for :func:`as_it_should_be`.
     """
     details = error.errors(include_url=False)
     wrong = {str(one["loc"][0]) for one in details if one["loc"]}
-    if "messages" in wrong:  # then what is missing is missing in them
+    return f"{'; '.join(complaints(error, fields))}; {as_it_should_be(fields, wrong, delimiter)}"
+
+
+def complaints(error: ValidationError, fields: Mapping[str, Any]) -> list[str]:
+    """What is wrong with each field of an entry; each begins with the field's name."""
+    details = error.errors(include_url=False)
+    if any(one["loc"][:1] == ("messages",) for one in details):  # then what is missing is missing in them
         details = [one for one in details if one["loc"] != ("turns",) or one["type"] != "missing"]
-    return f"{'; '.join(dict.fromkeys(_complaint(one, fields) for one in details))}; {as_it_should_be(fields, wrong)}"
+    return list(dict.fromkeys(_complaint(one, fields) for one in details))
 
 
-def as_it_should_be(fields: Mapping[str, Any], wrong: set[str]) -> str:
-    """An entry with its wrong fields mended, as far as one can guess."""
+def as_it_should_be(fields: Mapping[str, Any], wrong: set[str], delimiter: str = "") -> str:
+    """An entry with its wrong fields mended, as far as one can guess.
+
+    Args:
+        delimiter: between cells, of an entry that is the row of a table; empty where it is JSON.
+
+    Example:
+        >>> as_it_should_be({"turns": [" "]}, {"turns"})
+        'it should be as {"turns": ["Why is the sky blue?"]}'
+        >>> as_it_should_be({"task": "qa", "turns": ["Yes, or no?", " "]}, {"turns"}, ",")
+        'it should be as qa,"[""Yes, or no?"", ""Why is the sky blue?""]" under the heading task,turns'
+    """
     mended: dict[str, Any] = {}
     if not fields:
         mended = {name: EXAMPLE[name] for name in USUAL}
@@ -50,7 +69,24 @@ def as_it_should_be(fields: Mapping[str, Any], wrong: set[str]) -> str:
         mended["messages"] = EXAMPLE["messages"]
     elif "turns" in wrong:
         mended.setdefault("turns", EXAMPLE["turns"])
-    return f"it should be as {json.dumps(_shortened(mended), ensure_ascii=False, default=str)}"
+    shown = _shortened(mended)
+    if delimiter:
+        row, heading = _row(map(_cell, shown.values()), delimiter), _row(shown, delimiter)
+        return f"it should be as {row} under the heading {heading}"
+    return f"it should be as {json.dumps(shown, ensure_ascii=False, default=str)}"
+
+
+def _row(cells: Iterable[str], delimiter: str) -> str:
+    """Cells as a table has them, in one line."""
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, lineterminator="").writerow([" ".join(cell.split()) for cell in cells])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    """A value as a cell holds it: a text, or one turn, as it is, anything else as JSON."""
+    single = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return single if isinstance(single, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _mended(name: str, value: Any) -> Any:
@@ -79,6 +115,8 @@ def _complaint(detail: ErrorDetails, fields: Mapping[str, Any]) -> str:
     kind, where = detail["type"], ".".join(str(part) for part in detail["loc"])
     if detail["loc"] == ("turns",) and kind == "missing" and "messages" in fields:
         return "messages do not end with a user's turn, or with the assistant's answer to it"
+    if detail["loc"][-1:] == ("[key]",):
+        return f"{detail['loc'][0]} has the key {_described(detail['input'])}, not a text"
     if kind == "missing":
         return f"{where} is missing"
     if kind == "value_error":

@@ -9,6 +9,7 @@ from functools import partial
 from importlib import resources
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -18,7 +19,7 @@ from viasd_calib.prompts.records import Record, json_records, table_records, tex
 from viasd_calib.prompts.schema import Prompt
 from viasd_calib.prompts.shapes import SHAPES, recognise
 from viasd_calib.prompts.stored_tables import HUB_NAME, hub_records, parquet_records
-from viasd_calib.prompts.text_files import decode, read_bytes
+from viasd_calib.prompts.text_files import NOT_GZIP, decode, is_misnamed_gzip, read_bytes
 
 EMBEDDED = "embedded"
 """The name under which the package's own prompts are asked for, in place of a path."""
@@ -76,7 +77,7 @@ def read_prompt_file(source: str | Path) -> PromptFile:
     """Read prompts, from entries of any of the known shapes.
 
     Args:
-        source: a file of JSONL, JSON (an array), CSV or TSV (with a heading), plain text (a prompt a line), each also
+        source: a file of JSONL, JSON (an array, or an object with one), CSV or TSV (with a heading), plain text (a prompt a line), each also
             compressed with gzip, or Parquet; ``"embedded"`` for the package's own prompts; or a data set of the hub,
             as ``NAME``, ``NAME:SPLIT`` or ``NAME:CONFIGURATION:SPLIT``.
 
@@ -85,8 +86,10 @@ def read_prompt_file(source: str | Path) -> PromptFile:
             lines, all that is wrong with each, and how it should be.
     """
     name, kind, records = _read_records(source)
+    kind, records, around = _unwrapped(kind, records)
     if not records:
-        raise PromptError(f"{name}: no prompts; write one JSON object a line with id, task, turns and reference")
+        usual = "write one JSON object a line with id, task, turns and reference"
+        raise PromptError(f"{name}: no prompts; {NOT_GZIP if is_misnamed_gzip(source) else usual}")
     read: list[_Read] = []
     bad: list[tuple[str, str]] = []
     for record in records:
@@ -95,11 +98,33 @@ def read_prompt_file(source: str | Path) -> PromptFile:
         except PromptError as error:
             bad.append((record.place, str(error)))
     if bad:
-        raise PromptError(_all_bad(name, bad, len(records)))
+        problem = _all_bad(name, bad, len(records))
+        raise PromptError(f"{problem}; {NOT_GZIP}" if not read and is_misnamed_gzip(source) else problem)
     _refuse_doubles(name, read)
     shapes = Counter("" if kind == PLAIN_TEXT else one.shape for one in read)
-    unused = Counter(key for one in read for key in one.unused)
+    unused = Counter([*around, *(key for one in read for key in one.unused)])
     return PromptFile(name, kind, shapes, unused, _with_ids(read))
+
+
+def _unwrapped(kind: str, records: list[Record]) -> tuple[str, list[Record], list[str]]:
+    """The entries of a file that holds one object with a list of them, and the other keys of that object.
+
+    Everything stays as it is where the object is a prompt itself, or has several lists.
+    """
+    whole = records[0].value if len(records) == 1 else None
+    if not isinstance(whole, dict) or recognise(whole) is not None:
+        return kind, records, []
+    lists = [key for key, value in whole.items() if _is_entries(value)]
+    if len(lists) != 1:
+        return kind, records, []
+    (key,) = lists
+    entries = [Record(f"entry {number} of {key!r}", entry) for number, entry in enumerate(whole[key], 1)]
+    return f"JSON (the list {key!r})", entries, [other for other in whole if other != key]
+
+
+def _is_entries(value: Any) -> bool:
+    """Whether a value is a list of objects, as a file's entries are."""
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
 
 
 @dataclass(frozen=True)
@@ -119,7 +144,7 @@ def _read(record: Record) -> _Read:
     Raises:
         PromptError: saying all that is wrong with it, and how it should be; where it stands is left to the caller.
     """
-    usual = as_it_should_be({}, set())
+    usual = as_it_should_be({}, set(), record.delimiter)
     if record.problem:
         raise PromptError(f"{record.problem}; {usual}")
     if not isinstance(record.value, dict):
@@ -128,11 +153,18 @@ def _read(record: Record) -> _Read:
     if found is None:
         keys = ", ".join(str(key) for key in record.value) or "none"
         known = ", ".join(dict.fromkeys(shape.key for shape in SHAPES))
+        for key, value in record.value.items():
+            if _is_entries(value):
+                mend = f"{key!r} holds a list: give its entries alone, as a JSON array or one a line"
+                raise PromptError(f"none of its keys ({keys}) holds a prompt, but {mend}; {usual}")
+            if isinstance(value, list) and value and isinstance(value[0], str):
+                mend = f"{key!r} holds a list of texts: write them one a line into a .txt file"
+                raise PromptError(f"none of its keys ({keys}) holds a prompt, but {mend}; {usual}")
         raise PromptError(f"none of its keys ({keys}) holds a prompt: give turns (or one of {known}); {usual}")
     try:
         prompt = Prompt.model_validate({"id": "made later", **found.fields})
     except ValidationError as error:
-        raise PromptError(describe_wrong(error, found.fields)) from error
+        raise PromptError(describe_wrong(error, found.fields, record.delimiter)) from error
     return _Read(record.place, prompt, found.shape, found.unused, "id" in found.fields)
 
 
@@ -186,7 +218,15 @@ def _read_records(source: str | Path) -> tuple[str, str, list[Record]]:
     data = read_bytes(path)
     if data.startswith(PARQUET):
         return str(path), "Parquet", parquet_records(path)
-    text = decode(str(path), data)
+    if ending == "parquet":
+        raise PromptError(
+            f"{path}: not a Parquet file, though its name ends in .parquet: write it again, or give it the ending of "
+            "what it holds, as .jsonl or .csv"
+        )
+    try:
+        text = decode(str(path), data)
+    except PromptError as error:
+        raise PromptError(f"{path}: no text, and {NOT_GZIP}" if is_misnamed_gzip(path) else str(error)) from error
     if ending in TABLES:
         kind, read = TABLES[ending]
         return str(path), kind, read(text)

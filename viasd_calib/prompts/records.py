@@ -7,7 +7,8 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 JSON_CELLS = frozenset({"turns", "messages", "conversations", "conversation", "prompt", "chat_template_kwargs"})
@@ -23,11 +24,13 @@ class Record:
         place: where it stands, as a message names it.
         value: what it holds.
         problem: why it could not be read; empty where it could.
+        delimiter: between cells, where it is the row of a table.
     """
 
     place: str
     value: Any
     problem: str = ""
+    delimiter: str = ""
 
 
 class _Flaw(str):
@@ -177,7 +180,8 @@ def table_records(text: str, delimiter: str) -> list[Record]:
     chosen = delimiter or max(DELIMITERS, key=heading.count)
     limit = csv.field_size_limit(sys.maxsize)
     try:
-        return list(_rows(csv.reader(io.StringIO(text, newline=""), delimiter=chosen, strict=True)))
+        rows = _rows(csv.reader(io.StringIO(text, newline=""), delimiter=chosen, strict=True))
+        return [replace(row, delimiter=chosen) for row in rows]
     finally:
         csv.field_size_limit(limit)
 
@@ -207,10 +211,8 @@ def _rows(reader: Any) -> Iterator[Record]:
 
 def _cell(key: str, cell: str) -> Any:
     if key in JSON_CELLS and cell.lstrip()[:1] in ("[", "{"):
-        try:
+        with suppress(ValueError):  # a text that merely begins so
             return parse_json(cell)
-        except ValueError:
-            return cell  # a text that merely begins so
     return [cell] if key == "turns" else cell
 
 

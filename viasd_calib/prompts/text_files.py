@@ -46,6 +46,18 @@ def read_bytes(path: Path) -> bytes:
         raise PromptError(f"{path}: a damaged gzip file ({error}); compress or copy it again") from error
 
 
+NOT_GZIP = "it is not compressed with gzip, though its name ends in .gz: copy or compress it again"
+
+
+def is_misnamed_gzip(source: str | Path) -> bool:
+    """Whether a file's name says that it is compressed with gzip, and it is not; what was unpacked since is read."""
+    path = Path(source)
+    if path.suffix.lower() != ".gz" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(GZIP)) != GZIP
+
+
 def decode(name: str, data: bytes) -> str:
     """Bytes as text, without a byte-order mark.
 

@@ -154,6 +154,23 @@ def test_recognises_the_usual_shapes(tmp_path: Path, shape: str) -> None:
     ]
 
 
+def test_a_list_within_an_object_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    for around in ({}, {"version": 2, "license": "none"}):
+        path.write_text(json.dumps({**around, "data": [{"prompt": "Why?"}, {"prompt": "How?", "level": 1}]}, indent=1))
+        found = read_prompt_file(path)
+        assert [one.turns for one in found.prompts] == [["Why?"], ["How?"]]
+        read, unused = found.describe()
+        assert read == f"read 2 prompts as prompt/completion JSON (the list 'data') from {path}"
+        assert all(f"{key} (1)" in unused for key in [*around, "level"])
+
+
+def test_a_cell_that_merely_begins_as_json_is_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("turns\n[INST] Why?\n")
+    assert [one.turns for one in read_prompt_file(path).prompts] == [["[INST] Why?"]]
+
+
 def test_says_how_many_have_each_shape_and_each_unused_key(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     said = [{"role": "user", "content": "How?", "name": "me"}]

@@ -110,6 +110,21 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "Excel": ("p.xlsx", b"PK\x03\x04rest", "an Excel file; .*as CSV"),
     "zstd": ("p.jsonl.zst", b"\x28\xb5\x2f\xfdrest", "compressed with zstd; unpack it"),
     "a cut Parquet file": ("p.parquet", b"PAR1rest", "a damaged Parquet file"),
+    "no Parquet file": ("p.parquet", GOOD.encode(), r"not a Parquet file, though its name ends in \.parquet: write it"),
+    "nothing for Parquet": ("p.parquet", b"", "not a Parquet file"),
+    "a page for a gzip file": ("p.jsonl.gz", b"<html>", r"line 1: not JSON .*; it is not compressed with gzip, though"),
+    "bytes for a gzip file": ("p.jsonl.gz", b"\0\1\2", r"no text, and it is not compressed .* ends in \.gz: copy or"),
+    "nothing for a gzip file": ("p.jsonl.gz", b"", "no prompts; it is not compressed with gzip"),
+    "an object with two lists": (
+        "p.json", b'{"train": [{"prompt": "Why?"}], "test": [{"prompt": "How?"}]}',
+        r"none of its keys \(train, test\) holds a prompt, but 'train' holds a list: give its entries alone, as a JSON",
+    ),
+    "an object with texts": (
+        "p.json", b'{"prompts": ["Why?"]}', "but 'prompts' holds a list of texts: write them one a line into a",
+    ),
+    "a bad entry of a list in an object": (
+        "p.json", b'{"data": [{"prompt": "Why?"}, {"prompt": 3}]}', "entry 2 of 'data': turns.0 is 3, not a text",
+    ),
     "an unknown ending": ("p.dat", b"Why?", r"its name does not say what it holds; call it \.jsonl"),
     "nothing": ("p.dat", b"\n \n", "no prompts"),
     "an empty array": ("p.json", b" [ ] ", "no prompts"),
@@ -124,7 +139,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "a quote left open": ("p.csv", b'prompt\nWhy?\n"How?\n', "line 3: not CSV"),
     "two columns of one name": ("p.csv", b"prompt,Prompt\nWhy?,How?\n", "line 1: two columns are called 'prompt'"),
     "a row behind cells of lines": ("p.csv", b'prompt,turns\n"Why\n?",\n,[]\n', "line 4: "),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -135,6 +150,29 @@ def test_a_bad_file_is_refused(tmp_path: Path, kind: str) -> None:
     with pytest.raises(PromptError, match=complaint) as caught:
         read_prompts(path)
     assert str(path) in str(caught.value)
+
+
+ROWS = {
+    "a heading of others": ("p.csv", "nr,text\n1,Why?\n", "mine/1,qa,Why is the sky blue? under the heading id,"),
+    "semicolons": ("p.csv", 'id;turns\n"a;b";"[""x"", 3]"\n', '"[""x"", ""3""]";"a;b" under the heading turns;id'),
+    "tabs": ("p.tsv", "id\tturns\na\t[1]\n", "1\ta under the heading turns\tid"),
+    "cells of lines": ("p.csv", 'turns,system\n"[""x"", 3]","Be\nbrief."\n', '"[""x"", ""3""]",Be brief. under'),
+    "a conversation": ("p.csv", 'messages\n"[{""role"": ""user""}]"\n', '"[{""role"": ""user"", ""content"": ""Why'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_a_row_is_mended_as_a_row(tmp_path: Path, kind: str) -> None:
+    name, text, mended = ROWS[kind]
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(PromptError) as caught:
+        read_prompts(path)
+    assert f"; it should be as {mended}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    row, heading = str(caught.value).rpartition("; it should be as ")[2].split(" under the heading ")
+    path.write_text(f"{heading}\n{row}\n")
+    assert read_prompts(path)
 
 
 def test_doubled_ids_are_named_together(tmp_path: Path) -> None:
