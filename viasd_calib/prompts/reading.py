@@ -77,9 +77,9 @@ def read_prompt_file(source: str | Path) -> PromptFile:
     """Read prompts, from entries of any of the known shapes.
 
     Args:
-        source: a file of JSONL, JSON (an array, or an object with one), CSV or TSV (with a heading), plain text (a prompt a line), each also
-            compressed with gzip, or Parquet; ``"embedded"`` for the package's own prompts; or a data set of the hub,
-            as ``NAME``, ``NAME:SPLIT`` or ``NAME:CONFIGURATION:SPLIT``.
+        source: a file of JSONL, JSON (an array, or an object with one), CSV or TSV (with a heading), plain text (a
+            prompt a line), each also compressed with gzip, or Parquet; ``"embedded"`` for the package's own prompts; or
+            a data set of the hub, as ``NAME``, ``NAME:SPLIT`` or ``NAME:CONFIGURATION:SPLIT``.
 
     Raises:
         PromptError: no such file, no prompt in it, or entries that are no prompts: the first few are named with their
