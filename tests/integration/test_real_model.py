@@ -11,7 +11,7 @@ import torch
 
 from tests.tiny import random_gate, transformers_text
 from viasd_calib.cli import main
-from viasd_calib.cli.prompt_choice import choose_prompts
+from viasd_calib.cli.prompt_choice import load_prompts, of_split, take_turns
 from viasd_calib.decoding.decoder import Decoder, Engine, load_engine, three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
 from viasd_calib.decoding.rounds import Autoregressive, Speculative
@@ -42,7 +42,7 @@ def engine() -> Engine:
 @pytest.fixture(scope="module")
 def texts(engine: Engine) -> Texts:
     """Prompts of every task, and what transformers' own generate answers."""
-    prompts = choose_prompts(EMBEDDED, "test", None, 5)
+    prompts = take_turns(of_split(load_prompts(EMBEDDED), "test", None), 5)
     ids = [encode_prompt(engine.verifier, prompt, [], TOKENS) for prompt in prompts]
     return [(row, transformers_text(engine.verifier.model, row, TOKENS, engine.verifier.eos_ids)) for row in ids]
 

@@ -80,16 +80,6 @@ def of_split(
     return chosen
 
 
-def choose_prompts(source: str, split: Split | None, shares: SplitShares | None, limit: int | None) -> list[Prompt]:
-    """Prompts of a file, by split, cut to ``limit`` with the tasks taking turns.
-
-    Raises:
-        PromptError: they cannot be read, or none is left.
-    """
-    check_limit(limit)
-    return take_turns(of_split(load_prompts(source), split, shares), limit)
-
-
 def choose_unseen(
     source: str,
     split: Split | None,
@@ -99,7 +89,9 @@ def choose_unseen(
     *,
     include_fitted: bool = False,
 ) -> Unseen:
-    """The same without the prompts that a spec was fitted or calibrated on: what it is like on those is no measure.
+    """Prompts of a file, by split, cut to ``limit`` with the tasks taking turns, for a spec to be measured on.
+
+    Those that it was fitted or calibrated on are left out: what it is like on those is no measure.
 
     Args:
         include_fitted: take those in all the same.

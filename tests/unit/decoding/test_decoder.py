@@ -10,6 +10,7 @@ import torch
 from transformers import TopKLogitsWarper
 
 from tests.certificates import make_certificate
+from tests.number_formats import default_dtype
 from tests.tiny import (
     TinyFolder,
     random_gate,
@@ -95,11 +96,8 @@ def test_torchs_default_number_format_changes_nothing(
         return [engine.decoder(name, sampling=sampling).generate(PROMPT, 16) for name in get_args(MethodName)]
 
     expected = texts()
-    torch.set_default_dtype(dtype)
-    try:
+    with default_dtype(dtype):
         assert texts() == expected
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def test_every_method_gives_the_verifiers_text(engine: Engine) -> None:

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
 from tests.cases import METHODS, lively_case
+from tests.number_formats import default_dtype
 from tests.strategies import token_lists
 from tests.tiny import VOCAB, tiny_model
 from viasd_calib.decoding.decoder import Decoder
@@ -158,11 +159,8 @@ def test_a_text_does_not_hang_on_torchs_default_number_format(
         return [decoder.generate(case.prompt, 24), *decoder.generate_batch([case.prompt, [3, 4]], 12)]
 
     expected = texts()
-    torch.set_default_dtype(dtype)
-    try:
+    with default_dtype(dtype):
         assert texts() == expected
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 class ForbidBehind(LogitsProcessor):
