@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -16,7 +15,7 @@ from viasd_calib.devices import check_device
 from viasd_calib.errors import PlanningError
 from viasd_calib.evaluation.pictures import picture_format
 from viasd_calib.planning.profile import LatencyProfile, Measured, ProfileSettings, RoundPart, save_profile
-from viasd_calib.spec import DType, first_problem
+from viasd_calib.spec import DType
 from viasd_calib.tables import new_table
 
 
@@ -93,10 +92,12 @@ def profile_settings(
     Raises:
         PlanningError: naming the first option that makes no sense.
     """
-    try:
-        return ProfileSettings(widths=tuple(widths), contexts=tuple(contexts), batches=tuple(batches), repeats=repeats)
-    except ValidationError as error:
-        raise PlanningError(f"--{first_problem(error)}") from error
+    for name, values in {"widths": widths, "contexts": contexts, "batches": batches}.items():
+        if not values or min(values) < 1:
+            raise PlanningError(f"--{name} is {[*values]}; give a list, '[..., ...]', each a whole number, at least 1")
+    if repeats < 2:  # one has no quartiles
+        raise PlanningError(f"--repeats is {repeats}; give a whole number, at least 2")
+    return ProfileSettings(widths=tuple(widths), contexts=tuple(contexts), batches=tuple(batches), repeats=repeats)
 
 
 def profile_table(profile: LatencyProfile) -> Table:

@@ -15,6 +15,7 @@ BENCH = ["bench", "--prompts", "good.jsonl", "--spec", "spec/routing.json", "--j
 GENERATE = ["generate", "--spec", "spec/routing.json", "--prompt", "w1"]
 CALIBRATE = ["calibrate", "--fit", "fit", "--out", "out"]
 RUN = ["run", "--prompts", "good.jsonl", "--out", "out", "--fit-config", "good.yaml"]
+PROFILE = ["profile", "--spec", "spec/routing.json", "--json", "p.json"]
 SEARCH = ["search", "--traces", "traces", "--json", "out.json"]
 
 CASES: list[tuple[str, list[str], int, str]] = [
@@ -70,6 +71,10 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("wrong type in it", ["capture", "--config", "typed.yaml"], 2, "--limit is '[1]'; give a whole number"),
     ("wrong nested type in it", [*RUN, "--config", "nested.yaml"], 2, "--capture-step.limit is '0'; give a whole num"),
     ("configuration of another command", ["capture", "--config", "run.yaml"], 2, "an entry 'fit_config', which is no"),
+    # timing
+    ("width of nothing", [*PROFILE, "--widths", "[0]"], 1, "--widths is [0]; give a list, '[..., ...]', each a whole"),
+    ("no contexts", [*PROFILE, "--contexts", "[]"], 1, "--contexts is []; give a list, '[..., ...]', each a whole"),
+    ("one repeat", [*PROFILE, "--repeats", "1"], 1, "--repeats is 1; give a whole number, at least 2"),
     # paths
     ("empty out", ["capture", "--out", ""], 1, "--out is empty; give the path of a folder"),
     ("file for a folder", ["capture", "--out", "good.jsonl"], 1, "it is a file; give --out the path of a folder"),

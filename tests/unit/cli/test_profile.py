@@ -49,9 +49,9 @@ def test_a_number_format_in_place_of_the_specs(spec: str, tmp_path: Path) -> Non
     ("options", "message"),
     [
         (["--contexts", "[128,2048]"], "2064 positions, the verifier's context holds 256; give --contexts up to 240"),
-        (["--widths", "[]"], "--widths: "),
-        (["--batches", "[0,1]"], "--batches: 0 is less than 1"),
-        (["--repeats", "1"], "--repeats: "),
+        (["--widths", "[]"], "--widths is []; give a list"),
+        (["--batches", "[0,1]"], "--batches is [0, 1]; give a list, '[..., ...]', each a whole number, at least 1"),
+        (["--repeats", "1"], "--repeats is 1; give a whole number, at least 2"),
         (["--plot", "profile.bmp"], "cannot draw profile.bmp: its ending names no kind of picture; choose one of .png"),
         (["--verifier", "/nowhere"], "/nowhere"),
     ],
