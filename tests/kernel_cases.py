@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from viasd_calib.decoding.kernels import Reading, read_rows_in_torch
+from viasd_calib.decoding.kernels import LogitStatistics, logit_statistics_torch
 
 INF = math.inf
 CONTROL = "control: the kernel is given other logits"
@@ -99,7 +99,7 @@ def cases() -> dict[str, Case]:
     return made
 
 
-def differences(reading: Reading, expected: Reading, vocabulary: int) -> list[str]:
+def differences(reading: LogitStatistics, expected: LogitStatistics, vocabulary: int) -> list[str]:
     """The fields in which a reading is not the expected one.
 
     Sums of thousands of terms may differ in their last bits, all else is exact; a row that is no
@@ -107,7 +107,7 @@ def differences(reading: Reading, expected: Reading, vocabulary: int) -> list[st
     """
     proper = ~expected.log_sum_exp.isnan()
     found = []
-    for field in fields(Reading):
+    for field in fields(LogitStatistics):
         got, want = getattr(reading, field.name), getattr(expected, field.name)
         if (got.shape, got.dtype) != (want.shape, want.dtype):
             found.append(field.name)
@@ -124,10 +124,10 @@ def differences(reading: Reading, expected: Reading, vocabulary: int) -> list[st
 
 def compare(case: Case, seen: Tensor) -> list[str]:
     """The fields in which the fused kernels, given the logits ``seen``, differ from the reference on the case."""
-    from viasd_calib.decoding.kernels.fused import read_rows_fused
+    from viasd_calib.decoding.kernels.fused import logit_statistics_fused
 
-    expected = read_rows_in_torch(case.logits, case.tokens, case.accept_at)
-    reading = read_rows_fused(seen, case.tokens, case.accept_at, case.block)
+    expected = logit_statistics_torch(case.logits, case.tokens, case.accept_at)
+    reading = logit_statistics_fused(seen, case.tokens, case.accept_at, case.block)
     return differences(reading, expected, case.logits.shape[1])
 
 

@@ -42,8 +42,9 @@ from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.draft.passes import Passes, at_once, finish
 from viasd_calib.draft.shallow import ShallowDrafter, ShallowModel
 from viasd_calib.models import load_verifier
-from viasd_calib.planning.profile import LatencyProfile, Measured, PassShape, ProfileSettings
+from viasd_calib.profiling.profile import LatencyProfile, Measured, PassShape, ProfileSettings
 from viasd_calib.prompts import Prompt
+from viasd_calib.replay.teacher import read_text
 from viasd_calib.slim.bridges import new_bridges
 from viasd_calib.slim.cost import SublayerCosts
 from viasd_calib.slim.forward import RoutedModel
@@ -62,7 +63,6 @@ from viasd_calib.spec import (
 from viasd_calib.traces.capture import capture
 from viasd_calib.traces.data import TraceText
 from viasd_calib.traces.folder import CaptureSettings
-from viasd_calib.training.teacher import read_text
 
 VOCAB = 24
 LAYERS = 4
@@ -412,7 +412,7 @@ def tiny_traces(verifier: TinyFolder, folder: Path, count: int, **settings: Any)
 
 
 def tiny_texts(count: int, length: int = 40, model: RoutedModel | None = None) -> list[TraceText]:
-    """Random texts behind prompts of five tokens, with what ``model``, or else ``tiny_model()``, says along them."""
+    """Random texts after prompts of five tokens, with what ``model``, or else ``tiny_model()``, says along them."""
     model, nothing = model or RoutedModel(tiny_model()), torch.empty(0)
     found = []
     for index in range(count):

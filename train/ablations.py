@@ -27,12 +27,12 @@ from viasd_calib.file_names import FIT_FILE
 from viasd_calib.files import write_json
 from viasd_calib.host_memory import keep_freed_memory
 from viasd_calib.models import Verifier, load_verifier
+from viasd_calib.replay.agreement import JudgedPlaces, directly_after, judge_places, read_for_judging
+from viasd_calib.replay.student import run_starts
 from viasd_calib.slim.loading import load_routed
 from viasd_calib.tables import new_table
 from viasd_calib.traces.data import TraceText
-from viasd_calib.training.judging import JudgedPlaces, directly_behind, judge_places, read_for_judging
 from viasd_calib.training.search.record import SearchResult, load_search
-from viasd_calib.training.student import run_starts
 
 RESULT = "ablations.json"
 RUN = 8
@@ -53,7 +53,7 @@ PARTS: Mapping[str, Sequence[str]] = {
     "adapter alone": NO_BRIDGES,
     "bridge and adapter, no carry": NO_CARRY,
     "bridge and adapter": (),
-    "trained directly behind q alone": ("--model.max_run", "1"),
+    "trained directly after q alone": ("--model.max_run", "1"),
     "trained on its own cache": ("--model.max_run", "100000"),
     "total variation": ("--model.objective", "total_variation"),
     "margin cost": ("--model.objective", "margin"),
@@ -67,10 +67,10 @@ class Row(BaseModel):
     """One variant on the judging texts.
 
     Attributes:
-        agreement: directly behind q.
-        confident: the same on the 60 % of places where q' is surest.
-        pending: agreement up to ``RUN`` - 1 places behind q, as a decoder meets them.
-        kl: KL(q || q') directly behind q, in nats.
+        agreement: directly after q.
+        confident: the same on the 60 % of places where q' is most_confident.
+        pending: agreement up to ``RUN`` - 1 places after q, as a decoder meets them.
+        kl: KL(q || q') directly after q, in nats.
     """
 
     agreement: float
@@ -130,14 +130,14 @@ def judge(verifier: Verifier, folder: Path, texts: Sequence[TraceText]) -> Row:
     fitted = load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit")
     routed = load_routed(verifier.model, fitted.route, folder)
     draw = torch.Generator().manual_seed(0)
-    behind: list[JudgedPlaces] = []
+    after: list[JudgedPlaces] = []
     pending: list[JudgedPlaces] = []
     for text in texts:
         cache = read_for_judging(routed, text)
         starts = run_starts(len(text.ids) - 1, RUN, draw)
-        behind.append(judge_places(routed, routed.slim_sublayers, text, cache, directly_behind(text)))
+        after.append(judge_places(routed, routed.slim_sublayers, text, cache, directly_after(text)))
         pending.append(judge_places(routed, routed.slim_sublayers, text, cache, starts))
-    close = JudgedPlaces.joined(behind)
+    close = JudgedPlaces.joined(after)
     return Row(
         agreement=close.agreement(),
         confident=close.agreement(0.6),
@@ -148,7 +148,7 @@ def judge(verifier: Verifier, folder: Path, texts: Sequence[TraceText]) -> Row:
 
 def table_of(rows: Mapping[str, Row]) -> Table:
     """One row a variant."""
-    table = new_table("variants of one fit", ["", "agreement", "surest 60 %", f"0 to {RUN - 1} pending", "KL"])
+    table = new_table("variants of one fit", ["", "agreement", "most confident 60 %", f"0 to {RUN - 1} pending", "KL"])
     for name, row in rows.items():
         table.add_row(name, f"{row.agreement:.3f}", f"{row.confident:.3f}", f"{row.pending:.3f}", f"{row.kl:.3f}")
     return table

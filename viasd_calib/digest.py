@@ -19,7 +19,7 @@ def policy_digest(spec: RoutingSpec) -> str:
     That is: what the verifier computes (architecture and sizes, hashes of configuration, tokenizer and weights, number
     format), the draft model, the route with the hashes of its tensors, gates and bounds, and the settings of decoding.
     It is not: where models and tensors lie, who wrote the spec, what was measured (relative cost, calibration error of
-    the gates, evidence), the certificate, or the prompts behind it.
+    the gates, evidence), the certificate, or the its prompts.
 
     A verifier whose weights the spec has no hash of is told apart by its revision, such a draft model by name and
     revision.

@@ -1,4 +1,4 @@
-"""Names of the files that steps leave behind for the next one."""
+"""Names of the files that steps write for the next one."""
 
 MANIFEST = "capture.json"
 FIT_FILE = "fit.json"

@@ -65,7 +65,7 @@ def without_copies(prompts: Iterable[Prompt]) -> list[Prompt]:
 
 
 def short_hashes(texts: Iterable[str]) -> list[str]:
-    """The beginnings of hashes, each once, rising: what files keep of the prompts behind them."""
+    """The beginnings of hashes, each once, rising: what files keep of the prompts after them."""
     return sorted({digest[:SHORT] for digest in texts})
 
 

@@ -1,7 +1,7 @@
 """Whether prompts fit a verifier's context: all of them, before any is answered.
 
-What a first turn takes is known. A later turn stands behind answers that are not: it is refused where it would not fit
-behind empty ones. Where it fits behind those, and might not behind the longest, the conversation is begun, and ends
+What a first turn takes is known. A later turn stands after answers that are not: it is refused where it would not fit
+after empty ones. Where it fits after those, and might not after the longest, the conversation is begun, and ends
 before the turn for which its answers have left no room.
 """
 
@@ -25,7 +25,7 @@ class LengthCheck:
     Attributes:
         checked: how many there were.
         refused: of each prompt that cannot be answered its id and why, in one sentence.
-        may_end_early: ids of those whose later turns may find no room behind long answers.
+        may_end_early: ids of those whose later turns may find no room after long answers.
     """
 
     checked: int
@@ -51,7 +51,7 @@ class LengthCheck:
 
 
 def look_at_lengths(verifier: Verifier, prompts: Iterable[Prompt], max_new_tokens: int) -> LengthCheck:
-    """Encode every turn of every prompt behind empty answers.
+    """Encode every turn of every prompt after empty answers.
 
     Args:
         max_new_tokens: longest answer to a turn.
@@ -89,10 +89,10 @@ def encode_turn(verifier: Verifier, prompt: Prompt, answers: Sequence[str], room
 
     Args:
         answers: the assistant's answers to the earlier turns.
-        room: tokens that must still fit behind the prompt.
+        room: tokens that must still fit after the prompt.
 
     Raises:
-        PromptError: it would not fit behind empty answers either.
+        PromptError: it would not fit after empty answers either.
     """
     try:
         return encode_prompt(verifier, prompt, list(answers), room)

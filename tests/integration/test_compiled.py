@@ -14,7 +14,7 @@ from viasd_calib.errors import ModelError
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.compiled import CompiledModel
 from viasd_calib.slim.forward import RoutedModel, SlimParts
-from viasd_calib.slim.packed import pack_linears
+from viasd_calib.slim.onednn_linear import pack_linears
 from viasd_calib.spec import Route
 
 

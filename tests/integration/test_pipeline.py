@@ -1,4 +1,4 @@
-"""The main job through the command line, on a tiny verifier: what a user types, and what it leaves behind."""
+"""The main job through the command line, on a tiny verifier: what a user types, and what it writes."""
 
 from __future__ import annotations
 

@@ -20,15 +20,15 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from tests.tiny import random_gate
+from viasd_calib.decoding.acceptance import Trust
 from viasd_calib.decoding.baselines import SelfSpeculative
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.decoder import three_tier as make_three_tier
-from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES, DraftSaid
-from viasd_calib.decoding.policies import Trust
+from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES, DraftStatistics
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
-from viasd_calib.decoding.rules import RatioRule, SlimRule
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Session
+from viasd_calib.decoding.slim_rules import RatioRule, SlimRule
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
@@ -50,7 +50,7 @@ FALSE_ALARM = 1e-5
 Seeds are fixed, so that a run that has passed passes again."""
 
 FAR = 0.05
-"""Total variation that no right decoder reaches: 20,000 draws from 64 texts stray by about 0.02."""
+"""Total variation that no right decoder reaches: 20,000 draws from 64 texts diverge by about 0.02."""
 
 
 class TableModel(RoutedModel):
@@ -229,7 +229,7 @@ class Liking(SlimRule):
 
     sees_draw = True
 
-    def trust(self, logits: Tensor, said: DraftSaid, pending: int) -> Trust:
+    def trust(self, logits: Tensor, said: DraftStatistics, pending: int) -> Trust:
         liked = logits[:-1].softmax(-1).gather(-1, said.tokens[:, None])[:, 0] >= 0.4
         return Trust(liked, torch.cat([liked, liked.new_zeros(1)]))
 
@@ -237,7 +237,7 @@ class Liking(SlimRule):
 class Peeking(ThreeTier):
     """Shows its rule the drawn tokens, which the honest decoder never does."""
 
-    def _undrawn_trust(self, session: Session, rule: SlimRule, logits: Tensor, said: DraftSaid) -> Trust:
+    def _undrawn_trust(self, session: Session, rule: SlimRule, logits: Tensor, said: DraftStatistics) -> Trust:
         return rule.trust(logits, said, session.pending)
 
 

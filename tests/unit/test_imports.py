@@ -12,7 +12,7 @@ import pytest
 import viasd_calib
 
 PACKAGE = Path(viasd_calib.__file__).parent
-ROOMS = [
+PACKAGES = [
     "errors",
     "choices",
     "file_names",
@@ -37,14 +37,15 @@ ROOMS = [
     "draft",
     "decoding",
     "traces",
+    "replay",
     "training",
+    "profiling",
     "calibration",
-    "planning",
     "evaluation",
     "cli",
     "__main__",
 ]
-"""Lower rooms first: a room imports from those before it, and from itself."""
+"""Lower packages first: each imports from those before it, and from itself."""
 
 TRAINING_ONLY = ["lightning", "datasets", "sklearn", "peft", "mapie"]
 MODULES = sorted(path.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("*.py"))
@@ -69,8 +70,8 @@ def imported_by(path: Path) -> set[str]:
     return {name for name in found if name.split(".")[0] == "viasd_calib"}
 
 
-def room_of(name: str) -> str | None:
-    """The room of a module or of a name within it; None for the package itself."""
+def package_of(name: str) -> str | None:
+    """The package of a module or of a name within it; None for the package itself."""
     parts = name.split(".")
     if len(parts) == 1 or (len(parts) == 2 and parts[1] in ("__version__", "__all__")):
         return None
@@ -78,17 +79,17 @@ def room_of(name: str) -> str | None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_module_imports_only_from_rooms_before_it(path: Path) -> None:
-    own = room_of(name_of(path))
-    assert own is None or own in ROOMS, f"{own} is no room of the layout"
+def test_a_module_imports_only_from_packages_before_it(path: Path) -> None:
+    own = package_of(name_of(path))
+    assert own is None or own in PACKAGES, f"{own} is no package of the layout"
     for name in imported_by(path):
-        room = room_of(name)
-        if room is None or room == own:
+        package = package_of(name)
+        if package is None or package == own:
             continue
         if own is None:  # for type checkers alone: tests/unit/test_exports.py
             assert path == Path("viasd_calib/__init__.py"), f"{path} imports {name}"
             continue
-        assert ROOMS.index(room) < ROOMS.index(own), f"{own} imports {name}"
+        assert PACKAGES.index(package) < PACKAGES.index(own), f"{own} imports {name}"
 
 
 def test_imports_are_found() -> None:
@@ -110,8 +111,8 @@ def loaded_with(modules: list[str]) -> set[str]:
 
 @pytest.mark.slow
 def test_the_decoder_loads_no_training_packages() -> None:
-    rooms = ("slim", "draft", "decoding")
-    modules = [name_of(path) for path in MODULES if len(path.parts) > 1 and path.parts[1] in rooms]
+    packages = ("slim", "draft", "decoding")
+    modules = [name_of(path) for path in MODULES if len(path.parts) > 1 and path.parts[1] in packages]
     assert "viasd_calib.decoding.decoder" in modules
     assert loaded_with(modules) == set()
 

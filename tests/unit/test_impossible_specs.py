@@ -106,7 +106,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
         {"route.head_vocab": {"size": VOCAB + 1, "tensors": {"path": "h", "sha256": HASH}}},
         "route.head_vocab has 25 output tokens, the verifier has 24",
     ),
-    ({"draft": {**SHALLOW, "taps": [5]}}, "the drafter reads the verifier behind layer 5, it has 4"),
+    ({"draft": {**SHALLOW, "taps": [5]}}, "the drafter reads the verifier after layer 5, it has 4"),
     ({"draft": {**SHALLOW, "head_vocab": 99}}, "the drafter has 99 output tokens, the verifier has 24"),
     ({"draft": {"kind": "causal_lm", "name_or_path": ""}}, "name_or_path: String should have at least 1 character"),
     (

@@ -67,7 +67,7 @@ def test_a_file_that_was_cut_anywhere_loses_no_whole_line(
     whole = path.read_bytes()
     left = whole[: cut % (len(whole) + 1)]
     path.write_bytes(left)
-    entries = max(0, left.count(b"\n") - 1)  # behind the heading
+    entries = max(0, left.count(b"\n") - 1)  # after the heading
     assert run(path, names) == len(names) - entries
     assert run(path, names) == 0
 

@@ -1,4 +1,4 @@
-"""What fit and calibrate leave behind for the next step: small JSON files beside safetensors."""
+"""What fit and calibrate write for the next step: small JSON files beside safetensors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save
 
 from viasd_calib.calibration.candidates import TierScores
 from viasd_calib.calibration.certify import Tested
-from viasd_calib.calibration.gate_fitting import Reliability
-from viasd_calib.calibration.worth import SlimWorth
+from viasd_calib.calibration.logistic_gate import Reliability
+from viasd_calib.calibration.policy_timing import PolicyTiming
 from viasd_calib.errors import CalibrationError, SpecError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
 from viasd_calib.files import write_bytes
@@ -80,7 +80,7 @@ class TestedRecord(BaseModel):
 
 
 class SpecPolicy(NamedTuple):
-    """What decides how a spec decodes, and how far it may stray."""
+    """What decides how a spec decodes, and how far it may diverge."""
 
     audit: Audit
     gates: Gates
@@ -110,7 +110,7 @@ class CalibrateArtifact(BaseModel):
     draft_length: int
     max_pending: int
     certificate: Certificate
-    slim_worth: SlimWorth
+    slim_worth: PolicyTiming
     tested: list[TestedRecord]
     prompts: list[str] | None = None
 
@@ -120,7 +120,7 @@ class CalibrateArtifact(BaseModel):
         Raises:
             SpecError: an ``audit`` that nothing certifies.
         """
-        audit = audit or ("off" if self.slim_worth.straying_pays else "strict")
+        audit = audit or ("off" if self.slim_worth.lossy_pays else "strict")
         if audit == "strict":
             return SpecPolicy(audit, self.gates, self._exact_certificate())
         if self.certified_gates is None:
@@ -136,7 +136,7 @@ class CalibrateArtifact(BaseModel):
         if found.bound is None or worth.seconds_per_token_certified is None:
             return found
         note = (
-            f"exact: strays from nothing. A policy that strays from at most {found.bound} of tokens is certified too "
+            f"exact: never diverges. A policy that diverges at most at {found.bound} of tokens is certified too "
             f"(observed {found.observed:.4f}) and took {1000 * worth.seconds_per_token_certified:.1f} ms a token, this "
             f"one {1000 * worth.seconds_per_token_exact:.1f}; viasd export --audit off writes it"
         )

@@ -100,7 +100,7 @@ def certify(
 class PromptLoss:
     """What decoding one prompt came to."""
 
-    strayed: int
+    diverged: int
     tokens: int
     full_passes: int
 
@@ -111,7 +111,7 @@ def _decode(
     """Decode a prompt and let q judge every emitted token."""
     turns = list(converse(decoder, verifier, prompt, max_new_tokens))
     return PromptLoss(
-        strayed=sum(int(diverging(routed, turn.prompt_ids, turn.generation.tokens).sum()) for turn in turns),
+        diverged=sum(int(diverging(routed, turn.prompt_ids, turn.generation.tokens).sum()) for turn in turns),
         tokens=sum(len(turn.generation.tokens) for turn in turns),
         full_passes=sum(turn.generation.counts.full_passes for turn in turns),
     )
@@ -125,7 +125,7 @@ def _test(
     losses: list[float] = []
     for prompt in decoded:
         seen.append(prompt)
-        losses.append(prompt.strayed / prompt.tokens)
+        losses.append(prompt.diverged / prompt.tokens)
         if best_p_value(losses, n_prompts, max_loss) > 1 - confidence:
             break
     spent = sum(prompt.full_passes for prompt in seen) / sum(prompt.tokens for prompt in seen)

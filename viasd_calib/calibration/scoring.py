@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from viasd_calib.decoding.features import DraftSaid, draft_features, slim_features
-from viasd_calib.decoding.kernels import read_rows
-from viasd_calib.decoding.summary import Summary, summary_of
+from viasd_calib.decoding.features import DraftStatistics, draft_features, slim_features
+from viasd_calib.decoding.kernels import logit_statistics
+from viasd_calib.decoding.top_k import TopKStatistics, top_k_of
 from viasd_calib.errors import TraceError
+from viasd_calib.replay.student import run_starts, student_states
+from viasd_calib.replay.teacher import read_text
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.data import TraceText
-from viasd_calib.training.student import run_starts, student_states
-from viasd_calib.training.teacher import read_text
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ScoredText:
     """One traced text as the gates see it; n is the number of its generated tokens.
 
     Attributes:
-        draft: the drafted tokens with draft features, [n]; of a drafter with a distribution, where it drafted: behind
+        draft: the drafted tokens with draft features, [n]; of a drafter with a distribution, where it drafted: after
             the draft model's context it does not.
         accept: the drafted tokens with slim features, at the same places.
         own: q's slim choices with slim features, at the same places.
@@ -53,7 +53,7 @@ class ScoredText:
     own_alone: Judged
 
 
-def draft_said(text: TraceText) -> DraftSaid:
+def draft_statistics(text: TraceText) -> DraftStatistics:
     """What the draft model said along a text.
 
     Raises:
@@ -65,8 +65,8 @@ def draft_said(text: TraceText) -> DraftSaid:
     if text.p_said is not None:
         ids, log_probs = text.p_said
         unused = torch.zeros_like(text.p_entropy)  # features look at no log-sum-exp of p
-        said = Summary(ids, log_probs, unused, text.p_entropy, text.p_margin)
-    return DraftSaid(text.p_token, said, text.p_depth)
+        said = TopKStatistics(ids, log_probs, unused, text.p_entropy, text.p_margin)
+    return DraftStatistics(text.p_token, said, text.p_depth)
 
 
 @torch.inference_mode()
@@ -92,10 +92,10 @@ def score_texts(model: RoutedModel, texts: Sequence[TraceText], max_run: int, se
 
 def _judge(text: TraceText, logits: Tensor, pending: Tensor) -> ScoredText:
     choice = text.q_ids[:, 0]  # [n]
-    said = draft_said(text)
+    said = draft_statistics(text)
     drafted = said.tokens.clamp(min=0)  # -1 stands for no proposal; it never agrees
-    reading = read_rows(logits, drafted)
-    slim = summary_of(reading, logits, 1)
+    reading = logit_statistics(logits, drafted)
+    slim = top_k_of(reading, logits, 1)
     own = slim.ids[:, 0]
     own_ratio = torch.zeros_like(slim.entropy)
     place = said.depth

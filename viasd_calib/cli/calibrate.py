@@ -19,7 +19,7 @@ from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
 from viasd_calib.files import write_json
 from viasd_calib.ledger import ledger_beside
-from viasd_calib.planning.profile import PassShape, ProfileSettings
+from viasd_calib.profiling.profile import PassShape, ProfileSettings
 from viasd_calib.prompt_copies import known_prompts, normalised_sha256, short_hashes
 from viasd_calib.prompts import EMBEDDED, Prompt, SplitShares, draw_prompts, select_split, split_sha256
 from viasd_calib.spec import Audit, Decoding, DType, Gates, file_sha256, prompts_needed
@@ -104,8 +104,8 @@ def calibrate(
     )
     from viasd_calib.calibration.candidates import DEFAULT_STOP, propose
     from viasd_calib.calibration.certify import certify
-    from viasd_calib.calibration.stopping import PassCosts, best_stop
-    from viasd_calib.calibration.worth import measure_slim_worth, with_bound, without_slim
+    from viasd_calib.calibration.draft_length import PassCosts, best_stop
+    from viasd_calib.calibration.policy_timing import time_policies, with_bound, without_slim
     from viasd_calib.cli.fitted import decoder_at, open_fit
     from viasd_calib.decoding.decoder import Decoder
     from viasd_calib.evaluation.frontier import load_frontier
@@ -160,7 +160,7 @@ def calibrate(
     )  # fmt: skip
     gates = (verdict.chosen or candidates[0]).gates
     # Which prompts decide between an exact policy and a certified one is all the same to the certificate.
-    worth = measure_slim_worth(
+    worth = time_policies(
         decoder_for, gates, loaded, timed, max(max_new_tokens, WORTH_TOKENS),
         certified=verdict.chosen is not None,
     )  # fmt: skip
@@ -194,7 +194,7 @@ def refuse_too_few(n_prompts: int, max_loss: float, confidence: float, allow_unc
         f"to certify a loss of {max_loss:g} with confidence {confidence:g} takes {needed} calibrate prompts at least"
     )
     if n_prompts >= needed:
-        print(f"{takes}, and more where some tokens stray; there are {n_prompts}")
+        print(f"{takes}, and more where some tokens diverge; there are {n_prompts}")
     elif allow_uncertified:
         print(
             f"notice: {takes}; with {n_prompts} nothing will be certified, and the spec decodes exactly",
@@ -202,7 +202,7 @@ def refuse_too_few(n_prompts: int, max_loss: float, confidence: float, allow_unc
         )
     else:
         raise CalibrationError(
-            f"{takes}, even where none strays, and there are {n_prompts}: give more prompts, a larger --max-loss, or "
+            f"{takes}, even where none diverges, and there are {n_prompts}: give more prompts, a larger --max-loss, or "
             "--allow-uncertified true for a spec that decodes exactly"
         )
 
@@ -242,9 +242,9 @@ def in_words(seconds: float) -> str:
 
 def measure_costs(engine: lazy_types.Engine, draft_length: int) -> lazy_types.PassCosts:
     """What a draft step and full passes over 1 to ``draft_length`` + 1 tokens take here."""
-    from viasd_calib.calibration.stopping import PassCosts
+    from viasd_calib.calibration.draft_length import PassCosts
     from viasd_calib.models import context_length
-    from viasd_calib.planning.measure import decoder_passes, time_passes
+    from viasd_calib.profiling.measure import decoder_passes, time_passes
     from viasd_calib.slim.cost import CONTEXT
 
     widths = tuple(range(1, draft_length + 2))
@@ -273,7 +273,7 @@ def _say(artifact: lazy_types.CalibrateArtifact) -> None:
         console.print(certificate.note)
     else:
         console.print(
-            f"certified: at most {certificate.bound} of emitted tokens stray from the full verifier, "
+            f"certified: at most {certificate.bound} of emitted tokens diverge from the full verifier, "
             f"confidence {certificate.confidence}, observed {certificate.observed:.4f} "
             f"on {certificate.n_prompts} prompts"
         )
@@ -288,7 +288,7 @@ def _say(artifact: lazy_types.CalibrateArtifact) -> None:
     console.print(f"The spec will be exported with audit {artifact.policy().audit}.")
 
 
-def _slim_verdict(worth: lazy_types.SlimWorth) -> str:
+def _slim_verdict(worth: lazy_types.PolicyTiming) -> str:
     if not worth.enough:
         return "left out, as so few prompts do not show that it pays"
     return "kept" if worth.pays else "left out"

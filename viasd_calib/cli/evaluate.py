@@ -280,7 +280,7 @@ def _rounds(
 ) -> dict[str, lazy_types.TypicalRound]:
     """A typical round of each of ``ROUND_METHODS``, from the answers to the first turns of some prompts."""
     from viasd_calib.models import encode_prompt
-    from viasd_calib.planning.recording import RecordedText, typical_round
+    from viasd_calib.profiling.recording import RecordedText, typical_round
 
     texts = [encode_prompt(engine.verifier, prompt, [], max_new_tokens) for prompt in prompts]
     found: dict[str, lazy_types.TypicalRound] = {}

@@ -1,4 +1,4 @@
-"""What ``viasd fit`` leaves behind: route with its tensors, first gates, and a few words on both."""
+"""What ``viasd fit`` writes: route with its tensors, first gates, and a few words on both."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from viasd_calib.calibration.artifacts import FitArtifact, reliability_record, save_scores
-from viasd_calib.calibration.first_gates import FirstGates, fit_first_gates
+from viasd_calib.calibration.logistic_gate import FittedGates, fit_gates
 from viasd_calib.cli.lists import runs
 from viasd_calib.cli.notices import say_written
 from viasd_calib.draft.places import draft_at, draft_from
@@ -58,7 +58,7 @@ def write_fit(router: RouterModule, data: TraceDataModule, out: Path, gate_folde
         outside = share_outside(head_ids, data.validation_texts())
     routed = RoutedModel(router.model.model, route, router.slim_parts(head_ids))
     judged = gate_texts(gate_folders, data.seed) if gate_folders else data
-    gates = fit_first_gates(routed, judged.training_texts(), judged.validation_texts(), router.max_run)
+    gates = fit_gates(routed, judged.training_texts(), judged.validation_texts(), router.max_run)
     artifact = _artifact(route, [data, judged], gates, outside, out)
     save_scores(gates.scores, out)
     write_json(out / FIT_FILE, artifact)
@@ -76,7 +76,7 @@ def gate_texts(folders: Sequence[str], seed: int) -> TraceDataModule:
 
 
 def _artifact(
-    route: Route, sources: Sequence[TraceDataModule], gates: FirstGates, outside: float, out: Path
+    route: Route, sources: Sequence[TraceDataModule], gates: FittedGates, outside: float, out: Path
 ) -> FitArtifact:
     """What was learned from ``sources``: the texts of the route, and those of the gates; it will lie in ``out``."""
     data, judged = sources

@@ -1,4 +1,4 @@
-"""From what ``viasd fit`` left behind to a decoder, before there is a routing spec."""
+"""From what ``viasd fit`` wrote to a decoder, before there is a routing spec."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from viasd_calib.cli.fit_options import check_given, given_options
 from viasd_calib.cli.lists import runs
 from viasd_calib.cli.loading import SharedVerifiers
 from viasd_calib.cli.notices import say_written
-from viasd_calib.cli.parser import Reading, with_underscores
+from viasd_calib.cli.parser import LogitStatistics, with_underscores
 from viasd_calib.devices import check_device
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import FIT_FILE, FRONTIER_FILE
@@ -34,7 +34,7 @@ OWN_OPTIONS = ("--model.target_cost", "--ckpt_path")
 Costs = TypeAdapter(Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)])
 
 
-class FrontierParser(Reading, ArgumentParser):  # type: ignore[misc]  # argparse's has overloads
+class FrontierParser(LogitStatistics, ArgumentParser):  # type: ignore[misc]  # argparse's has overloads
     """The command's own options."""
 
 
@@ -179,10 +179,10 @@ def frontier_table(frontier: lazy_types.Frontier) -> Table:
 
     widths = list(frontier.members[0].relative_cost)
     headings = ["", *(f"cost, width {width}" for width in widths), "agreement"]
-    surest = [f"surest {float(share):.0%}" for share in CONFIDENT_SHARES]
+    most_confident = [f"most confident {float(share):.0%}" for share in CONFIDENT_SHARES]
     table = new_table(
         "frontier, on texts held back",
-        [*headings, *surest, "attention skipped", "MLP skipped"],
+        [*headings, *most_confident, "attention skipped", "MLP skipped"],
         caption=f"cost: of a slim pass over a full one, measured; {frontier.dtype}, {frontier.hardware['device']}",
     )
     for member in frontier.members:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from viasd_calib.calibration.artifacts import CalibrateArtifact as CalibrateArtifact
     from viasd_calib.calibration.artifacts import FitArtifact as FitArtifact
-    from viasd_calib.calibration.gate_fitting import Reliability as Reliability
-    from viasd_calib.calibration.stopping import PassCosts as PassCosts
-    from viasd_calib.calibration.worth import SlimWorth as SlimWorth
+    from viasd_calib.calibration.draft_length import PassCosts as PassCosts
+    from viasd_calib.calibration.logistic_gate import Reliability as Reliability
+    from viasd_calib.calibration.policy_timing import PolicyTiming as PolicyTiming
+    from viasd_calib.decoding.acceptance import Tier as Tier
     from viasd_calib.decoding.decoder import Decoder as Decoder
     from viasd_calib.decoding.decoder import Emitted as Emitted
     from viasd_calib.decoding.decoder import Engine as Engine
-    from viasd_calib.decoding.policies import Tier as Tier
     from viasd_calib.decoding.sampling import Sampling as Sampling
     from viasd_calib.decoding.session import Generation as Generation
     from viasd_calib.evaluation.bench import BenchResult as BenchResult
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from viasd_calib.evaluation.route_quality import RouteQuality as RouteQuality
     from viasd_calib.models import LoadVerifier as LoadVerifier
     from viasd_calib.models import Verifier as Verifier
-    from viasd_calib.planning.recording import TypicalRound as TypicalRound
+    from viasd_calib.profiling.recording import TypicalRound as TypicalRound
     from viasd_calib.slim.forward import RoutedModel as RoutedModel
     from viasd_calib.traces.agreement import DraftAgreement as DraftAgreement
     from viasd_calib.traces.capture import CaptureReport as CaptureReport

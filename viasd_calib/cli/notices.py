@@ -37,7 +37,7 @@ def notice_resumed(ledger: Ledger, unit: str, steps: Iterable[str] | None = None
     done = ledger.steps_done if steps is None else sum(map(ledger.holds, steps))
     if done:
         print(
-            f"notice: goes on behind {done} {unit} that are done; remove {ledger.path} to begin anew",
+            f"notice: goes on after {done} {unit} that are done; remove {ledger.path} to begin anew",
             file=sys.stderr,
         )
 

@@ -38,7 +38,7 @@ def print_tiers(pieces: Pieces) -> int:
     """Print an answer with the tier that decided each token: by colour where there is any, else a line a token.
 
     Such a line is the tier, a tab and the token's text as a JSON string. Together the strings are the answer; what a
-    text that breaks off inside of a character ends with stands in a last line of its own, behind :data:`HELD_BACK`.
+    text that breaks off inside of a character ends with stands in a last line of its own, after :data:`HELD_BACK`.
 
     Returns:
         How many tokens there were.

@@ -14,7 +14,7 @@ from viasd_calib.cli.notices import say_written
 from viasd_calib.devices import check_device
 from viasd_calib.errors import PlanningError
 from viasd_calib.evaluation.pictures import picture_format
-from viasd_calib.planning.profile import LatencyProfile, Measured, ProfileSettings, RoundPart, save_profile
+from viasd_calib.profiling.profile import LatencyProfile, Measured, ProfileSettings, RoundPart, save_profile
 from viasd_calib.spec import DType
 from viasd_calib.tables import new_table
 
@@ -39,7 +39,7 @@ def profile(
         spec: path of the routing spec.
         json: where the profile is written.
         widths: new tokens of a pass.
-        contexts: cached tokens before them; also the lengths of the random texts that decoding is timed behind.
+        contexts: cached tokens before them; also the lengths of the random texts that decoding is timed after.
         batches: texts at once; draft steps are of one text.
         repeats: timed rounds over everything, from which median and quartiles are taken.
         plot: draw a picture of the profile here (.png, .svg or .pdf).
@@ -59,7 +59,7 @@ def profile(
     spec, read = check_spec(spec, verifier, draft_model)
 
     from viasd_calib.decoding.decoder import load_engine
-    from viasd_calib.planning.measure import measure_profile
+    from viasd_calib.profiling.measure import measure_profile
 
     engine = load_engine(
         spec,
@@ -122,7 +122,7 @@ def rounds_table(profile: LatencyProfile) -> Table:
     table = new_table(
         "milliseconds per decoded token, by context of random tokens",
         ["", "context", "all", *parts, "%", "attention"],
-        caption="rest: gates, policy and host, behind it in % of all; attention: takes that much alone",
+        caption="rest: gates, policy and host, after it in % of all; attention: takes that much alone",
     )
     for entry in profile.rounds:
         own = [milliseconds(entry.seconds[part]) if part in entry.seconds else "-" for part in parts]

@@ -24,11 +24,11 @@ from viasd_calib.traces.capture import CaptureReport, capture_again
 from viasd_calib.traces.data import TraceDataModule, TraceText
 from viasd_calib.traces.folder import CaptureSettings, read_manifest
 from viasd_calib.traces.on_policy import Policy, policy_name
-from viasd_calib.training.handing_over import STATE_FILE
+from viasd_calib.training.warm_start import STATE_FILE
 
 ROUND_LOSS = 0.05
-"""Share of strayed tokens, as a replay of held-back texts has it, at which a round's texts are decoded: enough that
-what follows a strayed token is seen, few enough that the texts stay sensible."""
+"""Share of diverged tokens, as a replay of held-back texts has it, at which a round's texts are decoded: enough that
+what follows a diverged token is seen, few enough that the texts stay sensible."""
 DECODING = Decoding(audit="off")
 """How they are decoded: nothing that was emitted is taken back."""
 
@@ -37,7 +37,7 @@ TRACES, GATE_TRACES = "traces", "gate_traces"
 FOLDER_OPTIONS = {TRACES: "--data.folders", GATE_TRACES: "--gate_folders"}
 
 RESULTS = (SCORES_FILE, ADAPTER_FILE, BRIDGES_FILE, MLP_KEEP_FILE, HEAD_VOCAB_FILE, FIT_FILE)
-"""What a fit leaves behind, the file that says it is finished last."""
+"""What a fit writes, the file that says it is finished last."""
 
 
 def round_folder(out: Path, number: int) -> Path:

@@ -12,16 +12,16 @@ from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from viasd_calib.cli.fit_result import write_fit
-from viasd_calib.cli.parser import HelpFormatter, Reading
+from viasd_calib.cli.parser import HelpFormatter, LogitStatistics
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.prompts import SplitShares
 from viasd_calib.traces.data import TraceDataModule
-from viasd_calib.training.handing_over import hand_over
 from viasd_calib.training.router import RouterModule
+from viasd_calib.training.warm_start import save_warm_start
 
 
-class RouterParser(Reading, LightningArgumentParser):  # type: ignore[misc]  # argparse's has overloads
+class RouterParser(LogitStatistics, LightningArgumentParser):  # type: ignore[misc]  # argparse's has overloads
     """Lightning's options and the router's."""
 
 
@@ -87,7 +87,7 @@ class RouterCLI(LightningCLI):
     def after_fit(self) -> None:
         """Write what was learned, and fit the first gates on it; where several processes train, the first one alone."""
         if self._state is not None:
-            hand_over(self.trainer, self._state)
+            save_warm_start(self.trainer, self._state)
         if self.trainer.is_global_zero:
             options = self.config["fit"]
             write_fit(self.model, self.datamodule, Path(options["out"]), options["gate_folders"] or ())

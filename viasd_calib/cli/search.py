@@ -142,13 +142,21 @@ def search_table(result: SearchResult) -> Table:
     bridged = "each with its bridges" if settings.bridges else "without bridges"
     table = new_table(
         f"routes at cost {settings.target_cost:g}, {bridged}, on {result.held_back_texts} held-back texts",
-        ["", "agreement", *(f"surest {float(share):.0%}" for share in CONFIDENT_SHARES), "KL", "cost", "passes", "s"],
+        [
+            "",
+            "agreement",
+            *(f"most confident {float(share):.0%}" for share in CONFIDENT_SHARES),
+            "KL",
+            "cost",
+            "passes",
+            "s",
+        ],
         caption="cost: of a slim pass over a full one, measured, bridges included; passes over "
         f"{result.judging_texts} judging texts, at most {settings.budget}; s: seconds of search",
     )
     for method, found in result.found.items():
-        surest = [f"{found.agreement_confident[share]:.4f}" for share in CONFIDENT_SHARES]
+        most_confident = [f"{found.agreement_confident[share]:.4f}" for share in CONFIDENT_SHARES]
         cost = f"{found.relative_cost:.2f}"
-        measured = [f"{found.agreement:.4f}", *surest, f"{found.kl:.4f}", cost, str(found.passes)]
+        measured = [f"{found.agreement:.4f}", *most_confident, f"{found.kl:.4f}", cost, str(found.passes)]
         table.add_row(method, *measured, f"{found.seconds:.1f}")
     return table

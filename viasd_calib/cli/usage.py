@@ -68,7 +68,7 @@ def _is_finite(metadata: Iterable[Any]) -> bool:
 
 
 def _bounds(metadata: Iterable[Any]) -> str:
-    """The bounds of a number, behind its name."""
+    """The bounds of a number, after its name."""
     found: dict[str, Any] = {}
     for constraint in _constraints(metadata):
         found |= {name: getattr(constraint, name) for name in BOUNDS if hasattr(constraint, name)}
@@ -133,7 +133,7 @@ def values_of(option: str, words: Sequence[str]) -> list[str]:
 
 def _unknown(word: str, kinds: Mapping[str, Any]) -> str:
     if not word.startswith("-"):
-        return f"{word!r} stands behind no option; give each value behind its option's name, quoted if it has spaces"
+        return f"{word!r} stands after no option; give each value after its option's name, quoted if it has spaces"
     name = word.partition("=")[0].lstrip("-")
     return f"there is no option {dashed(name)}{suggestion(name, kinds, '--')}"
 

@@ -1,4 +1,4 @@
-"""Other people's rules behind the same interface: same weights, same kernels, same drafter.
+"""Other people's rules with the same interface: same weights, same kernels, same drafter.
 
 Each class or function says what its rule is, where it comes from, what it samples from and whether it is
 lossless. ``Autoregressive`` and ``Speculative`` live with the decoder's own rounds.
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from viasd_calib.decoding.choosing import Chooser, SamplingChooser, Verdict
+from viasd_calib.decoding.acceptance import Tier, accept_greedy, accept_sampled, audit, row
 from viasd_calib.decoding.drafting import Block, draft_limit
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.passes import SlimPass
-from viasd_calib.decoding.policies import Tier, accept_greedy, accept_sampled, audit, row
 from viasd_calib.decoding.rounds import Judged, Method, Speculative, ThreeTier, Verification, catch_up
-from viasd_calib.decoding.rules import MarginRule, RatioRule
 from viasd_calib.decoding.session import Counts, Generation, Session
+from viasd_calib.decoding.slim_rules import MarginRule, RatioRule
+from viasd_calib.decoding.verification import RejectionSampler, TokenSampler, Verdict
 from viasd_calib.draft.base import draft_stepwise, likeliest, never_stop
 from viasd_calib.draft.passes import Passes, PassResult
 from viasd_calib.slim.cache import check_context
@@ -70,10 +70,10 @@ class SelfSpeculative(Method):
             return result.logits[0]
 
         text = session.text[: session.length]
-        pick = session.chooser.picker(text, session.verifier.config.vocab_size)
+        pick = session.sampler.picker(text, session.verifier.config.vocab_size)
         limit = draft_limit(session, self.draft_length)
         proposal = yield from draft_stepwise(advance, text[place:], limit, never_stop, pick, None)
-        return Block(proposal.tokens, proposal.logits, pick.laws(proposal.tokens))
+        return Block(proposal.tokens, proposal.logits, pick.proposal_probs(proposal.tokens))
 
 
 def via_sd_fixed(draft_length: int, max_pending: int) -> ThreeTier:
@@ -142,11 +142,11 @@ class Lenient(Speculative):
     def verification(self) -> Verification:
         return self._verify
 
-    def _verify(self, chooser: Chooser, judged: Judged) -> Verdict:
+    def _verify(self, sampler: TokenSampler, judged: Judged) -> Verdict:
         tokens, kept = judged.tokens, judged.tokens.new_zeros(())
-        if isinstance(chooser, SamplingChooser):
-            assert judged.laws is not None, "a sampled token comes with its law"
-            return _verify_sampled(chooser, tokens, self.leniency * judged.laws, judged.scores.softmax(-1))
+        if isinstance(sampler, RejectionSampler):
+            assert judged.proposal_probs is not None, "a sampled token comes with its proposal"
+            return _verify_sampled(sampler, tokens, self.leniency * judged.proposal_probs, judged.scores.softmax(-1))
         choices = likeliest(judged.scores)  # [k + 1]
         accepted = audit(tokens, judged.scores[:-1], choices[:-1], "tolerant", self.leniency)
         return Verdict(kept, accepted, row(choices, accepted))
@@ -168,15 +168,17 @@ class StaticEnsemble(Speculative):
     def verification(self) -> Verification:
         return self._verify
 
-    def _verify(self, chooser: Chooser, judged: Judged) -> Verdict:
+    def _verify(self, sampler: TokenSampler, judged: Judged) -> Verdict:
         probs = judged.scores.float().softmax(-1)  # [k + 1, vocabulary]
-        laws = judged.laws
-        if laws is None:
-            laws = draft_probs(judged.block, probs.shape[-1])
-            laws = laws.masked_fill(judged.scores[:-1] == -torch.inf, 0)  # processors forbid it, whoever says it
-        mixed = torch.cat([self.weight * probs[:-1] + (1 - self.weight) * laws, probs[-1:]])
-        if isinstance(chooser, SamplingChooser):
-            return _verify_sampled(chooser, judged.tokens, laws, mixed)
+        proposal_probs = judged.proposal_probs
+        if proposal_probs is None:
+            proposal_probs = draft_probs(judged.block, probs.shape[-1])
+            proposal_probs = proposal_probs.masked_fill(
+                judged.scores[:-1] == -torch.inf, 0
+            )  # processors forbid it, whoever says it
+        mixed = torch.cat([self.weight * probs[:-1] + (1 - self.weight) * proposal_probs, probs[-1:]])
+        if isinstance(sampler, RejectionSampler):
+            return _verify_sampled(sampler, judged.tokens, proposal_probs, mixed)
         choices = likeliest(mixed)
         accepted = accept_greedy(judged.tokens, choices[:-1])
         return Verdict(judged.tokens.new_zeros(()), accepted, row(choices, accepted))
@@ -192,10 +194,10 @@ def draft_probs(block: Block, vocab_size: int) -> Tensor:
     return probs.new_zeros(len(block), vocab_size).index_add_(1, block.vocabulary, probs)
 
 
-def _verify_sampled(chooser: SamplingChooser, tokens: Tensor, laws: Tensor, target: Tensor) -> Verdict:
+def _verify_sampled(sampler: RejectionSampler, tokens: Tensor, proposal_probs: Tensor, target: Tensor) -> Verdict:
     """The speculative rule on drafted tokens alone, against any target ([k + 1, vocabulary])."""
-    accepted = accept_sampled(tokens, laws, target[:-1], chooser.uniforms(len(tokens)))
-    return Verdict(tokens.new_zeros(()), accepted, chooser.draw_behind(target, laws, accepted))
+    accepted = accept_sampled(tokens, proposal_probs, target[:-1], sampler.uniforms(len(tokens)))
+    return Verdict(tokens.new_zeros(()), accepted, sampler.draw_after(target, proposal_probs, accepted))
 
 
 class TransformersDecoder:

@@ -34,7 +34,7 @@ def converse(decoder: Answering, verifier: Verifier, prompt: Prompt, max_new_tok
     It ends before a turn for which these answers have left no room in the verifier's context.
 
     Raises:
-        PromptError: a turn would not fit behind empty answers either.
+        PromptError: a turn would not fit after empty answers either.
     """
     answers: list[str] = []
     for _ in prompt.turns:

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from viasd_calib.choices import Backend, MethodName
+from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.baselines import (
     Lenient,
     SelfSpeculative,
@@ -32,7 +33,6 @@ from viasd_calib.decoding.baselines import (
 )
 from viasd_calib.decoding.batch import keep_sessions, run_together
 from viasd_calib.decoding.certified import CertifiedLength, certified_tokens, check_certified
-from viasd_calib.decoding.choosing import Chooser, make_chooser
 from viasd_calib.decoding.ending import (
     Cancelled,
     Ending,
@@ -42,9 +42,7 @@ from viasd_calib.decoding.ending import (
     stop_string_criterion,
 )
 from viasd_calib.decoding.gates import Gate
-from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
-from viasd_calib.decoding.rules import CalibratedRule, RatioRule, SlimRule
 from viasd_calib.decoding.sampling import Sampling, read_sampling
 from viasd_calib.decoding.session import (
     Counts,
@@ -54,7 +52,9 @@ from viasd_calib.decoding.session import (
     open_session,
     read_prompt,
 )
+from viasd_calib.decoding.slim_rules import CalibratedRule, RatioRule, SlimRule
 from viasd_calib.decoding.stateless import led, read_criteria, read_processors
+from viasd_calib.decoding.verification import TokenSampler, make_sampler
 from viasd_calib.devices import check_device
 from viasd_calib.draft.base import Drafter, TextDrafter
 from viasd_calib.draft.build import build_drafter, draft_weights
@@ -107,8 +107,8 @@ class Decoder(InProcess):
         sampling: how tokens are chosen; greedily where it is left out.
         processors: a user's own logits processors, for p, q' and q alike.
         tokenizer: the verifier's; stop strings need it.
-        chooser: a ready-made one, in place of ``sampling`` and ``processors``.
-        certified_tokens: most new tokens that a certificate holds for, if texts may stray; a warning says where more
+        sampler: a ready-made one, in place of ``sampling`` and ``processors``.
+        certified_tokens: most new tokens that a certificate holds for, if texts may diverge; a warning says where more
             are asked for.
         assume_stateless: take a user's word that their own processors and stopping criteria are functions of what they
             are given; without it, those that may remember earlier calls are refused
@@ -127,7 +127,7 @@ class Decoder(InProcess):
         sampling: Sampling | None = None,
         processors: Sequence[LogitsProcessor] = (),
         tokenizer: PreTrainedTokenizerBase | None = None,
-        chooser: Chooser | None = None,
+        sampler: TokenSampler | None = None,
         certified_tokens: int | None = None,
         assume_stateless: bool = False,
     ) -> None:
@@ -136,7 +136,7 @@ class Decoder(InProcess):
         self.method = method
         self.eos_ids = eos_ids
         self.assume_stateless = assume_stateless
-        self.chooser = chooser or make_chooser(
+        self.sampler = sampler or make_sampler(
             read_sampling(sampling), read_processors(processors, assume_stateless), verifier.device
         )
         self.tokenizer = tokenizer
@@ -145,7 +145,7 @@ class Decoder(InProcess):
 
     def __repr__(self) -> str:
         """In one line."""
-        choice = "greedy" if self.chooser.greedy else "sampling"
+        choice = "greedy" if self.sampler.greedy else "sampling"
         drafter = type(self.drafter).__name__ if self.drafter is not None else "no drafter"
         return f"Decoder({self.method.name}, audit={self.method.audit!r}, {choice}, {drafter})"
 
@@ -164,7 +164,7 @@ class Decoder(InProcess):
         Args:
             prompt: token ids, at least one; a list, or a tensor of shape [length] or [1, length].
             max_new_tokens: most tokens to add.
-            stop_strings: the text ends behind the token that completes one of them in the new text.
+            stop_strings: the text ends after the token that completes one of them in the new text.
             criteria: transformers' stopping criteria, on prompt and new text; which may run, says
                 :mod:`~viasd_calib.decoding.stateless`.
             cancelled: asked once a round; what is final when it says yes is the text.
@@ -179,7 +179,7 @@ class Decoder(InProcess):
         """
         ids, count = self._read(prompt, max_new_tokens)
         ending = self._ending(len(ids), self._stop_criterion(stop_strings), criteria)
-        session = self._open(ids, count, ending, self._chooser_of(number, len(ids)))
+        session = self._open(ids, count, ending, self._sampler_of(number, len(ids)))
         while self._advance(session, cancelled):
             pass
         return self._result(session)
@@ -256,7 +256,7 @@ class Decoder(InProcess):
                 prompt,
                 len(prompt) + max_new_tokens,
                 endings[number],
-                self.chooser.for_text(number).begin(len(prompt)),
+                self.sampler.for_text(number).begin(len(prompt)),
                 row,
             )
             for number, (prompt, drafter, row) in enumerate(zip(prompts, drafters, rows, strict=True), begin)
@@ -299,7 +299,7 @@ class Decoder(InProcess):
         """
         ids, count = self._read(prompt, max_new_tokens)
         ending = self._ending(len(ids), self._stop_criterion(stop_strings), criteria)
-        return self._emitted(ids, count, ending, self._chooser_of(number, len(ids)), cancelled)
+        return self._emitted(ids, count, ending, self._sampler_of(number, len(ids)), cancelled)
 
     def _read(self, prompt: TokenIds, max_new_tokens: int) -> tuple[list[int], int]:
         """A prompt's ids and the most tokens to add, in plain integers that fit the verifier."""
@@ -314,15 +314,15 @@ class Decoder(InProcess):
         networks = () if self.drafter is None else self.drafter.networks
         refuse_dropout((self.verifier.model, *self.verifier.slim_networks, *networks))
 
-    def _chooser_of(self, number: int | None, prompt_length: int) -> Chooser:
+    def _sampler_of(self, number: int | None, prompt_length: int) -> TokenSampler:
         """Taken by the call, so that texts are numbered in the order of calls, not in that of first tokens."""
-        return self.chooser.for_text(next(self._numbers) if number is None else number).begin(prompt_length)
+        return self.sampler.for_text(next(self._numbers) if number is None else number).begin(prompt_length)
 
     def _emitted(
-        self, ids: list[int], count: int, ending: Ending, chooser: Chooser, cancelled: Cancelled | None
+        self, ids: list[int], count: int, ending: Ending, sampler: TokenSampler, cancelled: Cancelled | None
     ) -> Iterator[Emitted]:
         """The tokens that each round makes final."""
-        session, told = self._open(ids, count, ending, chooser), 0
+        session, told = self._open(ids, count, ending, sampler), 0
         while self._advance(session, cancelled):
             final = self.method.final_length(session)
             tokens = session.text[session.prompt_length + told : final].tolist()
@@ -342,9 +342,9 @@ class Decoder(InProcess):
 
     # Plain functions, so that no text that waits for its next round holds the caller in inference mode.
     @torch.inference_mode()
-    def _open(self, ids: list[int], count: int, ending: Ending, chooser: Chooser) -> Session:
+    def _open(self, ids: list[int], count: int, ending: Ending, sampler: TokenSampler) -> Session:
         """A text whose prompt is read."""
-        return open_session(self.verifier, self.drafter, ids, count, ending, chooser)
+        return open_session(self.verifier, self.drafter, ids, count, ending, sampler)
 
     @torch.inference_mode()
     def _advance(self, session: Session, cancelled: Cancelled | None) -> bool:

@@ -8,14 +8,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from viasd_calib.decoding.acceptance import leading_true
 from viasd_calib.decoding.draws import looks_at_scores_alone
-from viasd_calib.decoding.features import DraftSaid, draft_features
+from viasd_calib.decoding.features import DraftStatistics, draft_features
 from viasd_calib.decoding.gates import Gate
-from viasd_calib.decoding.kernels import Reading, join_readings, read_rows
-from viasd_calib.decoding.policies import leading_true
-from viasd_calib.decoding.reading import RowReader
+from viasd_calib.decoding.kernels import LogitStatistics, join_statistics, logit_statistics
+from viasd_calib.decoding.logit_statistics import CachedStatistics
 from viasd_calib.decoding.session import Session
-from viasd_calib.decoding.summary import Summary, summary_of
+from viasd_calib.decoding.top_k import TopKStatistics, top_k_of
 from viasd_calib.draft.base import StopRule, never_stop
 from viasd_calib.draft.combined import certain_logits
 from viasd_calib.draft.passes import Passes, Read
@@ -34,18 +34,18 @@ class Watch:
     gate: Gate
     stop_below: float
     depth: int
-    reader: RowReader = field(default_factory=RowReader)
+    reader: CachedStatistics = field(default_factory=CachedStatistics)
     scores: list[Tensor] = field(default_factory=list)
     _chance: Tensor | None = None
 
     def stop(self, logits: Tensor, place: int) -> Tensor:
-        """A stop rule: behind the token at which the chance that the whole block stands falls below ``stop_below``.
+        """A stop rule: after the token at which the chance that the whole block stands falls below ``stop_below``.
 
         That chance is the product of the scores: each is of a token given that all before it stand.
         """
-        said = summary_of(self.reader.read(logits, place), logits[None], 1)
+        said = top_k_of(self.reader.read(logits, place), logits[None], 1)
         depths = torch.full((1,), self.depth + place, device=logits.device)
-        score = self.gate(draft_features(DraftSaid(said.ids[:, 0], said, depths)))  # [1]
+        score = self.gate(draft_features(DraftStatistics(said.ids[:, 0], said, depths)))  # [1]
         self.scores.append(score)
         self._chance = score if self._chance is None else self._chance * score
         return self._chance < self.stop_below
@@ -58,26 +58,26 @@ class Block:
     Attributes:
         tokens: [k], long; k may be 0.
         logits: the draft model's, [k, draft vocabulary]; None without a distribution.
-        laws: what each token was drawn from, [k, vocabulary]; None when greedy.
+        proposal_probs: what each token was drawn from, [k, vocabulary]; None when greedy.
         vocabulary: verifier ids of the logits' columns, [draft vocabulary]; None where they are the verifier's.
         watch: the draft gate that saw every token drafted; None where none did.
     """
 
     tokens: Tensor
     logits: Tensor | None = None
-    laws: Tensor | None = None
+    proposal_probs: Tensor | None = None
     vocabulary: Tensor | None = None
     watch: Watch | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
-    def behind(self, count: int) -> Block:
+    def after(self, count: int) -> Block:
         """The block without its first ``count`` tokens."""
         return Block(
             self.tokens[count:],
             None if self.logits is None else self.logits[count:],
-            None if self.laws is None else self.laws[count:],
+            None if self.proposal_probs is None else self.proposal_probs[count:],
             self.vocabulary,
         )
 
@@ -88,22 +88,22 @@ class Block:
         return Block(
             self.tokens[:count],
             None if self.logits is None else self.logits[:count],
-            None if self.laws is None else self.laws[:count],
+            None if self.proposal_probs is None else self.proposal_probs[:count],
             self.vocabulary,
         )
 
     @cached_property
-    def reading(self) -> Reading | None:
+    def reading(self) -> LogitStatistics | None:
         """What the logits say, [k]; None without a distribution."""
         if self.logits is None:
             return None
-        return read_rows(self.logits) if self.watch is None else join_readings(self.watch.reader.readings)
+        return logit_statistics(self.logits) if self.watch is None else join_statistics(self.watch.reader.readings)
 
-    def said(self, top: int) -> Summary | None:
+    def said(self, top: int) -> TopKStatistics | None:
         """The same as a summary of the ``top`` likeliest tokens; None where nothing is asked."""
         if top == 0 or self.logits is None or self.reading is None:
             return None
-        return summary_of(self.reading, self.logits, top, self.vocabulary)
+        return top_k_of(self.reading, self.logits, top, self.vocabulary)
 
 
 def no_block(session: Session) -> Block:
@@ -112,7 +112,7 @@ def no_block(session: Session) -> Block:
 
 
 def draft(session: Session, length: int, gate: Gate | None, stop_below: float) -> Passes[Block]:
-    """Let the drafter propose up to ``length`` tokens, leaving room for q's own behind them.
+    """Let the drafter propose up to ``length`` tokens, leaving room for q's own after them.
 
     Args:
         gate: predicts agreement; drafting stops where the whole block's chance falls below ``stop_below``.
@@ -125,11 +125,11 @@ def draft(session: Session, length: int, gate: Gate | None, stop_below: float) -
         stop = watch.stop
     text = session.text[: session.length]
     reader = None if watch is None else watch.reader
-    pick = session.chooser.picker(text, session.verifier.config.vocab_size, reader)
+    pick = session.sampler.picker(text, session.verifier.config.vocab_size, reader)
     proposal = yield from session.drafter.propose(text, draft_limit(session, length), stop, pick)
     if watch is not None and not 0 < len(proposal) == len(watch.scores):  # a looked-up block is not asked about
         watch = None
-    return Block(proposal.tokens, proposal.logits, pick.laws(proposal.tokens), proposal.vocabulary, watch)
+    return Block(proposal.tokens, proposal.logits, pick.proposal_probs(proposal.tokens), proposal.vocabulary, watch)
 
 
 def allowed_only(session: Session, block: Block) -> Passes[Block]:
@@ -137,19 +137,19 @@ def allowed_only(session: Session, block: Block) -> Passes[Block]:
 
     What looks tokens up asks no processor, and where nobody verifies, nobody else would.
     """
-    chooser, tokens = session.chooser, block.tokens
-    if len(block) == 0 or looks_at_scores_alone(chooser.processors):
+    sampler, tokens = session.sampler, block.tokens
+    if len(block) == 0 or looks_at_scores_alone(sampler.processors):
         return block
     text = torch.cat([session.text[: session.length], tokens[:-1]])
     sure = certain_logits(tokens, session.verifier.config.vocab_size)  # no cut by mass takes the sure token away
-    scores = chooser.scores(sure, text)  # [k, vocabulary]
+    scores = sampler.scores(sure, text)  # [k, vocabulary]
     allowed = scores.gather(-1, tokens[:, None])[:, 0] > -torch.inf
     (count,) = yield Read(leading_true(allowed)[None])
     return block.front(count)
 
 
 def draft_limit(session: Session, length: int) -> int:
-    """Most tokens to draft, so that the text keeps room for q's own behind them."""
+    """Most tokens to draft, so that the text keeps room for q's own after them."""
     return max(min(length, session.room - 1), 0)
 
 
@@ -158,7 +158,7 @@ def unverified(session: Session) -> int:
     return session.length - 1 - session.row.provisional
 
 
-def draft_said(session: Session, block: Block, top: int) -> DraftSaid:
-    """What the draft model said of a block behind the text, with its ``top`` likeliest tokens."""
+def draft_statistics(session: Session, block: Block, top: int) -> DraftStatistics:
+    """What the draft model said of a block after the text, with its ``top`` likeliest tokens."""
     depth = unverified(session) + torch.arange(len(block), device=session.text.device)  # [k]
-    return DraftSaid(block.tokens, block.said(top), depth)
+    return DraftStatistics(block.tokens, block.said(top), depth)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from viasd_calib.decoding.summary import Summary
+from viasd_calib.decoding.top_k import TopKStatistics
 from viasd_calib.spec import DRAFT_FEATURES as DRAFT_FEATURES
 from viasd_calib.spec import SLIM_FEATURES as SLIM_FEATURES
 
-SUMMARY_TOP = 16
+TRACED_TOP_K = 16
 """Tokens of p's distribution that its divergence from q' is taken over; traces hold as many."""
 
 MARGIN_CAP = 20.0
@@ -27,22 +27,22 @@ LEAST_MASS = 1e-6
 
 
 @dataclass(frozen=True)
-class DraftSaid:
+class DraftStatistics:
     """What the draft model said of k tokens, for features.
 
     Attributes:
         tokens: verifier ids, [k].
         said: summary of its distributions, leading shape [k]; None without a distribution. ``draft_kl_slim`` looks
-            at ``SUMMARY_TOP`` of their tokens, all else at one.
+            at ``TRACED_TOP_K`` of their tokens, all else at one.
         depth: drafted, unverified tokens before each, [k].
     """
 
     tokens: Tensor
-    said: Summary | None
+    said: TopKStatistics | None
     depth: Tensor
 
 
-def draft_features(draft: DraftSaid) -> dict[str, Tensor]:
+def draft_features(draft: DraftStatistics) -> dict[str, Tensor]:
     """Features of drafted tokens from the draft model alone; each is float32 [k]."""
     like = draft.depth.float()  # [k]
     if draft.said is None:
@@ -64,8 +64,8 @@ def draft_features(draft: DraftSaid) -> dict[str, Tensor]:
 def slim_features(
     log_ratio: Tensor,
     slim_logits: Tensor,
-    slim: Summary,
-    draft: DraftSaid | None,
+    slim: TopKStatistics,
+    draft: DraftStatistics | None,
     place: Tensor,
     pending: Tensor,
     names: Collection[str] = SLIM_FEATURES,

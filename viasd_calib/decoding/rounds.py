@@ -14,12 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from viasd_calib.decoding.choosing import Chooser, SamplingChooser, Verdict
-from viasd_calib.decoding.drafting import Block, allowed_only, draft, draft_limit, draft_said, no_block
-from viasd_calib.decoding.features import DraftSaid, draft_features
-from viasd_calib.decoding.gates import Gate
-from viasd_calib.decoding.passes import FullPass, SlimPass
-from viasd_calib.decoding.policies import (
+from viasd_calib.decoding.acceptance import (
     Tier,
     Trust,
     accept_by_draft,
@@ -28,8 +23,13 @@ from viasd_calib.decoding.policies import (
     leading_true,
     row,
 )
-from viasd_calib.decoding.rules import SlimRule
+from viasd_calib.decoding.drafting import Block, allowed_only, draft, draft_limit, draft_statistics, no_block
+from viasd_calib.decoding.features import DraftStatistics, draft_features
+from viasd_calib.decoding.gates import Gate
+from viasd_calib.decoding.passes import FullPass, SlimPass
 from viasd_calib.decoding.session import Session
+from viasd_calib.decoding.slim_rules import SlimRule
+from viasd_calib.decoding.verification import RejectionSampler, TokenSampler, Verdict
 from viasd_calib.draft.base import likeliest
 from viasd_calib.draft.passes import Passes, PassResult, Read
 from viasd_calib.errors import NumericsError, SamplingError
@@ -44,28 +44,28 @@ class Judged:
     """What a q pass has to judge: n pending and drafted tokens.
 
     Attributes:
-        scores: q's processed logits at their places and behind them, [n + 1, vocabulary].
+        scores: q's processed logits at their places and after them, [n + 1, vocabulary].
         tokens: [n], the first ``pending`` of which are pending.
-        laws: what each was drawn from, [n, vocabulary]; None when greedy.
+        proposal_probs: what each was drawn from, [n, vocabulary]; None when greedy.
         block: the drafted ones.
     """
 
     scores: Tensor
     tokens: Tensor
-    laws: Tensor | None
+    proposal_probs: Tensor | None
     pending: int
     block: Block
 
 
-Verification = Callable[[Chooser, Judged], Verdict]
+Verification = Callable[[TokenSampler, Judged], Verdict]
 """How q judges pending and drafted tokens."""
 
 
 def audited(kind: Audit, tolerance: float = 0.5) -> Verification:
     """Audit the pending tokens as ``kind`` says, and the drafted ones by the ordinary speculative rule."""
 
-    def verify(chooser: Chooser, judged: Judged) -> Verdict:
-        return chooser.verify(judged.scores, judged.tokens, judged.laws, judged.pending, kind, tolerance)
+    def verify(sampler: TokenSampler, judged: Judged) -> Verdict:
+        return sampler.verify(judged.scores, judged.tokens, judged.proposal_probs, judged.pending, kind, tolerance)
 
     return verify
 
@@ -97,8 +97,10 @@ def catch_up(session: Session, block: Block, verify: Verification = strictly) ->
     logits = result.logits  # [width, vocabulary]
     session.counts.full_passes += 1
 
-    scores = session.chooser.scores(logits, text)
-    verdict = verify(session.chooser, Judged(scores, text[start + 1 :], _laws(session, block), pending, block))
+    scores = session.sampler.scores(logits, text)
+    verdict = verify(
+        session.sampler, Judged(scores, text[start + 1 :], _proposal_probs(session, block), pending, block)
+    )
     finite = torch.isfinite(logits.amax(-1))  # [width]
     sayable = finite if scores is logits else torch.isfinite(scores.amax(-1))  # [width]
     flags = torch.stack([finite.all(), leading_true(sayable) > verdict.place(pending)]).long()
@@ -137,11 +139,15 @@ def _refuse_unsayable(is_sayable: int) -> None:
         )
 
 
-def _laws(session: Session, block: Block) -> Tensor | None:
+def _proposal_probs(session: Session, block: Block) -> Tensor | None:
     """What pending and drafted tokens were drawn from, [tokens, vocabulary]; None when greedy."""
-    if session.chooser.greedy:
+    if session.sampler.greedy:
         return None
-    rows = list(session.laws) if block.laws is None else [*session.laws, *block.laws.unbind()]
+    rows = (
+        list(session.proposal_probs)
+        if block.proposal_probs is None
+        else [*session.proposal_probs, *block.proposal_probs.unbind()]
+    )
     return torch.stack(rows) if rows else session.text.new_zeros((0, session.verifier.config.vocab_size)).float()
 
 
@@ -215,15 +221,15 @@ class SlimRuling:
 
     Attributes:
         accepted: leading drafted tokens kept, a scalar.
-        regenerate: whether q' puts its own token behind them, a scalar.
+        regenerate: whether q' puts its own token after them, a scalar.
         own: that token, a scalar.
-        laws: what the kept tokens and q's slim token were drawn from, [k + 1, vocabulary]; None when greedy.
+        proposal_probs: what the kept tokens and q's slim token were drawn from, [k + 1, vocabulary]; None when greedy.
     """
 
     accepted: Tensor
     regenerate: Tensor
     own: Tensor
-    laws: Tensor | None = None
+    proposal_probs: Tensor | None = None
 
 
 @dataclass
@@ -231,14 +237,14 @@ class ThreeTier(Method):
     """Draft gate, slim verifier, full verifier (VIA-SD, arXiv 2606.12243), with an audit.
 
     With audit ``strict`` the text is q's own, token by token, or drawn from q's distribution, whatever
-    gates and route say; ``tolerant`` and ``off`` are lossy, and a certificate says how far they stray.
+    gates and route say; ``tolerant`` and ``off`` are lossy, and a certificate says how far they diverge.
 
     Attributes:
         rule: where q' may decide; None leaves the slim tier out, and q decides what the draft gate does not.
-            It is asked only while ``max_pending`` leaves room for a whole block and a token behind it.
+            It is asked only while ``max_pending`` leaves room for a whole block and a token after it.
         draft_gate: predicts P(q's choice = drafted token) from the draft model alone.
         draft_accept_at: leading drafted tokens that score as high are accepted unverified; above 1, none.
-        draft_stop_below: drafting stops behind the token up to which the block's chance falls below.
+        draft_stop_below: drafting stops after the token up to which the block's chance falls below.
         draft_length: most tokens drafted a round.
         max_pending: most tokens that may wait for q.
     """
@@ -274,7 +280,7 @@ class ThreeTier(Method):
         elif self.rule is None:
             self._accept(session, block, trusted)
             if not session.closed:
-                yield from self._catch_up(session, block.behind(len(trusted)))
+                yield from self._catch_up(session, block.after(len(trusted)))
         else:
             yield from self._slim_round(session, self.rule, block, len(trusted))
 
@@ -286,7 +292,7 @@ class ThreeTier(Method):
 
     def _accept(self, session: Session, block: Block, trusted: list[int]) -> None:
         """Emit leading drafted tokens that nobody verifies."""
-        session.emit(block.tokens, trusted, Tier.ACCEPT, drafted=True, laws=block.laws)
+        session.emit(block.tokens, trusted, Tier.ACCEPT, drafted=True, proposal_probs=block.proposal_probs)
 
     def _catch_up(self, session: Session, block: Block) -> Passes[None]:
         return catch_up(session, block, audited(self.audit, self.tolerance))
@@ -296,7 +302,7 @@ class ThreeTier(Method):
         if self.draft_gate is None or self.draft_accept_at > 1 or len(block) == 0:
             return []
         if block.watch is None:
-            scores = self.draft_gate(draft_features(draft_said(session, block, 1)))  # [k]
+            scores = self.draft_gate(draft_features(draft_statistics(session, block, 1)))  # [k]
         else:
             scores = torch.cat(block.watch.scores)
         count = accept_by_draft(scores, self.draft_accept_at)
@@ -306,33 +312,33 @@ class ThreeTier(Method):
     def _slim_round(self, session: Session, rule: SlimRule, block: Block, trusted: int) -> Passes[None]:
         """Run q' over what it has not seen and the block; keep, regenerate or escalate."""
         start, k = session.row.provisional, len(block)
-        said = draft_said(session, block, rule.draft_top)
+        said = draft_statistics(session, block, rule.draft_top)
         text = torch.cat([session.text[: session.length], block.tokens])  # [start + width]
         result: PassResult = yield SlimPass(
             session.verifier, session.row, start, text[start:], wanted=k + 1, taps=session.taps
         )
         logits = result.logits  # [k + 1, vocabulary]
         session.counts.slim_passes += 1
-        scores = session.chooser.scores(logits, text)  # [k + 1, vocabulary]
-        if isinstance(session.chooser, SamplingChooser):
+        scores = session.sampler.scores(logits, text)  # [k + 1, vocabulary]
+        if isinstance(session.sampler, RejectionSampler):
             trust = self._undrawn_trust(session, rule, logits, said)
-            ruling = rule_sampled(session.chooser, trust, scores, block, trusted)
+            ruling = rule_sampled(session.sampler, trust, scores, block, trusted)
         else:
             ruling = rule_greedily(rule.trust(logits, said, session.pending), scores, trusted)
         accepted, regenerate, own, *values = yield Read(
             torch.cat([torch.stack([ruling.accepted, ruling.regenerate.long(), ruling.own]), block.tokens])
         )
 
-        session.emit(block.tokens, values[:accepted], Tier.ACCEPT, drafted=True, laws=ruling.laws)
+        session.emit(block.tokens, values[:accepted], Tier.ACCEPT, drafted=True, proposal_probs=ruling.proposal_probs)
         if regenerate and not session.closed:
             agrees = accepted < k and own == values[accepted]
             session.counts.rejected += accepted < k and not agrees
-            law = None if ruling.laws is None else ruling.laws[accepted:]
-            session.emit(ruling.own[None], [own], Tier.REGENERATE, drafted=agrees, laws=law)
+            proposal = None if ruling.proposal_probs is None else ruling.proposal_probs[accepted:]
+            session.emit(ruling.own[None], [own], Tier.REGENERATE, drafted=agrees, proposal_probs=proposal)
         self._note_seen(session, start, result.tapped)
         if not regenerate and not session.closed:
             # Where the block is used up q' is unsure of the next token: q judges a fresh block with it.
-            rest = block.behind(accepted) if accepted < k else (yield from self._draft(session))
+            rest = block.after(accepted) if accepted < k else (yield from self._draft(session))
             yield from self._catch_up(session, rest)
 
     def _note_seen(self, session: Session, start: int, tapped: Tensor) -> None:
@@ -343,14 +349,14 @@ class ThreeTier(Method):
         session.drafter.observe(start, tapped[: seen - start])
         session.drafter.rollback(seen)
 
-    def _undrawn_trust(self, session: Session, rule: SlimRule, logits: Tensor, said: DraftSaid) -> Trust:
+    def _undrawn_trust(self, session: Session, rule: SlimRule, logits: Tensor, said: DraftStatistics) -> Trust:
         """The rule's trust from what is known before tokens are drawn: p's choices stand for the drawn ones.
 
         Raises:
             SamplingError: the rule looks at the drawn token, and the audit is to keep the text q's.
         """
         if not rule.sees_draw:
-            expected = said if said.said is None else DraftSaid(said.said.ids[:, 0], said.said, said.depth)
+            expected = said if said.said is None else DraftStatistics(said.said.ids[:, 0], said.said, said.depth)
             return rule.trust(logits, expected, session.pending)
         if self.audit == "strict":
             raise SamplingError(
@@ -365,7 +371,7 @@ def rule_greedily(trust: Trust, scores: Tensor, trusted: int) -> SlimRuling:
 
     Args:
         trust: what q' may decide of the block.
-        scores: q', processed, at the k places of the block and behind it, [k + 1, vocabulary].
+        scores: q', processed, at the k places of the block and after it, [k + 1, vocabulary].
         trusted: leading tokens that the draft gate has accepted.
     """
     accept = trust.accept.clone()
@@ -376,18 +382,18 @@ def rule_greedily(trust: Trust, scores: Tensor, trusted: int) -> SlimRuling:
     return SlimRuling(verdict.accepted, verdict.regenerate, row(choices, verdict.accepted))
 
 
-def rule_sampled(chooser: SamplingChooser, trust: Trust, scores: Tensor, block: Block, trusted: int) -> SlimRuling:
+def rule_sampled(sampler: RejectionSampler, trust: Trust, scores: Tensor, block: Block, trusted: int) -> SlimRuling:
     """The same where tokens are drawn.
 
     Where q' may decide, the drafted token goes through the speculative step from p to q', so that what
     stands there is drawn from q'; at the first place where it may not, q decides. Whether it may is settled
     before the token is drawn (``Trust.own``), so that the audit can make the text exactly q's.
     """
-    assert block.laws is not None, "a sampled token comes with its law"
+    assert block.proposal_probs is not None, "a sampled token comes with its proposal"
     probs = scores.softmax(-1)  # [k + 1, vocabulary]
     own = trust.own & ~probs[:, 0].isnan()  # processors may forbid all that q' can say
-    coins = chooser.uniforms(len(block) - trusted)
-    stands = accept_sampled(block.tokens[trusted:], block.laws[trusted:], probs[trusted:-1], coins)
+    uniforms = sampler.uniforms(len(block) - trusted)
+    stands = accept_sampled(block.tokens[trusted:], block.proposal_probs[trusted:], probs[trusted:-1], uniforms)
     accepted = trusted + torch.minimum(leading_true(own[trusted:-1]), stands)
-    drawn = chooser.draw_behind(probs, block.laws, accepted)
-    return SlimRuling(accepted, row(own, accepted), drawn, torch.cat([block.laws[:trusted], probs[trusted:]]))
+    drawn = sampler.draw_after(probs, block.proposal_probs, accepted)
+    return SlimRuling(accepted, row(own, accepted), drawn, torch.cat([block.proposal_probs[:trusted], probs[trusted:]]))

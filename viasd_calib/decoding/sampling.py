@@ -79,7 +79,7 @@ class Sampling:
         """The processors these settings stand for, in the order of transformers' ``generate``.
 
         Args:
-            extra: a user's own; they come behind the repetition penalty and before the temperature.
+            extra: a user's own; they come after the repetition penalty and before the temperature.
         """
         from transformers import (
             LogitsProcessorList,

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from viasd_calib.decoding.choosing import Chooser
+from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.ending import Ending
 from viasd_calib.decoding.passes import FullPass
-from viasd_calib.decoding.policies import Tier
+from viasd_calib.decoding.verification import TokenSampler
 from viasd_calib.draft.base import Drafter, TextDrafter
 from viasd_calib.draft.passes import Passes, PassResult, finish
 from viasd_calib.slim.cache import CacheRow
@@ -56,15 +56,15 @@ class Session:
     """State of one text.
 
     ``row.exact + 1`` leading tokens are decided: the prompt, and what q has chosen or the audit has
-    kept. Tokens behind them are pending.
+    kept. Tokens after them are pending.
 
     Attributes:
-        laws: what each pending token was drawn from, [vocabulary] each; empty when greedy.
+        proposal_probs: what each pending token was drawn from, [vocabulary] each; empty when greedy.
     """
 
     verifier: RoutedModel
     drafter: TextDrafter | None
-    chooser: Chooser
+    sampler: TokenSampler
     text: Tensor  # [limit], long
     prompt_length: int
     limit: int
@@ -74,7 +74,7 @@ class Session:
     tiers: list[Tier] = field(default_factory=list)
     drafted: list[bool] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
-    laws: list[Tensor] = field(default_factory=list)
+    proposal_probs: list[Tensor] = field(default_factory=list)
     ended: bool = False  # the last token ends the text
 
     @property
@@ -103,16 +103,16 @@ class Session:
         return 0 if self.closed else self.limit - self.length
 
     def emit(
-        self, tokens: Tensor, values: Sequence[int], tier: Tier, *, drafted: bool, laws: Tensor | None = None
+        self, tokens: Tensor, values: Sequence[int], tier: Tier, *, drafted: bool, proposal_probs: Tensor | None = None
     ) -> None:
-        """Append tokens; stop behind the one that ends the text, and at the limit.
+        """Append tokens; stop after the one that ends the text, and at the limit.
 
         Args:
             tokens: [n] or more, on the device.
             values: the same n on the host.
             tier: which tier decided them.
             drafted: whether the draft model proposed them.
-            laws: what they were drawn from, [n, vocabulary] or more; None when greedy, or where q decided.
+            proposal_probs: what they were drawn from, [n, vocabulary] or more; None when greedy, or where q decided.
         """
         count = min(len(values), self.room)
         if count == 0:
@@ -123,8 +123,8 @@ class Session:
         self.length += count
         self.tiers += [tier] * count
         self.drafted += [drafted] * count
-        if laws is not None:
-            self.laws += laws[:count].unbind()
+        if proposal_probs is not None:
+            self.proposal_probs += proposal_probs[:count].unbind()
         self.ended = end is not None
 
     def cut(self, length: int) -> None:
@@ -138,7 +138,7 @@ class Session:
     def settle(self) -> None:
         """Note that q has seen every token but the last, and decided that one."""
         self.row.mark_exact(self.length - 1)
-        self.laws.clear()
+        self.proposal_probs.clear()
 
     def result(self) -> Generation:
         """The text as it stands."""
@@ -154,7 +154,7 @@ def open_session(
     prompt: Sequence[int],
     max_new_tokens: int,
     ending: Ending,
-    chooser: Chooser,
+    sampler: TokenSampler,
 ) -> Session:
     """Run q over a prompt, all but its last token, and stand ready to decode.
 
@@ -167,7 +167,7 @@ def open_session(
     limit = len(prompt) + max_new_tokens
     row = CacheRow(verifier.new_cache(limit))
     own = None if drafter is None else drafter.start(limit)
-    session = new_session(verifier, own, prompt, limit, ending, chooser, row)
+    session = new_session(verifier, own, prompt, limit, ending, sampler, row)
     finish(read_prompt(session))
     return session
 
@@ -178,7 +178,7 @@ def new_session(
     prompt: Sequence[int],
     limit: int,
     ending: Ending,
-    chooser: Chooser,
+    sampler: TokenSampler,
     row: CacheRow,
 ) -> Session:
     """A text that nobody has read yet.
@@ -190,7 +190,7 @@ def new_session(
     """
     text = torch.zeros(limit, dtype=torch.long, device=verifier.device)
     text[: len(prompt)] = torch.tensor(list(prompt), device=verifier.device)
-    return Session(verifier, drafter, chooser, text, len(prompt), limit, ending, row, len(prompt))
+    return Session(verifier, drafter, sampler, text, len(prompt), limit, ending, row, len(prompt))
 
 
 def read_prompt(session: Session) -> Passes[None]:

@@ -86,7 +86,7 @@ class RollsBack(Protocol):
 
     It is called as transformers' ``generate`` would call it: first with the prompt (a criterion: with the prompt and
     one token), then each time with one token more. Before a call that does not go on from the last one, it is told
-    how far it still holds; tokens behind that which it has not seen are shown to it one by one, and what it
+    how far it still holds; tokens after that which it has not seen are shown to it one by one, and what it
     answers to those is thrown away.
 
     Example:
@@ -95,9 +95,7 @@ class RollsBack(Protocol):
             class Grammar(xgrammar.contrib.hf.LogitsProcessor):
                 def rollback(
                     self, length: int
-                ) -> (
-                    None
-                ): ...  # self.matchers[0].rollback(tokens accepted behind length), or a new matcher for length 0
+                ) -> None: ...  # self.matchers[0].rollback(tokens accepted after length), or a new matcher for length 0
     """
 
     def rollback(self, length: int) -> None:

@@ -24,11 +24,11 @@ BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 """A token of SentencePiece's byte fallback."""
 
 CLEANED = 19
-"""How many characters behind a place decide what cleaning up spaces makes of it: transformers replaces ten patterns in
+"""How many characters after a place decide what cleaning up spaces makes of it: transformers replaces ten patterns in
 turn, and each looks one character less than its length ahead."""
 
 SETTLED = frozenset({"ByteLevel", "ByteFallback", "Metaspace", "WordPiece", "BPEDecoder", "Strip", "Replace", "Fuse"})
-"""Decoders of ``tokenizers`` whose text goes on behind what was decoded, but for a broken character at its end."""
+"""Decoders of ``tokenizers`` whose text goes on after what was decoded, but for a broken character at its end."""
 
 CONFIRMED = 8
 """Tokens that must leave a piece of text as it is, where nothing is known of how a tokenizer decodes."""
@@ -88,7 +88,7 @@ class TextStream:
         return str(self._tokenizer.decode(self._tokens, skip_special_tokens=self._skip))
 
     def _leaves_a_run_open(self, token: int) -> bool:
-        """Whether a run of byte tokens may go on behind a token: it is one, or is skipped or unknown."""
+        """Whether a run of byte tokens may go on after a token: it is one, or is skipped or unknown."""
         if token in self._skipped:
             return True
         name: Any = self._tokenizer.convert_ids_to_tokens(token)
@@ -126,7 +126,7 @@ def decodes_in_order(tokenizer: PreTrainedTokenizerBase) -> bool:
         decoder = json.loads(backend.decoder.__getstate__())
     except Exception:  # tokenizers raises no narrower one for a decoder that is written in Python
         return False
-    fused = False  # behind Fuse the whole text is one token
+    fused = False  # after Fuse the whole text is one token
     for step in _steps(decoder):
         if step["type"] == "Replace" and fused and len(step["pattern"].get("String", "")) != 1:
             return False

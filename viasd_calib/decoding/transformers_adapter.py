@@ -29,10 +29,10 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from viasd_calib.decoding.certified import certified_tokens, check_certified
-from viasd_calib.decoding.choosing import chooser_of
 from viasd_calib.decoding.decoder import Decoder, Engine, three_tier
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.stateless import read_processors
+from viasd_calib.decoding.verification import sampler_of
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter, draft_weights
 from viasd_calib.errors import ModelError, PromptError, SpecError
@@ -116,7 +116,7 @@ def generate(
         parts.drafter,
         three_tier(parts.spec.gates, parts.spec.decoding, model.device),
         _eos_ids(stopping_criteria),
-        chooser=chooser_of(logits_processor, generator),
+        sampler=sampler_of(logits_processor, generator),
         certified_tokens=certified_tokens(parts.spec),
         assume_stateless=viasd_assume_stateless,
     )
@@ -212,7 +212,7 @@ def _room(prompt_length: int, criteria: StoppingCriteriaList, config: Generation
     limit = min(limits) if limits else config.max_length
     if limit is None:
         raise PromptError("the text has no limit; give max_new_tokens")
-    return max(limit - prompt_length, 1)  # transformers looks at its limit behind the first token
+    return max(limit - prompt_length, 1)  # transformers looks at its limit after the first token
 
 
 def _seeded(device: torch.device) -> torch.Generator:

@@ -16,7 +16,7 @@ from viasd_calib.slim.forward import RoutedModel
 
 StopRule = Callable[[Tensor, int], Tensor | bool]
 """Told the logits of the token just drafted ([draft vocabulary]) and its place in the block, from 0;
-true where drafting should stop behind it, as a bool or as a flag on the device ([1], bool)."""
+true where drafting should stop after it, as a bool or as a flag on the device ([1], bool)."""
 
 
 def never_stop(_logits: Tensor, _place: int) -> bool:
@@ -38,7 +38,7 @@ class Pick(ABC):
         """
 
     @abstractmethod
-    def laws(self, tokens: Tensor) -> Tensor | None:
+    def proposal_probs(self, tokens: Tensor) -> Tensor | None:
         """What the block's tokens ([k]) were drawn from, [k, vocabulary]; None where nothing is drawn."""
 
 
@@ -54,7 +54,7 @@ class GreedyPick(Pick):
     def __call__(self, logits: Tensor, drafted: Sequence[Tensor], vocabulary: Tensor | None) -> Tensor:
         return to_verifier_ids(likeliest(logits)[None], vocabulary)
 
-    def laws(self, tokens: Tensor) -> None:
+    def proposal_probs(self, tokens: Tensor) -> None:
         return None
 
 
@@ -122,7 +122,7 @@ class Drafter(ABC):
     """After how many of the verifier's layers the drafter reads its residual stream, in rising order."""
 
     context: int | None = None
-    """Most tokens of a text that the draft model can read, so that nothing is drafted behind more; None for any."""
+    """Most tokens of a text that the draft model can read, so that nothing is drafted after more; None for any."""
 
     networks: tuple[nn.Module, ...] = ()
     """What it runs beside the verifier's own modules, for a backend to prepare."""
@@ -146,10 +146,10 @@ class Drafter(ABC):
             text: [length], long.
             tapped: the verifier's residual stream at the drafter's taps, [length, taps, hidden].
             depth: [length], long; how many tokens before it were drafted, not verified, when the
-                token behind this place is drafted.
+                token after this place is drafted.
 
         Returns:
-            Tokens [length] and logits [length, draft vocabulary] for the token *behind* each place;
+            Tokens [length] and logits [length, draft vocabulary] for the token *after* each place;
             a token of -1 means no proposal, logits are None without a distribution.
         """
 

@@ -146,23 +146,23 @@ def name_draft(name: str) -> tuple[DraftSpec, Path]:
     if name == LOOKUP:
         return PromptLookupDraft(), Path()
     if name.startswith(f"{LOOKUP}+"):
-        model, folder = _name_model(_behind(f"{LOOKUP}+", name))
+        model, folder = _name_model(_after(f"{LOOKUP}+", name))
         return CombinedDraft(model=model), folder
     return _name_model(name)
 
 
-def _behind(prefix: str, name: str) -> str:
-    """The draft model's name behind ``prefix``."""
-    behind = name.removeprefix(prefix)
-    if behind in ("", LOOKUP) or behind.startswith(f"{LOOKUP}+"):
-        raise ModelError(f"{name}: name one draft model behind {prefix}, a shallow drafter's folder or a model")
-    return behind
+def _after(prefix: str, name: str) -> str:
+    """The draft model's name after ``prefix``."""
+    after = name.removeprefix(prefix)
+    if after in ("", LOOKUP) or after.startswith(f"{LOOKUP}+"):
+        raise ModelError(f"{name}: name one draft model after {prefix}, a shallow drafter's folder or a model")
+    return after
 
 
 def _name_model(name: str) -> tuple[ModelDraft, Path]:
     for weight_format in WEIGHT_FORMATS:
         if name.startswith(f"{weight_format}:"):
-            model, folder = _name_plain(_behind(f"{weight_format}:", name))
+            model, folder = _name_plain(_after(f"{weight_format}:", name))
             return model.model_copy(update={"quantize": weight_format}), folder
     return _name_plain(name)
 

@@ -19,7 +19,7 @@ class DraftPass(ModelPass):
 
 
 class CausalDrafter(CachedDrafter):
-    """A whole model drafts, with a cache of its own; behind as many tokens as its context holds, and no more.
+    """A whole model drafts, with a cache of its own; after as many tokens as its context holds, and no more.
 
     Matrices of models with one tokenizer may be padded to different heights. Rows beyond the verifier's are left out,
     so that no id is proposed which the verifier does not have; where the draft model has fewer, its own are the only
@@ -54,7 +54,7 @@ class CausalDrafter(CachedDrafter):
         return ids.clamp(max=self._rows - 1) if self._padded else ids
 
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        """As for every drafter; behind more tokens than the context holds nothing is proposed, and all logits are 0."""
+        """As for every drafter; after more tokens than the context holds nothing is proposed, and all logits are 0."""
         read = text[: self.context]
         length, unread = read.shape[0], text.shape[0] - read.shape[0]
         window = CacheWindow(self.model.new_cache(length), 0, length, length)

@@ -35,7 +35,7 @@ class CombinedDrafter(Drafter):
         min_ngram: shortest match that is confident.
 
     Attributes:
-        context: the model's; lookup goes on behind it.
+        context: the model's; lookup goes on after it.
     """
 
     def __init__(self, model: Drafter, vocab_size: int, max_ngram: int, min_ngram: int) -> None:
@@ -62,7 +62,7 @@ class CombinedDrafter(Drafter):
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         """As for every drafter.
 
-        A looked-up block that has proposed a wrong token does not come to the places behind it: there it is the
+        A looked-up block that has proposed a wrong token does not come to the places after it: there it is the
         model that speaks, as if the block were its own.
         """
         tokens, logits = self.model.score(text, tapped, depth)
@@ -74,7 +74,7 @@ class CombinedDrafter(Drafter):
         return torch.where(found >= 0, found, tokens), whole
 
     def _looked_up(self, text: Tensor, depth: Tensor) -> Tensor:
-        """What lookup drafts behind each place of a text; -1 where it is the model that drafts: [length], long."""
+        """What lookup drafts after each place of a text; -1 where it is the model that drafts: [length], long."""
         tokens = torch.full_like(text, -1)
         for place, before in enumerate(depth.tolist()):
             begin = place + 1 - before

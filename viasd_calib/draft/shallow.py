@@ -1,4 +1,4 @@
-"""A shallow drafter: the verifier's last layers behind a linear stand-in for all that came before them.
+"""A shallow drafter: the verifier's last layers after a linear stand-in for all that came before them.
 
 The drafter reads, at each place, the token and the verifier's residual stream of the place before, at
 several depths (Li et al. 2024, EAGLE, arXiv 2401.15077, section 4.1; Li et al. 2025, EAGLE-3, arXiv
@@ -114,7 +114,7 @@ class ShallowModel(nn.Module):
         return self.verifier.embed(ids) / self.token_size
 
     def condition(self, tapped: Tensor) -> Tensor:
-        """What the verifier's residual stream ([..., taps, hidden]) says to the place behind: [..., hidden]."""
+        """What the verifier's residual stream ([..., taps, hidden]) says to the place after: [..., hidden]."""
         return self.from_taps(unit_size(tapped).flatten(-2))  # type: ignore[no-any-return]
 
     def own_condition(self, states: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ class Step(NamedTuple):
     """What a step of the drafter gives.
 
     Attributes:
-        logits: behind the last token, [draft vocabulary].
+        logits: after the last token, [draft vocabulary].
         said: what the places for which no verifier has spoken say to the next ones, [width - known, hidden].
     """
 
@@ -289,7 +289,7 @@ class ShallowTextDrafter(CachedTextDrafter):
     def observe(self, start: int, tapped: Tensor) -> None:
         self.observed = start + tapped.shape[0]
         self.conditions[start + 1 : self.observed + 1] = self._model.condition(tapped)
-        self.row.rollback(start + 1)  # the slots behind read other conditions
+        self.row.rollback(start + 1)  # the slots after read other conditions
 
     def rollback(self, length: int) -> None:
         super().rollback(length)
@@ -300,9 +300,9 @@ class ShallowTextDrafter(CachedTextDrafter):
         return draft_stepwise(self._advance, text[self.row.exact :], limit, stop, pick, self._model.vocabulary)
 
     def _advance(self, ids: Tensor) -> Passes[Tensor]:
-        """Read tokens: at once as far as the place before has spoken, one by one behind that.
+        """Read tokens: at once as far as the place before has spoken, one by one after that.
 
-        Only tokens that another has drafted, and nobody verified, lie so far behind.
+        Only tokens that another has drafted, and nobody verified, lie so far after.
         """
         ready = max(self.observed - self.row.exact, 0) + 1
         logits = yield from self._step(ids[:ready])

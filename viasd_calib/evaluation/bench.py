@@ -19,7 +19,7 @@ from viasd_calib.decoding.baselines import TransformersDecoder
 from viasd_calib.decoding.conversation import Answering, Turn, converse
 from viasd_calib.decoding.decoder import Decoder, Engine
 from viasd_calib.errors import BenchError
-from viasd_calib.evaluation.differences import Difference, find_difference
+from viasd_calib.evaluation.exactness import Difference, find_difference
 from viasd_calib.evaluation.metrics import FEWEST_PROMPTS, Interval, MethodResult, PromptResult, pool
 from viasd_calib.evaluation.provenance import Provenance, read_document
 from viasd_calib.hardware import hardware
@@ -200,7 +200,7 @@ def _reference(
 def _judge(
     engine: Engine, prompt: Prompt, turns: list[Turn], seconds: float, reference: list[list[int]]
 ) -> PromptResult:
-    strayed = sum(int(diverging(engine.routed, turn.prompt_ids, turn.generation.tokens).sum()) for turn in turns)
+    diverged = sum(int(diverging(engine.routed, turn.prompt_ids, turn.generation.tokens).sum()) for turn in turns)
     found = (
         find_difference(engine.routed, prompt.id, place, turn.prompt_ids, turn.generation.tokens, expected)
         for place, (turn, expected) in enumerate(zip(turns, reference, strict=False))
@@ -208,7 +208,7 @@ def _judge(
     # A later turn answers another text once an earlier one has left the reference; there may also be fewer or more.
     first = next((difference for difference in found if difference is not None), None)
     generations = [turn.generation for turn in turns]
-    return PromptResult(prompt.id, prompt.task, generations, seconds, strayed, [] if first is None else [first])
+    return PromptResult(prompt.id, prompt.task, generations, seconds, diverged, [] if first is None else [first])
 
 
 LOSSLESS: frozenset[BenchMethod] = frozenset(

@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from viasd_calib.calibration.artifacts import FitArtifact, load_artifact, load_scores
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import FIT_FILE, FRONTIER_FILE
+from viasd_calib.replay.agreement import most_confident_agreement
 from viasd_calib.slim.cost import relative_cost
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import DType
-from viasd_calib.training.judging import surest_agreement
 
 CONFIDENT_SHARES = ("0.5", "0.7", "0.9")
-"""Shares of the places, those where the slim gate is surest of q', that agreement is given for."""
+"""Shares of the places, those where the slim gate is most confident of q', that agreement is given for."""
 COST_WIDTH = 4
 """Width of the passes whose relative cost a member is picked by: a q' pass of the decoder is about as wide."""
 
@@ -95,13 +95,15 @@ def measure_member(folder: Path, target_cost: float, routed: RoutedModel) -> Fro
     """
     fitted = load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit")
     scores = load_scores(folder)
-    surest = {share: surest_agreement(scores.own_agrees, scores.own, float(share)) for share in CONFIDENT_SHARES}
+    most_confident = {
+        share: most_confident_agreement(scores.own_agrees, scores.own, float(share)) for share in CONFIDENT_SHARES
+    }
     return FrontierMember(
         folder=folder.name,
         target_cost=target_cost,
         relative_cost={width: round(cost, 4) for width, cost in relative_cost(routed).items()},
         agreement=round(fitted.agreement, 4),
-        agreement_confident={share: round(agreement, 4) for share, agreement in surest.items()},
+        agreement_confident={share: round(agreement, 4) for share, agreement in most_confident.items()},
         attention_skip=fitted.route.attention_skip,
         mlp_skip=fitted.route.mlp_skip,
     )

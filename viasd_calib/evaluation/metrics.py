@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from viasd_calib.calibration.worth import FEWEST_PROMPTS as FEWEST_PROMPTS
-from viasd_calib.decoding.policies import Tier
+from viasd_calib.calibration.policy_timing import FEWEST_PROMPTS as FEWEST_PROMPTS
+from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.session import Generation
-from viasd_calib.evaluation.differences import Difference
+from viasd_calib.evaluation.exactness import Difference
 
 RESAMPLES = 2000
 INTERVAL = (2.5, 97.5)

@@ -22,17 +22,17 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
-from viasd_calib.decoding.policies import Tier
+from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.evaluation.pictures import picture_format
 from viasd_calib.files import atomic_path
 from viasd_calib.slim.bridges import SkippedRun, skipped_runs
 
 if TYPE_CHECKING:
-    from viasd_calib.calibration.gate_fitting import Reliability
+    from viasd_calib.calibration.logistic_gate import Reliability
     from viasd_calib.evaluation.frontier import Frontier
     from viasd_calib.evaluation.metrics import MethodResult
-    from viasd_calib.planning.profile import LatencyProfile, Measured, RoundTimes
-    from viasd_calib.planning.recording import RecordedRound
+    from viasd_calib.profiling.profile import LatencyProfile, Measured, RoundTimes
+    from viasd_calib.profiling.recording import RecordedRound
     from viasd_calib.spec import Route
 
 INK, MUTED, LINE, PAPER = "#1f2328", "#59636e", "#d0d7de", "#fdfdfc"
@@ -264,14 +264,14 @@ def candidates_tested(
 
 
 def frontier_picture(frontier: Frontier) -> Figure:
-    """Agreement of the members of a frontier against their measured cost: on all places, and where q' is surest."""
+    """Agreement of the members of a frontier against their measured cost: on all places, and where q' is confident."""
     figure, axes = _figure(5.4, 3.9)
     members = sorted(frontier.members, key=lambda member: member.cost)
     costs = [member.cost for member in members]
     looks = zip(("o", "^", "s", "D"), (TIER_COLOURS[Tier.ACCEPT], *[TIER_COLOURS[Tier.REGENERATE]] * 3), strict=True)
     lines = {"all places": [member.agreement for member in members]}
     for share in members[0].agreement_confident:
-        lines[f"surest {float(share):.0%}"] = [member.agreement_confident[share] for member in members]
+        lines[f"most confident {float(share):.0%}"] = [member.agreement_confident[share] for member in members]
     for (label, agreements), (marker, colour) in zip(lines.items(), looks, strict=False):
         axes.plot(costs, [100 * one for one in agreements], marker=marker, color=colour, markersize=5,
                   linewidth=1.4, label=label)  # fmt: skip
@@ -408,7 +408,7 @@ def round_timelines(rounds: Mapping[str, RecordedRound]) -> Figure:
     """What ran when in one round of each method, one below the other on one axis of time.
 
     Args:
-        rounds: by method, at least one; an output head's bar stands in a row of its own, behind its pass.
+        rounds: by method, at least one; an output head's bar stands in a row of its own, after its pass.
     """
     figure = _canvas(9.4, 0.45 + 1.6 * len(rounds))
     panels = figure.subplots(len(rounds), 1, sharex=True, squeeze=False)[:, 0]
@@ -430,7 +430,7 @@ def round_timelines(rounds: Mapping[str, RecordedRound]) -> Figure:
 
 
 def _timeline_row(axes: Axes, height: int, row: str, bars: Sequence[tuple[float, float]], end: float) -> None:
-    """The bars of one row, with what they add up to behind the round's end."""
+    """The bars of one row, with what they add up to after the round's end."""
     if not bars:
         return
     spans = [(1000 * begin, 1000 * (end - begin)) for begin, end in bars]

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from viasd_calib.calibration.risk import certified
-from viasd_calib.decoding.policies import Tier
+from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.evaluation import plots
 from viasd_calib.evaluation.bench import BenchResult
 from viasd_calib.evaluation.metrics import FEWEST_PROMPTS, Interval, MethodResult
@@ -26,8 +26,8 @@ from viasd_calib.spec import (
 )
 
 if TYPE_CHECKING:
-    from viasd_calib.calibration.gate_fitting import Reliability
-    from viasd_calib.planning.recording import TypicalRound
+    from viasd_calib.calibration.logistic_gate import Reliability
+    from viasd_calib.profiling.recording import TypicalRound
 
 HEADLINE_METHODS = ("three_tier", "speculative", "autoregressive")
 """The headline is about the first of these that was run."""

@@ -10,12 +10,12 @@ from rich.progress import track
 from torch import Tensor
 
 from viasd_calib.errors import BenchError
+from viasd_calib.replay.agreement import JudgedPlaces, judge_places, read_for_judging
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.data import TraceText
-from viasd_calib.training.judging import JudgedPlaces, judge_places, read_for_judging
 
 CONFIDENT_SHARES = ("0.5", "0.6", "0.7", "0.9")
-"""Shares of the places, those where q' is surest, that agreement is given for."""
+"""Shares of the places, those where q' is most confident, that agreement is given for."""
 
 
 class RouteQuality(BaseModel):
@@ -24,7 +24,7 @@ class RouteQuality(BaseModel):
     Attributes:
         agreement: share of places where both choose the same token, q having seen all before (distance 0).
         kl: KL(q || q') there, in nats, over q's top 16 tokens and the rest.
-        agreement_confident: agreement on the share of places where q' is surest of its choice.
+        agreement_confident: agreement on the share of places where q' is most confident of its choice.
         relative_cost: time of a slim pass over that of a full pass of the same width, head included, interleaved.
         by_distance: agreement by how many tokens before the place q has not seen.
         by_task: agreement by the prompts' task.
@@ -54,7 +54,7 @@ def measure_quality(
     """
     if not any(len(text.generated) for text in texts):
         raise BenchError("the verifier wrote nothing on these prompts; give others")
-    by_text = [judge_at_distances(model, text, distances) for text in track(texts, description="judging q' behind q")]
+    by_text = [judge_at_distances(model, text, distances) for text in track(texts, description="judging q' after q")]
     direct = [found[0] for found in by_text]
     together = JudgedPlaces.joined(direct)
     by_distance = [torch.cat([found[distance].agrees for found in by_text]) for distance in range(distances)]
@@ -76,7 +76,7 @@ def _mean(values: Tensor) -> float:
 
 
 def judge_at_distances(model: RoutedModel, text: TraceText, distances: int) -> list[JudgedPlaces]:
-    """q' at every place of a text, 0, 1, ... tokens behind what q has seen.
+    """q' at every place of a text, 0, 1, ... tokens after what q has seen.
 
     A place nearer to the prompt's end than a distance is left out there. Runs of ``distances`` places, begun one place
     further in each forward, bring every place to every distance in as many forwards.
@@ -86,15 +86,15 @@ def judge_at_distances(model: RoutedModel, text: TraceText, distances: int) -> l
     own = torch.arange(length - begin)  # places of the text that q wrote, [n]
     judged: list[tuple[Tensor, JudgedPlaces]] = []
     for offset in range(min(distances, len(own))):
-        behind = (own - offset) % distances  # [n], in a run that begins before the first place where it is larger
-        starts = torch.cat([torch.arange(begin), begin + (own - behind).clamp(min=0)])
+        after = (own - offset) % distances  # [n], in a run that begins before the first place where it is larger
+        starts = torch.cat([torch.arange(begin), begin + (own - after).clamp(min=0)])
         places = judge_places(model, model.slim_sublayers, text, cache, starts)
-        judged.append((torch.where(behind <= own, behind, -1), places))
+        judged.append((torch.where(after <= own, after, -1), places))
     return [_of_distance(judged, distance) for distance in range(distances)]
 
 
 def _of_distance(judged: Sequence[tuple[Tensor, JudgedPlaces]], distance: int) -> JudgedPlaces:
-    chosen = [(behind == distance, places) for behind, places in judged]
+    chosen = [(after == distance, places) for after, places in judged]
     return JudgedPlaces(
         torch.cat([places.kl[mask] for mask, places in chosen]),
         torch.cat([places.agrees[mask] for mask, places in chosen]),

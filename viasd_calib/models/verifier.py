@@ -253,7 +253,7 @@ def encode_prompt(verifier: Verifier, prompt: Prompt, answers: list[str], room: 
 
     Args:
         answers: the assistant's answers to the earlier turns.
-        room: tokens that must still fit behind the prompt.
+        room: tokens that must still fit after the prompt.
 
     Raises:
         PromptError: the prompt is empty, the verifier's chat template refuses it or the verifier lacks its tokens, or

@@ -192,7 +192,7 @@ def _refuse_doubles(name: str, read: Sequence[_Read]) -> None:
 
 
 def _with_ids(read: Sequence[_Read]) -> list[Prompt]:
-    """Prompts without an id get the beginning of their hash; the same text again, a number behind it."""
+    """Prompts without an id get the beginning of their hash; the same text again, a number after it."""
     taken = {one.prompt.id for one in read if one.has_id}
     named: list[Prompt] = []
     for one in read:
@@ -238,7 +238,7 @@ def _read_records(source: str | Path) -> tuple[str, str, list[Record]]:
         return str(path), "", []
     raise PromptError(
         f"{path}: its name does not say what it holds; call it .jsonl, .json, .csv, .tsv or .txt (a prompt a line), "
-        "also with .gz behind, or .parquet"
+        "also with .gz after, or .parquet"
     )
 
 

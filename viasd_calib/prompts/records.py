@@ -151,7 +151,7 @@ def _one_after_another(text: str, place: int, between: str = "", end: str = "") 
         if end and text[place] == end:
             rest = skip(place + 1)
             if rest < len(text):
-                yield Record(named(rest), None, "something stands behind the end of the array")
+                yield Record(named(rest), None, "something stands after the end of the array")
             return
         if between and not first:
             if text[place] != between:

@@ -75,10 +75,10 @@ class Message(BaseModel):
 
 
 class Prompt(BaseModel):
-    """One conversation to be answered: the user's turns, in order, each behind the answers to those before it.
+    """One conversation to be answered: the user's turns, in order, each after the answers to those before it.
 
     A conversation that is given whole, as ``messages`` without ``turns``, is taken apart: its first message is
-    ``system`` where it is the system's, its last one the only turn, and an assistant's message behind that the
+    ``system`` where it is the system's, its last one the only turn, and an assistant's message after that the
     ``reference``, where there is no other. So the same conversation has one hash, however it was written.
 
     Attributes:

@@ -81,7 +81,7 @@ def split_sha256(prompts: Iterable[Prompt]) -> str:
 def step_names(prompts: Iterable[Prompt]) -> list[str]:
     """A name for each prompt by which a long job notes what it came to: its hash, whatever else is asked.
 
-    The same text again has a number behind it, so that each is decoded.
+    The same text again has a number after it, so that each is decoded.
 
     Example:
         >>> [name[64:] for name in step_names([Prompt(id=id_, turns=["Why?"]) for id_ in "abc"])]

@@ -1,4 +1,4 @@
-"""What a spec says of its loss bound, of the prompts behind it, and of what was measured with it."""
+"""What a spec says of its loss bound, of the its prompts, and of what was measured with it."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ ShortHash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
 class PromptHashes(SpecModel):
-    """Hashes of the prompts behind a spec, so that nobody measures it on them.
+    """Hashes of the prompts of a spec, so that nobody measures it on them.
 
     The first 16 hexadecimal digits of the SHA-256 of each normalised text (:mod:`viasd_calib.prompt_copies`); the texts
     cannot be read off them, but whoever has a text can tell whether it is among them. Null is for not known.

@@ -64,7 +64,7 @@ class ShallowShape(SpecModel):
         if self.num_layers > num_layers:
             yield f"the drafter has {self.num_layers} layers, the verifier has {num_layers}; export it again"
         if self.taps[-1] > num_layers:
-            yield f"the drafter reads the verifier behind layer {self.taps[-1]}, it has {num_layers}; export it again"
+            yield f"the drafter reads the verifier after layer {self.taps[-1]}, it has {num_layers}; export it again"
         if self.head_vocab > vocab_size:
             yield f"the drafter has {self.head_vocab} output tokens, the verifier has {vocab_size}; export it again"
 

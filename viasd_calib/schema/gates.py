@@ -25,7 +25,7 @@ SLIM_FEATURES = (
     "block_place",
     "pending",
 )
-"""What a slim gate may look at: known behind a slim pass."""
+"""What a slim gate may look at: known after a slim pass."""
 
 
 class LogisticGate(SpecModel):
@@ -64,7 +64,7 @@ class Gates(SpecModel):
     Under ``calibrated`` a score is the gate's probability. Under ``ratio`` it is the published
     r = q'(v) / max q' (arXiv 2606.12243): accept at r >= ``accept_at``, escalate at r < ``escalate_below``,
     regenerate between. A bound above 1 is never met; where both bounds of the slim tier are, q' is not run.
-    Drafting stops behind the token up to which the chance that the block stands, the product of the draft gate's
+    Drafting stops after the token up to which the chance that the block stands, the product of the draft gate's
     scores, falls below ``draft_stop_below``.
     """
 

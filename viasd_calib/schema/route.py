@@ -53,8 +53,8 @@ class AdapterRef(SpecModel):
 class BridgesRef(SpecModel):
     """Linear maps of the residual stream, one in place of each run of skipped sublayers.
 
-    ``rank`` is that of the maps; null for full ones. With ``carry`` each has a second map, of the stream behind its run
-    at the place before (:mod:`viasd_calib.slim.carry`).
+    ``rank`` is that of the maps; null for full ones. With ``carry`` each has a second map, of the stream after its run
+    at the place before (:mod:`viasd_calib.slim.token_shift`).
     """
 
     rank: int | None = Field(None, ge=1)

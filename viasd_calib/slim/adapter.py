@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from viasd_calib.errors import ModelError, SpecError
-from viasd_calib.slim.adapted import AdaptedLinear
 from viasd_calib.slim.forward import share_parameters
 from viasd_calib.slim.linears import linear_of
-from viasd_calib.slim.packed import PackedLinear
+from viasd_calib.slim.lora_linear import LoRALinear
+from viasd_calib.slim.onednn_linear import OneDNNLinear
 from viasd_calib.slim.tensors import read_tensors, write_bfloat16
 from viasd_calib.slim.widths import load_widths, narrow_layers
 from viasd_calib.spec import AdapterKind, AdapterRef, Route, TensorFile, tensor_file
@@ -138,7 +138,7 @@ def load_slim_layers(model: PreTrainedModel, route: Route, folder: Path) -> nn.M
     """
     if route.adapter is None and route.mlp_keep is None:
         return None
-    if any(isinstance(module, PackedLinear) for module in model.modules()):
+    if any(isinstance(module, OneDNNLinear) for module in model.modules()):
         raise ModelError("the verifier's weights are packed for another decoder; load it anew for this spec")
     layers: nn.ModuleList = model.get_decoder().layers
     widths = load_widths(route, folder, model.config.intermediate_size)
@@ -241,7 +241,7 @@ def _adapted(lora: Any, folded: bool) -> nn.Module:
     base, down, up = lora.base_layer, lora.lora_A[adapter], lora.lora_B[adapter]
     up.weight.mul_(lora.scaling[adapter])
     if not folded:
-        return AdaptedLinear(base, down, up)
+        return LoRALinear(base, down, up)
     whole = base.weight.float() + up.weight.float() @ down.weight.float()  # [out, in]
     if adapter in lora.lora_magnitude_vector:  # DoRA (arXiv 2402.09353), equation 5: rows of a length of their own
         length = lora.lora_magnitude_vector[adapter].weight.float()  # [out]

@@ -13,8 +13,8 @@ from viasd_calib.choices import Backend
 from viasd_calib.errors import MachineWarning, ModelError
 from viasd_calib.slim.compiled import CompiledModel
 from viasd_calib.slim.forward import RoutedModel, SlimParts
-from viasd_calib.slim.grouped import group_heads
-from viasd_calib.slim.packed import can_pack, pack_linears, why_not_packed
+from viasd_calib.slim.grouped_query_attention import group_heads
+from viasd_calib.slim.onednn_linear import can_pack, pack_linears, why_not_packed
 from viasd_calib.spec import Route
 
 

@@ -26,7 +26,7 @@ class SkippedRun:
 
     Attributes:
         begin: number of the first one.
-        end: number behind the last one.
+        end: number after the last one.
     """
 
     begin: int
@@ -71,8 +71,8 @@ def skipped_runs(route: Route) -> list[SkippedRun]:
 class Bridge(nn.Module):
     """x -> W x + b, what a run of sublayers would have added to the residual stream x.
 
-    With a carry, C y is added to that, where y is the stream behind the run at the place before
-    (:mod:`viasd_calib.slim.carry`).
+    With a carry, C y is added to that, where y is the stream after the run at the place before
+    (:mod:`viasd_calib.slim.token_shift`).
 
     Args:
         hidden: width of the residual stream.
@@ -106,7 +106,7 @@ class Bridge(nn.Module):
         return self.up(self.down(hidden))  # type: ignore[no-any-return]
 
     def onward(self, stream: Tensor) -> Tensor:
-        """C y, what the stream behind the run says to the next place: [..., hidden] -> [..., hidden]."""
+        """C y, what the stream after the run says to the next place: [..., hidden] -> [..., hidden]."""
         assert self.carry_down is not None, "asked of a bridge with a carry"
         assert self.carry_up is not None, "asked of a bridge with a carry"
         return self.carry_up(self.carry_down(stream))  # type: ignore[no-any-return]
@@ -150,12 +150,15 @@ def new_bridges(route: Route, hidden: int, rank: int | None = None, carry: bool 
     return nn.ModuleDict({run.name: Bridge(hidden, rank, carry) for run in skipped_runs(route)})
 
 
-def carried_ends(route: Route, bridges: nn.ModuleDict) -> list[int]:
+def token_shift_ends(route: Route, bridges: nn.ModuleDict) -> list[int]:
     """Numbers of the sublayers before which a bridge's carry is the residual stream, rising.
 
     Example:
         >>> route = Route(attention_skip=[1, 2], mlp_skip=[1])
-        >>> carried_ends(route, new_bridges(route, hidden=4, carry=True)), carried_ends(route, new_bridges(route, 4))
+        >>> (
+        ...     token_shift_ends(route, new_bridges(route, hidden=4, carry=True)),
+        ...     token_shift_ends(route, new_bridges(route, 4)),
+        ... )
         ([5], [])
     """
     held = {run.end: bridges[run.name] for run in skipped_runs(route) if run.name in bridges}

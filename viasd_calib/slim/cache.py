@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from viasd_calib.errors import PromptError
 from viasd_calib.models import context_length
-from viasd_calib.slim.carry import place_after_place, repeated
+from viasd_calib.slim.token_shift import linear_recurrence, repeated
 
 
 class Lengths:
@@ -30,7 +30,7 @@ class Lengths:
         self.provisional = 0
 
     def mark_exact(self, length: int) -> None:
-        """q has now seen the first ``length`` positions; whatever q' wrote behind them is void."""
+        """q has now seen the first ``length`` positions; whatever q' wrote after them is void."""
         self.exact = self.provisional = length
 
     def mark_provisional(self, length: int) -> None:
@@ -50,7 +50,7 @@ class Lengths:
 
 
 class SharedCache(Lengths):
-    """Keys and values of every attention sublayer, and the stream behind bridged runs, by position of the text.
+    """Keys and values of every attention sublayer, and the stream after bridged runs, by position of the text.
 
     The lengths are those of a single text; the rows of a batch have their own, see :meth:`rows`.
 
@@ -58,7 +58,7 @@ class SharedCache(Lengths):
         config: the verifier's configuration (layers, key/value heads, head width).
         capacity: positions there is room for.
         batch: texts, one a row.
-        carries: bridges that read the stream at the place before (:mod:`viasd_calib.slim.carry`).
+        carries: bridges that read the stream at the place before (:mod:`viasd_calib.slim.token_shift`).
 
     Example:
         >>> from transformers import LlamaConfig
@@ -217,7 +217,7 @@ class CacheWindow:
     of leading slots that are read; it is known on the host, so that no forward waits for the device.
 
     Attributes:
-        widths: how many of the tokens are a row's own, [batch], long; None for all. Those behind repeat the last one,
+        widths: how many of the tokens are a row's own, [batch], long; None for all. Those after repeat the last one,
             position and all, so that nothing is written beyond a row's text and no position lies outside the context.
         rows: which rows of the cache take part, [batch], long; None for all of them.
     """
@@ -245,7 +245,7 @@ class CacheWindow:
         return read[0].index_select(0, self.rows), read[1].index_select(0, self.rows)
 
     def keep(self, slot: int, stream: Tensor) -> None:
-        """Write the stream behind a bridged run: [batch, width, hidden]."""
+        """Write the stream after a bridged run: [batch, width, hidden]."""
         carried = self.cache.carried[slot]  # [cache rows, capacity, hidden]
         if isinstance(self.start, int):
             carried[:, self.start : self.start + self.width] = stream
@@ -253,9 +253,9 @@ class CacheWindow:
             carried[self._places] = stream
 
     def along(self, slot: int, local: Tensor, onward: Callable[[Tensor], Tensor]) -> Tensor:
-        """The stream of q' behind a bridged run, which is kept; see ``CarryStore.along``."""
+        """The stream of q' after a bridged run, which is kept; see ``PreviousTokenStore.along``."""
         repeats = None if self.widths is None else repeated(self.positions())
-        stream = place_after_place(local, self._before(slot), onward, repeats)
+        stream = linear_recurrence(local, self._before(slot), onward, repeats)
         self.keep(slot, stream)
         return stream
 

@@ -2,7 +2,7 @@
 
 A decoder's passes are narrow, so that on CUDA the host takes longer to launch their kernels than the device to run
 them. A graph is launched at once, but only for shapes and addresses that it was recorded with. So here a pass is
-padded to one of few widths, reads the whole cache behind a mask, is told its positions as a tensor, and texts take
+padded to one of few widths, reads the whole cache under a mask, is told its positions as a tensor, and texts take
 turns in the same cache memory. Graphs hold no weights: q and q' still share the model's own.
 
 Of all models of a process one pass runs at a time, eager ones of such models too; other threads wait for it. For a
@@ -29,9 +29,9 @@ from viasd_calib.errors import ModelError
 from viasd_calib.models import context_length
 from viasd_calib.progress import progress_bar
 from viasd_calib.slim.cache import CacheWindow, SharedCache, check_context, readable, to_device
-from viasd_calib.slim.carry import place_after_place, repeated
 from viasd_calib.slim.forward import RoutedModel, SlimParts, States, Sublayer, Window
 from viasd_calib.slim.in_process import InProcess
+from viasd_calib.slim.token_shift import linear_recurrence, repeated
 from viasd_calib.spec import Route
 
 WIDTHS = (1, 4, 8, 16, 32)
@@ -105,15 +105,15 @@ class StaticWindow:
         return self.keys[layer], self.values[layer]
 
     def keep(self, slot: int, stream: Tensor) -> None:
-        """Write the stream behind a bridged run: [1, width, hidden]."""
+        """Write the stream after a bridged run: [1, width, hidden]."""
         self.carried[slot].index_copy_(1, self.slots, stream)
 
     def along(self, slot: int, local: Tensor, onward: Callable[[Tensor], Tensor]) -> Tensor:
-        """The stream of q' behind a bridged run, which is kept; see ``CarryStore.along``."""
+        """The stream of q' after a bridged run, which is kept; see ``PreviousTokenStore.along``."""
         first = self.slots[:1]  # [1]
         before = self.carried[slot].index_select(1, (first - 1).clamp(min=0))[:, 0]  # [1, hidden]
         before = torch.where(first > 0, before, 0)
-        stream = place_after_place(local, before, onward, repeated(self.positions()))
+        stream = linear_recurrence(local, before, onward, repeated(self.positions()))
         self.keep(slot, stream)
         return stream
 

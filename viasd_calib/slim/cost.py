@@ -56,7 +56,7 @@ def interleaved_seconds(
     Args:
         repeats: timed rounds; ``WARM_UP`` untimed ones come before.
         device: waited for before the clock is read.
-        after_each: called behind every call of a function, outside the time taken.
+        after_each: called after every call of a function, outside the time taken.
     """
     order = list(range(len(runs)))
     draw = random.Random(0)

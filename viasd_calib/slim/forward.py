@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from viasd_calib.errors import ModelError
-from viasd_calib.slim.bridges import Bridge, carried_ends, skipped_runs
+from viasd_calib.slim.bridges import Bridge, skipped_runs, token_shift_ends
 from viasd_calib.slim.cache import CacheWindow, SharedCache
-from viasd_calib.slim.carry import CarryStore
 from viasd_calib.slim.families import (
     AttentionInputs,
     Family,
@@ -25,9 +24,10 @@ from viasd_calib.slim.families import (
     layer_types_of,
     window_of,
 )
-from viasd_calib.slim.grouped import GROUPED, additive_mask, grouped_mask
+from viasd_calib.slim.grouped_query_attention import GROUPED, additive_mask, grouped_mask
 from viasd_calib.slim.head import SlimHead, over_vocabulary
-from viasd_calib.slim.packed import PackedLinear
+from viasd_calib.slim.onednn_linear import OneDNNLinear
+from viasd_calib.slim.token_shift import PreviousTokenStore
 from viasd_calib.spec import Route
 
 SublayerKind = Literal["attention", "mlp", "bridge"]
@@ -47,7 +47,7 @@ class Sublayer:
     Attributes:
         index: of the decoder layer; of the first one that a bridge stands in for.
         layer: the decoder layer, or the bridge.
-        end: number of the sublayer that runs behind it in q (:class:`~viasd_calib.slim.bridges.SkippedRun`).
+        end: number of the sublayer that runs after it in q (:class:`~viasd_calib.slim.bridges.SkippedRun`).
     """
 
     kind: SublayerKind
@@ -73,7 +73,7 @@ class SlimParts:
     head_ids: Tensor | None = None
 
 
-class Window(KeyValueStore, CarryStore, Protocol):
+class Window(KeyValueStore, PreviousTokenStore, Protocol):
     """Where one forward writes and reads; :class:`~viasd_calib.slim.cache.CacheWindow` is one."""
 
     def positions(self) -> Tensor:
@@ -178,7 +178,7 @@ class RoutedModel:
         self.slim_layers: nn.ModuleList = self.layers if parts.layers is None else parts.layers
         """The layers whose sublayers q' runs: q's own, or copies with an adapter or narrow MLPs."""
         self.slim_sublayers = sublayers_of(self.slim_layers, self.layer_types, route, parts.bridges)
-        self.carried_ends: Sequence[int] = carried_ends(route or Route(), parts.bridges)
+        self.token_shift_ends: Sequence[int] = token_shift_ends(route or Route(), parts.bridges)
         """Numbers of the sublayers before which q's passes keep the residual stream, for bridges with a carry."""
         self._slim_head = self._reduced_head(route, parts.head_ids)
         heads = () if self._slim_head is None else (self._slim_head,)
@@ -220,7 +220,7 @@ class RoutedModel:
 
         Args:
             lengths: positions of the texts to come, prompt and new tokens.
-            widest: most tokens that a pass behind the prompt runs over.
+            widest: most tokens that a pass after the prompt runs over.
             slim: whether q' is to run, too.
 
         Raises:
@@ -229,7 +229,7 @@ class RoutedModel:
 
     def new_cache(self, capacity: int, batch: int = 1) -> SharedCache:
         """An empty cache with room for ``capacity`` positions."""
-        carries = len(self.carried_ends)
+        carries = len(self.token_shift_ends)
         return SharedCache(self.config, capacity, batch=batch, carries=carries, dtype=self.dtype, device=self.device)
 
     def full(self, ids: Tensor, window: CacheWindow, taps: Sequence[int] = ()) -> States:
@@ -282,7 +282,7 @@ class RoutedModel:
     def head_rows(self, ids: Tensor) -> Tensor:
         """Rows of the output head for ``ids`` ([n]), which give logits before :meth:`soft_cap`: [n, hidden]."""
         head = self._head
-        weight = head.plain() if isinstance(head, PackedLinear) else head.weight
+        weight = head.plain() if isinstance(head, OneDNNLinear) else head.weight
         return weight[ids]  # type: ignore[index]
 
     def attention_inputs(
@@ -318,17 +318,21 @@ class RoutedModel:
                 return sublayer.layer(hidden)  # type: ignore[no-any-return]
 
     def advance(
-        self, sublayer: Sublayer, hidden: Tensor, inputs: Mapping[LayerType, AttentionInputs], carries: CarryStore
+        self,
+        sublayer: Sublayer,
+        hidden: Tensor,
+        inputs: Mapping[LayerType, AttentionInputs],
+        carries: PreviousTokenStore,
     ) -> Tensor:
-        """The residual stream behind one sublayer, kept in ``carries`` where a bridge is to read it.
+        """The residual stream after one sublayer, kept in ``carries`` where a bridge is to read it.
 
         Args:
             hidden: the stream before it, [batch, width, hidden].
         """
         stream = hidden + self.step(sublayer, hidden, inputs)
-        if sublayer.end not in self.carried_ends:
+        if sublayer.end not in self.token_shift_ends:
             return stream
-        slot = self.carried_ends.index(sublayer.end)
+        slot = self.token_shift_ends.index(sublayer.end)
         if isinstance(sublayer.layer, Bridge):
             return carries.along(slot, stream, sublayer.layer.onward)
         carries.keep(slot, stream)

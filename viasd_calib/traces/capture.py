@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from viasd_calib.decoding.sampling import Sampling
-from viasd_calib.decoding.summary import stack_summaries, summarize
+from viasd_calib.decoding.top_k import stack_top_k, top_k_statistics
 from viasd_calib.draft.base import Drafter
 from viasd_calib.models import Verifier
 from viasd_calib.progress import progress_bar
@@ -29,8 +29,8 @@ from viasd_calib.traces.folder import (
     CaptureSettings,
     Manifest,
     held_keys,
+    logit_statistics,
     open_folder,
-    read_rows,
     shard_name,
     size_per_token,
     text_sha256,
@@ -38,7 +38,7 @@ from viasd_calib.traces.folder import (
 )
 from viasd_calib.traces.generation import Answer, generate_batch
 from viasd_calib.traces.on_policy import Policy
-from viasd_calib.traces.schema import summary_columns
+from viasd_calib.traces.schema import top_k_columns
 
 Item = TypeVar("Item")
 
@@ -75,7 +75,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class CaptureReport:
-    """What a capture run left behind.
+    """What a capture run wrote.
 
     Attributes:
         texts: that are asked; there is one for each turn.
@@ -137,7 +137,7 @@ def capture_again(
 ) -> CaptureReport:
     """Fill ``folder`` with a policy's answers to what earlier traces were asked, as :func:`capture` does.
 
-    A later turn stands behind the answers that it stood behind in the earlier traces.
+    A later turn stands after the answers that it stood after in the earlier traces.
 
     Raises:
         TraceError: the folder holds other traces.
@@ -176,7 +176,7 @@ def _fill(
             keys = missing[begin : begin + size]
             write_shard(folder / shard_name(keys), list(rows_of([items[key] for key in keys])))
             progress.update(task, advance=len(keys))
-    lengths = [len(row["tokens"]) for row in read_rows(folder, ["tokens"])] if items else []
+    lengths = [len(row["tokens"]) for row in logit_statistics(folder, ["tokens"])] if items else []
     kept = len(items) - len(missing)
     return CaptureReport(folder, len(lengths), sum(lengths), size_per_token(folder), len(items), kept)
 
@@ -223,7 +223,7 @@ class _Tracer:
                 "turn": one.turn,
                 "prompt_tokens": one.ids,
                 "tokens": answer.tokens,
-                **summary_columns("q", stack_summaries(answer.said)),
+                **top_k_columns("q", stack_top_k(answer.said)),
                 **draft_columns(self.drafter, one.ids, answer, self.settings, seed=self.settings.seed + one.number),
             }
             for one, answer in zip(asked, answers, strict=True)
@@ -279,15 +279,15 @@ def draft_columns(
 ) -> dict[str, Any]:
     """What p would have drafted at every generated place of one text: columns of its row."""
     if drafter is None:
-        return {**summary_columns("p", None), "p_token": [], "p_depth": []}
+        return {**top_k_columns("p", None), "p_token": [], "p_depth": []}
     tapped = torch.cat(answer.tapped)  # [length - 1, taps, hidden]
     text = torch.tensor([*prompt, *answer.tokens[:-1]], device=tapped.device)  # [length - 1]
     begin = len(prompt) - 1
     depth = random_depths(text.shape[0], MAX_DEPTH, seed).to(tapped.device)
     drafted, logits = drafter.score(text, tapped, depth)
-    said = None if logits is None else summarize(logits[begin:], settings.top_k, drafter.vocabulary)
+    said = None if logits is None else top_k_statistics(logits[begin:], settings.top_k, drafter.vocabulary)
     return {
-        **summary_columns("p", said),
+        **top_k_columns("p", said),
         "p_token": drafted[begin:].tolist(),
         "p_depth": depth[begin:].tolist(),
     }

@@ -20,7 +20,7 @@ from viasd_calib.errors import TraceError
 from viasd_calib.prompts import Split, SplitShares, split_of
 from viasd_calib.spec import VerifierRef
 from viasd_calib.traces.capture import Asked
-from viasd_calib.traces.folder import read_manifest, read_rows
+from viasd_calib.traces.folder import logit_statistics, read_manifest
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class TraceBatch:
 
     Attributes:
         indices: place of each text in the data set.
-        ids: [batch, length], long, zeros behind the shorter texts.
-        predicts: whether the token behind a place was generated, [batch, length], bool.
+        ids: [batch, length], long, zeros after the shorter texts.
+        predicts: whether the token after a place was generated, [batch, length], bool.
         q_ids: q's top tokens at the places that predict, flattened in row order, [places, k], long.
         q_log_probs: their log-probabilities, [places, k], float32.
     """
@@ -120,7 +120,7 @@ def read_texts(folder: Path) -> list[TraceText]:
     Raises:
         TraceError: no shard, or a damaged one.
     """
-    return [_text(index, row) for index, row in enumerate(read_rows(Path(folder)))]
+    return [_text(index, row) for index, row in enumerate(logit_statistics(Path(folder)))]
 
 
 def _text(index: int, row: dict[str, Any]) -> TraceText:
@@ -204,7 +204,7 @@ class LengthBatches(Sampler[list[int]]):
 
     @property
     def sampler(self) -> LengthBatches:
-        """Itself: Lightning looks for ``set_epoch`` behind a batch sampler, not on it."""
+        """Itself: Lightning looks for ``set_epoch`` after a batch sampler, not on it."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -229,7 +229,7 @@ class LengthBatches(Sampler[list[int]]):
         return {"epoch": self.epoch, "given": self._given, "order_sha256": self._order_sha256()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration go on behind what was given.
+        """Let the next iteration go on after what was given.
 
         Raises:
             TraceError: the state is of other texts, of another limit, or of another seed.
@@ -406,7 +406,7 @@ class TraceDataModule(LightningDataModule):
         return {} if self._training is None else self._training.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the next training batches go on behind the state.
+        """Let the next training batches go on after the state.
 
         Lightning restores a loader's own state too, but only where no module has asked for the number of
         steps: that makes the loader earlier than the checkpoint's loops are read.

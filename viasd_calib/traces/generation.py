@@ -11,7 +11,7 @@ from transformers import LogitsProcessorList
 
 from viasd_calib.decoding.draws import draw, process_rows
 from viasd_calib.decoding.sampling import Sampling, seed_of_text
-from viasd_calib.decoding.summary import Summary, summarize
+from viasd_calib.decoding.top_k import TopKStatistics, top_k_statistics
 from viasd_calib.errors import NumericsError, SamplingError
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
@@ -19,7 +19,7 @@ from viasd_calib.slim.forward import RoutedModel
 
 @dataclass
 class Answer:
-    """A text that q wrote behind a prompt, and what it said on the way.
+    """A text that q wrote after a prompt, and what it said on the way.
 
     Attributes:
         tokens: the new tokens, up to and including the first end-of-text token.
@@ -30,7 +30,7 @@ class Answer:
 
     tokens: list[int]
     tapped: list[Tensor]
-    said: list[Summary]
+    said: list[TopKStatistics]
 
 
 @torch.inference_mode()
@@ -75,7 +75,7 @@ def generate_batch(
     live = list(answers)
     for step in range(max_new_tokens):
         logits = verifier.logits(hidden)  # [live, vocabulary]
-        said = summarize(logits, summary_top)
+        said = top_k_statistics(logits, summary_top)
         tokens = _choose(logits, sampling, processors, generators)
         finite, *values = torch.cat([torch.isfinite(said.log_sum_exp).all().long()[None], tokens]).tolist()
         if not finite:
@@ -112,7 +112,7 @@ def _choose(
 
 
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of ids as one tensor, zeros behind the shorter ones: [batch, longest], and lengths [batch].
+    """Rows of ids as one tensor, zeros after the shorter ones: [batch, longest], and lengths [batch].
 
     Example:
         >>> pad_right([[1, 2], [3]], torch.device("cpu"))[0].tolist()

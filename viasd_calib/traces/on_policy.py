@@ -1,7 +1,7 @@
 """Texts that a policy decodes in place of q, and what q says at every place of them.
 
 Gates and q' see their own text at run time; one that learned from q's texts alone never saw what follows a token that
-strayed (exposure bias; DAgger, arXiv 1011.0686, mends it in the same way: the learner acts, the expert labels).
+diverged (exposure bias; DAgger, arXiv 1011.0686, mends it in the same way: the learner acts, the expert labels).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.session import Generation
-from viasd_calib.decoding.summary import summarize
+from viasd_calib.decoding.top_k import top_k_statistics
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Decoding, Gates, Route
@@ -59,13 +59,13 @@ class Policy:
         texts = self._texts(prompts, max_new_tokens, range(len(prompts)) if numbers is None else numbers)
         for prompt, text in zip(prompts, texts, strict=True):
             logits, tapped = read_answer(self.decoder.verifier, prompt, text.tokens, taps)
-            said = summarize(logits, summary_top)
+            said = top_k_statistics(logits, summary_top)
             found.append(Answer(text.tokens, [tapped], [said[row] for row in range(len(text.tokens))]))
         return found
 
     def _texts(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, numbers: Sequence[int]) -> list[Generation]:
         """Greedy texts together; drawn ones alone, so that none hangs on its place in a batch."""
-        if self.decoder.chooser.greedy:
+        if self.decoder.sampler.greedy:
             return self.decoder.generate_batch(prompts, max_new_tokens, batch_size=len(prompts))
         named = zip(prompts, numbers, strict=True)
         return [self.decoder.generate(prompt, max_new_tokens, number=number) for prompt, number in named]

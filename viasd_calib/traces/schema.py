@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from datasets import Features, Sequence, Value
 
-from viasd_calib.decoding.summary import Summary
+from viasd_calib.decoding.top_k import TopKStatistics
 
 SIDES = ("q", "p")
 """Prefixes of the columns that tell what the verifier and the draft model said."""
@@ -40,7 +40,7 @@ def trace_features() -> Features:
     return Features(columns)
 
 
-def summary_columns(side: str, said: Summary | None) -> dict[str, list[float] | list[int]]:
+def top_k_columns(side: str, said: TopKStatistics | None) -> dict[str, list[float] | list[int]]:
     """Columns of one side of a text; all empty where that side has no distribution."""
     if said is None:
         return {f"{side}_{name}": [] for name in ("ids", "log_probs", "log_sum_exp", "entropy", "margin")}

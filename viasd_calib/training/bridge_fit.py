@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from viasd_calib.replay.teacher import read_residuals
 from viasd_calib.slim.bridges import Bridge, SkippedRun, new_bridges, skipped_runs
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceText
 from viasd_calib.training.closed_form import LeastSquares
-from viasd_calib.training.teacher import read_residuals
 
 RIDGE = 1e-3
 """Weight of the penalty on the maps' size, relative to the inputs' mean square."""
@@ -36,7 +36,7 @@ def fit_bridges(
 
     Args:
         rank: of the maps; None for full ones.
-        carry: whether they read q's stream behind the run at the place before, too.
+        carry: whether they read q's stream after the run at the place before, too.
 
     Returns:
         The bridges of each route, by name.
@@ -48,8 +48,8 @@ def fit_bridges(
     for text in texts if runs else ():
         stream = generated_residuals(model, text, numbers, lead=1)
         for run, problem in problems.items():
-            before, behind = stream[:, numbers.index(run.begin)], stream[:, numbers.index(run.end)]
-            _add_examples(problem, before[1:], behind[1:], behind[:-1] if carry else None)
+            before, after = stream[:, numbers.index(run.begin)], stream[:, numbers.index(run.end)]
+            _add_examples(problem, before[1:], after[1:], after[:-1] if carry else None)
     return [_solve_all(route, problems, new_bridges(route, hidden, rank, carry), rank) for route in routes]
 
 
@@ -57,7 +57,7 @@ def generated_residuals(model: RoutedModel, text: TraceText, numbers: Sequence[i
     """q's residual stream at the n places of a text where q wrote: [lead + n, numbers, hidden], float32.
 
     Args:
-        numbers: of the sublayers it enters, as :func:`~viasd_calib.training.teacher.read_residuals` takes them.
+        numbers: of the sublayers it enters, as :func:`~viasd_calib.replay.teacher.read_residuals` takes them.
         lead: places before those, to be given too; zeros before the text begins.
     """
     read = read_residuals(model, text.ids[None, :-1].to(model.device), numbers)  # [1, length, numbers, hidden]
@@ -66,21 +66,21 @@ def generated_residuals(model: RoutedModel, text: TraceText, numbers: Sequence[i
     return torch.nn.functional.pad(kept, (0, 0, 0, 0, -begin, 0)) if begin < 0 else kept
 
 
-def _add_examples(problem: LeastSquares, before: Tensor, behind: Tensor, carried: Tensor | None = None) -> None:
+def _add_examples(problem: LeastSquares, before: Tensor, after: Tensor, carried: Tensor | None = None) -> None:
     """What a run made of the residual stream ([n, hidden] each), as examples with a constant last input.
 
     Args:
-        carried: the stream behind the run, one place earlier; None for bridges without a carry.
+        carried: the stream after the run, one place earlier; None for bridges without a carry.
     """
     inputs = [before, *([] if carried is None else [carried]), torch.ones_like(before[:, :1])]
-    problem.add(torch.cat(inputs, 1), behind - before)
+    problem.add(torch.cat(inputs, 1), after - before)
 
 
 class BridgeFitter:
     """Fits bridges for routes that are found one after another, as :func:`fit_bridges` does for routes known ahead.
 
     A run that several routes leave out is fitted once, and they share its bridge. Bridges have no carry: a search would
-    have to keep q's stream behind every run that it may come to try.
+    have to keep q's stream after every run that it may come to try.
 
     Args:
         model: what the bridges are for.

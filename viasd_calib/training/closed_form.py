@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from viasd_calib.draft.shallow import ShallowModel, unit_size
+from viasd_calib.replay.teacher import read_text
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.training.teacher import read_text
 
 RIDGE = 3e-3
 """Weight of the penalty on the maps' size, relative to inputs of root mean square 1."""

@@ -16,13 +16,13 @@ from viasd_calib.draft.build import SHALLOW_FILE, SHALLOW_TENSORS, describe_shal
 from viasd_calib.draft.shallow import ShallowModel, load_shallow, save_shallow, unrolled_states
 from viasd_calib.errors import ModelError
 from viasd_calib.models import load_verifier
+from viasd_calib.replay.teacher import TappedStates, refuse_foreign_traces
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import ShallowDraft, ShallowShape
 from viasd_calib.traces.data import TraceBatch, TraceDataModule
 from viasd_calib.training.closed_form import fit_stand_in
 from viasd_calib.training.head_vocabulary import choose_tokens
 from viasd_calib.training.objectives import restricted_cross_entropy
-from viasd_calib.training.teacher import TappedStates, refuse_foreign_traces
 
 
 class DrafterModule(LightningModule):
@@ -95,7 +95,7 @@ class DrafterModule(LightningModule):
         drafter = ShallowModel(verifier, self.shape)
         data: TraceDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         drafter.use_vocabulary(choose_tokens(data.token_counts(), self.shape.head_vocab, verifier.config.vocab_size))
-        if self.closed_form_texts and self.trainer.ckpt_path is None:  # a resumed run has left its start behind
+        if self.closed_form_texts and self.trainer.ckpt_path is None:  # a resumed run has left its start after
             fit_stand_in(drafter, verifier, (text.ids for text in data.drawn_texts(self.closed_form_texts)))
         return drafter
 

@@ -14,7 +14,7 @@ BESIDE_THE_POINT = (
     "`isinstance(treespec, LeafSpec)` is deprecated",
     # A checkpoint is to hold the state after the step, so that a resumed run goes on with the next one.
     "Using ModelCheckpoint with manual optimization and every_n_train_steps, but no pre-optimization state",
-    # That is how `viasd fit` hands over the words behind its own.
+    # That is how `viasd fit` hands over the words after its own.
     "LightningCLI's args parameter is intended to run from within Python",
 )
 """How warnings begin that are wrong for this package's training."""

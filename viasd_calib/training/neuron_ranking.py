@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from viasd_calib.replay.teacher import read_text
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.widths import neuron_order
 from viasd_calib.traces.data import TraceText
-from viasd_calib.training.teacher import read_text
 
 
 class _Excitement:

@@ -17,8 +17,10 @@ from torchmetrics import MeanMetric
 from viasd_calib.choices import SMOLLM2, SearchMethod
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import Verifier, load_verifier
+from viasd_calib.replay.student import run_starts, student_states
+from viasd_calib.replay.teacher import KnownCaches, refuse_foreign_traces
 from viasd_calib.slim.adapter import DEFAULT_TARGETS, adapted_layers, of_adapter
-from viasd_calib.slim.bridges import carried_ends, new_bridges
+from viasd_calib.slim.bridges import new_bridges, token_shift_ends
 from viasd_calib.slim.cost import TOLERANCE, SublayerCosts, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel, SlimParts, Sublayer, sublayers_of
 from viasd_calib.slim.widths import KeptNeurons, narrow_layers
@@ -31,8 +33,6 @@ from viasd_calib.training.neuron_ranking import rank_neurons
 from viasd_calib.training.objectives import OBJECTIVES, Objective
 from viasd_calib.training.search.record import load_search
 from viasd_calib.training.spans import choose_span, span_routes
-from viasd_calib.training.student import run_starts, student_states
-from viasd_calib.training.teacher import KnownCaches, refuse_foreign_traces
 
 Stage = Literal["route", "adapter"]
 RouteChoice = Literal["span", "gates", "given"]
@@ -67,7 +67,7 @@ class RouterModule(LightningModule):
     relative cost at its target (a Lagrangian, ascended), makes the gates discrete, cheapest sufficient set first, and
     then fits the bridges. ``given`` takes a route that ``viasd search`` found, and fits its bridges.
     For the remaining steps bridges and LoRA weights on the kept sublayers are distilled on the same objective, each
-    batch with a longest run of pending places of its own, so that q' is at home directly behind q and further on.
+    batch with a longest run of pending places of its own, so that q' is at home directly after q and further on.
     What is logged bears stage and objective in its name: ``route_kl``, ``adapter_kl``.
 
     A step learns from ``accumulate`` batches of each process, all of like weight, which may lie in two epochs. So n
@@ -93,10 +93,10 @@ class RouterModule(LightningModule):
         cost_learning_rate: of the multiplier.
         bridges: whether skipped runs are bridged.
         bridge_rank: of the bridges; None for full ones.
-        bridge_carry: whether a bridge also reads the stream behind its run at the place before
-            (:mod:`viasd_calib.slim.carry`).
+        bridge_carry: whether a bridge also reads the stream after its run at the place before
+            (:mod:`viasd_calib.slim.token_shift`).
         bridge_texts: texts that bridges are fitted on in closed form; a fifth of them judges spans.
-        bridge_learning_rate: of the bridges, behind their closed form.
+        bridge_learning_rate: of the bridges, after their closed form.
         adapter_kind: products of low rank, LoRA's or DoRA's, or other weights of norms, which cost a pass nothing.
         adapter_rank: of LoRA and DoRA; 0 for no adapter.
         adapter_targets: module names the adapter sits on; None for those usual with its kind.
@@ -326,7 +326,7 @@ class RouterModule(LightningModule):
     def _take_bridges(self, bridges: nn.ModuleDict) -> None:
         """Train these bridges from here on."""
         self.bridges = bridges.to(device=self.device, dtype=self.model.dtype).requires_grad_(True)
-        self.model.carried_ends = carried_ends(self.route, bridges)
+        self.model.token_shift_ends = token_shift_ends(self.route, bridges)
         self._caches[:] = [self._new_caches()]  # those so far hold nothing of what the bridges read
 
     def _new_caches(self) -> KnownCaches:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from viasd_calib.errors import CalibrationError
-from viasd_calib.slim.bridges import carried_ends
+from viasd_calib.replay.agreement import directly_after, judge_places, read_for_judging
+from viasd_calib.slim.bridges import token_shift_ends
 from viasd_calib.slim.cost import TOLERANCE, SublayerCosts
 from viasd_calib.slim.forward import RoutedModel, Sublayer, sublayers_of
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceText
 from viasd_calib.training.bridge_fit import fit_bridges
-from viasd_calib.training.judging import directly_behind, judge_places, read_for_judging
 
 
 def span_routes(costs: SublayerCosts, target_cost: float, always: Sequence[int], layers: int) -> list[Route]:
@@ -61,7 +61,7 @@ def span_routes(costs: SublayerCosts, target_cost: float, always: Sequence[int],
 
 
 def judge_routes(model: RoutedModel, routes: Sequence[Sequence[Sublayer]], texts: Iterable[TraceText]) -> list[float]:
-    """KL(q || q') of several q' directly behind q, mean over the places where q wrote, in nats.
+    """KL(q || q') of several q' directly after q, mean over the places where q wrote, in nats.
 
     Args:
         routes: what each q' runs.
@@ -70,7 +70,7 @@ def judge_routes(model: RoutedModel, routes: Sequence[Sequence[Sublayer]], texts
     for text in texts:
         cache = read_for_judging(model, text)
         for divergence, sublayers in zip(found, routes, strict=True):
-            divergence.append(judge_places(model, sublayers, text, cache, directly_behind(text)).kl)
+            divergence.append(judge_places(model, sublayers, text, cache, directly_after(text)).kl)
     return [float(torch.cat(divergence).mean()) for divergence in found]
 
 
@@ -94,13 +94,15 @@ def choose_span(
         bridges.to(device=model.device, dtype=model.dtype)
         for bridges in fit_bridges(model, routes, fit_on, rank, carry)
     ]
-    every = (carried_ends(route, bridges) for route, bridges in zip(routes, fitted, strict=True))
-    model.carried_ends = sorted({end for ends in every for end in ends})  # what q's passes keep for one or the other
+    every = (token_shift_ends(route, bridges) for route, bridges in zip(routes, fitted, strict=True))
+    model.token_shift_ends = sorted(
+        {end for ends in every for end in ends}
+    )  # what q's passes keep for one or the other
     kept = [
         sublayers_of(model.slim_layers, model.layer_types, route, bridges)
         for route, bridges in zip(routes, fitted, strict=True)
     ]
     divergence = judge_routes(model, kept, judge_on)
-    model.carried_ends = ()
+    model.token_shift_ends = ()
     best = min(range(len(routes)), key=divergence.__getitem__)
     return routes[best], fitted[best]

@@ -10,7 +10,7 @@ import pytest
 from tests.certificates import make_certificate
 from tests.tiny import constant_gate, verifier_ref
 from viasd_calib.calibration.artifacts import CalibrateArtifact, FitArtifact, fit_beside, load_fit_of
-from viasd_calib.calibration.worth import SlimWorth, without_slim
+from viasd_calib.calibration.policy_timing import PolicyTiming, without_slim
 from viasd_calib.errors import CalibrationError, SpecError
 from viasd_calib.file_names import FIT_FILE
 from viasd_calib.files import write_json
@@ -25,7 +25,7 @@ EXACT = without_slim(CERTIFIED)
 def calibrated(bound: float | None, seconds: float | None) -> CalibrateArtifact:
     """A result with a policy certified at ``bound`` that takes ``seconds`` a token; exact decoding takes 0.02."""
     certificate = make_certificate(bound)
-    worth = SlimWorth(
+    worth = PolicyTiming(
         by_bound={0.5: 0.03}, seconds_per_token_without=0.02, seconds_per_token_certified=seconds, n_prompts=8
     )
     return CalibrateArtifact(

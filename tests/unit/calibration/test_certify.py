@@ -63,7 +63,7 @@ def run(
 
 
 def test_the_fastest_sure_candidate_is_chosen(tiny_verifier: Verifier) -> None:
-    """Trusting nothing is exact and passes; trusting everything strays, fails and is given up."""
+    """Trusting nothing is exact and passes; trusting everything diverges, fails and is given up."""
     chosen, tested, losses = run(tiny_verifier, [0.9, 0.8, 0.1], 40, max_loss=0.06)
     assert (chosen, tested) == (0.8, 3)
     assert losses[:2] == [0.0, 0.0]
@@ -82,7 +82,7 @@ def test_too_few_prompts_are_said_at_once(tiny_verifier: Verifier, max_loss: flo
 
 
 class Interrupted(Ledger):
-    """A ledger whose job is stopped behind so many steps."""
+    """A ledger whose job is stopped after so many steps."""
 
     def __init__(self, path: Path, steps: int) -> None:
         super().__init__(path)

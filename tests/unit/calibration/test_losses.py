@@ -21,8 +21,8 @@ def test_each_changed_token_is_found() -> None:
     prompt = [3, 7, 1]
     text = transformers_text(model, prompt, 12, [])
     text[5] = (text[5] + 1) % 24
-    strayed = diverging(RoutedModel(model), prompt, text)
-    assert strayed[:5].sum() == 0
-    assert strayed[5]
+    diverged = diverging(RoutedModel(model), prompt, text)
+    assert diverged[:5].sum() == 0
+    assert diverged[5]
     again = torch.tensor(transformers_text(model, [*prompt, *text[:8]], 1, []))
-    assert bool(strayed[8]) == bool(again[0] != text[8])
+    assert bool(diverged[8]) == bool(again[0] != text[8])

@@ -27,7 +27,7 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("missing option", ["capture"], 2, "--out is missing; give it"),
     ("missing argument", ["validate"], 2, "spec is missing; give it"),
     ("option without value", ["capture", "--out"], 2, "--out needs a value"),
-    ("value too many", [*CAPTURE, "a", "b"], 2, "'a' stands behind no option; give each value behind"),
+    ("value too many", [*CAPTURE, "a", "b"], 2, "'a' stands after no option; give each value after"),
     # values
     ("word for a number", [*CAPTURE, "--limit", "x"], 2, "--limit is 'x'; give a whole number, at least 1, or null"),
     ("fraction for a count", [*CAPTURE, "--max-new-tokens", "1.5"], 2, "--max-new-tokens is '1.5'; give a whole"),
@@ -113,7 +113,7 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("wrong row", ["capture", "--out", "out", "--prompts", "row.csv"], 1, "it should be as 1 under the heading turns"),
     ("two lists", ["capture", "--out", "out", "--prompts", "lists.json"], 1, "but 'train' holds a list: give its entr"),
     ("audit without a spec", [*CAPTURE, "--audit", "off", "--split", "null"], 1, "give --spec too, or leave"),
-    # what other steps leave behind
+    # what other steps write
     ("absent fit", ["calibrate", "--fit", "none", "--out", "out"], 1, "run viasd fit first, or mend --fit"),
     ("damaged fit", CALIBRATE, 1, "fit/fit.json is damaged"),
     ("fit for a frontier", [*CALIBRATE, "--cost", "0.5"], 1, "fit/frontier.json: No such file or directory; run viasd"),

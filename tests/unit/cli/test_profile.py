@@ -6,7 +6,7 @@ import pytest
 
 from tests.tiny import TinyFolder, tiny_spec
 from viasd_calib.cli import main
-from viasd_calib.planning.profile import load_profile
+from viasd_calib.profiling.profile import load_profile
 
 SMALL = ["--widths", "[4,1]", "--contexts", "[8,16]", "--batches", "[1,2]", "--repeats", "2"]
 

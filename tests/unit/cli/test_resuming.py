@@ -53,7 +53,7 @@ def test_a_bench_that_was_stopped_goes_on(
     monkeypatch.setattr(bench, "_answer", second)
     assert main(command) == 0
     assert (first.answered, second.answered) == (3, PROMPTS - 3)
-    assert "goes on behind 3 prompts" in capsys.readouterr().err
+    assert "goes on after 3 prompts" in capsys.readouterr().err
     assert load_bench(tmp_path / "bench.json").n_prompts == PROMPTS
     assert [path.name for path in tmp_path.glob("*.steps")] == []
 
@@ -73,7 +73,7 @@ def test_a_bench_whose_prompts_were_mended_keeps_the_others(
     monkeypatch.setattr(bench, "_answer", second)
     assert main(command) == 0
     assert second.answered == 2
-    assert "goes on behind 1 prompts" in capsys.readouterr().err
+    assert "goes on after 1 prompts" in capsys.readouterr().err
     result = load_bench(tmp_path / "bench.json")
     assert (result.n_prompts, "new" in result.by_task) == (3, True)
 

@@ -26,7 +26,7 @@ from viasd_calib.traces.capture import capture
 from viasd_calib.traces.data import read_texts
 from viasd_calib.traces.folder import CaptureSettings, read_manifest
 from viasd_calib.training import router
-from viasd_calib.training.handing_over import HANDED_OVER, STATE_FILE
+from viasd_calib.training.warm_start import STATE_FILE, WARM_START_KEYS
 
 STEPS = 3
 
@@ -72,16 +72,16 @@ def test_between_rounds_the_decoder_answers_every_prompt(
 def test_q_judges_every_place_of_the_decoders_texts(tiny_folder: TinyFolder, traces: Path, two_rounds: Path) -> None:
     texts = read_texts(two_rounds / "round-1" / "traces")
     routed = RoutedModel(load_verifier(str(tiny_folder)).model)
-    strayed = [text.generated != text.q_ids[:, 0] for text in texts]
-    for text, found in zip(texts, strayed, strict=True):
+    diverged = [text.generated != text.q_ids[:, 0] for text in texts]
+    for text, found in zip(texts, diverged, strict=True):
         prompt, answer = text.asked.ids, text.generated.tolist()
         assert torch.equal(found, diverging(routed, prompt, answer))
-    assert any(found.any() for found in strayed), "texts of q alone would show nothing that follows a strayed token"
+    assert any(found.any() for found in diverged), "texts of q alone would show nothing that follows a diverged token"
 
 
 def test_training_goes_on_and_learns_from_old_and_new_texts(traces: Path, two_rounds: Path) -> None:
     first, second = (torch.load(two_rounds / f"round-{n}" / STATE_FILE, weights_only=True) for n in (1, 2))
-    assert set(first) <= set(HANDED_OVER)
+    assert set(first) <= set(WARM_START_KEYS)
     assert [int(state["state_dict"]["steps_done"]) for state in (first, second)] == [STEPS, 2 * STEPS]
     assert torch.equal(first["state_dict"]["kept"], second["state_dict"]["kept"])
     taken = [next(iter(state["optimizer_states"][0]["state"].values()))["step"] for state in (first, second)]

@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 
 from tests.cases import Case, cases, lively_case
 from tests.tiny import constant_gate
+from viasd_calib.decoding.acceptance import Tier, judge
 from viasd_calib.decoding.baselines import (
     Lenient,
     SelfSpeculative,
@@ -28,7 +29,6 @@ from viasd_calib.decoding.baselines import (
 )
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.gates import Gate
-from viasd_calib.decoding.policies import Tier, judge
 from viasd_calib.decoding.rounds import Autoregressive, Block, Method
 from viasd_calib.errors import PromptError
 from viasd_calib.slim.forward import RoutedModel
@@ -64,12 +64,12 @@ def test_a_lossless_text_is_the_verifiers_own(name: str, case: Case) -> None:
 
 @pytest.mark.parametrize("name", sorted(LOSSY))
 def test_a_lossy_text_may_be_another(name: str) -> None:
-    """What makes each rule lossy is at work: over a few texts, some stray."""
-    strayed = 0
+    """What makes each rule lossy is at work: over a few texts, some diverge."""
+    diverged = 0
     for seed in range(12):
         case = dataclasses.replace(lively_case(seed), drafter_kind="causal" if name == "static_ensemble" else "near")
-        strayed += case.generate(LOSSY[name]).tokens != case.expected
-    assert strayed
+        diverged += case.generate(LOSSY[name]).tokens != case.expected
+    assert diverged
 
 
 @given(case=cases())
@@ -87,7 +87,7 @@ def test_self_speculation_on_the_whole_model_is_never_refused() -> None:
 
 
 def test_trispec_decides_where_the_margin_is_wide() -> None:
-    """Behind q' alone every trusted token is q's slim choice: it is regenerated or accepted, never both."""
+    """After q' alone every trusted token is q's slim choice: it is regenerated or accepted, never both."""
     case = dataclasses.replace(lively_case(2), route=Route(), count=24)
     out = case.generate(trispec(3, 12, least=0.0))
     assert out.tokens == case.expected  # q' is q here

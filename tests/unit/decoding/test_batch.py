@@ -18,6 +18,7 @@ from tests.strategies import token_lists
 from tests.tiny import DRAFTERS, VOCAB, constant_gate, letter_tokenizer, make_drafter, spoil, tiny_model
 from tests.unit.decoding.test_ending import SumDivides
 from tests.unit.decoding.test_rounds import Case, cases, lively_case
+from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.baselines import (
     Lenient,
     SelfSpeculative,
@@ -31,7 +32,6 @@ from viasd_calib.decoding.baselines import (
 from viasd_calib.decoding.batch import run_together
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.gates import Gate
-from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative
 from viasd_calib.decoding.sampling import Sampling, seed_of_text
 from viasd_calib.decoding.session import Generation

@@ -24,16 +24,16 @@ from viasd_calib.choices import MethodName
 from viasd_calib.decoding.decoder import Decoder, Engine, assemble, load_engine, three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
 from viasd_calib.decoding.rounds import NEVER, Autoregressive, Speculative, ThreeTier
-from viasd_calib.decoding.rules import CalibratedRule
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Generation
+from viasd_calib.decoding.slim_rules import CalibratedRule
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.shallow import save_shallow
 from viasd_calib.errors import CertificateWarning, MethodError, SamplingError, SpecError
 from viasd_calib.models import Verifier
-from viasd_calib.slim.adapted import AdaptedLinear
 from viasd_calib.slim.adapter import adapted_layers, adapter_ref, save_adapter
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.lora_linear import LoRALinear
 from viasd_calib.spec import (
     CausalLMDraft,
     Decoding,
@@ -188,7 +188,7 @@ def test_the_audit_may_be_chosen(engine: Engine) -> None:
 def test_the_adapter_is_on_the_slim_path(tmp_path: Path, tiny_verifier: Verifier) -> None:
     engine = load_engine(shipped(tmp_path, tiny_verifier))
     slim, full = (
-        [part for sublayer in sublayers for part in sublayer.layer.modules() if isinstance(part, AdaptedLinear)]
+        [part for sublayer in sublayers for part in sublayer.layer.modules() if isinstance(part, LoRALinear)]
         for sublayers in (engine.routed.slim_sublayers, engine.routed.full_sublayers)
     )
     assert slim

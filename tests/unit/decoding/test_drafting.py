@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from tests.tiny import VOCAB, constant_gate, make_drafter, tiny_model
 from viasd_calib.decoding import drafting, reading
-from viasd_calib.decoding.choosing import make_chooser
-from viasd_calib.decoding.drafting import Block, Watch, draft, draft_said
+from viasd_calib.decoding.drafting import Block, Watch, draft, draft_statistics
 from viasd_calib.decoding.ending import Ending
 from viasd_calib.decoding.features import draft_features
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Session, open_session
-from viasd_calib.decoding.summary import summarize
+from viasd_calib.decoding.top_k import top_k_statistics
+from viasd_calib.decoding.verification import make_sampler
 from viasd_calib.draft.passes import finish
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import LogisticGate
@@ -38,8 +38,8 @@ def _inference() -> Iterator[None]:
 
 def session(kind: str, sampling: Sampling | None = None) -> Session:
     routed = RoutedModel(tiny_model())
-    chooser = make_chooser(sampling or Sampling())
-    return open_session(routed, make_drafter(kind, routed), [3, 1, 4, 15, 9], 40, Ending(), chooser)
+    sampler = make_sampler(sampling or Sampling())
+    return open_session(routed, make_drafter(kind, routed), [3, 1, 4, 15, 9], 40, Ending(), sampler)
 
 
 def test_drafting_stops_by_the_chance_of_the_whole_block() -> None:
@@ -59,19 +59,19 @@ def test_a_watched_block_is_read_once_a_row(kind: str, temperature: float, monke
     """By pick, stop rule, draft gate and slim rule together."""
     rows: list[int] = []
 
-    def counted(logits: torch.Tensor, *arguments: torch.Tensor) -> reading.Reading:
+    def counted(logits: torch.Tensor, *arguments: torch.Tensor) -> reading.LogitStatistics:
         rows.append(logits.shape[0])
         return read(logits, *arguments)
 
-    read = reading.read_rows
-    monkeypatch.setattr(reading, "read_rows", counted)
-    monkeypatch.setattr(drafting, "read_rows", counted)
+    read = reading.logit_statistics
+    monkeypatch.setattr(reading, "logit_statistics", counted)
+    monkeypatch.setattr(drafting, "logit_statistics", counted)
     one = session(kind, Sampling(temperature=temperature))
     block = finish(draft(one, 5, Gate(GATE), 1e-6))
     assert len(block) == 5
     assert block.watch is not None
-    draft_said(one, block, 1)
-    draft_said(one, block, 4)
+    draft_statistics(one, block, 1)
+    draft_statistics(one, block, 4)
     assert rows == [1] * 5
 
 
@@ -81,12 +81,12 @@ def test_what_was_read_while_drafting_is_what_the_logits_say(kind: str, top: int
     block = finish(draft(one, 5, Gate(GATE), 1e-6))
     assert block.logits is not None
     assert block.watch is not None
-    said, expected = block.said(top), summarize(block.logits, top, block.vocabulary)
+    said, expected = block.said(top), top_k_statistics(block.logits, top, block.vocabulary)
     assert said is not None
     for name in ("ids", "log_probs", "log_sum_exp", "entropy", "margin"):
         assert torch.equal(getattr(said, name), getattr(expected, name)), name
     assert torch.equal(said.ids[:, 0], block.tokens)
-    scores = Gate(GATE)(draft_features(draft_said(one, block, 1)))
+    scores = Gate(GATE)(draft_features(draft_statistics(one, block, 1)))
     torch.testing.assert_close(torch.cat(block.watch.scores), scores)
 
 
@@ -94,7 +94,7 @@ def test_a_block_that_nobody_asks_about_has_no_watch() -> None:
     """Looked up, or drafted without a bound."""
     routed = RoutedModel(tiny_model())
     drafter = make_drafter("lookup+near", routed)
-    again = open_session(routed, drafter, [3, 1, 4, 15, 9, 3, 1], 40, Ending(), make_chooser(Sampling()))
+    again = open_session(routed, drafter, [3, 1, 4, 15, 9, 3, 1], 40, Ending(), make_sampler(Sampling()))
     block = finish(draft(again, 4, Gate(GATE), 0.5))
     assert block.tokens.tolist() == [4, 15, 9, 3]
     assert block.watch is None
@@ -114,10 +114,10 @@ def test_an_empty_block_has_been_read_by_nobody(kind: str) -> None:
 def test_the_rest_of_a_block() -> None:
     vocabulary = torch.tensor([2, 5])
     block = Block(torch.tensor([5, 2]), torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.eye(VOCAB)[[5, 2]], vocabulary)
-    rest = block.behind(1)
+    rest = block.after(1)
     assert rest.tokens.tolist() == [2]
-    assert rest.laws is not None
-    assert rest.laws.argmax(-1).tolist() == [2]
+    assert rest.proposal_probs is not None
+    assert rest.proposal_probs.argmax(-1).tolist() == [2]
     said = rest.said(1)
     assert said is not None
     assert said.ids.tolist() == [[2]]

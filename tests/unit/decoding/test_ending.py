@@ -15,12 +15,12 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from tests.cases import METHODS, TOKENIZER, Case, cases, lively_case
 from tests.tiny import tiny_model, tiny_tokenizer
-from viasd_calib.decoding.choosing import make_chooser
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.ending import Ending
 from viasd_calib.decoding.rounds import Autoregressive
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import open_session
+from viasd_calib.decoding.verification import make_sampler
 from viasd_calib.draft.passes import finish
 from viasd_calib.errors import PromptError
 
@@ -31,7 +31,7 @@ STOPS = st.lists(st.text("abcd é", min_size=1, max_size=4), min_size=1, max_siz
 
 
 def cut_at(tokens: list[int], holds: Callable[[str], bool]) -> list[int]:
-    """Tokens up to the first behind which the decoded text holds something."""
+    """Tokens up to the first after which the decoded text holds something."""
     for place in range(1, len(tokens) + 1):
         if holds(str(TOKENIZER.decode(tokens[:place]))):
             return tokens[:place]
@@ -123,7 +123,7 @@ def test_an_end_that_is_taken_back_is_none() -> None:
         ending = Ending(frozenset({1}), StoppingCriteriaList([SumDivides(7)]))
         with torch.inference_mode():
             session = open_session(
-                decoder.verifier, decoder.drafter, case.prompt, case.count, ending, make_chooser(Sampling())
+                decoder.verifier, decoder.drafter, case.prompt, case.count, ending, make_sampler(Sampling())
             )
             while not method.finished(session):
                 ended = session.ended
@@ -145,7 +145,7 @@ def test_end_of_text_tokens_need_no_criteria() -> None:
 
     ending = Ending(frozenset({2}), StoppingCriteriaList([Watcher()]))
     assert ending.within(torch.tensor([9, 9, 1, 2, 3]), [1, 2, 3]) == 2
-    assert asked == [3, 4]  # nothing behind the end is shown
+    assert asked == [3, 4]  # nothing after the end is shown
     assert Ending(frozenset({2})).within(torch.tensor([1]), [1]) is None
 
 

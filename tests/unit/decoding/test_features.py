@@ -13,13 +13,13 @@ from viasd_calib.decoding.features import (
     LEAST_MASS,
     MARGIN_CAP,
     SLIM_FEATURES,
-    DraftSaid,
+    DraftStatistics,
     draft_features,
     slim_features,
     top_k_kl,
 )
-from viasd_calib.decoding.kernels import read_rows
-from viasd_calib.decoding.summary import summarize
+from viasd_calib.decoding.kernels import logit_statistics
+from viasd_calib.decoding.top_k import top_k_statistics
 
 VOCAB = 9
 SEEDS = st.integers(0, 999)
@@ -29,15 +29,15 @@ def random_logits(count: int, seed: int, vocab: int = VOCAB, scale: float = 3.0)
     return scale * torch.randn(count, vocab, generator=torch.Generator().manual_seed(seed))
 
 
-def draft_said(logits: Tensor, vocabulary: Tensor | None = None, top: int = 16) -> DraftSaid:
-    said = summarize(logits, top, vocabulary)
-    return DraftSaid(said.ids[:, 0], said, 2 + torch.arange(len(logits)))
+def draft_statistics(logits: Tensor, vocabulary: Tensor | None = None, top: int = 16) -> DraftStatistics:
+    said = top_k_statistics(logits, top, vocabulary)
+    return DraftStatistics(said.ids[:, 0], said, 2 + torch.arange(len(logits)))
 
 
 @given(seed=SEEDS, count=st.integers(1, 4))
 def test_draft_features_against_plain_python(seed: int, count: int) -> None:
     logits = random_logits(count, seed)
-    features = draft_features(draft_said(logits))
+    features = draft_features(draft_statistics(logits))
     assert tuple(features) == DRAFT_FEATURES
     for row, probs in enumerate(logits.double().softmax(-1).tolist()):
         ranked = sorted(probs, reverse=True)
@@ -56,7 +56,7 @@ def test_a_drafter_that_is_certain(seed: int, top: int) -> None:
     slim = random_logits(2, seed)
     tokens = torch.tensor([3, 4])
     certain = torch.full((2, VOCAB), -torch.inf).scatter(1, tokens[:, None], 0.0)
-    said = draft_said(certain, top=top)
+    said = draft_statistics(certain, top=top)
     assert said.tokens.tolist() == [3, 4]
     features = draft_features(said)
     assert features["draft_margin"].tolist() == [MARGIN_CAP, MARGIN_CAP]
@@ -68,7 +68,7 @@ def test_a_drafter_that_is_certain(seed: int, top: int) -> None:
 
 
 def test_a_drafter_without_a_distribution() -> None:
-    features = draft_features(DraftSaid(torch.tensor([3, 4]), None, torch.tensor([0, 1])))
+    features = draft_features(DraftStatistics(torch.tensor([3, 4]), None, torch.tensor([0, 1])))
     assert tuple(features) == DRAFT_FEATURES
     assert {name: column.tolist() for name, column in features.items()} == {
         "draft_entropy": [0, 0],
@@ -82,10 +82,10 @@ def test_a_drafter_without_a_distribution() -> None:
 def test_slim_features_against_plain_python(seed: int, count: int, drafted: bool) -> None:
     slim_logits, draft_logits = random_logits(count, seed), random_logits(count, seed + 1)
     tokens = torch.randint(VOCAB, (count,), generator=torch.Generator().manual_seed(seed))
-    draft = draft_said(draft_logits) if drafted else None
+    draft = draft_statistics(draft_logits) if drafted else None
     place, pending = torch.arange(count), 5 + torch.arange(count)
-    ratio = read_rows(slim_logits, tokens).log_ratio
-    features = slim_features(ratio, slim_logits, summarize(slim_logits, 1), draft, place, pending)
+    ratio = logit_statistics(slim_logits, tokens).log_ratio
+    features = slim_features(ratio, slim_logits, top_k_statistics(slim_logits, 1), draft, place, pending)
     assert tuple(features) == SLIM_FEATURES
     rows = zip(slim_logits.double().softmax(-1).tolist(), draft_logits.double().softmax(-1).tolist(), strict=True)
     for row, (slim, p) in enumerate(rows):
@@ -109,8 +109,8 @@ def test_slim_features_against_plain_python(seed: int, count: int, drafted: bool
 
 def test_slim_features_of_a_draft_without_a_distribution() -> None:
     logits = random_logits(2, 0)
-    slim = summarize(logits, 1)
-    draft = DraftSaid(slim.ids[:, 0], None, torch.zeros(2, dtype=torch.long))
+    slim = top_k_statistics(logits, 1)
+    draft = DraftStatistics(slim.ids[:, 0], None, torch.zeros(2, dtype=torch.long))
     features = slim_features(torch.zeros(2), logits, slim, draft, torch.arange(2), torch.arange(2))
     assert features["has_draft"].tolist() == features["same_choice"].tolist() == [1, 1]
     assert features["draft_kl_slim"].tolist() == features["draft_entropy"].tolist() == [0, 0]
@@ -123,7 +123,7 @@ def test_divergence_over_the_top_and_one_bucket(seed: int, top: int, half: bool)
     vocabulary = torch.tensor([8, 1, 6, 3, 0]) if half else None
     p_logits = random_logits(3, seed, 5 if half else VOCAB, scale=1.0)
     slim_logits = random_logits(3, seed + 1, scale=1.0)
-    said = summarize(p_logits, top, vocabulary)
+    said = top_k_statistics(p_logits, top, vocabulary)
     found = top_k_kl(said.ids, said.log_probs, slim_logits, slim_logits.logsumexp(-1))
     for row in range(3):
         ids = said.ids[row].tolist()
@@ -141,7 +141,7 @@ def test_divergence_from_a_slim_verifier_that_cannot_say_all(seed: int, count: i
     p_logits, slim_logits = random_logits(3, seed, scale=1.0), random_logits(3, seed + 1, scale=1.0)
     unsaid = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(seed))[count:]
     slim_logits[:, unsaid] = -torch.inf
-    said = summarize(p_logits, VOCAB)
+    said = top_k_statistics(p_logits, VOCAB)
     found = top_k_kl(said.ids, said.log_probs, slim_logits, slim_logits.logsumexp(-1))
     for row in range(3):
         p, slim = (logits[row].double().softmax(-1).tolist() for logits in (p_logits, slim_logits))
@@ -155,8 +155,8 @@ def test_a_token_that_the_slim_verifier_cannot_say_is_the_least_likely_of_all() 
     logits = random_logits(2, 0)
     tokens = torch.tensor([3, 4])
     logits[:, tokens] = -torch.inf
-    ratio = read_rows(logits, tokens).log_ratio
-    features = slim_features(ratio, logits, summarize(logits, 2), None, torch.arange(2), torch.arange(2))
+    ratio = logit_statistics(logits, tokens).log_ratio
+    features = slim_features(ratio, logits, top_k_statistics(logits, 2), None, torch.arange(2), torch.arange(2))
     assert features["log_ratio"].tolist() == [-MARGIN_CAP, -MARGIN_CAP]
     assert all(column.isfinite().all() for column in features.values())
 
@@ -164,10 +164,10 @@ def test_a_token_that_the_slim_verifier_cannot_say_is_the_least_likely_of_all() 
 @pytest.mark.parametrize("scale", [1e2, 1e4])
 def test_features_stay_finite_and_bounded(scale: float) -> None:
     logits, other = random_logits(50, 0, scale=scale), random_logits(50, 1, scale=scale)
-    draft = draft_said(other)
+    draft = draft_statistics(other)
     place = torch.arange(50)
-    ratio = read_rows(logits, torch.zeros(50, dtype=torch.long)).log_ratio
-    features = slim_features(ratio, logits, summarize(logits, 1), draft, place, place) | draft_features(draft)
+    ratio = logit_statistics(logits, torch.zeros(50, dtype=torch.long)).log_ratio
+    features = slim_features(ratio, logits, top_k_statistics(logits, 1), draft, place, place) | draft_features(draft)
     assert all(torch.isfinite(column).all() for column in features.values())
     assert features["slim_margin"].max() == features["draft_kl_slim"].max() == MARGIN_CAP
     assert features["log_ratio"].min() == -MARGIN_CAP
@@ -175,8 +175,8 @@ def test_features_stay_finite_and_bounded(scale: float) -> None:
 
 @given(seed=SEEDS, names=st.lists(st.sampled_from(SLIM_FEATURES), unique=True))
 def test_the_features_asked_for_are_those_of_all(seed: int, names: list[str]) -> None:
-    logits, draft, place = random_logits(3, seed), draft_said(random_logits(3, seed + 1)), torch.arange(3)
-    asked = (torch.zeros(3), logits, summarize(logits, 1), draft, place, place)
+    logits, draft, place = random_logits(3, seed), draft_statistics(random_logits(3, seed + 1)), torch.arange(3)
+    asked = (torch.zeros(3), logits, top_k_statistics(logits, 1), draft, place, place)
     every, some = slim_features(*asked), slim_features(*asked, names)
     assert list(some) == names
     assert all(torch.equal(some[name], every[name]) for name in names)

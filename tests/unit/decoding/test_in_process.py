@@ -21,7 +21,7 @@ from viasd_calib.draft.quantised import quantise_linears
 from viasd_calib.errors import ModelError
 from viasd_calib.slim.compiled import CompiledModel
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.packed import can_pack, pack_linears
+from viasd_calib.slim.onednn_linear import can_pack, pack_linears
 
 MEND = "each process loads its own; give it the path of the spec, and call load_engine there"
 
@@ -52,7 +52,7 @@ def test_weights_that_cannot_be_saved_are_not_left_out_silently() -> None:
     for model in (packed, quantised):
         with pytest.raises(ModelError, match=r"weights of a \w+Linear cannot be saved; load the model anew"):
             model.state_dict()
-    with pytest.raises(ModelError, match="PackedLinear cannot be pickled or copied"):
+    with pytest.raises(ModelError, match="OneDNNLinear cannot be pickled or copied"):
         copy.deepcopy(packed)
 
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from tests.kernel_cases import CONTROL, cases, differences
 from tests.rounding import assert_near
-from viasd_calib.decoding.kernels import Reading, join_readings, read_rows, read_rows_in_torch
+from viasd_calib.decoding.acceptance import leading_true
+from viasd_calib.decoding.kernels import LogitStatistics, join_statistics, logit_statistics, logit_statistics_torch
 from viasd_calib.decoding.kernels.fused import NARROWEST_BLOCK, PROGRAMS_PER_PROCESSOR, WIDEST_BLOCK, block_size
-from viasd_calib.decoding.policies import leading_true
-from viasd_calib.decoding.summary import summarize
+from viasd_calib.decoding.top_k import top_k_statistics
 
 ROOT = Path(__file__).parents[3]
 FLOATS = ("maximum", "log_sum_exp", "entropy", "second", "log_ratio")
@@ -54,7 +54,7 @@ def test_the_reference_against_torch(data: st.DataObject, shape: tuple[int, int]
     logits[:, data.draw(st.integers(0, vocabulary - 1))] = 1.0  # one token at least is possible
     tokens = torch.tensor(data.draw(st.lists(st.integers(0, vocabulary - 1), max_size=rows)), dtype=torch.long)
     accept_at = data.draw(st.floats(0, 1, width=32))
-    said = read_rows_in_torch(logits, tokens, accept_at)
+    said = logit_statistics_torch(logits, tokens, accept_at)
 
     wide = logits.double()
     probs = wide.softmax(-1)
@@ -75,7 +75,7 @@ def test_the_reference_against_torch(data: st.DataObject, shape: tuple[int, int]
 def test_the_reference_against_the_summary(name: str) -> None:
     """The numbers that traces and gates hold already."""
     case = cases()[name]
-    said, summary = read_rows_in_torch(case.logits, case.tokens), summarize(case.logits, 2)
+    said, summary = logit_statistics_torch(case.logits, case.tokens), top_k_statistics(case.logits, 2)
     assert torch.equal(said.argmax, summary.ids[:, 0])
     for got, want in [
         (said.log_sum_exp, summary.log_sum_exp),
@@ -88,7 +88,7 @@ def test_the_reference_against_the_summary(name: str) -> None:
 
 def test_the_first_of_equal_logits_is_chosen() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0, 2.0]])
-    said = read_rows(logits, TOKENS[:0])
+    said = logit_statistics(logits, TOKENS[:0])
     assert (said.argmax.item(), said.margin.item(), said.accepted.item()) == (1, 0.0, 0)
 
 
@@ -97,7 +97,7 @@ def test_the_first_of_equal_logits_is_chosen() -> None:
 def test_a_row_that_is_no_distribution_shows(broken: float, dtype: torch.dtype) -> None:
     logits = cases()["float32"].logits.to(dtype, copy=True)
     logits[1, 5] = broken
-    said = read_rows(logits, TOKENS)
+    said = logit_statistics(logits, TOKENS)
     assert torch.isfinite(said.log_sum_exp).tolist() == [True, False, True, True]
     assert all(getattr(said, name)[1].isnan() for name in FLOATS)
     assert said.accepted.item() == 1
@@ -105,13 +105,13 @@ def test_a_row_that_is_no_distribution_shows(broken: float, dtype: torch.dtype) 
 
 
 def test_a_row_without_a_possible_token_shows() -> None:
-    said = read_rows(torch.full((1, 9), -math.inf), TOKENS[:1])
+    said = logit_statistics(torch.full((1, 9), -math.inf), TOKENS[:1])
     assert said.log_sum_exp.item() == -math.inf
     assert said.accepted.item() == 0
 
 
 def test_a_token_outside_the_vocabulary_is_not_accepted() -> None:
-    said = read_rows(torch.zeros(3, 4), torch.tensor([3, 4, -1]), accept_at=0.0)
+    said = logit_statistics(torch.zeros(3, 4), torch.tensor([3, 4, -1]), accept_at=0.0)
     assert said.log_ratio.isnan().tolist() == [False, True, True]
     assert said.accepted.item() == 1
 
@@ -130,13 +130,13 @@ def test_a_token_outside_the_vocabulary_is_not_accepted() -> None:
 )
 def test_what_cannot_be_read_is_refused(logits: torch.Tensor, tokens: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_rows(logits, tokens)
+        logit_statistics(logits, tokens)
 
 
 @pytest.mark.parametrize("name", list(cases()))
 def test_rows_are_read_alike_without_tokens(name: str) -> None:
     logits = cases()[name].logits
-    said, expected = read_rows(logits), read_rows(logits, TOKENS[:0])
+    said, expected = logit_statistics(logits), logit_statistics(logits, TOKENS[:0])
     assert differences(said, expected, logits.shape[1]) == []
     assert said.log_ratio.shape == (0,)
     assert said.accepted.item() == 0
@@ -146,15 +146,15 @@ def test_rows_are_read_alike_without_tokens(name: str) -> None:
 def test_readings_row_by_row_are_the_reading_of_all(name: str) -> None:
     """Bit by bit: the decoder reads a row at a time, calibration whole texts."""
     logits = cases()[name].logits
-    joined, expected = join_readings([read_rows(row[None]) for row in logits]), read_rows(logits)
-    for field in fields(Reading):
+    joined, expected = join_statistics([logit_statistics(row[None]) for row in logits]), logit_statistics(logits)
+    for field in fields(LogitStatistics):
         torch.testing.assert_close(
             getattr(joined, field.name), getattr(expected, field.name), rtol=0, atol=0, equal_nan=True
         )
 
 
 def test_no_rows() -> None:
-    said = read_rows(torch.zeros(0, 5), TOKENS[:0])
+    said = logit_statistics(torch.zeros(0, 5), TOKENS[:0])
     assert said.entropy.shape == said.log_ratio.shape == (0,)
     assert said.accepted.item() == 0
 
@@ -180,13 +180,13 @@ def test_the_kernels_equal_the_reference(name: str) -> None:
 @pytest.mark.slow
 @needs_triton
 def test_the_comparison_sees_other_logits() -> None:
-    assert set(interpreted()[CONTROL]) == {field.name for field in fields(Reading)}
+    assert set(interpreted()[CONTROL]) == {field.name for field in fields(LogitStatistics)}
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Reading)])
+@pytest.mark.parametrize("name", [field.name for field in fields(LogitStatistics)])
 def test_the_comparison_sees_a_wrong_value(name: str) -> None:
     case = cases()["float32"]
-    said = read_rows_in_torch(case.logits, case.tokens, case.accept_at)
+    said = logit_statistics_torch(case.logits, case.tokens, case.accept_at)
     vocabulary = case.logits.shape[1]
     wrong = getattr(said, name).clone()
     wrong.view(-1)[-1] += 1 if wrong.dtype == torch.long else 1e-3
@@ -281,8 +281,8 @@ import sys
 sys.modules["triton"] = None  # as where it is not installed
 import viasd_calib.decoding.kernels.fused
 import torch
-from viasd_calib.decoding.kernels import read_rows
-print(read_rows(torch.tensor([[0.0, 1.0]]), torch.tensor([1])).accepted.item())
+from viasd_calib.decoding.kernels import logit_statistics
+print(logit_statistics(torch.tensor([[0.0, 1.0]]), torch.tensor([1])).accepted.item())
 """
 
 
@@ -293,8 +293,8 @@ def test_triton_is_not_needed() -> None:
 
 WITHOUT_NEED = """
 import sys, torch
-from viasd_calib.decoding.kernels import read_rows
-read_rows(torch.tensor([[0.0, 1.0]]), torch.tensor([1]))
+from viasd_calib.decoding.kernels import logit_statistics
+logit_statistics(torch.tensor([[0.0, 1.0]]), torch.tensor([1]))
 print("viasd_calib.decoding.kernels.fused" in sys.modules)
 """
 

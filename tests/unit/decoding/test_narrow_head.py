@@ -12,14 +12,14 @@ from transformers import LogitsProcessor
 
 from tests.cases import Case, lively_case
 from tests.tiny import VOCAB, constant_gate
+from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.baselines import SelfSpeculative, trispec, via_sd_fixed, via_sd_published
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.gates import Gate
-from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
-from viasd_calib.decoding.rules import CalibratedRule, MarginRule, RatioRule, SlimRule
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Generation
+from viasd_calib.decoding.slim_rules import CalibratedRule, MarginRule, RatioRule, SlimRule
 
 RULES: dict[str, SlimRule] = {
     "calibrated": CalibratedRule(Gate(constant_gate("slim_margin", 9.0)), 0.5, 0.5),

@@ -22,20 +22,20 @@ from tests.tiny import (
     tiny_model,
     transformers_logits,
 )
-from viasd_calib.decoding.choosing import make_chooser
+from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.ending import Ending
 from viasd_calib.decoding.gates import Gate
-from viasd_calib.decoding.policies import Tier
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import open_session
+from viasd_calib.decoding.verification import make_sampler
 from viasd_calib.draft.passes import finish
 from viasd_calib.errors import NumericsError, PromptError
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit, Gates, Route
 
-GREEDY = make_chooser(Sampling())
+GREEDY = make_sampler(Sampling())
 
 
 @settings(max_examples=40)
@@ -125,7 +125,7 @@ def test_a_tolerant_text_holds_what_q_finds_likely_enough(case: Case, tolerance:
 
 @given(case=cases(), audit=st.sampled_from(["strict", "tolerant", "off"]))
 def test_what_q_decided_is_qs_choice(case: Case, audit: Audit) -> None:
-    """Also where the text before has strayed: a token of tier 3 is q's argmax behind it."""
+    """Also where the text before has diverged: a token of tier 3 is q's argmax after it."""
     out = case.generate(case.method(audit))
     logits = transformers_logits(case.model, [*case.prompt, *out.tokens])[len(case.prompt) - 1 : -1]
     pairs = zip(out.tokens, logits.argmax(-1).tolist(), out.tiers, strict=True)
@@ -212,15 +212,15 @@ def test_tiers_that_are_off_are_never_asked(case: Case) -> None:
 
 def test_an_audit_that_is_off_lets_errors_through() -> None:
     """The negative control: without the audit some text is another, so the equality above can fail."""
-    strayed = [seed for seed in range(6) if (c := lively_case(seed)).generate(c.method("off")).tokens != c.expected]
-    assert strayed
+    diverged = [seed for seed in range(6) if (c := lively_case(seed)).generate(c.method("off")).tokens != c.expected]
+    assert diverged
 
 
 def test_a_loosened_tolerance_lets_errors_through() -> None:
-    strayed = [
+    diverged = [
         seed for seed in range(6) if (c := lively_case(seed)).generate(c.method("tolerant", 0.01)).tokens != c.expected
     ]
-    assert strayed
+    assert diverged
 
 
 def test_every_path_is_taken() -> None:

@@ -37,7 +37,7 @@ from viasd_calib.draft.shallow import ShallowDrafter
 from viasd_calib.slim.backends import prepare
 from viasd_calib.slim.compiled import CompiledModel, StaticPass
 from viasd_calib.slim.forward import RoutedModel, SlimParts, States
-from viasd_calib.slim.packed import can_pack
+from viasd_calib.slim.onednn_linear import can_pack
 from viasd_calib.spec import Audit, Decoding, Gates, PromptLookupDraft, Route, RoutingSpec
 
 ROUTE = Route(attention_skip=[1], mlp_skip=[1])

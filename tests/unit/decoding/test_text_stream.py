@@ -177,7 +177,7 @@ class Joining:
 def test_an_unknown_decoder_waits_until_the_text_stands(decoder: Callable[[], Any], ids: list[int]) -> None:
     backend = Tokenizer(WordLevel({word: place for place, word in enumerate([*SPECIAL, "a", "b", "c", "d"])}, "<unk>"))
     tokenizer = wrapped(backend)
-    tokenizer.backend_tokenizer.decoder = decoder()  # behind wrapping, which copies: one in Python cannot be
+    tokenizer.backend_tokenizer.decoder = decoder()  # after wrapping, which copies: one in Python cannot be
     assert not decodes_in_order(tokenizer)
     pieces = streamed(tokenizer, ids)
     assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)

@@ -88,16 +88,16 @@ def test_a_drafter_too_small_for_four_bits_is_refused(tiny_folder: TinyFolder) -
         build_drafter(*name_draft(f"int4:{tiny_folder}"), RoutedModel(tiny_model()), tiny_tokenizer())
 
 
-@pytest.mark.parametrize("behind", ["", "prompt_lookup", "prompt_lookup+draft"])
-def test_integer_weights_are_a_models_alone(behind: str) -> None:
-    with pytest.raises(ModelError, match="name one draft model behind int4:"):
-        name_draft(f"int4:{behind}")
+@pytest.mark.parametrize("after", ["", "prompt_lookup", "prompt_lookup+draft"])
+def test_integer_weights_are_a_models_alone(after: str) -> None:
+    with pytest.raises(ModelError, match="name one draft model after int4:"):
+        name_draft(f"int4:{after}")
 
 
-@pytest.mark.parametrize("behind", ["", "prompt_lookup", "prompt_lookup+draft"])
-def test_lookup_is_combined_with_a_model_alone(behind: str) -> None:
-    with pytest.raises(ModelError, match=r"name one draft model behind prompt_lookup\+"):
-        name_draft(f"prompt_lookup+{behind}")
+@pytest.mark.parametrize("after", ["", "prompt_lookup", "prompt_lookup+draft"])
+def test_lookup_is_combined_with_a_model_alone(after: str) -> None:
+    with pytest.raises(ModelError, match=r"name one draft model after prompt_lookup\+"):
+        name_draft(f"prompt_lookup+{after}")
 
 
 def test_a_causal_lm_of_another_vocabulary_is_refused(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tests.strategies import families, token_lists
 from tests.tiny import VOCAB, make_drafter, propose, tiny_model
-from viasd_calib.decoding.features import SUMMARY_TOP, DraftSaid, draft_features, slim_features
-from viasd_calib.decoding.summary import summarize
+from viasd_calib.decoding.features import TRACED_TOP_K, DraftStatistics, draft_features, slim_features
+from viasd_calib.decoding.top_k import top_k_statistics
 from viasd_calib.draft.base import Pick, Proposal, never_stop
 from viasd_calib.draft.combined import CombinedDrafter, CombinedTextDrafter, certain_logits
 from viasd_calib.draft.lookup import find_continuation
@@ -72,13 +72,13 @@ class Forced(Pick):
     def __call__(self, logits: Tensor, drafted: Sequence[Tensor], vocabulary: Tensor | None) -> Tensor:
         return self.tokens[len(drafted)][None]
 
-    def laws(self, tokens: Tensor) -> None:
+    def proposal_probs(self, tokens: Tensor) -> None:
         return None
 
 
 @given(text=token_lists(1, 30, vocab=FEW), limit=st.integers(1, 6))
 def test_a_confident_match_drafts_as_much_as_it_may(text: list[int], limit: int) -> None:
-    """Behind the end of the text it goes on with what it has found, as a repetition does."""
+    """After the end of the text it goes on with what it has found, as a repetition does."""
     drafter = combined()
     found = drafter.look_up(torch.tensor(text), limit).tolist()
     plain = find_continuation(torch.tensor(text), limit, 3, 2).tolist()
@@ -97,7 +97,7 @@ def test_a_looked_up_block_takes_no_step_and_leaves_no_doubt(kind: str) -> None:
     assert drafter.steps == 0
     assert proposal.logits is not None
     assert proposal.logits.shape == (4, 4)  # over the looked-up tokens, not the verifier's vocabulary
-    said = summarize(proposal.logits, 2, proposal.vocabulary)
+    said = top_k_statistics(proposal.logits, 2, proposal.vocabulary)
     assert said.ids[:, 0].tolist() == [4, 15, 9, 3]
     assert said.entropy.tolist() == said.log_probs[:, 0].tolist() == [0.0] * 4
     assert said.margin.isposinf().all()
@@ -110,9 +110,9 @@ def test_gates_see_the_same_of_a_looked_up_block_in_traces_and_in_decoding(seed:
     proposal = propose(drafter.start(CAPACITY), torch.tensor([3, 1, 3, 1]), length)
     assert proposal.logits is not None
     slim_logits = 3 * torch.randn(length, VOCAB, generator=torch.Generator().manual_seed(seed))
-    slim = summarize(slim_logits, 1)
+    slim = top_k_statistics(slim_logits, 1)
     decoded, traced = (
-        DraftSaid(proposal.tokens, summarize(logits, SUMMARY_TOP, vocabulary), place)
+        DraftStatistics(proposal.tokens, top_k_statistics(logits, TRACED_TOP_K, vocabulary), place)
         for logits, vocabulary in (
             (proposal.logits, proposal.vocabulary),
             (certain_logits(proposal.tokens, VOCAB), drafter.vocabulary),
@@ -200,7 +200,7 @@ def test_rounds_leave_no_trace(
 
 
 def block_at(kind: str, text: Tensor, begin: int, length: int, tapped: Tensor) -> tuple[Proposal, bool]:
-    """The block proposed behind ``begin`` verified tokens where the model drafts the text; whether it did."""
+    """The block proposed after ``begin`` verified tokens where the model drafts the text; whether it did."""
     drafter = start(kind)
     drafter.observe(0, tapped[: begin - 1])
     pick = Forced(text[begin:])
@@ -215,8 +215,8 @@ def block_at(kind: str, text: Tensor, begin: int, length: int, tapped: Tensor) -
     runs=st.lists(st.integers(1, 6), min_size=20, max_size=20),
 )
 def test_score_says_what_each_block_would_have_proposed(kind: str, text: list[int], runs: list[int]) -> None:
-    """Block by block; behind a looked-up token that was wrong, the block having fallen, it is the model."""
-    ids, drafter = torch.tensor([*text, 0]), combined(kind)  # a place behind the last, for the picks
+    """Block by block; after a looked-up token that was wrong, the block having fallen, it is the model."""
+    ids, drafter = torch.tensor([*text, 0]), combined(kind)  # a place after the last, for the picks
     depth = torch.cat([torch.arange(run) for run in runs])[: len(text)]
     tapped = states(drafter, len(text))
     tokens, logits = drafter.score(ids[:-1], tapped, depth)

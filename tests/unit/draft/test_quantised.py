@@ -1,4 +1,4 @@
-"""Draft models with integer weights: how far they stray, what they leave alone, and that q's text stays q's."""
+"""Draft models with integer weights: how far they diverge, what they leave alone, and that q's text stays q's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from viasd_calib.draft.shallow import ShallowDrafter, ShallowModel
 from viasd_calib.errors import MachineWarning, ModelError
 from viasd_calib.slim.backends import prepare
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.packed import PackedLinear, can_pack
+from viasd_calib.slim.onednn_linear import OneDNNLinear, can_pack
 from viasd_calib.spec import Decoding, Gates, Route, WeightFormat
 
 ROUNDING = 2**-8
@@ -250,7 +250,7 @@ def test_the_backend_packed_leaves_them_alone(weight_format: WeightFormat) -> No
     prepare(drafter.networks, "packed", torch.device("cpu"), torch.float32)
     kinds = {type(module) for module in drafter.networks[0].modules()}
     assert KINDS[weight_format] in kinds
-    assert PackedLinear not in kinds
+    assert OneDNNLinear not in kinds
     assert drafted(drafter, [4, 7, 9]) == before
 
 
@@ -276,7 +276,7 @@ def drafted(drafter: CachedDrafter, text: list[int], count: int = 1) -> list[int
 @pytest.mark.parametrize(("weight_format", "least"), [("int8", 0.9), ("int4", 0.4)])
 @pytest.mark.parametrize("kind", ["causal", "shallow"])
 def test_proposals_change_little(kind: str, weight_format: WeightFormat, least: float) -> None:
-    """Of next tokens behind random texts the share that stays, beside that of a model with other weights.
+    """Of next tokens after random texts the share that stays, beside that of a model with other weights.
 
     These models have wide random weights, so that what is rounded off grows from layer to layer as it does in no
     trained one.

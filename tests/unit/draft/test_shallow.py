@@ -155,10 +155,10 @@ def test_what_another_drafted_is_read_token_by_token() -> None:
     for each in (drafter, told):
         each.observe(0, random_states(3))
     own = propose(drafter, torch.tensor([4, 7, 9, 1]), 4)
-    behind = propose(told, torch.cat([torch.tensor([4, 7, 9, 1]), own.tokens[:3]]), 1)
+    after = propose(told, torch.cat([torch.tensor([4, 7, 9, 1]), own.tokens[:3]]), 1)
     assert told.steps == drafter.steps == 4
     assert own.logits is not None
-    torch.testing.assert_close(behind.logits, own.logits[3:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(after.logits, own.logits[3:], atol=1e-4, rtol=1e-4)
 
 
 def test_nothing_is_asked_nothing_is_proposed() -> None:
@@ -269,7 +269,7 @@ def test_a_full_disk_leaves_the_old_drafter(tmp_path: Path) -> None:
 
 @given(length=st.integers(1, 6), passes=st.integers(1, 4), sliding=st.none() | st.integers(1, 6))
 def test_what_a_drafted_place_reads(length: int, passes: int, sliding: int | None) -> None:
-    """Slot k of pass n: the pass in which k would have been drafted, if the query lies ``passes - 1`` behind q."""
+    """Slot k of pass n: the pass in which k would have been drafted, if the query lies ``passes - 1`` after q."""
     mask = unrolled_mask(length, passes, torch.device("cpu"), sliding)[0, 0]
     assert mask.shape == (length, passes * length)
     for query in range(length):

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import AddedToken
 
 from tests.tiny import make_model, propose, tiny_config, tiny_tokenizer, transformers_logits
-from viasd_calib.decoding.choosing import make_chooser
 from viasd_calib.decoding.decoder import Engine, load_engine
 from viasd_calib.decoding.sampling import Sampling
+from viasd_calib.decoding.verification import make_sampler
 from viasd_calib.draft.base import Drafter, never_stop
 from viasd_calib.draft.build import build_drafter
 from viasd_calib.draft.causal import CausalDrafter
@@ -126,13 +126,13 @@ def test_what_is_proposed_is_the_draft_models_own(folders: dict[int, Path], rows
     torch.testing.assert_close(proposal.logits, logits[-1:], rtol=1e-4, atol=1e-4)
     assert int(proposal.tokens) == int(logits[-1].argmax()) < ROWS
 
-    pick = make_chooser(Sampling(temperature=1.0)).picker(text, ROWS)
+    pick = make_sampler(Sampling(temperature=1.0)).picker(text, ROWS)
     drawn = finish(begun.propose(text, 1, never_stop, pick))
-    law = pick.laws(drawn.tokens)
-    assert law is not None
+    proposal = pick.proposal_probs(drawn.tokens)
+    assert proposal is not None
     expected = torch.zeros(1, ROWS)
     expected[:, :shared] = logits[-1:].softmax(-1)
-    torch.testing.assert_close(law, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(proposal, expected, rtol=1e-4, atol=1e-5)
 
     tokens, scored = drafter.score(text, torch.empty(len(text), 0, 32), torch.zeros_like(text))
     assert scored is not None

@@ -92,5 +92,5 @@ def test_the_picture_shows_agreement_against_measured_cost() -> None:
     (axes,) = frontier_picture(found).axes
     drawn = {str(line.get_label()): line.get_xydata().tolist() for line in axes.get_lines()}  # type: ignore[union-attr]
     assert drawn["all places"] == [pytest.approx([0.4, 80]), pytest.approx([0.6, 90])]
-    assert drawn["surest 50%"] == [pytest.approx([0.4, 90]), pytest.approx([0.6, 100])]
+    assert drawn["most confident 50%"] == [pytest.approx([0.4, 90]), pytest.approx([0.6, 100])]
     assert {text.get_text() for text in axes.texts} == {"0.35", "0.65"}

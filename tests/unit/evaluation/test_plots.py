@@ -9,7 +9,7 @@ from tests.tiny import small_disk, tiny_profile
 from viasd_calib.errors import StorageError
 from viasd_calib.evaluation.pictures import picture_format
 from viasd_calib.evaluation.plots import inline_svg, latency_profile, write_figure
-from viasd_calib.planning.profile import LatencyProfile, PassShape, ProfileSettings, RoundTimes
+from viasd_calib.profiling.profile import LatencyProfile, PassShape, ProfileSettings, RoundTimes
 
 
 def cost(shape: PassShape) -> float:

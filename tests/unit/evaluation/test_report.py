@@ -9,13 +9,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from tests.tiny import constant_gate, verifier_ref
-from viasd_calib.calibration.gate_fitting import Reliability
-from viasd_calib.decoding.policies import Tier
+from viasd_calib.calibration.logistic_gate import Reliability
+from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.evaluation import plots, report, report_rows
 from viasd_calib.evaluation.bench import BenchResult, BenchSettings, TaskResult
 from viasd_calib.evaluation.metrics import Interval, MethodResult
 from viasd_calib.evaluation.report import ReportInputs, SampleText, render_report, write_report
-from viasd_calib.planning.recording import RecordedRound, Span, TypicalRound
+from viasd_calib.profiling.recording import RecordedRound, Span, TypicalRound
 from viasd_calib.spec import (
     BridgesRef,
     CausalLMDraft,
@@ -272,7 +272,7 @@ def test_nothing_certified_is_said() -> None:
 
 
 def test_a_certified_candidate_is_shown_where_exact_decoding_was_faster() -> None:
-    note = "exact: strays from nothing"
+    note = "exact: diverges from nothing"
     exact = certificate(bound=None, observed=None, p_value=None, note=note)
     page = Page(render_report(full(spec=spec(certificate=exact, decoding=Decoding(audit="strict")))))
     assert note in page.text

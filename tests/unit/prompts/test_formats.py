@@ -30,7 +30,7 @@ PRETTY = "\n".join(json.dumps(row, indent=2) for row in ROWS)
 
 
 def table(delimiter: str) -> str:
-    """The rows as a spreadsheet writes them, a blank row behind the heading."""
+    """The rows as a spreadsheet writes them, a blank row after the heading."""
     target = io.StringIO(newline="")
     writer = csv.writer(target, delimiter=delimiter)
     rows = [[row["id"], row["task"], json.dumps(row["turns"]), row.get("reference", "")] for row in ROWS]

@@ -132,13 +132,13 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "an array cut short": ("p.json", b'[\n{"turns": ["Why?"]},\n{"turns": ', r"line 3: not JSON"),
     "an array without its end": ("p.json", b'[{"turns": ["Why?"]}\n', "line 2: .*the array does not end"),
     "an array without commas": ("p.json", b'[{"turns": ["Why?"]}\n{"turns": ["How?"]}]', "line 2: .*no ',' between"),
-    "an array and more": ("p.json", b'[\n{"turns": ["Why?"]}\n]\n3', "line 4: something stands behind the end"),
+    "an array and more": ("p.json", b'[\n{"turns": ["Why?"]}\n]\n3', "line 4: something stands after the end"),
     "a heading alone": ("p.csv", b"prompt,answer\n", "no prompts"),
     "no heading": ("p.csv", b"Why?,So.\nHow?,Thus.\n", r"line 2: none of its keys \(why\?, so\.\) holds a prompt"),
     "too many cells": ("p.csv", b"prompt,answer\nWhy?,So.\nHow, then?,Thus.\n", "line 3: 3 cells under 2 headings"),
     "a quote left open": ("p.csv", b'prompt\nWhy?\n"How?\n', "line 3: not CSV"),
     "two columns of one name": ("p.csv", b"prompt,Prompt\nWhy?,How?\n", "line 1: two columns are called 'prompt'"),
-    "a row behind cells of lines": ("p.csv", b'prompt,turns\n"Why\n?",\n,[]\n', "line 4: "),
+    "a row after cells of lines": ("p.csv", b'prompt,turns\n"Why\n?",\n,[]\n', "line 4: "),
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from viasd_calib.decoding.decoder import load_engine
 from viasd_calib.errors import MachineWarning, ModelError
 from viasd_calib.slim import packed
 from viasd_calib.slim.backends import choose_backend, prepare
-from viasd_calib.slim.packed import can_pack, trial_product, why_not_packed
+from viasd_calib.slim.onednn_linear import can_pack, trial_product, why_not_packed
 
 CPU = torch.device("cpu")
 

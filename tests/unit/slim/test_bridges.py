@@ -25,7 +25,7 @@ from viasd_calib.slim.bridges import (
 )
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel, SlimParts
-from viasd_calib.slim.packed import PackedLinear, pack_linears
+from viasd_calib.slim.onednn_linear import OneDNNLinear, pack_linears
 from viasd_calib.spec import Route
 
 ROUTE = Route(attention_skip=[1, 2], mlp_skip=[1])
@@ -80,9 +80,9 @@ def test_taps_inside_a_run_see_what_the_bridge_gives() -> None:
     bridges = random_bridges(Route(attention_skip=[1, 2], mlp_skip=[1, 2]))
     routed = RoutedModel(tiny_model(), Route(attention_skip=[1, 2], mlp_skip=[1, 2]), SlimParts(bridges=bridges))
     tapped = routed.slim(torch.tensor([[5]]), CacheWindow(routed.new_cache(1), 0, 1, 1), (1, 2, 3, LAYERS)).tapped
-    before, inside, behind, _ = tapped[0, 0]
-    assert_near(behind, before + bridges["attention_1"](before))
-    assert torch.equal(inside, behind)
+    before, inside, after, _ = tapped[0, 0]
+    assert_near(after, before + bridges["attention_1"](before))
+    assert torch.equal(inside, after)
 
 
 @pytest.mark.parametrize("carry", [False, True])
@@ -128,7 +128,7 @@ def test_bridges_are_packed_with_the_rest() -> None:
     pack_linears(RoutedModel(tiny_model(), ROUTE, SlimParts(bridges=bridges)).slim_networks)
     bridge = bridges["attention_1"]
     assert isinstance(bridge, Bridge)
-    assert isinstance(bridge.up, PackedLinear)
+    assert isinstance(bridge.up, OneDNNLinear)
     assert_near(bridge(torch.ones(1, HIDDEN)), expected)
 
 

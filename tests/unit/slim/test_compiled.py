@@ -30,8 +30,8 @@ from viasd_calib.slim.backends import open_model, prepare
 from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.compiled import WIDTHS, CompiledModel, StaticPass, static_capacity
 from viasd_calib.slim.forward import RoutedModel, SlimParts, States
-from viasd_calib.slim.grouped import GROUPED
-from viasd_calib.slim.packed import PackedLinear, can_pack, pack_linears
+from viasd_calib.slim.grouped_query_attention import GROUPED
+from viasd_calib.slim.onednn_linear import OneDNNLinear, can_pack, pack_linears
 from viasd_calib.spec import Route
 
 ROUTE = Route(attention_skip=[1], mlp_skip=[2])
@@ -122,7 +122,7 @@ def test_packed_weights_are_found_from_graphs(family: str) -> None:
     """Graphs name packed layers, joint ones too, and hold none: layers are gone with their model."""
     model = copy.deepcopy(tiny_model(0, family, layers=3))
     pack_linears([model])
-    packed = [weakref.ref(module) for module in model.modules() if isinstance(module, PackedLinear)]
+    packed = [weakref.ref(module) for module in model.modules() if isinstance(module, OneDNNLinear)]
     compiled = CompiledModel(model, ROUTE, compiler=Traced())
     assert_alike(compiled, RoutedModel(tiny_model(0, family, layers=3), ROUTE))
     assert packed
@@ -138,7 +138,7 @@ def test_weights_are_packed_for_graphs_where_that_is_faster(dtype: torch.dtype, 
         pytest.skip(f"this CPU does not calculate in {dtype}")
     model = copy.deepcopy(tiny_model()).to(dtype)
     prepare([model], "compiled", model.device, dtype)
-    assert any(isinstance(module, PackedLinear) for module in model.modules()) is packs
+    assert any(isinstance(module, OneDNNLinear) for module in model.modules()) is packs
 
 
 def test_what_waits_in_the_middle_of_a_pass_is_refused() -> None:

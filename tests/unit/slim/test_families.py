@@ -35,7 +35,7 @@ def decorated(forward: Callable[..., None]) -> Callable[..., None]:
 
 
 class NewerAttention(nn.Module):
-    """Its forward as from transformers 5.24 on, behind a decorator."""
+    """Its forward as from transformers 5.24 on, after a decorator."""
 
     @decorated
     def forward(self, hidden_states: Tensor, cache: Cache | None = None, use_cache: bool | None = False) -> None:

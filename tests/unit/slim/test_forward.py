@@ -173,7 +173,7 @@ def test_slim_reads_the_full_verifiers_past(family: str, route: Route, text: lis
 @given(family=families(), route=routes(), text=token_lists(3, 12), data=st.data())
 @torch.inference_mode()
 def test_a_slim_pass_leaves_no_trace(family: str, route: Route, text: list[int], data: st.DataObject) -> None:
-    """It writes behind what q has seen only, and q over the same slots says what it says without it."""
+    """It writes after what q has seen only, and q over the same slots says what it says without it."""
     routed = RoutedModel(tiny_model(0, family), route)
     exact = data.draw(st.integers(1, len(text) - 2))
     rest = row(text[exact:])
@@ -205,7 +205,7 @@ def test_a_slim_pass_leaves_no_trace(family: str, route: Route, text: list[int],
 def test_rows_with_starts_of_their_own_are_single_texts(
     family: str, route: Route, texts: list[list[int]], slim: bool
 ) -> None:
-    """Two last tokens of each text at once, behind pasts of different lengths."""
+    """Two last tokens of each text at once, after pasts of different lengths."""
     routed = RoutedModel(tiny_model(0, family), route)
     longest = max(map(len, texts))
     starts = [len(text) - 2 for text in texts]

@@ -20,7 +20,7 @@ from viasd_calib.slim.backends import prepare
 from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.slim.head import IDS, load_head_ids, over_vocabulary, save_head_ids
 from viasd_calib.slim.loading import load_routed
-from viasd_calib.slim.packed import PackedLinear, can_pack
+from viasd_calib.slim.onednn_linear import OneDNNLinear, can_pack
 from viasd_calib.spec import Route
 
 IDS_OF_SOME = torch.tensor([2, 5, 6, 11, 23])
@@ -82,7 +82,7 @@ def test_a_packed_head_says_the_same() -> None:
     prepare((model, *routed.slim_networks), "packed", routed.device, routed.dtype)
     *layers, _, head = routed.slim_networks
     assert layers == list(slim_layers)
-    assert isinstance(head.linear, PackedLinear)
+    assert isinstance(head.linear, OneDNNLinear)
     check_logits(routed.slim_logits(STATES), whole)
     check_logits(RoutedModel(model, slim=SlimParts(head_ids=IDS_OF_SOME)).slim_logits(STATES), whole)
 

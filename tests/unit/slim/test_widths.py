@@ -23,7 +23,7 @@ from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.compiled import CompiledModel
 from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.slim.loading import load_routed
-from viasd_calib.slim.packed import can_pack
+from viasd_calib.slim.onednn_linear import can_pack
 from viasd_calib.slim.widths import KeptNeurons, NarrowMLP, load_widths, narrow_layers, neuron_order, save_widths
 from viasd_calib.spec import Route
 

@@ -75,8 +75,8 @@ def test_padding_leaves_every_text_as_it_is(shapes: list[tuple[int, int]]) -> No
     for row, predicts, text in zip(batch.ids, batch.predicts, texts, strict=True):
         assert torch.equal(row[: len(text.ids)], text.ids)
         assert not row[len(text.ids) :].any()
-        behind = predicts.nonzero()[:, 0] + 1
-        assert torch.equal(row[behind], text.generated)
+        after = predicts.nonzero()[:, 0] + 1
+        assert torch.equal(row[after], text.generated)
     nexts = batch.ids.roll(-1, 1)[batch.predicts]
     assert torch.equal(nexts, batch.q_ids[:, 0]), "q's tokens lie in the order of the places that predict them"
     assert batch.q_ids.shape == batch.q_log_probs.shape == (int(batch.predicts.sum()), 2)

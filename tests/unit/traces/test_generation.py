@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.strategies import families, token_lists
 from tests.tiny import VOCAB, spoil, tiny_model, transformers_logits, transformers_text
 from viasd_calib.decoding.sampling import Sampling
-from viasd_calib.decoding.summary import stack_summaries
+from viasd_calib.decoding.top_k import stack_top_k
 from viasd_calib.errors import NumericsError, PromptError, SamplingError
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.generation import Answer, generate_batch, pad_right
@@ -61,7 +61,7 @@ def test_what_is_noted_is_what_the_verifier_says(
         tapped = torch.stack([states[tap][0] for tap in TAPS], 1)
         torch.testing.assert_close(torch.cat(answer.tapped), tapped, atol=1e-4, rtol=1e-4)
         log_probs = transformers_logits(model, text)[len(prompt) - 1 : -1].log_softmax(-1)
-        said = stack_summaries(answer.said)
+        said = stack_top_k(answer.said)
         torch.testing.assert_close(said.log_probs, log_probs.topk(4).values, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(said.log_probs, log_probs.gather(-1, said.ids), atol=1e-4, rtol=1e-4)
         if temperature == 0:

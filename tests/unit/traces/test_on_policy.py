@@ -13,7 +13,7 @@ from tests.strategies import token_lists
 from tests.tiny import tiny_model, tiny_prompts, transformers_logits, trusting_gates
 from viasd_calib.decoding.decoder import Decoder, three_tier
 from viasd_calib.decoding.sampling import Sampling
-from viasd_calib.decoding.summary import stack_summaries
+from viasd_calib.decoding.top_k import stack_top_k
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.errors import TraceError
 from viasd_calib.models import Verifier
@@ -55,7 +55,7 @@ def test_the_policy_writes_and_q_judges(prompts: list[list[int]]) -> None:
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer.tokens == writer.decoder.generate(prompt, 6).tokens
         logits = transformers_logits(tiny_model(), [*prompt, *answer.tokens])[len(prompt) - 1 : -1]
-        assert stack_summaries(answer.said).ids[:, 0].tolist() == logits.argmax(-1).tolist()
+        assert stack_top_k(answer.said).ids[:, 0].tolist() == logits.argmax(-1).tolist()
         assert torch.cat(answer.tapped).shape[:2] == (len(prompt) + len(answer.tokens) - 1, len(TAPS))
 
 
@@ -97,7 +97,7 @@ def _with_end(decoder: Decoder, verifier: Verifier) -> Decoder:
 
 
 def test_what_was_asked_is_asked_again(tiny_verifier: Verifier, tmp_path: Path) -> None:
-    """A later turn stands behind the answers that q gave, whatever the policy says."""
+    """A later turn stands after the answers that q gave, whatever the policy says."""
     capture(tiny_verifier, None, "none", tiny_prompts(8, turns=2), tmp_path / "q", SETTINGS)
     asked = [text.asked for text in read_texts(tmp_path / "q")]
     assert any(one.turn == 1 for one in asked)

@@ -1,4 +1,4 @@
-"""The script behind the table of ablations, on a tiny verifier."""
+"""The script after the table of ablations, on a tiny verifier."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from sklearn.linear_model import Ridge
 
 from tests.tiny import LAYERS, VOCAB, tiny_model, tiny_shape
 from viasd_calib.draft.shallow import ShallowModel, unit_size, unrolled_states
+from viasd_calib.replay.teacher import read_text
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.training.closed_form import RIDGE, LeastSquares, fit_stand_in
-from viasd_calib.training.teacher import read_text
 
 SHAPE = tiny_shape(num_layers=1, head_vocab=VOCAB, taps=(1, LAYERS))
 

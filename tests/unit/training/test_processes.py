@@ -48,7 +48,7 @@ def state_in(checkpoint: Path) -> dict[str, Tensor]:
 
 
 class Fitted(NamedTuple):
-    """What a run of ``viasd fit`` left behind."""
+    """What a run of ``viasd fit`` wrote."""
 
     folder: Path
     said: str
@@ -60,7 +60,7 @@ class Fitted(NamedTuple):
 
     @property
     def began(self) -> dict[str, Tensor]:
-        """The router's state at the first validation, a step behind the start at most."""
+        """The router's state at the first validation, a step after the start at most."""
         saved = min(self.folder.glob("checkpoints/step=*.ckpt"), key=lambda path: int(path.stem.removeprefix("step=")))
         return state_in(saved)
 

@@ -327,7 +327,7 @@ def test_objectives_teach_different_things(tiny_folder: TinyFolder, traces: Path
 
 
 class Halfway(Callback):
-    """Saves behind each batch, and notes how many steps were made by then."""
+    """Saves after each batch, and notes how many steps were made by then."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -346,7 +346,7 @@ def learned_state(checkpoint: Path) -> dict[str, Tensor]:
 def test_a_run_that_stopped_between_two_steps_goes_on_there(
     tiny_folder: TinyFolder, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps of three batches; batch 5 lies in the route's stage, batch 14 in the adapter's and behind an epoch."""
+    """Steps of three batches; batch 5 lies in the route's stage, batch 14 in the adapter's and after an epoch."""
     monkeypatch.setattr(routing, "sublayer_costs", even_costs)
     saves = Halfway(tmp_path)
     torch.manual_seed(0)
@@ -452,7 +452,7 @@ def test_batches_hold_every_text_once_within_the_limit(traces: Path) -> None:
         assert batch.ids.numel() <= 100 or len(batch.indices) == 1
         assert int(batch.predicts.sum()) == len(batch.q_ids)
         nexts = batch.ids[:, 1:][batch.predicts[:, :-1]]
-        assert torch.equal(nexts, batch.q_ids[:, 0])  # greedy texts: the token behind a place is q's likeliest
+        assert torch.equal(nexts, batch.q_ids[:, 0])  # greedy texts: the token after a place is q's likeliest
         seen += batch.indices
     assert sorted(seen) == [text.index for text in data.training_texts()]
 

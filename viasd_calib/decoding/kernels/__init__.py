@@ -1,14 +1,14 @@
 """All that a gate reads off logits, in one pass over them.
 
-``read_rows`` runs two Triton kernels on a GPU and plain torch elsewhere; both say the same. Triton is
+``logit_statistics`` runs two Triton kernels on a GPU and plain torch elsewhere; both say the same. Triton is
 optional (``pip install 'viasd_calib[gpu]'``, or with torch's CUDA wheels) and loaded at the first call that
 needs it.
 
 Who calls it:
 
 - A drafted token that the draft gate is asked of: ``argmax`` is the token, the rest its features.
-- The slim tier under a calibrated or a margin rule: q''s features at the block and behind it.
-- Every summary in traces (:func:`viasd_calib.decoding.summary.summarize`), so that gates are fitted on the numbers
+- The slim tier under a calibrated or a margin rule: q''s features at the block and after it.
+- Every summary in traces (:func:`viasd_calib.decoding.top_k.top_k_statistics`), so that gates are fitted on the numbers
   that they see.
 
 Who does not: catch-up and the ratio rule look at no more than the largest logit of a row. In torch that is one cheap
@@ -22,12 +22,18 @@ from functools import cache
 
 from torch import Tensor
 
-from viasd_calib.decoding.kernels.reference import Reading, check, join_readings, no_tokens, read_rows_in_torch
+from viasd_calib.decoding.kernels.reference import (
+    LogitStatistics,
+    check,
+    join_statistics,
+    logit_statistics_torch,
+    no_tokens,
+)
 
-__all__ = ["Reading", "join_readings", "read_rows", "read_rows_in_torch"]
+__all__ = ["LogitStatistics", "join_statistics", "logit_statistics", "logit_statistics_torch"]
 
 
-def read_rows(logits: Tensor, tokens: Tensor | None = None, accept_at: float = 0.0) -> Reading:
+def logit_statistics(logits: Tensor, tokens: Tensor | None = None, accept_at: float = 0.0) -> LogitStatistics:
     """Read every row of ``logits`` once, and judge the tokens proposed at the leading rows.
 
     Args:
@@ -38,24 +44,24 @@ def read_rows(logits: Tensor, tokens: Tensor | None = None, accept_at: float = 0
         accept_at: the ratio to the likeliest token's probability at which a token is accepted, in [0, 1].
 
     Returns:
-        A ``Reading`` on the logits' device; the host does not wait for it.
+        A ``LogitStatistics`` on the logits' device; the host does not wait for it.
 
     Raises:
         ValueError: shapes, types or devices do not fit.
 
     Example:
         >>> import torch
-        >>> said = read_rows(torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]]), torch.tensor([2]), accept_at=0.5)
+        >>> said = logit_statistics(torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]]), torch.tensor([2]), accept_at=0.5)
         >>> said.argmax.tolist(), said.margin.tolist(), said.log_ratio.tolist(), said.accepted.item()
         ([1, 0], [1.0, 3.0], [-1.0], 0)
     """
     if logits.is_cuda and logits.shape[0] > 0 and has_triton():
-        from viasd_calib.decoding.kernels.fused import read_rows_fused
+        from viasd_calib.decoding.kernels.fused import logit_statistics_fused
 
         tokens = no_tokens(logits) if tokens is None else tokens
         check(logits, tokens)
-        return read_rows_fused(logits, tokens, accept_at)
-    return read_rows_in_torch(logits, tokens, accept_at)
+        return logit_statistics_fused(logits, tokens, accept_at)
+    return logit_statistics_torch(logits, tokens, accept_at)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 Decoding has few rows (1 to 16) of 50,000 to 260,000 logits, so a program per row would leave most of a GPU
 idle. The first kernel therefore cuts each row into blocks, one program each: it holds its block in registers
-and leaves five numbers behind. The second merges the blocks of a row as the online softmax does (Milakov and
+and leaves five numbers after. The second merges the blocks of a row as the online softmax does (Milakov and
 Gimelshein 2018, arXiv 1805.02867), with the sum of x exp(x) carried along for the entropy.
 
 Bytes moved, for R rows of V logits of b bytes in blocks of B:
@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from viasd_calib.decoding.kernels.reference import Reading
+from viasd_calib.decoding.kernels.reference import LogitStatistics
 
 try:
     import triton
@@ -90,10 +90,10 @@ def read_blocks(
     top = tl.max(ranked, 0)
     top_id = tl.min(tl.where(ranked == top, ids, 2147483647), 0)
     second = tl.max(tl.where(ids == top_id, -float("inf"), ranked), 0)
-    behind = values - tl.where(top == -float("inf"), 0.0, top)
-    weights = tl.exp(behind)
+    after = values - tl.where(top == -float("inf"), 0.0, top)
+    weights = tl.exp(after)
     # An impossible token would add -inf * 0.
-    weighted = tl.where(weights == 0.0, 0.0, behind * weights)
+    weighted = tl.where(weights == 0.0, 0.0, after * weights)
 
     place = row * blocks + block
     plane = rows * blocks
@@ -128,7 +128,7 @@ def merge_blocks(
     Args:
         partials: what ``read_blocks`` left, as ``partial_ids``; ``BLOCKS`` >= ``blocks`` is a power of two.
         tokens: [n_tokens], one for each leading row.
-        floats: out, [5, rows], float32: the float fields of ``Reading`` in their order.
+        floats: out, [5, rows], float32: the float fields of ``LogitStatistics`` in their order.
         argmax: out, [rows], int64.
         accepted: in and out, [1], int64: lowered to the first row whose token is not accepted.
     """
@@ -147,11 +147,11 @@ def merge_blocks(
     top_id = tl.min(tl.where(tops == top, ids, 2147483647), 0)
     second = tl.max(tl.where(ids == top_id, seconds, tops), 0)
     # Moves a block's sums from its own largest logit to the row's; an impossible block has sums of 0.
-    behind = tl.where(tops == -float("inf"), 0.0, tops - top)
-    scale = tl.exp(behind)
+    after = tl.where(tops == -float("inf"), 0.0, tops - top)
+    scale = tl.exp(after)
     total = tl.sum(scale * totals, 0)
-    # Far below the top, behind * totals may overflow to -inf, and a scale of 0 would make it NaN.
-    weighted = tl.sum(tl.where(scale == 0.0, 0.0, scale * (weighteds + behind * totals)), 0)
+    # Far below the top, after * totals may overflow to -inf, and a scale of 0 would make it NaN.
+    weighted = tl.sum(tl.where(scale == 0.0, 0.0, scale * (weighteds + after * totals)), 0)
     # A total of NaN says that the row is no distribution: it passes to every float.
     top = tl.where(total == total, top, total)
     second = tl.where(total == total, second, total)
@@ -172,8 +172,10 @@ def merge_blocks(
     tl.atomic_min(accepted, row.to(tl.int64), mask=(row < n_tokens) & (stands == 0))
 
 
-def read_rows_fused(logits: Tensor, tokens: Tensor, accept_at: float = 0.0, block: int | None = None) -> Reading:
-    """The same as ``read_rows`` by the kernels of this module; at least one row, arguments checked before.
+def logit_statistics_fused(
+    logits: Tensor, tokens: Tensor, accept_at: float = 0.0, block: int | None = None
+) -> LogitStatistics:
+    """The same as ``logit_statistics`` by the kernels of this module; at least one row, arguments checked before.
 
     Args:
         block: logits that one program reads, a power of two; by default what fills the GPU.
@@ -216,7 +218,7 @@ def read_rows_fused(logits: Tensor, tokens: Tensor, accept_at: float = 0.0, bloc
             num_warps=1,  # rows are few and blocks at most some hundreds: shuffles, no shared memory
         )
     maximum, log_sum_exp, entropy, second, log_ratio = floats
-    return Reading(maximum, log_sum_exp, argmax, entropy, second, log_ratio[:n_tokens], accepted[0])
+    return LogitStatistics(maximum, log_sum_exp, argmax, entropy, second, log_ratio[:n_tokens], accepted[0])
 
 
 def block_size(rows: int, vocabulary: int, n_processors: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from viasd_calib.decoding.policies import leading_true
+from viasd_calib.decoding.acceptance import leading_true
 
 FAINTEST = -1e4
 """Logits this far below the likeliest one, whose probability is 0 in float32, count as one another: so an impossible
@@ -22,7 +22,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
-class Reading:
+class LogitStatistics:
     """What rows of logits say, and of k tokens proposed at the first k rows.
 
     A row that holds NaN or +inf is no distribution: its float fields are NaN, and ``argmax`` is any index
@@ -61,11 +61,11 @@ class Reading:
         return self.maximum - self.log_sum_exp
 
 
-def join_readings(parts: Sequence[Reading]) -> Reading:
+def join_statistics(parts: Sequence[LogitStatistics]) -> LogitStatistics:
     """Readings of rows, one at least, as a reading of them all; what they say of tokens is left out."""
     rows = {name: torch.cat([getattr(part, name) for part in parts]) for name in ROWS}
     maximum, argmax = rows["maximum"], rows["argmax"]
-    return Reading(**rows, log_ratio=maximum[:0], accepted=argmax.new_zeros(()))
+    return LogitStatistics(**rows, log_ratio=maximum[:0], accepted=argmax.new_zeros(()))
 
 
 def check(logits: Tensor, tokens: Tensor) -> None:
@@ -91,11 +91,11 @@ def no_tokens(logits: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.long, device=logits.device)
 
 
-def read_rows_in_torch(logits: Tensor, tokens: Tensor | None = None, accept_at: float = 0.0) -> Reading:
-    """The same as ``read_rows`` in torch operations, on any device.
+def logit_statistics_torch(logits: Tensor, tokens: Tensor | None = None, accept_at: float = 0.0) -> LogitStatistics:
+    """The same as ``logit_statistics`` in torch operations, on any device.
 
     Example:
-        >>> said = read_rows_in_torch(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([2]))
+        >>> said = logit_statistics_torch(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([2]))
         >>> round(said.entropy.item(), 4), said.log_ratio.item(), said.accepted.item()
         (0.6931, -inf, 1)
     """
@@ -117,7 +117,7 @@ def read_rows_in_torch(logits: Tensor, tokens: Tensor | None = None, accept_at: 
     if tokens.shape[0] > 0:  # a dozen small operations, for nothing
         log_ratio = _logits_of(tokens, values) - maximum[: tokens.shape[0]]  # [k]
         accepted = leading_true(log_ratio.exp() >= accept_at)
-    return Reading(
+    return LogitStatistics(
         maximum=maximum,
         log_sum_exp=maximum + log_total,
         argmax=argmax,

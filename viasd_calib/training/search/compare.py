@@ -13,12 +13,12 @@ from viasd_calib.choices import SearchMethod
 from viasd_calib.errors import TraceError
 from viasd_calib.ledger import Ledger
 from viasd_calib.progress import progress_bar
+from viasd_calib.replay.agreement import JudgedPlaces, directly_after, judge_places, read_for_judging
 from viasd_calib.slim.bridges import skipped_numbers
 from viasd_calib.slim.cost import SublayerCosts, relative_cost, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.traces.data import TraceDataModule, TraceText
 from viasd_calib.training.bridge_fit import BridgeFitter, all_streams
-from viasd_calib.training.judging import JudgedPlaces, directly_behind, judge_places, read_for_judging
 from viasd_calib.training.search.judge import RouteJudge, read_once
 from viasd_calib.training.search.methods import CHOICES
 from viasd_calib.training.search.record import CONFIDENT_SHARES, FoundRoute, SearchSettings
@@ -117,7 +117,7 @@ def _chosen(
     routed = RoutedModel(judge.model.model, route, SlimParts(bridges=bridges))
     places = JudgedPlaces.joined(
         [
-            judge_places(routed, routed.slim_sublayers, text, read_for_judging(routed, text), directly_behind(text))
+            judge_places(routed, routed.slim_sublayers, text, read_for_judging(routed, text), directly_after(text))
             for text in held_back
         ]
     )

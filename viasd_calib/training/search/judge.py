@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from viasd_calib.errors import CalibrationError
+from viasd_calib.replay.agreement import directly_after, read_for_judging, slim_logits_along
 from viasd_calib.slim.cache import SharedCache
 from viasd_calib.slim.cost import nothing
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceText
 from viasd_calib.training.bridge_fit import BridgeFitter
-from viasd_calib.training.judging import directly_behind, read_for_judging, slim_logits_along
 from viasd_calib.training.objectives import top_k_tail_kl
 
 PlaceLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -35,7 +35,7 @@ def read_once(model: RoutedModel, texts: Iterable[TraceText]) -> list[ReadText]:
 
 
 class RouteJudge:
-    """Gives the loss of routes, directly behind q at the places where q wrote, until its budget is spent.
+    """Gives the loss of routes, directly after q at the places where q wrote, until its budget is spent.
 
     A pass is one run of a route over all texts.
 
@@ -44,7 +44,7 @@ class RouteJudge:
         texts: with at least one place where q wrote.
         budget: passes.
         bridges: fits the bridges that a route is judged with; None judges routes without.
-        on_pass: called behind every pass.
+        on_pass: called after every pass.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class RouteJudge:
             of(
                 text.q_ids,
                 text.q_log_probs,
-                slim_logits_along(self.model, sublayers, text, cache, directly_behind(text)),
+                slim_logits_along(self.model, sublayers, text, cache, directly_after(text)),
             )
             for text, cache in self.texts
         ]

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from viasd_calib.choices import SearchMethod
 from viasd_calib.spec import Route
-from viasd_calib.training.search.alone import ablation_order, greedy_removal, knapsack
-from viasd_calib.training.search.blind import best_random, best_span, evenly_spaced
+from viasd_calib.training.search.ablation import ablation_order, greedy_removal, knapsack
+from viasd_calib.training.search.baselines import best_random, best_span, evenly_spaced
 from viasd_calib.training.search.dimr import dimr
 from viasd_calib.training.search.judge import RouteJudge
 from viasd_calib.training.search.similarity import most_alike

@@ -12,7 +12,7 @@ from viasd_calib.files import write_json
 from viasd_calib.spec import Route, VerifierRef
 
 CONFIDENT_SHARES = ("0.5", "0.7", "0.9")
-"""Shares of the places, those where q' is surest, that agreement is given for."""
+"""Shares of the places, those where q' is most confident, that agreement is given for."""
 
 
 class SearchSettings(BaseModel):
@@ -43,8 +43,8 @@ class FoundRoute(BaseModel):
     """The route that a method chose, and how well it speaks for q on texts that were held back.
 
     Attributes:
-        agreement: share of places where q' and q choose the same token, q' directly behind q.
-        agreement_confident: the same on the share of places where q' is surest of its choice.
+        agreement: share of places where q' and q choose the same token, q' directly after q.
+        agreement_confident: the same on the share of places where q' is most confident of its choice.
         kl: KL(q || q') over q's traced top k and the rest, in nats.
         expected_cost: sum of the measured shares of what the route keeps; bridges are not counted.
         relative_cost: time of a slim pass, bridges included, over that of a full pass, interleaved.
@@ -71,7 +71,7 @@ class SearchResult(BaseModel):
         bridge_texts: texts that bridges were fitted on.
         judging_texts: texts that methods were judged on.
         held_back_texts: texts that the routes were compared on.
-        prompts_sha256: hash of the set of prompts behind the texts, held back or not.
+        prompts_sha256: hash of the set of prompts after the texts, held back or not.
         found: by method, those that are done.
     """
 

@@ -21,8 +21,8 @@ from viasd_calib.spec import Route
 from viasd_calib.training import bridge_fit
 from viasd_calib.training.bridge_fit import BridgeFitter, all_streams, fit_bridges
 from viasd_calib.training.objectives import margin_cost
-from viasd_calib.training.search.alone import ablation_losses, ablation_order, greedy_removal, knapsack
-from viasd_calib.training.search.blind import best_random, best_span, evenly_spaced
+from viasd_calib.training.search.ablation import ablation_losses, ablation_order, greedy_removal, knapsack
+from viasd_calib.training.search.baselines import best_random, best_span, evenly_spaced
 from viasd_calib.training.search.dimr import BAYES_EVERY, dimr
 from viasd_calib.training.search.judge import RouteJudge, read_once
 from viasd_calib.training.search.methods import CHOICES

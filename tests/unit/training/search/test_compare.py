@@ -91,7 +91,7 @@ def test_a_search_that_was_stopped_goes_on_with_the_next_method(
     result = run("even,random,similarity")
     assert {method: result.found[method] for method in stopped} == stopped
     assert [*result.found] == ["even", "random", "similarity"]
-    assert "goes on behind 3 steps" in capsys.readouterr().err  # the costs, and two methods
+    assert "goes on after 3 steps" in capsys.readouterr().err  # the costs, and two methods
     assert list(tmp_path.iterdir()) == [out]
 
 

@@ -1,0 +1,97 @@
+"""Where drafting should stop: the bound that a replay of traced blocks finds fastest, at measured costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from viasd_calib.calibration.candidates import TierScores
+from viasd_calib.decoding.acceptance import leading_true
+
+GRID = tuple(step / 20 for step in range(20))
+"""Bounds that are tried; at 0 drafting never stops early."""
+FEWEST_BLOCKS = 50
+"""Fewer blocks say too little: the bound then stays where it was."""
+
+
+@dataclass(frozen=True)
+class PassCosts:
+    """What a round of speculative decoding spends, in seconds.
+
+    Attributes:
+        draft_step: one step of the drafter.
+        full: a pass of q with output head over 1, 2, ... tokens.
+    """
+
+    draft_step: float
+    full: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Drafted blocks of equal length, found in traces.
+
+    Attributes:
+        scores: the draft gate's, [blocks, length].
+        agrees: whether each token was q's choice, given that all before it were, [blocks, length], bool.
+    """
+
+    scores: Tensor
+    agrees: Tensor
+
+
+def whole_blocks(scores: TierScores, length: int) -> Blocks:
+    """Places that were drafted as one block of ``length`` tokens, as the first ones of a longer block too.
+
+    A capture cuts texts, prompts included, into blocks of random length: those that are long enough and lie
+    after the prompt stand for all.
+
+    Example:
+        >>> yes = torch.ones(5)
+        >>> depth = torch.tensor([0, 1, 0, 1, 2])
+        >>> whole_blocks(TierScores(depth, yes, yes > 0, yes, yes, yes > 0), 3).scores.shape
+        torch.Size([1, 3])
+    """
+    ends = torch.nonzero(scores.depth == length - 1)  # [blocks, 1]
+    places = ends - torch.arange(length - 1, -1, -1)  # [blocks, length]
+    # The first block of a text may have begun inside its prompt; what stands before it is another text.
+    whole = (places[:, 0] >= 0) & (scores.depth[places.clamp(min=0)] == torch.arange(length)).all(-1)
+    places = places[whole]
+    return Blocks(scores.draft[places], scores.draft_agrees[places])
+
+
+def seconds_per_token(blocks: Blocks, stop_below: float, costs: PassCosts) -> float:
+    """*Simulated* seconds a token of speculative decoding, were every round one of these blocks.
+
+    Drafting stops after the token up to which the chance that all stand, the product of the scores, falls
+    below ``stop_below``.
+
+    Example:
+        >>> blocks = Blocks(torch.tensor([[0.9, 0.1, 0.1]]), torch.tensor([[True, False, False]]))
+        >>> costs = PassCosts(1.0, [4.0, 4.0, 4.0, 4.0])
+        >>> seconds_per_token(blocks, 0.0, costs), seconds_per_token(blocks, 0.5, costs)
+        (3.5, 3.0)
+    """
+    length = blocks.scores.shape[1]
+    chance = blocks.scores.cumprod(-1)  # [blocks, length]
+    drafted = (leading_true(chance >= stop_below) + 1).clamp(max=length)  # [blocks]
+    accepted = torch.minimum(leading_true(blocks.agrees), drafted)  # [blocks]
+    seconds = drafted * costs.draft_step + torch.tensor(costs.full, dtype=torch.float32)[drafted]  # [blocks]
+    return float(seconds.sum() / (accepted + 1).sum())
+
+
+def best_stop(scores: TierScores, length: int, costs: PassCosts, default: float) -> float:
+    """The bound of ``GRID`` with the fewest *simulated* seconds a token; ``default`` where too few blocks are known.
+
+    Args:
+        scores: of texts the gate was not fitted on.
+        length: most tokens drafted a round.
+        costs: of passes over 1 to ``length`` + 1 tokens.
+    """
+    blocks = whole_blocks(scores, min(length, int(scores.depth.max()) + 1))
+    if len(blocks.scores) < FEWEST_BLOCKS:
+        return default
+    return min(GRID, key=lambda bound: seconds_per_token(blocks, bound, costs))

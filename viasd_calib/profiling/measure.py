@@ -1,0 +1,173 @@
+"""Measuring a latency profile: passes come as callables, so that every backend is timed by the same code."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from viasd_calib.decoding.decoder import Engine
+from viasd_calib.draft.base import GreedyPick, Proposal, never_stop
+from viasd_calib.draft.passes import finish
+from viasd_calib.errors import PlanningError
+from viasd_calib.hardware import hardware
+from viasd_calib.models import DTYPE_NAMES, context_length
+from viasd_calib.profiling.context_scaling import ROUND_TOKENS, measure_rounds
+from viasd_calib.profiling.profile import LatencyProfile, Measured, PassShape, ProfileSettings, uncosted
+from viasd_calib.progress import progress_bar
+from viasd_calib.slim.cache import CacheWindow, SharedCache
+from viasd_calib.slim.cost import WARM_UP, interleaved_seconds
+from viasd_calib.slim.forward import RoutedModel, States
+
+Pass = Callable[[], object]
+"""One call runs one pass, and can be made again and again with the same effect."""
+
+
+@torch.inference_mode()
+def time_passes(passes: Mapping[PassShape, Pass], repeats: int, device: torch.device) -> list[Measured]:
+    """Median and quartiles of each pass over ``repeats`` interleaved rounds; warm-up is not counted.
+
+    Args:
+        repeats: at least 2.
+        device: waited for after each pass.
+    """
+    with progress_bar("passes", by_hand=True) as progress:
+        task = progress.add_task("profile", total=len(passes) * (WARM_UP + repeats))
+        advance = partial(progress.update, task, advance=1, refresh=True)
+        seconds = interleaved_seconds(list(passes.values()), repeats, device, advance)
+    return [_summary(shape, taken) for shape, taken in zip(passes, seconds, strict=True)]
+
+
+def _summary(shape: PassShape, taken: list[float]) -> Measured:
+    low, _, high = statistics.quantiles(taken, n=4, method="inclusive")
+    median = statistics.median(taken)  # rounding may put a quartile of equal times beyond it
+    return Measured(**shape._asdict(), seconds=median, low=min(low, median), high=max(high, median))
+
+
+def _text_lengths(settings: ProfileSettings) -> list[int]:
+    """Positions of the texts that are timed: those of rounds, of draft steps, and the one that all passes share."""
+    after = (1, ROUND_TOKENS)
+    return [context + more for context in settings.contexts for more in after] + [
+        settings.contexts[-1] + settings.widths[-1]
+    ]
+
+
+@torch.inference_mode()
+def decoder_passes(engine: Engine, settings: ProfileSettings) -> dict[PassShape, Pass]:
+    """The passes as the decoder makes them: same layers, same cache, same taps.
+
+    Each batch size has one cache with room for the longest context, as a text being decoded has room for
+    what may still come.
+
+    Raises:
+        PlanningError: a context is longer than a model's.
+    """
+    _refuse_long_contexts(engine.routed, settings)
+    longest = settings.contexts[-1] + settings.widths[-1]
+    caches = {batch: engine.routed.new_cache(longest, batch) for batch in settings.batches}
+    passes: dict[PassShape, Pass] = {}
+    for shape in settings.shapes():
+        if shape.tier == "draft":
+            passes[shape] = _draft_step(engine, shape)
+        elif shape.tier == "head":
+            passes[shape] = _head_pass(engine.routed, shape)
+        else:
+            passes[shape] = _verifier_pass(engine, shape, caches[shape.batch])
+    return passes
+
+
+def _refuse_long_contexts(model: RoutedModel, settings: ProfileSettings) -> None:
+    room = context_length(model.config)
+    context, width = settings.contexts[-1], settings.widths[-1]
+    if context + width > room:
+        mend = f"give --contexts up to {room - width}" if width < room else f"give --widths below {room}"
+        raise PlanningError(
+            f"context {context} and width {width} are {context + width} positions, "
+            f"the verifier's context holds {room}; {mend}"
+        )
+
+
+def _verifier_pass(engine: Engine, shape: PassShape, cache: SharedCache) -> Pass:
+    assert shape.context is not None, "only the head has no context"
+    model, taps = engine.routed, engine.drafter.taps
+    ids = _some_ids((shape.batch, shape.width), model)
+    start: int | Tensor = shape.context
+    if shape.batch > 1:  # texts of a batch differ in length, so each row has a place of its own
+        start = torch.full((shape.batch,), shape.context, device=model.device)
+    window = CacheWindow(cache, start, shape.width, shape.context + shape.width)
+    forward: Callable[..., States] = model.full
+    head = model.logits
+    if shape.tier == "slim":
+        forward, head = model.slim, model.slim_logits
+    return lambda: head(forward(ids, window, taps).last)
+
+
+def _head_pass(model: RoutedModel, shape: PassShape) -> Pass:
+    states = model.final_norm(model.embed(_some_ids((shape.batch, shape.width), model)))  # [batch, width, hidden]
+    return lambda: model.logits(states)
+
+
+def _draft_step(engine: Engine, shape: PassShape) -> Pass:
+    """One step after ``shape.context`` tokens that the drafter has seen, and one that it has not."""
+    assert shape.context is not None, "only the head has no context"
+    length, most = shape.context + 1, engine.drafter.context
+    if most is not None and length > most:
+        raise PlanningError(
+            f"context {shape.context} is longer than the draft model's, which holds {most} tokens; "
+            f"give --contexts up to {most - 1}"
+        )
+    drafter, text = engine.drafter.start(length), _some_ids((length,), engine.routed)  # each context has its own
+
+    def step() -> Proposal:
+        return finish(drafter.propose(text, 1, never_stop, GreedyPick()))
+
+    taps = torch.zeros(shape.context, len(drafter.taps), engine.routed.config.hidden_size)
+    drafter.observe(0, taps.to(text.device, engine.routed.dtype))  # the verifier has read all of it but the last token
+    step()  # the first proposal reads the whole text
+    return step
+
+
+def _some_ids(shape: tuple[int, ...], model: RoutedModel) -> Tensor:
+    """Random tokens, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
+
+
+PassMaker = Callable[[Engine, ProfileSettings], Mapping[PassShape, Pass]]
+"""A backend, seen from here: the passes that settings name, for one engine."""
+
+
+def measure_profile(
+    engine: Engine,
+    settings: ProfileSettings,
+    make_passes: PassMaker = decoder_passes,
+    backend: str | None = None,
+) -> LatencyProfile:
+    """Time everything that ``settings`` name, and rounds of the decoder at the same contexts.
+
+    Args:
+        engine: a loaded spec.
+        make_passes: gives a pass for each of ``settings.shapes()``.
+        backend: the name of what ``make_passes`` runs on; the engine's own where it is left out.
+
+    Raises:
+        PlanningError: a context is longer than a model's.
+    """
+    engine.prepare_passes(_text_lengths(settings))
+    passes = make_passes(engine, settings)
+    device = engine.routed.device
+    return LatencyProfile(
+        verifier=engine.spec.verifier,
+        draft=engine.spec.draft,
+        route=uncosted(engine.spec.route),
+        backend=backend or engine.backend,
+        dtype=DTYPE_NAMES[engine.routed.dtype],
+        device=str(device),
+        hardware=hardware(device),
+        settings=settings,
+        measured=tuple(time_passes(passes, settings.repeats, device)),
+        rounds=measure_rounds(engine, settings.contexts, settings.repeats),
+    )

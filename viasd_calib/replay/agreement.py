@@ -1,0 +1,101 @@
+"""How well q' speaks for q, place by place, on texts that q wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from viasd_calib.decoding.features import top_k_kl
+from viasd_calib.replay.student import student_states
+from viasd_calib.replay.teacher import read_text
+from viasd_calib.slim.cache import SharedCache
+from viasd_calib.slim.forward import RoutedModel, Sublayer
+from viasd_calib.traces.data import TraceText
+
+
+@dataclass(frozen=True)
+class JudgedPlaces:
+    """q' against q at the n places of a text where q wrote.
+
+    Attributes:
+        kl: KL(q || q') over q's traced top k and the rest, in nats, [n].
+        agrees: whether both choose the same token, [n], bool.
+        confidence: what q' gives its choice, [n].
+    """
+
+    kl: Tensor
+    agrees: Tensor
+    confidence: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[JudgedPlaces]) -> JudgedPlaces:
+        """The places of several texts, one text after the other."""
+        return cls(
+            torch.cat([part.kl for part in parts]),
+            torch.cat([part.agrees for part in parts]),
+            torch.cat([part.confidence for part in parts]),
+        )
+
+    def agreement(self, share: float = 1.0) -> float:
+        """Agreement on this share of the places, those where q' is most confident of its choice; on one at least.
+
+        Example:
+            >>> places = JudgedPlaces(torch.zeros(2), torch.tensor([True, False]), torch.tensor([0.9, 0.2]))
+            >>> places.agreement(), places.agreement(0.5)
+            (0.5, 1.0)
+        """
+        return most_confident_agreement(self.agrees, self.confidence, share)
+
+
+def most_confident_agreement(agrees: Tensor, confidence: Tensor, share: float) -> float:
+    """Share of ``agrees`` ([n], bool) that holds on the ``share`` of places with the highest ``confidence`` ([n]).
+
+    One place at least is looked at; of equally sure ones, the earlier.
+    """
+    most_confident = confidence.argsort(descending=True, stable=True)
+    return float(agrees[most_confident[: max(1, round(share * len(most_confident)))]].float().mean())
+
+
+def read_for_judging(model: RoutedModel, text: TraceText) -> SharedCache:
+    """q's keys and values along a text."""
+    return read_text(model, text.ids[None, :-1].to(model.device))[1]
+
+
+def directly_after(text: TraceText) -> Tensor:
+    """Starts for q' directly after q: every place is a run of its own, [length - 1], long."""
+    return torch.arange(len(text.ids) - 1)
+
+
+@torch.no_grad()
+def slim_logits_along(
+    model: RoutedModel, sublayers: Sequence[Sublayer], text: TraceText, cache: SharedCache, starts: Tensor
+) -> Tensor:
+    """Run q' along a text, reading q's cache up to the start of each place's run.
+
+    Args:
+        sublayers: what q' runs.
+        cache: q's, as :func:`read_for_judging` gives it.
+        starts: of each place's run of pending tokens, [length - 1].
+
+    Returns:
+        Its logits at the n places where q wrote: [n, vocabulary], float32, on the host.
+    """
+    ids = text.ids[None, :-1].to(model.device)
+    states = student_states(model, sublayers, ids, cache, starts.to(model.device), begin=text.prompt_length - 1)
+    return model.slim_logits(states[0]).float().cpu()
+
+
+def judge_places(
+    model: RoutedModel, sublayers: Sequence[Sublayer], text: TraceText, cache: SharedCache, starts: Tensor
+) -> JudgedPlaces:
+    """Run q' along a text, as :func:`slim_logits_along` does, and compare it with q."""
+    logits = slim_logits_along(model, sublayers, text, cache, starts)
+    top, log_sum_exp = logits.max(-1), logits.logsumexp(-1)
+    return JudgedPlaces(
+        kl=top_k_kl(text.q_ids, text.q_log_probs, logits, log_sum_exp),
+        agrees=top.indices == text.q_ids[:, 0],
+        confidence=(top.values - log_sum_exp).exp(),
+    )
