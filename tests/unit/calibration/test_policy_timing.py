@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor
 
 from tests.tiny import constant_gate, make_drafter, tiny_prompts
-from viasd_calib.calibration import worth
+from viasd_calib.calibration import policy_timing
 from viasd_calib.calibration.policy_timing import without_slim
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Decoder, three_tier
@@ -55,19 +55,19 @@ def test_the_clock_decides(
     """A q' that is q itself is always right: its passes pay where they are cheap, and not where they cost as much."""
     routed = Clock(tiny_verifier.model, Route())
     routed.slim_seconds = slim_seconds
-    monkeypatch.setattr(worth, "time", routed)
+    monkeypatch.setattr(policy_timing, "time", routed)
     drafter = make_drafter("near", routed)
 
     def decoder_for(gates: Gates, audit: Audit) -> Decoder:
         return Decoder(routed, drafter, three_tier(gates, Decoding(audit=audit, draft_length=2)))
 
-    measured = worth.time_policies(
-        decoder_for, GATES, tiny_verifier, tiny_prompts(worth.FEWEST_PROMPTS), 24, certified=certified
+    measured = policy_timing.time_policies(
+        decoder_for, GATES, tiny_verifier, tiny_prompts(policy_timing.FEWEST_PROMPTS), 24, certified=certified
     )
     assert measured.pays is pays
     assert (measured.seconds_per_token_certified is not None) == certified
-    assert measured.n_prompts == worth.FEWEST_PROMPTS
-    assert sorted(measured.by_bound) == [0.4, *worth.STRICT_BOUNDS]  # the gates' own is tried too
+    assert measured.n_prompts == policy_timing.FEWEST_PROMPTS
+    assert sorted(measured.by_bound) == [0.4, *policy_timing.STRICT_BOUNDS]  # the gates' own is tried too
     assert measured.by_bound[0.7] == pytest.approx(measured.by_bound[0.85])  # no score of 0.5 meets them
     if pays:
         assert measured.bound <= 0.5
@@ -78,17 +78,17 @@ def test_the_clock_decides(
 
 def test_of_too_few_prompts_nothing_pays() -> None:
     few, enough = (
-        worth.PolicyTiming(
+        policy_timing.PolicyTiming(
             by_bound={0.5: 0.01}, seconds_per_token_without=0.02, seconds_per_token_certified=0.001, n_prompts=count
         )
-        for count in (worth.FEWEST_PROMPTS - 1, worth.FEWEST_PROMPTS)
+        for count in (policy_timing.FEWEST_PROMPTS - 1, policy_timing.FEWEST_PROMPTS)
     )
     assert (few.pays, few.lossy_pays) == (False, False)
     assert (enough.pays, enough.lossy_pays) == (True, True)
 
 
 def test_a_bound_is_that_of_every_tier() -> None:
-    gates = worth.with_bound(GATES, 0.6)
+    gates = policy_timing.with_bound(GATES, 0.6)
     assert (gates.draft_accept_at, gates.accept_at, gates.regenerate_at) == (0.6, 0.6, 0.6)
     assert gates.slim == GATES.slim
 

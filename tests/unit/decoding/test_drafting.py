@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import VOCAB, constant_gate, make_drafter, tiny_model
-from viasd_calib.decoding import drafting, reading
+from viasd_calib.decoding import drafting, logit_statistics
 from viasd_calib.decoding.drafting import Block, Watch, draft, draft_statistics
 from viasd_calib.decoding.ending import Ending
 from viasd_calib.decoding.features import draft_features
@@ -59,11 +59,11 @@ def test_a_watched_block_is_read_once_a_row(kind: str, temperature: float, monke
     """By pick, stop rule, draft gate and slim rule together."""
     rows: list[int] = []
 
-    def counted(logits: torch.Tensor, *arguments: torch.Tensor) -> reading.LogitStatistics:
+    def counted(logits: torch.Tensor, *arguments: torch.Tensor) -> logit_statistics.LogitStatistics:
         rows.append(logits.shape[0])
         return read(logits, *arguments)
 
-    read = reading.logit_statistics
+    read = logit_statistics.logit_statistics
     monkeypatch.setattr(reading, "logit_statistics", counted)
     monkeypatch.setattr(drafting, "logit_statistics", counted)
     one = session(kind, Sampling(temperature=temperature))

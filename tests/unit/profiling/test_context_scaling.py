@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.unit.planning.test_recording import engine_of
 
 from tests.tiny import DRAFTERS, make_model, tiny_config
+from tests.unit.profiling.test_recording import engine_of
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.errors import PlanningError
 from viasd_calib.models import Verifier
-from viasd_calib.profiling import growth
+from viasd_calib.profiling import context_scaling
 from viasd_calib.profiling.context_scaling import (
     ROUND_METHODS,
     ROUND_TOKENS,
@@ -65,14 +65,14 @@ def told(seconds: float, rounds: int, tokens: int) -> Told:
 def test_chance_agreement_at_one_context_is_no_growth(tiny_verifier: Verifier) -> None:
     """Two tokens a pass here, one there: a token is charged 1.5 passes for two everywhere."""
     texts = {8: told(0.03, 2, 4), 40: told(0.03, 4, 4)}
-    near, far = growth._round_times(engine_of(tiny_verifier), "autoregressive", texts, 2)  # type: ignore[arg-type]
+    near, far = context_scaling._round_times(engine_of(tiny_verifier), "autoregressive", texts, 2)  # type: ignore[arg-type]
     assert near.total == pytest.approx(far.total) == pytest.approx(6 / 8 * 0.033)
     assert near.rest_share == pytest.approx(1 / 11)
 
 
 def test_slower_passes_at_one_context_are(tiny_verifier: Verifier) -> None:
     texts = {8: told(0.03, 4, 4), 40: told(0.06, 4, 4)}
-    near, far = growth._round_times(engine_of(tiny_verifier), "autoregressive", texts, 2)  # type: ignore[arg-type]
+    near, far = context_scaling._round_times(engine_of(tiny_verifier), "autoregressive", texts, 2)  # type: ignore[arg-type]
     assert far.total == pytest.approx(2 * near.total)
 
 
@@ -99,6 +99,6 @@ def test_attention_alone_reads_what_a_pass_reads(
         seen.append(keys.shape[2])
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
-    stack = growth.AttentionStack(routed.config, tuple(routed.layer_types))
+    stack = context_scaling.AttentionStack(routed.config, tuple(routed.layer_types))
     attention_alone(stack, 3, 9, routed.final_norm_module.weight)()  # type: ignore[arg-type]
     assert seen == [read[kind] for kind in routed.layer_types]

@@ -14,10 +14,10 @@ from tests.rounding import assert_near
 from tests.tiny import TinyFolder, tiny_model
 from viasd_calib.errors import TraceError
 from viasd_calib.models import load_verifier
+from viasd_calib.replay import teacher
 from viasd_calib.replay.teacher import KnownCaches, read_text
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.data import TraceDataModule
-from viasd_calib.training import teacher
 
 
 def test_traces_of_other_weights_teach_nothing(tiny_folder: TinyFolder, traces: Path) -> None:

@@ -12,7 +12,7 @@ from tests.tiny import TinyFolder, tiny_spec
 from viasd_calib.cli import main
 from viasd_calib.decoding.decoder import load_engine
 from viasd_calib.errors import MachineWarning, ModelError
-from viasd_calib.slim import packed
+from viasd_calib.slim import onednn_linear
 from viasd_calib.slim.backends import choose_backend, prepare
 from viasd_calib.slim.onednn_linear import can_pack, trial_product, why_not_packed
 
@@ -35,7 +35,7 @@ def _no_probe(patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_operator(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(packed, "trial_product", lambda dtype: "PyTorch cannot do it here (no kernel)")
+    patch.setattr(onednn_linear, "trial_product", lambda dtype: "PyTorch cannot do it here (no kernel)")
 
 
 ABSENCES = [
@@ -57,8 +57,8 @@ def test_bfloat16_runs_eager_and_says_why(
         engine = load_engine(path, dtype="bfloat16")
     assert engine.backend == "eager"
     assert len(engine.decoder().generate([7, 8, 9], 8).tokens) > 0
-    with pytest.raises(ModelError, match=f"backend packed needs .*: .*{why}.*; choose backend eager"):
-        load_engine(path, dtype="bfloat16", backend="packed")
+    with pytest.raises(ModelError, match=f"backend onednn_linear needs .*: .*{why}.*; choose backend eager"):
+        load_engine(path, dtype="bfloat16", backend="onednn_linear")
 
 
 def test_a_command_says_it_in_one_notice(
@@ -78,10 +78,10 @@ def test_nothing_is_said_where_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) 
         warnings.simplefilter("error")
         assert choose_backend(CPU, torch.float32) == "eager"
         assert choose_backend(torch.device("cuda"), torch.bfloat16) == "eager"
-        monkeypatch.setattr(packed, "trial_product", lambda dtype: None)
+        monkeypatch.setattr(onednn_linear, "trial_product", lambda dtype: None)
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-        assert choose_backend(CPU, torch.bfloat16) == "packed"
+        assert choose_backend(CPU, torch.bfloat16) == "onednn_linear"
 
 
 def test_the_trial_finds_an_operator_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,11 +89,11 @@ def test_the_trial_finds_an_operator_that_is_not_there(monkeypatch: pytest.Monke
         raise RuntimeError("could not create a primitive\nmore of it")
 
     trial_product.cache_clear()
-    monkeypatch.setattr(packed, "pack_weight", absent)
+    monkeypatch.setattr(onednn_linear, "pack_weight", absent)
     assert str(why_not_packed(CPU, torch.float32)).endswith("cannot do it here (could not create a primitive)")
     assert not can_pack(CPU, torch.float32)
     with pytest.raises(ModelError, match="could not create a primitive"):
-        prepare([], "packed", CPU, torch.float32)
+        prepare([], "onednn_linear", CPU, torch.float32)
     trial_product.cache_clear()
 
 
