@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from viasd_calib.calibration.artifacts import FitArtifact, reliability_record, save_scores
-from viasd_calib.calibration.logistic_gate import FittedGates, fit_gates
+from viasd_calib.calibration.gate_fitting import FittedGates, fit_gates
 from viasd_calib.cli.lists import runs
 from viasd_calib.cli.notices import say_written
 from viasd_calib.draft.places import draft_at, draft_from

@@ -64,7 +64,7 @@ def test_a_watched_block_is_read_once_a_row(kind: str, temperature: float, monke
         return read(logits, *arguments)
 
     read = logit_statistics.logit_statistics
-    monkeypatch.setattr(reading, "logit_statistics", counted)
+    monkeypatch.setattr(logit_statistics, "logit_statistics", counted)
     monkeypatch.setattr(drafting, "logit_statistics", counted)
     one = session(kind, Sampling(temperature=temperature))
     block = finish(draft(one, 5, Gate(GATE), 1e-6))

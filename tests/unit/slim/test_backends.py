@@ -57,8 +57,8 @@ def test_bfloat16_runs_eager_and_says_why(
         engine = load_engine(path, dtype="bfloat16")
     assert engine.backend == "eager"
     assert len(engine.decoder().generate([7, 8, 9], 8).tokens) > 0
-    with pytest.raises(ModelError, match=f"backend onednn_linear needs .*: .*{why}.*; choose backend eager"):
-        load_engine(path, dtype="bfloat16", backend="onednn_linear")
+    with pytest.raises(ModelError, match=f"backend packed needs .*: .*{why}.*; choose backend eager"):
+        load_engine(path, dtype="bfloat16", backend="packed")
 
 
 def test_a_command_says_it_in_one_notice(
@@ -81,7 +81,7 @@ def test_nothing_is_said_where_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(onednn_linear, "trial_product", lambda dtype: None)
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-        assert choose_backend(CPU, torch.bfloat16) == "onednn_linear"
+        assert choose_backend(CPU, torch.bfloat16) == "packed"
 
 
 def test_the_trial_finds_an_operator_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_the_trial_finds_an_operator_that_is_not_there(monkeypatch: pytest.Monke
     assert str(why_not_packed(CPU, torch.float32)).endswith("cannot do it here (could not create a primitive)")
     assert not can_pack(CPU, torch.float32)
     with pytest.raises(ModelError, match="could not create a primitive"):
-        prepare([], "onednn_linear", CPU, torch.float32)
+        prepare([], "packed", CPU, torch.float32)
     trial_product.cache_clear()
 
 
