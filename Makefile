@@ -16,7 +16,7 @@ JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST = $(BIN)/pytest -n $(JOBS) --dist loadfile $(PYTEST_FLAGS)
-RESOLVE := --quiet --no-header --no-annotate --universal --python-version 3.11 --extra dev --no-emit-package setuptools
+RESOLVE := --quiet --no-header --no-annotate --universal --python-version 3.11 --extra dev
 CONSTRAINTS := $(addprefix -c ,$(VERSIONS))
 
 .DEFAULT_GOAL := help

@@ -51,7 +51,7 @@ SEARCH = ["optuna>=4,<6"]  # the method dimr of viasd search
 NOTEBOOKS = ["ipykernel>=6.29,<8", "nbmake>=1.5,<2"]
 
 DEV = [
-    "setuptools>=77",  # the tests build a wheel
+    "setuptools>=77.0.1,<82",  # the tests build a wheel
     "pytest>=8.4,<10",
     "pytest-timeout>=2.3.1,<3",
     "pytest-xdist>=3.6.1,<4",

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import tempfile
+from pathlib import Path
 
 # Read once, when huggingface_hub and datasets are imported: so before anything else is.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,7 +27,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.tiny import TinyFolder, save_tiny
+from tests.tiny import TinyFolder, save_tiny, tiny_prompts
 from viasd_calib.models import Verifier, load_verifier
 
 # A tiny model takes milliseconds, and its width one thread. `--hypothesis-profile=explore` looks for new examples.
@@ -77,3 +78,15 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> TinyFolder:
 def tiny_verifier(tiny_folder: TinyFolder) -> Verifier:
     """The verifier of that folder."""
     return load_verifier(str(tiny_folder))
+
+
+@pytest.fixture(scope="module")
+def traces(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with traces of the tiny verifier."""
+    from viasd_calib.traces.capture import capture
+    from viasd_calib.traces.folder import CaptureSettings
+
+    folder = tmp_path_factory.mktemp("traces")
+    settings = CaptureSettings(max_new_tokens=16, batch_size=8)
+    capture(load_verifier(str(tiny_folder)), None, "none", tiny_prompts(24), folder, settings)
+    return folder
