@@ -178,7 +178,7 @@ def _load(folder: str, revision: str | None, **arguments: Any) -> tuple[PreTrain
     Raises:
         ModelError: one of them is nowhere.
     """
-    check_model(folder, revision)
+    folder = str(check_model(folder, revision) or folder)
     adapter = find_adapter(folder, revision)
     if adapter is None:
         model = load_complete(folder, revision=revision, **arguments)
@@ -186,8 +186,9 @@ def _load(folder: str, revision: str | None, **arguments: Any) -> tuple[PreTrain
         if adapter is None:
             return model, folder
     base, identity = resolve_model(adapter.base)
-    check_model(base, None if identity else adapter.base_revision)
-    model = load_adapted(adapter, base, revision=None if identity else adapter.base_revision, **arguments)
+    base_revision = None if identity else adapter.base_revision
+    base = str(check_model(base, base_revision) or base)
+    model = load_adapted(adapter, base, revision=base_revision, **arguments)
     own_tokenizer = local_file(folder, "tokenizer_config.json", revision) is not None
     return model, folder if own_tokenizer else base
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import close_session
 
-from tests.tiny import TinyFolder, tiny_spec
+from tests.tiny import TinyFolder, save_tiny, tiny_spec
 from viasd_calib.decoding.decoder import load_engine
 from viasd_calib.errors import ModelError
 from viasd_calib.models import Verifier, check_model, load_draft_model, load_verifier
@@ -81,14 +81,17 @@ def test_where_nothing_is_to_be_downloaded_the_hub_is_not_asked() -> None:
         load_verifier("nobody/nothing")
 
 
-def test_what_has_been_downloaded_is_not_asked_for(tmp_path: Path, no_network: list[object]) -> None:
-    snapshot = tmp_path / "hub" / "models--some--model" / "snapshots" / "c0ffee"
-    snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text("{}")
+@pytest.mark.parametrize("load", [load_verifier, load_draft_model])
+def test_without_a_network_what_has_been_downloaded_is_loaded_at_once(
+    load: Callable[[str], object], tmp_path: Path, no_network: list[object]
+) -> None:
+    snapshot = tmp_path / "hub" / "models--some--model" / "snapshots" / ("c0ffee" + "0" * 34)
+    save_tiny(snapshot)
     (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs" / "main").write_text("c0ffee")
-    check_model("some/model")
-    assert no_network == []
+    (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
+    load("some/model")
+    assert len(set(no_network)) == 1
+    assert check_model("some/model") == snapshot
 
 
 @contextmanager
