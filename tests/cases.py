@@ -21,7 +21,8 @@ from tests.tiny import (
     transformers_text,
     wide_model,
 )
-from viasd_calib.decoding.decoder import Decoder, three_tier
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.engine import three_tier
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Generation

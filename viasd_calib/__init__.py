@@ -14,7 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from viasd_calib.decoding.decoder import Decoder, Engine, load_engine
+    from viasd_calib.decoding.decoder import Decoder
+    from viasd_calib.decoding.engine import Engine, load_engine
     from viasd_calib.decoding.sampling import Sampling
     from viasd_calib.decoding.session import Generation
     from viasd_calib.decoding.transformers_adapter import generate
@@ -45,7 +46,7 @@ __all__ = [
 
 _HOMES = {
     "Decoder": "decoding.decoder",
-    "Engine": "decoding.decoder",
+    "Engine": "decoding.engine",
     "Generation": "decoding.session",
     "Prompt": "prompts",
     "RoutingSpec": "spec",
@@ -53,7 +54,7 @@ _HOMES = {
     "Verifier": "models",
     "ViasdError": "errors",
     "generate": "decoding.transformers_adapter",
-    "load_engine": "decoding.decoder",
+    "load_engine": "decoding.engine",
     "load_spec": "spec",
     "load_verifier": "models",
     "read_prompts": "prompts",

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.tiny import random_gate, transformers_text
-from viasd_calib.decoding.decoder import Decoder, three_tier
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.engine import three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
 from viasd_calib.decoding.rounds import Speculative
 from viasd_calib.draft.causal import CausalDrafter

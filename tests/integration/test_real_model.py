@@ -12,7 +12,8 @@ import torch
 from tests.tiny import random_gate, transformers_text
 from viasd_calib.cli import main
 from viasd_calib.cli.prompt_choice import load_prompts, of_split, take_turns
-from viasd_calib.decoding.decoder import Decoder, Engine, load_engine, three_tier
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.engine import Engine, load_engine, three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
 from viasd_calib.decoding.rounds import Autoregressive, Speculative
 from viasd_calib.draft.base import Drafter

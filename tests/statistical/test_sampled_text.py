@@ -23,7 +23,7 @@ from tests.tiny import random_gate
 from viasd_calib.decoding.acceptance import Trust
 from viasd_calib.decoding.baselines import SelfSpeculative
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.decoder import three_tier as make_three_tier
+from viasd_calib.decoding.engine import three_tier as make_three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES, DraftStatistics
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
 from viasd_calib.decoding.sampling import Sampling

@@ -88,7 +88,7 @@ def capture(
         check_model(named)
     check_draft(draft)
 
-    from viasd_calib.decoding.decoder import load_engine
+    from viasd_calib.decoding.engine import load_engine
     from viasd_calib.draft.build import build_drafter, name_draft
     from viasd_calib.draft.places import draft_from
     from viasd_calib.models import load_verifier

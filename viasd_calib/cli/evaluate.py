@@ -81,7 +81,7 @@ def bench(
     unseen = choose_unseen(prompts, split, shares, limit, read, include_fitted=include_fitted)
     chosen = unseen.prompts
 
-    from viasd_calib.decoding.decoder import load_engine
+    from viasd_calib.decoding.engine import load_engine
     from viasd_calib.evaluation.bench import BenchSettings, bench_table, run_bench
     from viasd_calib.evaluation.provenance import PromptsMeasured, note_provenance
     from viasd_calib.hardware import hardware
@@ -235,7 +235,7 @@ def report(
     if provenance is not None:
         notice_other_prompts(unseen, provenance.prompts, read, shares, (bench, prompts))
 
-    from viasd_calib.decoding.decoder import load_engine
+    from viasd_calib.decoding.engine import load_engine
     from viasd_calib.evaluation.bench import load_bench
     from viasd_calib.evaluation.report import ReportInputs, write_report
     from viasd_calib.models import load_verifier

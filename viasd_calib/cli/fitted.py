@@ -6,7 +6,8 @@ import warnings
 from pathlib import Path
 
 from viasd_calib.calibration.artifacts import FitArtifact
-from viasd_calib.decoding.decoder import Decoder, Engine, assemble, three_tier
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.engine import Engine, assemble, three_tier
 from viasd_calib.decoding.rounds import NEVER
 from viasd_calib.draft.build import name_draft
 from viasd_calib.draft.places import draft_at, relocated

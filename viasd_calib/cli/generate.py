@@ -81,7 +81,7 @@ def answer(
     asked = command_line_prompt(prompt, system, chat_template_kwargs)
     spec, read = check_spec(spec, verifier, draft_model)
 
-    from viasd_calib.decoding.decoder import load_engine
+    from viasd_calib.decoding.engine import load_engine
     from viasd_calib.models import encode_prompt, load_verifier
 
     load = _load or load_verifier

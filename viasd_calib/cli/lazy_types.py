@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from viasd_calib.decoding.acceptance import Tier as Tier
     from viasd_calib.decoding.decoder import Decoder as Decoder
     from viasd_calib.decoding.decoder import Emitted as Emitted
-    from viasd_calib.decoding.decoder import Engine as Engine
+    from viasd_calib.decoding.engine import Engine as Engine
     from viasd_calib.decoding.sampling import Sampling as Sampling
     from viasd_calib.decoding.session import Generation as Generation
     from viasd_calib.evaluation.bench import BenchResult as BenchResult

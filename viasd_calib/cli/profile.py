@@ -58,7 +58,7 @@ def profile(
         picture_format(Path(plot))
     spec, read = check_spec(spec, verifier, draft_model)
 
-    from viasd_calib.decoding.decoder import load_engine
+    from viasd_calib.decoding.engine import load_engine
     from viasd_calib.profiling.measure import measure_profile
 
     engine = load_engine(

@@ -65,7 +65,7 @@ def route_quality(
     spec, read = check_spec(spec, verifier, draft_model)
     chosen = choose_unseen(prompts, split, shares, limit, read, include_fitted=include_fitted).prompts
 
-    from viasd_calib.decoding.decoder import load_engine
+    from viasd_calib.decoding.engine import load_engine
     from viasd_calib.evaluation.route_quality import measure_quality
     from viasd_calib.models import load_verifier
     from viasd_calib.slim.cost import CONTEXT, relative_cost

@@ -29,7 +29,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from viasd_calib.decoding.certified import certified_tokens, check_certified
-from viasd_calib.decoding.decoder import Decoder, Engine, three_tier
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.engine import Engine, three_tier
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.stateless import read_processors
 from viasd_calib.decoding.verification import sampler_of

@@ -17,7 +17,8 @@ from viasd_calib.calibration.losses import diverging
 from viasd_calib.choices import Backend, BenchMethod
 from viasd_calib.decoding.baselines import TransformersDecoder
 from viasd_calib.decoding.conversation import Answering, Turn, converse
-from viasd_calib.decoding.decoder import Decoder, Engine
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.engine import Engine
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.exactness import Difference, find_difference
 from viasd_calib.evaluation.metrics import FEWEST_PROMPTS, Interval, MethodResult, PromptResult, pool

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from viasd_calib.choices import MethodName
-from viasd_calib.decoding.decoder import Engine
+from viasd_calib.decoding.engine import Engine
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.shallow import ShallowDrafter

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from viasd_calib.decoding.decoder import Engine
+from viasd_calib.decoding.engine import Engine
 from viasd_calib.draft.base import GreedyPick, Proposal, never_stop
 from viasd_calib.draft.passes import finish
 from viasd_calib.errors import PlanningError

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from viasd_calib.choices import MethodName
-from viasd_calib.decoding.decoder import Engine
+from viasd_calib.decoding.engine import Engine
 from viasd_calib.draft.base import Drafter, MemorylessDrafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter

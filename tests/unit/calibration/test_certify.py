@@ -11,7 +11,8 @@ import pytest
 from tests.tiny import constant_gate, make_drafter, tiny_prompts
 from viasd_calib.calibration.candidates import Candidate
 from viasd_calib.calibration.certify import certify
-from viasd_calib.decoding.decoder import Decoder, three_tier
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.engine import three_tier
 from viasd_calib.errors import PromptError
 from viasd_calib.ledger import Ledger
 from viasd_calib.models import Verifier

@@ -11,7 +11,8 @@ from tests.tiny import constant_gate, make_drafter, tiny_prompts
 from viasd_calib.calibration import policy_timing
 from viasd_calib.calibration.policy_timing import without_slim
 from viasd_calib.decoding.conversation import converse
-from viasd_calib.decoding.decoder import Decoder, three_tier
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.engine import three_tier
 from viasd_calib.models import Verifier
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel, States

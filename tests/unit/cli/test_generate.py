@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.tiny import CHAT_TEMPLATE, SPECIAL, VOCAB, save_tiny, tiny_spec
 from viasd_calib.cli import main
 from viasd_calib.cli.printing import print_answer, print_tiers
-from viasd_calib.decoding.decoder import load_engine
+from viasd_calib.decoding.engine import load_engine
 
 NASTY = [
     "[bold]", "[/]", "\r", "\n", "\x1b[31m", "\t", "\x07", "�", "🙂", "中" * 90, "é", " ", "\\[", ":smile:", "\x00",

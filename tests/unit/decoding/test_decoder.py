@@ -21,7 +21,8 @@ from tests.tiny import (
     transformers_text,
 )
 from viasd_calib.choices import MethodName
-from viasd_calib.decoding.decoder import Decoder, Engine, assemble, load_engine, three_tier
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.engine import Engine, assemble, load_engine, three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
 from viasd_calib.decoding.rounds import NEVER, Autoregressive, Speculative, ThreeTier
 from viasd_calib.decoding.sampling import Sampling

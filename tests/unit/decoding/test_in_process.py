@@ -14,7 +14,8 @@ import torch
 
 from tests.tiny import make_model, save_tiny, tiny_config, tiny_model, tiny_spec
 from viasd_calib.choices import BACKENDS, Backend
-from viasd_calib.decoding.decoder import Decoder, Engine, load_engine
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.engine import Engine, load_engine
 from viasd_calib.decoding.rounds import Speculative
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.quantised import quantise_linears

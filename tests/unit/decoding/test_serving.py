@@ -27,7 +27,8 @@ from tests.tiny import (
     verifier_ref,
 )
 from viasd_calib.choices import BACKENDS, Backend, MethodName
-from viasd_calib.decoding.decoder import Decoder, Engine
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.engine import Engine
 from viasd_calib.decoding.sampling import Sampling, seed_of_text
 from viasd_calib.decoding.session import Generation
 from viasd_calib.draft.base import Drafter

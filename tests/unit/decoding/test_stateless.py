@@ -17,7 +17,9 @@ from transformers.generation import logits_process, stopping_criteria
 from tests.cases import METHODS, TOKENIZER, Case, lively_case
 from tests.strategies import token_lists
 from tests.tiny import VOCAB, constant_gate, save_tiny
-from viasd_calib.decoding.decoder import Decoder, Engine, MethodName, assemble
+from viasd_calib.choices import MethodName
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.engine import Engine, assemble
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.stateless import CALLS_BACK, STATEFUL, STATELESS, Led, RollsBack, read_criteria
 from viasd_calib.errors import SamplingError

@@ -39,7 +39,7 @@ from tests.tiny import (
     tiny_tokenizer,
 )
 from viasd_calib.decoding import transformers_adapter
-from viasd_calib.decoding.decoder import load_engine
+from viasd_calib.decoding.engine import load_engine
 from viasd_calib.errors import ModelError, PromptError, SamplingError, SpecError
 from viasd_calib.models import Verifier
 from viasd_calib.slim.adapter import adapted_layers, adapter_ref, save_adapter

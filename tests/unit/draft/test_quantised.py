@@ -15,7 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.strategies import token_lists
 from tests.tiny import make_model, propose, random_gate, tiny_config, tiny_shape, transformers_text
-from viasd_calib.decoding.decoder import Decoder, three_tier
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.engine import three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
 from viasd_calib.draft import quantised
 from viasd_calib.draft.base import CachedDrafter

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AddedToken
 
 from tests.tiny import make_model, propose, tiny_config, tiny_tokenizer, transformers_logits
-from viasd_calib.decoding.decoder import Engine, load_engine
+from viasd_calib.decoding.engine import Engine, load_engine
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.verification import make_sampler
 from viasd_calib.draft.base import Drafter, never_stop

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.tiny import TinyFolder, save_tiny, tiny_spec, tiny_tokenizer, transformers_text
-from viasd_calib.decoding.decoder import load_engine
+from viasd_calib.decoding.engine import load_engine
 from viasd_calib.errors import ModelError, WeightsWarning
 from viasd_calib.models import load_verifier, weights_sha256
 

@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import close_session
 
 from tests.tiny import TinyFolder, save_tiny, tiny_spec
-from viasd_calib.decoding.decoder import load_engine
+from viasd_calib.decoding.engine import load_engine
 from viasd_calib.errors import ModelError
 from viasd_calib.models import Verifier, check_model, load_draft_model, load_verifier
 from viasd_calib.spec import CausalLMDraft, load_spec, save_spec

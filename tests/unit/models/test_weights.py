@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.tiny import TinyFolder, save_tiny, tiny_model, tiny_tokenizer, verifier_ref, write_gguf
 from viasd_calib.choices import SMOLLM2
 from viasd_calib.cli import main
-from viasd_calib.decoding.decoder import load_engine
+from viasd_calib.decoding.engine import load_engine
 from viasd_calib.errors import WeightsWarning
 from viasd_calib.models import SMOLLM2_SHA256, load_verifier, weights_in_memory, weights_sha256
 from viasd_calib.spec import (

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.tiny import DRAFTERS, make_drafter, propose, tiny_config, tiny_model
-from viasd_calib.decoding.decoder import Engine
+from viasd_calib.decoding.engine import Engine
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.errors import PlanningError

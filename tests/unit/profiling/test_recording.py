@@ -9,7 +9,7 @@ import torch
 
 from tests.tiny import DRAFTERS, constant_gate, make_drafter
 from viasd_calib.choices import MethodName
-from viasd_calib.decoding.decoder import Engine
+from viasd_calib.decoding.engine import Engine
 from viasd_calib.decoding.verification import GreedySampler
 from viasd_calib.models import Verifier
 from viasd_calib.profiling import recording

@@ -10,7 +10,7 @@ import torch
 
 from tests.tiny import TinyFolder, tiny_spec
 from viasd_calib.cli import main
-from viasd_calib.decoding.decoder import load_engine
+from viasd_calib.decoding.engine import load_engine
 from viasd_calib.errors import MachineWarning, ModelError
 from viasd_calib.slim import onednn_linear
 from viasd_calib.slim.backends import choose_backend, prepare

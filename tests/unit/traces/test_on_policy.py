@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.strategies import token_lists
 from tests.tiny import tiny_model, tiny_prompts, transformers_logits, trusting_gates
-from viasd_calib.decoding.decoder import Decoder, three_tier
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.engine import three_tier
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.top_k import stack_top_k
 from viasd_calib.draft.lookup import PromptLookup

@@ -1,0 +1,270 @@
+"""From a routing spec to what decodes by it: every model it names, loaded once, and a decoder for each method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+from transformers import LogitsProcessor
+
+from viasd_calib.choices import Backend, MethodName
+from viasd_calib.decoding.baselines import (
+    Lenient,
+    SelfSpeculative,
+    SpeculativeFixed,
+    StaticEnsemble,
+    sprinter,
+    trispec,
+    via_sd_fixed,
+    via_sd_published,
+)
+from viasd_calib.decoding.certified import certified_tokens, check_certified
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.gates import Gate
+from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
+from viasd_calib.decoding.sampling import Sampling, read_sampling
+from viasd_calib.decoding.slim_rules import CalibratedRule, RatioRule, SlimRule
+from viasd_calib.devices import check_device
+from viasd_calib.draft.base import Drafter
+from viasd_calib.draft.build import build_drafter, draft_weights
+from viasd_calib.draft.places import named_model, relocated
+from viasd_calib.errors import MethodError, SpecError
+from viasd_calib.models import LoadVerifier, Verifier, beside, check_model, load_verifier
+from viasd_calib.shipped import shipped
+from viasd_calib.slim.backends import choose_backend, prepare
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.in_process import InProcess
+from viasd_calib.slim.loading import load_routed
+from viasd_calib.spec import (
+    Audit,
+    Decoding,
+    DType,
+    Gates,
+    RoutingSpec,
+    check_draft_weights,
+    check_verifier,
+    check_weights,
+    load_spec,
+)
+
+
+@dataclass(frozen=True)
+class Engine(InProcess):
+    """Everything a spec names, loaded once; makes a decoder for each method."""
+
+    spec: RoutingSpec
+    verifier: Verifier
+    routed: RoutedModel
+    drafter: Drafter
+    backend: Backend = "eager"
+
+    def decoder(
+        self,
+        name: MethodName = "three_tier",
+        audit: Audit | None = None,
+        sampling: Sampling | None = None,
+        processors: Sequence[LogitsProcessor] = (),
+        assume_stateless: bool = False,
+    ) -> Decoder:
+        """A decoder over the shared weights.
+
+        Args:
+            name: the method.
+            audit: in place of the spec's own, on the caller's responsibility; ``three_tier`` alone looks at it.
+            sampling: how tokens are chosen; greedily where it is left out.
+            processors: a user's own logits processors.
+            assume_stateless: take a user's word that these, and stopping criteria, are functions of what they are
+                given (:mod:`~viasd_calib.decoding.stateless`).
+
+        Raises:
+            MethodError: there is no such method or audit.
+            SamplingError: the spec's audit is lossy, and its certificate does not hold for these settings; or a
+                processor may remember earlier calls.
+            SpecError: the method needs a gate that the spec lacks.
+        """
+        _check_choice("method", name, get_args(MethodName))
+        if audit is not None:
+            _check_choice("audit", audit, get_args(Audit))
+        if name == "three_tier" and audit is None:
+            check_certified(self.spec, read_sampling(sampling), processors)
+        method = self._method(name, audit)
+        return Decoder(
+            self.routed,
+            self.drafter,
+            method,
+            self.verifier.eos_ids,
+            sampling,
+            processors,
+            self.verifier.tokenizer,
+            certified_tokens=certified_tokens(self.spec, audit) if name == "three_tier" else None,
+            assume_stateless=assume_stateless,
+        )
+
+    def __repr__(self) -> str:
+        """In one line; the fields say the rest."""
+        weights = f"{self.verifier.ref.name_or_path!r}, {self.verifier.ref.dtype} on {self.routed.device}"
+        audit = self.spec.decoding.audit
+        return f"Engine({weights}, {type(self.drafter).__name__}, audit={audit!r}, backend={self.backend!r})"
+
+    def prepare_passes(self, lengths: Iterable[int], slim: bool = True) -> None:
+        """Do, before decoding or timing it, what the backend does once for each shape of a pass.
+
+        Without it ``compiled`` compiles passes as texts come to need them; other backends have nothing to do.
+
+        Args:
+            lengths: positions of the texts to come, prompt and new tokens.
+            slim: whether the methods to come ask the slim verifier (:attr:`Method.asks_slim`).
+
+        Raises:
+            ModelError: the backend cannot run these models here.
+        """
+        known, decoding = tuple(lengths), self.spec.decoding
+        widest = decoding.max_pending + decoding.draft_length + 1
+        for model in (self.routed, *self.drafter.models):
+            model.prepare_passes(known, widest, slim)
+
+    def _method(self, name: MethodName, audit: Audit | None) -> Method:
+        gates, decoding = self.spec.gates, self.spec.decoding
+        gate = draft_gate(gates, self.routed.device)
+        length, pending, stop_below = decoding.draft_length, decoding.max_pending, gates.draft_stop_below
+        match name:
+            case "autoregressive":
+                return Autoregressive()
+            case "speculative":
+                return Speculative(length, gate, stop_below)
+            case "three_tier":
+                chosen = decoding if audit is None else decoding.model_copy(update={"audit": audit})
+                return three_tier(gates, chosen, self.routed.device)
+            case "speculative_fixed":
+                return SpeculativeFixed(length)
+            case "self_speculative":
+                return SelfSpeculative(length)
+            case "via_sd_fixed":
+                return via_sd_fixed(length, pending)
+            case "via_sd_published":
+                return via_sd_published(length, pending)
+            case "trispec":
+                return trispec(length, pending)
+            case "sprinter":
+                if gate is None:
+                    raise SpecError("sprinter needs a draft gate, the spec has none; fit one with viasd fit")
+                return sprinter(gate, length, pending)
+            case "lenient":
+                return Lenient(length, gate, stop_below)
+            case "static_ensemble":
+                return StaticEnsemble(length, gate, stop_below)
+
+
+def _check_choice(what: str, name: object, names: Sequence[str]) -> None:
+    """Refuse what is none of ``names``.
+
+    Raises:
+        MethodError: listing them.
+    """
+    if name not in names:
+        raise MethodError(f"there is no {what} {name!r}; choose one of {', '.join(names)}")
+
+
+def three_tier(gates: Gates, decoding: Decoding, device: torch.device | str = "cpu") -> ThreeTier:
+    """The three-tier method of a spec's gates and settings."""
+    return ThreeTier(
+        rule=slim_rule(gates, device),
+        draft_gate=draft_gate(gates, device),
+        draft_accept_at=gates.draft_accept_at,
+        draft_stop_below=gates.draft_stop_below,
+        draft_length=decoding.draft_length,
+        max_pending=decoding.max_pending,
+        audit=decoding.audit,
+        tolerance=decoding.tolerance,
+    )
+
+
+def slim_rule(gates: Gates, device: torch.device | str = "cpu") -> SlimRule | None:
+    """The rule that a spec's gates stand for; None where they leave q' nothing to decide."""
+    if not gates.slim_tier:
+        return None
+    if gates.convention == "ratio":
+        assert gates.escalate_below is not None, "the spec demands it"
+        return RatioRule(gates.accept_at, gates.escalate_below)
+    assert gates.slim is not None, "the spec demands it"
+    assert gates.regenerate_at is not None, "the spec demands it"
+    return CalibratedRule(Gate(gates.slim, device), gates.accept_at, gates.regenerate_at)
+
+
+def draft_gate(gates: Gates, device: torch.device | str = "cpu") -> Gate | None:
+    """The draft gate of a spec; None where it has none."""
+    return None if gates.draft is None else Gate(gates.draft, device)
+
+
+def load_engine(
+    spec_path: str | Path,
+    *,
+    spec: RoutingSpec | None = None,
+    verifier: str | None = None,
+    draft_model: str | None = None,
+    dtype: DType | None = None,
+    device: str = "cpu",
+    backend: Backend | None = None,
+    load: LoadVerifier = load_verifier,
+) -> Engine:
+    """Load a routing spec and every model it names.
+
+    With other weights than the spec was made for, its certificate is void: the engine's spec then has audit
+    ``strict``, and a :class:`~viasd_calib.errors.WeightsWarning` says why.
+
+    Args:
+        spec_path: of the spec; what it names lies relative to it.
+        spec: what :func:`~viasd_calib.spec.load_spec` has read from there already, so that it is not read again.
+        verifier: where to find the verifier, in place of the name in the spec. A relative path in the spec is looked
+            for beside the spec, then in the working directory.
+        draft_model: the same for the draft model; what it is besides (integer weights, lookup) stays as in the spec.
+        dtype: in place of the spec's.
+        backend: what runs the models; the fastest for the device where it is left out. The verifier that ``load``
+            gives then serves this engine alone, unless it is ``eager``.
+        load: what loads the verifier.
+
+    Raises:
+        SpecError: the spec is damaged, or was made for another verifier or tokenizer.
+        ModelError: a model is missing or damaged.
+    """
+    check_device(device)
+    path = Path(shipped(str(spec_path)))
+    spec, folder = load_spec(path) if spec is None else spec, path.parent
+    if draft_model is not None:
+        spec = spec.model_copy(update={"draft": relocated(spec.draft, draft_model)})
+    drafting = named_model(spec.draft)
+    if drafting is not None:  # said before the verifier is loaded, which may take long
+        check_model(beside(drafting.name_or_path, folder), drafting.revision)
+    name = beside(spec.verifier.name_or_path, folder) if verifier is None else verifier
+    loaded = load(name, dtype=dtype or spec.verifier.dtype, device=device)
+    chosen = backend or choose_backend(loaded.model.device, loaded.model.dtype)
+    return assemble(spec, folder, loaded, backend=chosen)
+
+
+def assemble(
+    spec: RoutingSpec,
+    folder: Path,
+    verifier: Verifier,
+    draft_folder: Path | None = None,
+    backend: Backend = "eager",
+) -> Engine:
+    """Put a spec that lies in ``folder`` together with a loaded verifier.
+
+    Args:
+        draft_folder: where the drafter's tensors are, if not beside the spec.
+        backend: what runs the models; all but ``eager`` change the loaded verifier in place.
+
+    Raises:
+        SpecError: the spec was made for another verifier or tokenizer.
+    """
+    check_verifier(spec, verifier.ref)
+    spec = check_weights(spec, verifier.ref)
+    spec = check_draft_weights(spec, draft_weights(spec.draft, draft_folder or folder))
+    routed = load_routed(verifier.model, spec.route, folder, backend)
+    drafter = build_drafter(spec.draft, draft_folder or folder, routed, verifier.tokenizer)
+    routed.expect_taps(drafter.taps)
+    prepare((verifier.model, *routed.slim_networks, *drafter.networks), backend, routed.device, routed.dtype)
+    return Engine(spec, verifier, routed, drafter, backend)
