@@ -39,9 +39,9 @@ from viasd_calib.draft.base import Drafter, GreedyPick, Pick, Proposal, StopRule
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.lookup import PromptLookup
-from viasd_calib.draft.passes import Passes, at_once, finish
 from viasd_calib.draft.shallow import ShallowDrafter, ShallowModel
 from viasd_calib.models import load_verifier
+from viasd_calib.passes.requests import Passes, at_once, finish
 from viasd_calib.profiling.profile import LatencyProfile, Measured, PassShape, ProfileSettings
 from viasd_calib.prompts import Prompt
 from viasd_calib.replay.teacher import read_text

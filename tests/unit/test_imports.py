@@ -34,6 +34,7 @@ PACKAGES = [
     "models",
     "prompt_lengths",
     "slim",
+    "passes",
     "draft",
     "decoding",
     "traces",
@@ -111,7 +112,7 @@ def loaded_with(modules: list[str]) -> set[str]:
 
 @pytest.mark.slow
 def test_the_decoder_loads_no_training_packages() -> None:
-    packages = ("slim", "draft", "decoding")
+    packages = ("slim", "passes", "draft", "decoding")
     modules = [name_of(path) for path in MODULES if len(path.parts) > 1 and path.parts[1] in packages]
     assert "viasd_calib.decoding.decoder" in modules
     assert loaded_with(modules) == set()

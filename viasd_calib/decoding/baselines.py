@@ -19,13 +19,13 @@ from transformers import GenerationConfig, PreTrainedModel
 from viasd_calib.decoding.acceptance import Tier, accept_greedy, accept_sampled, audit, row
 from viasd_calib.decoding.drafting import Block, draft_limit
 from viasd_calib.decoding.gates import Gate
-from viasd_calib.decoding.passes import SlimPass
 from viasd_calib.decoding.rounds import Judged, Method, Speculative, ThreeTier, Verification, catch_up
 from viasd_calib.decoding.session import Counts, Generation, Session
 from viasd_calib.decoding.slim_rules import MarginRule, RatioRule
 from viasd_calib.decoding.verification import RejectionSampler, TokenSampler, Verdict
 from viasd_calib.draft.base import draft_stepwise, likeliest, never_stop
-from viasd_calib.draft.passes import Passes, PassResult
+from viasd_calib.passes.model_passes import PassResult, SlimPass
+from viasd_calib.passes.requests import Passes
 from viasd_calib.slim.cache import check_context
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.token_ids import TokenIds, read_count, read_token_ids

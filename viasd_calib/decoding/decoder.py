@@ -18,7 +18,6 @@ from transformers import (
 )
 
 from viasd_calib.decoding.acceptance import Tier
-from viasd_calib.decoding.batch import keep_sessions, run_together
 from viasd_calib.decoding.certified import CertifiedLength
 from viasd_calib.decoding.ending import (
     Cancelled,
@@ -34,6 +33,7 @@ from viasd_calib.decoding.session import (
     Counts,
     Generation,
     Session,
+    keep_sessions,
     new_session,
     open_session,
     read_prompt,
@@ -41,7 +41,8 @@ from viasd_calib.decoding.session import (
 from viasd_calib.decoding.stateless import led, read_criteria, read_processors
 from viasd_calib.decoding.verification import TokenSampler, make_sampler
 from viasd_calib.draft.base import Drafter, TextDrafter
-from viasd_calib.draft.passes import Passes, finish
+from viasd_calib.passes.requests import Passes, finish
+from viasd_calib.passes.scheduling import run_together
 from viasd_calib.slim.cache import check_context
 from viasd_calib.slim.dropout import refuse_dropout
 from viasd_calib.slim.forward import RoutedModel

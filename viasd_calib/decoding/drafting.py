@@ -18,7 +18,7 @@ from viasd_calib.decoding.session import Session
 from viasd_calib.decoding.top_k import TopKStatistics, top_k_of
 from viasd_calib.draft.base import StopRule, never_stop
 from viasd_calib.draft.combined import certain_logits
-from viasd_calib.draft.passes import Passes, Read
+from viasd_calib.passes.requests import Passes, Read
 
 
 @dataclass

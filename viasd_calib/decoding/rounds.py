@@ -26,13 +26,13 @@ from viasd_calib.decoding.acceptance import (
 from viasd_calib.decoding.drafting import Block, allowed_only, draft, draft_limit, draft_statistics, no_block
 from viasd_calib.decoding.features import DraftStatistics, draft_features
 from viasd_calib.decoding.gates import Gate
-from viasd_calib.decoding.passes import FullPass, SlimPass
 from viasd_calib.decoding.session import Session
 from viasd_calib.decoding.slim_rules import SlimRule
 from viasd_calib.decoding.verification import RejectionSampler, TokenSampler, Verdict
 from viasd_calib.draft.base import likeliest
-from viasd_calib.draft.passes import Passes, PassResult, Read
 from viasd_calib.errors import NumericsError, SamplingError
+from viasd_calib.passes.model_passes import FullPass, PassResult, SlimPass
+from viasd_calib.passes.requests import Passes, Read
 from viasd_calib.spec import Audit
 
 NEVER = 1.01

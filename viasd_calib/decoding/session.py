@@ -10,11 +10,11 @@ from torch import Tensor
 
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.ending import Ending
-from viasd_calib.decoding.passes import FullPass
 from viasd_calib.decoding.verification import TokenSampler
 from viasd_calib.draft.base import Drafter, TextDrafter
-from viasd_calib.draft.passes import Passes, PassResult, finish
-from viasd_calib.slim.cache import CacheRow
+from viasd_calib.passes.model_passes import FullPass, PassResult
+from viasd_calib.passes.requests import Passes, finish
+from viasd_calib.slim.cache import CacheRow, keep_rows
 from viasd_calib.slim.forward import RoutedModel
 
 
@@ -204,3 +204,13 @@ def read_prompt(session: Session) -> Passes[None]:
     session.row.mark_exact(seen)
     if session.drafter is not None:
         session.drafter.observe(0, result.tapped)
+
+
+def keep_sessions(sessions: Sequence[Session]) -> None:
+    """Drop from a batch all texts but these, in their order; where none is left there is nothing to do."""
+    if not sessions:
+        return
+    keep_rows([session.row for session in sessions])
+    drafters = [session.drafter for session in sessions if session.drafter is not None]
+    if drafters:
+        drafters[0].keep_rows(drafters)

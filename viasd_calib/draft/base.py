@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from viasd_calib.draft.passes import Passes, Read, at_once
+from viasd_calib.passes.requests import Passes, Read, at_once
 from viasd_calib.slim.cache import CacheRow, SharedCache, keep_rows
 from viasd_calib.slim.forward import RoutedModel
 
@@ -93,7 +93,7 @@ class TextDrafter(ABC):
     def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
         """Draft at most ``limit`` tokens that go on from ``text`` ([length], long).
 
-        A drafter that runs no model returns :func:`~viasd_calib.draft.passes.at_once` of its proposal; one that does
+        A drafter that runs no model returns :func:`~viasd_calib.passes.requests.at_once` of its proposal; one that does
         is a generator that yields its forwards.
         """
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from viasd_calib.draft.base import CachedDrafter, CachedTextDrafter, Pick, Proposal, StopRule, draft_stepwise
-from viasd_calib.draft.passes import Cost, ModelPass, Passes, PassResult
 from viasd_calib.models import context_length
+from viasd_calib.passes.model_passes import ModelPass, PassResult
+from viasd_calib.passes.requests import Cost, Passes
 from viasd_calib.slim.cache import CacheRow, CacheWindow, SharedCache
 from viasd_calib.slim.forward import RoutedModel
 

@@ -31,9 +31,9 @@ from viasd_calib.draft.base import (
     to_verifier_ids,
 )
 from viasd_calib.draft.checking import MEND
-from viasd_calib.draft.passes import Cost, Passes, Request, bounds
 from viasd_calib.errors import ModelError
 from viasd_calib.files import write_bytes
+from viasd_calib.passes.requests import Cost, Passes, Request, bounds
 from viasd_calib.slim.cache import CacheRow, SharedCache, readable, repeat_last, window_of_rows
 from viasd_calib.slim.families import KeyValueStore
 from viasd_calib.slim.forward import MaskOf, RoutedModel, sublayers_of

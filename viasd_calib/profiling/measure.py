@@ -11,10 +11,10 @@ from torch import Tensor
 
 from viasd_calib.decoding.engine import Engine
 from viasd_calib.draft.base import GreedyPick, Proposal, never_stop
-from viasd_calib.draft.passes import finish
 from viasd_calib.errors import PlanningError
 from viasd_calib.hardware import hardware
 from viasd_calib.models import DTYPE_NAMES, context_length
+from viasd_calib.passes.requests import finish
 from viasd_calib.profiling.context_scaling import ROUND_TOKENS, measure_rounds
 from viasd_calib.profiling.profile import LatencyProfile, Measured, PassShape, ProfileSettings, uncosted
 from viasd_calib.progress import progress_bar

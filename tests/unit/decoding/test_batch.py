@@ -29,16 +29,17 @@ from viasd_calib.decoding.baselines import (
     via_sd_fixed,
     via_sd_published,
 )
-from viasd_calib.decoding.batch import run_together
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative
 from viasd_calib.decoding.sampling import Sampling, seed_of_text
 from viasd_calib.decoding.session import Generation
 from viasd_calib.draft.causal import DraftPass
-from viasd_calib.draft.passes import Cost, ModelPass, Passes, Read, Request
 from viasd_calib.draft.shallow import ShallowStep
 from viasd_calib.errors import NumericsError, PromptError
+from viasd_calib.passes.model_passes import ModelPass
+from viasd_calib.passes.requests import Cost, Passes, Read, Request
+from viasd_calib.passes.scheduling import run_together
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel, States
 from viasd_calib.spec import Route

@@ -17,7 +17,7 @@ from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Session, open_session
 from viasd_calib.decoding.top_k import top_k_statistics
 from viasd_calib.decoding.verification import make_sampler
-from viasd_calib.draft.passes import finish
+from viasd_calib.passes.requests import finish
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import LogisticGate
 

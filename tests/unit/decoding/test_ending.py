@@ -21,8 +21,8 @@ from viasd_calib.decoding.rounds import Autoregressive
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import open_session
 from viasd_calib.decoding.verification import make_sampler
-from viasd_calib.draft.passes import finish
 from viasd_calib.errors import PromptError
+from viasd_calib.passes.requests import finish
 
 UNENDING = cases(eos=st.just(frozenset()), family=st.just("llama"))
 """Texts that nothing but what a test asks for brings to an end."""

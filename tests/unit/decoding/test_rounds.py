@@ -30,8 +30,8 @@ from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import open_session
 from viasd_calib.decoding.verification import make_sampler
-from viasd_calib.draft.passes import finish
 from viasd_calib.errors import NumericsError, PromptError
+from viasd_calib.passes.requests import finish
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit, Gates, Route
 

@@ -16,7 +16,7 @@ from viasd_calib.decoding.top_k import top_k_statistics
 from viasd_calib.draft.base import Pick, Proposal, never_stop
 from viasd_calib.draft.combined import CombinedDrafter, CombinedTextDrafter, certain_logits
 from viasd_calib.draft.lookup import find_continuation
-from viasd_calib.draft.passes import finish
+from viasd_calib.passes.requests import finish
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.head import over_vocabulary
 

@@ -20,9 +20,9 @@ from viasd_calib.draft.base import Drafter, never_stop
 from viasd_calib.draft.build import build_drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
-from viasd_calib.draft.passes import finish
 from viasd_calib.errors import DraftWarning, ModelError
 from viasd_calib.models import load_verifier
+from viasd_calib.passes.requests import finish
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import (
     CausalLMDraft,

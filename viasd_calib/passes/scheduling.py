@@ -1,13 +1,11 @@
-"""Texts of a batch, decoded together: each is written as if it were alone, and waits with the others."""
+"""Computations on several texts, run together: requests of one kind share a forward."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from viasd_calib.decoding.session import Session
-from viasd_calib.draft.passes import Passes, Request
-from viasd_calib.slim.cache import keep_rows
+from viasd_calib.passes.requests import Passes, Request
 
 
 def run_together(texts: Sequence[Passes[Any]]) -> Iterator[list[int]]:
@@ -27,7 +25,7 @@ def run_together(texts: Sequence[Passes[Any]]) -> Iterator[list[int]]:
 
     Example:
         >>> import torch
-        >>> from viasd_calib.draft.passes import Read
+        >>> from viasd_calib.passes.requests import Read
         >>> def countdown(number: int) -> Passes[None]:
         ...     while number:
         ...         (number,) = yield Read(torch.tensor([number - 1]))
@@ -57,13 +55,3 @@ def _turn(waiting: dict[int, Request[Any]]) -> list[tuple[int, Any]]:
     requests = [waiting.pop(place) for place in places]
     done = [requests[0].run()] if len(requests) == 1 else kind.run_together(requests)
     return list(zip(places, done, strict=True))
-
-
-def keep_sessions(sessions: Sequence[Session]) -> None:
-    """Drop from a batch all texts but these, in their order; where none is left there is nothing to do."""
-    if not sessions:
-        return
-    keep_rows([session.row for session in sessions])
-    drafters = [session.drafter for session in sessions if session.drafter is not None]
-    if drafters:
-        drafters[0].keep_rows(drafters)
