@@ -45,9 +45,9 @@ from viasd_calib.passes.requests import Passes, at_once, finish
 from viasd_calib.profiling.profile import LatencyProfile, Measured, PassShape, ProfileSettings
 from viasd_calib.prompts import Prompt
 from viasd_calib.replay.teacher import read_text
-from viasd_calib.slim.bridges import new_bridges
 from viasd_calib.slim.cost import SublayerCosts
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.parts.bridges import new_bridges
 from viasd_calib.spec import (
     Certificate,
     Gates,

@@ -36,7 +36,7 @@ from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.errors import SamplingError
 from viasd_calib.slim.cache import SharedCache
 from viasd_calib.slim.forward import RoutedModel, States
-from viasd_calib.slim.head import over_vocabulary
+from viasd_calib.slim.parts.head_vocab import over_vocabulary
 from viasd_calib.spec import Decoding, Gates
 
 VOCAB = 4

@@ -16,10 +16,10 @@ from tests.certificates import SPLITS, make_certificate
 from tests.tiny import LAYERS, VOCAB, constant_gate, random_bridges, verifier_ref
 from viasd_calib.cli import main
 from viasd_calib.errors import SpecError
-from viasd_calib.slim.bridges import bridges_ref, save_bridges
 from viasd_calib.slim.checking import tensor_misfits
-from viasd_calib.slim.head import save_head_ids
-from viasd_calib.slim.widths import KeptNeurons, save_widths
+from viasd_calib.slim.parts.bridges import bridges_ref, save_bridges
+from viasd_calib.slim.parts.head_vocab import save_head_ids
+from viasd_calib.slim.parts.mlp_keep import KeptNeurons, save_widths
 from viasd_calib.spec import (
     AdapterRef,
     Decoding,

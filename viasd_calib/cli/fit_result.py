@@ -16,11 +16,11 @@ from viasd_calib.file_names import ADAPTER_FILE, BRIDGES_FILE, FIT_FILE, HEAD_VO
 from viasd_calib.files import write_json
 from viasd_calib.prompt_copies import short_hashes
 from viasd_calib.prompts import SplitShares, combined_sha256
-from viasd_calib.slim.adapter import adapter_ref, save_adapter
-from viasd_calib.slim.bridges import bridges_ref, save_bridges
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.head import save_head_ids
-from viasd_calib.slim.widths import save_widths
+from viasd_calib.slim.parts.adapter import adapter_ref, save_adapter
+from viasd_calib.slim.parts.bridges import bridges_ref, save_bridges
+from viasd_calib.slim.parts.head_vocab import save_head_ids
+from viasd_calib.slim.parts.mlp_keep import save_widths
 from viasd_calib.spec import Route
 from viasd_calib.tables import new_table
 from viasd_calib.traces.data import TraceDataModule

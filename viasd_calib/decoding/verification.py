@@ -18,7 +18,7 @@ from viasd_calib.decoding.logit_statistics import CachedStatistics, StatisticsPi
 from viasd_calib.decoding.sampling import Sampling, seed_of_text
 from viasd_calib.decoding.stateless import led
 from viasd_calib.draft.base import GreedyPick, Pick, likeliest
-from viasd_calib.slim.head import over_vocabulary
+from viasd_calib.slim.parts.head_vocab import over_vocabulary
 from viasd_calib.spec import Audit
 
 

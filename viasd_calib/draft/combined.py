@@ -11,7 +11,7 @@ from torch import Tensor
 from viasd_calib.draft.base import Drafter, Pick, Proposal, StopRule, TextDrafter
 from viasd_calib.draft.lookup import find_continuation
 from viasd_calib.passes.requests import Passes
-from viasd_calib.slim.head import over_vocabulary
+from viasd_calib.slim.parts.head_vocab import over_vocabulary
 
 
 class CombinedDrafter(Drafter):

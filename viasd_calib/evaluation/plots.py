@@ -25,7 +25,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.evaluation.pictures import picture_format
 from viasd_calib.files import atomic_path
-from viasd_calib.slim.bridges import SkippedRun, skipped_runs
+from viasd_calib.slim.parts.skips import SkippedRun, skipped_runs
 
 if TYPE_CHECKING:
     from viasd_calib.calibration.logistic_gate import Reliability

@@ -5,7 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from viasd_calib.evaluation.bench import BenchResult
-from viasd_calib.slim.bridges import skipped_runs
+from viasd_calib.slim.parts.skips import skipped_runs
 from viasd_calib.spec import (
     AdapterKind,
     CausalLMDraft,

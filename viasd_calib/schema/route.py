@@ -76,7 +76,7 @@ class MlpWidths(SpecModel):
     """MLP sublayers that the slim verifier runs with some of their neurons alone.
 
     ``keep`` says how many, by layer. The file holds each of these layers' order of neurons, kept ones first, as the
-    verifier's own file counts them (:mod:`viasd_calib.slim.widths`).
+    verifier's own file counts them (:mod:`viasd_calib.slim.parts.mlp_keep`).
     """
 
     keep: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] = Field(min_length=1)

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from viasd_calib.errors import SpecError
-from viasd_calib.slim.adapter import adapter_misfit
-from viasd_calib.slim.bridges import read_bridges
-from viasd_calib.slim.head import load_head_ids
-from viasd_calib.slim.widths import load_widths
+from viasd_calib.slim.parts.adapter import adapter_misfit
+from viasd_calib.slim.parts.bridges import read_bridges
+from viasd_calib.slim.parts.head_vocab import load_head_ids
+from viasd_calib.slim.parts.mlp_keep import load_widths
 from viasd_calib.spec import RoutingSpec
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel, Sublayer, SublayerKind, sublayers_of
-from viasd_calib.slim.widths import NarrowMLP
+from viasd_calib.slim.parts.mlp_keep import NarrowMLP
 
 CONTEXT = 128
 """Cached tokens before the timed ones."""

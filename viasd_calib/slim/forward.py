@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from viasd_calib.errors import ModelError
-from viasd_calib.slim.bridges import Bridge, skipped_runs, token_shift_ends
 from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.families import (
     AttentionInputs,
@@ -25,8 +24,10 @@ from viasd_calib.slim.families import (
     window_of,
 )
 from viasd_calib.slim.grouped_query_attention import GROUPED, additive_mask, grouped_mask
-from viasd_calib.slim.head import SlimHead, over_vocabulary
 from viasd_calib.slim.onednn_linear import OneDNNLinear
+from viasd_calib.slim.parts.bridges import Bridge, token_shift_ends
+from viasd_calib.slim.parts.head_vocab import SlimHead, over_vocabulary
+from viasd_calib.slim.parts.skips import skipped_runs
 from viasd_calib.slim.token_shift import PreviousTokenStore
 from viasd_calib.spec import Route
 
@@ -47,7 +48,7 @@ class Sublayer:
     Attributes:
         index: of the decoder layer; of the first one that a bridge stands in for.
         layer: the decoder layer, or the bridge.
-        end: number of the sublayer that runs after it in q (:class:`~viasd_calib.slim.bridges.SkippedRun`).
+        end: number of the sublayer that runs after it in q (:class:`~viasd_calib.slim.parts.bridges.SkippedRun`).
     """
 
     kind: SublayerKind
@@ -63,7 +64,7 @@ class SlimParts:
 
     Attributes:
         layers: the layers q' runs where they differ from q's by an adapter or narrow MLPs; None for q's own.
-        bridges: what stands in for runs of skipped sublayers, by name (:mod:`viasd_calib.slim.bridges`).
+        bridges: what stands in for runs of skipped sublayers, by name (:mod:`viasd_calib.slim.parts.bridges`).
         head_ids: the verifier ids of the output tokens of q', [head vocabulary], long; None for all. Their rows of q's
             head are gathered once, when the model is opened.
     """

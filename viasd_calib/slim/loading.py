@@ -8,11 +8,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from viasd_calib.choices import Backend
-from viasd_calib.slim.adapter import load_slim_layers
 from viasd_calib.slim.backends import choose_backend, open_model, prepare
-from viasd_calib.slim.bridges import load_bridges
 from viasd_calib.slim.forward import RoutedModel, SlimParts
-from viasd_calib.slim.head import load_head_ids
+from viasd_calib.slim.parts.adapter import load_slim_layers
+from viasd_calib.slim.parts.bridges import load_bridges
+from viasd_calib.slim.parts.head_vocab import load_head_ids
 from viasd_calib.spec import Route
 
 

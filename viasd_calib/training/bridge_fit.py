@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from viasd_calib.replay.teacher import read_residuals
-from viasd_calib.slim.bridges import Bridge, SkippedRun, new_bridges, skipped_runs
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.parts.bridges import Bridge, new_bridges
+from viasd_calib.slim.parts.skips import SkippedRun, skipped_runs
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceText
 from viasd_calib.training.closed_form import LeastSquares

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from viasd_calib.replay.teacher import read_text
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.widths import neuron_order
+from viasd_calib.slim.parts.mlp_keep import neuron_order
 from viasd_calib.traces.data import TraceText
 
 

@@ -19,11 +19,11 @@ from viasd_calib.errors import CalibrationError
 from viasd_calib.models import Verifier, load_verifier
 from viasd_calib.replay.student import run_starts, student_states
 from viasd_calib.replay.teacher import KnownCaches, refuse_foreign_traces
-from viasd_calib.slim.adapter import DEFAULT_TARGETS, adapted_layers, of_adapter
-from viasd_calib.slim.bridges import new_bridges, token_shift_ends
 from viasd_calib.slim.cost import TOLERANCE, SublayerCosts, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel, SlimParts, Sublayer, sublayers_of
-from viasd_calib.slim.widths import KeptNeurons, narrow_layers
+from viasd_calib.slim.parts.adapter import DEFAULT_TARGETS, adapted_layers, of_adapter
+from viasd_calib.slim.parts.bridges import new_bridges, token_shift_ends
+from viasd_calib.slim.parts.mlp_keep import KeptNeurons, narrow_layers
 from viasd_calib.spec import AdapterKind, Route
 from viasd_calib.traces.data import TraceBatch, TraceDataModule
 from viasd_calib.training.bridge_fit import fit_bridges

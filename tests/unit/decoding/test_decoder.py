@@ -32,9 +32,9 @@ from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.shallow import save_shallow
 from viasd_calib.errors import CertificateWarning, MethodError, SamplingError, SpecError
 from viasd_calib.models import Verifier
-from viasd_calib.slim.adapter import adapted_layers, adapter_ref, save_adapter
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.lora_linear import LoRALinear
+from viasd_calib.slim.parts.adapter import adapted_layers, adapter_ref, save_adapter
 from viasd_calib.spec import (
     CausalLMDraft,
     Decoding,

@@ -42,9 +42,9 @@ from viasd_calib.decoding import transformers_adapter
 from viasd_calib.decoding.engine import load_engine
 from viasd_calib.errors import ModelError, PromptError, SamplingError, SpecError
 from viasd_calib.models import Verifier
-from viasd_calib.slim.adapter import adapted_layers, adapter_ref, save_adapter
 from viasd_calib.slim.families import cache_argument
-from viasd_calib.slim.widths import KeptNeurons, save_widths
+from viasd_calib.slim.parts.adapter import adapted_layers, adapter_ref, save_adapter
+from viasd_calib.slim.parts.mlp_keep import KeptNeurons, save_widths
 from viasd_calib.spec import CausalLMDraft, Decoding, Gates, Route, RoutingSpec, load_spec, save_spec
 
 PROMPTS = [[1, 4, 9, 7, 5], [6], [8, 3, 3, 20, 11, 12, 13], [23, 22]]

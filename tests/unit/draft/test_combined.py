@@ -18,7 +18,7 @@ from viasd_calib.draft.combined import CombinedDrafter, CombinedTextDrafter, cer
 from viasd_calib.draft.lookup import find_continuation
 from viasd_calib.passes.requests import finish
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.head import over_vocabulary
+from viasd_calib.slim.parts.head_vocab import over_vocabulary
 
 CAPACITY = 96
 FEW = 4

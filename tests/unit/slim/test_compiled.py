@@ -25,13 +25,13 @@ from tests.rounding import assert_near
 from tests.tiny import TINY_FAMILIES, VOCAB, make_drafter, make_model, tiny_config, tiny_model
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.errors import ModelError, PromptError
-from viasd_calib.slim.adapter import adapted_layers
 from viasd_calib.slim.backends import open_model, prepare
 from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.compiled import WIDTHS, CompiledModel, StaticPass, static_capacity
 from viasd_calib.slim.forward import RoutedModel, SlimParts, States
 from viasd_calib.slim.grouped_query_attention import GROUPED
 from viasd_calib.slim.onednn_linear import OneDNNLinear, can_pack, pack_linears
+from viasd_calib.slim.parts.adapter import adapted_layers
 from viasd_calib.spec import Route
 
 ROUTE = Route(attention_skip=[1], mlp_skip=[2])

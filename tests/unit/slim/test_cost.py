@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.tiny import tiny_model
 from viasd_calib.slim.cost import WARM_UP, interleaved_seconds, median_seconds, relative_cost, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel, SlimParts, Sublayer
-from viasd_calib.slim.widths import KeptNeurons, NarrowMLP, narrow_layers
+from viasd_calib.slim.parts.mlp_keep import KeptNeurons, NarrowMLP, narrow_layers
 
 CPU = torch.device("cpu")
 

@@ -13,12 +13,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tests.rounding import assert_near
 from tests.tiny import TINY_FAMILIES, tiny_config, tiny_model
-from viasd_calib.slim.adapter import adapted_layers
 from viasd_calib.slim.backends import prepare
 from viasd_calib.slim.cache import CacheWindow, window_of_rows
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.grouped_query_attention import GROUPED, group_heads, grouped_attention, grouped_mask
 from viasd_calib.slim.onednn_linear import can_pack
+from viasd_calib.slim.parts.adapter import adapted_layers
 
 
 class Attention(nn.Module):

@@ -17,12 +17,12 @@ from torch import nn
 from tests.rounding import assert_near
 from tests.tiny import TINY_FAMILIES, tiny_model
 from viasd_calib.errors import ModelError
-from viasd_calib.slim.adapter import adapted_layers, adapter_ref, load_slim_layers, save_adapter
 from viasd_calib.slim.backends import default_backend, prepare
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.slim.fused_linear import FusedLinearPart
 from viasd_calib.slim.onednn_linear import OneDNNLinear, can_pack, pack_linears
+from viasd_calib.slim.parts.adapter import adapted_layers, adapter_ref, load_slim_layers, save_adapter
 from viasd_calib.spec import Route
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="this PyTorch has no oneDNN")

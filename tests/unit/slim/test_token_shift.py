@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tests.rounding import assert_near
 from tests.tiny import TINY_FAMILIES, VOCAB, random_bridges, tiny_model
 from viasd_calib.replay.teacher import read_residuals
-from viasd_calib.slim.bridges import token_shift_ends
 from viasd_calib.slim.cache import CacheWindow, SharedCache, keep_rows, repeat_last, window_of_rows
 from viasd_calib.slim.compiled import CompiledModel
 from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.parts.bridges import token_shift_ends
 from viasd_calib.slim.token_shift import linear_recurrence, repeated
 from viasd_calib.spec import Route
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from tests.rounding import assert_near
 from tests.tiny import tiny_model, tiny_texts
 from viasd_calib.replay.teacher import read_residuals, read_text
-from viasd_calib.slim.bridges import Bridge
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
+from viasd_calib.slim.parts.bridges import Bridge
 from viasd_calib.spec import Route
 from viasd_calib.training.bridge_fit import fit_bridges, generated_residuals, set_least_squares
 from viasd_calib.training.closed_form import LeastSquares

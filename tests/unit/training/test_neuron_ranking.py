@@ -10,7 +10,7 @@ import torch
 from tests.tiny import TINY_FAMILIES, tiny_model, tiny_texts
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel, SlimParts
-from viasd_calib.slim.widths import KeptNeurons, narrow_layers
+from viasd_calib.slim.parts.mlp_keep import KeptNeurons, narrow_layers
 from viasd_calib.training.neuron_ranking import rank_neurons
 from viasd_calib.training.spans import judge_routes
 

@@ -20,10 +20,10 @@ from tests.tiny import EOS, TINY_FAMILIES, VOCAB, TinyFolder, even_costs, tiny_m
 from viasd_calib.errors import CalibrationError, TraceError
 from viasd_calib.models import load_verifier
 from viasd_calib.prompts import SplitShares
-from viasd_calib.slim.adapter import DEFAULT_TARGETS, adapted_layers, adapter_tensors
-from viasd_calib.slim.bridges import skipped_runs
 from viasd_calib.slim.cost import SublayerCosts
-from viasd_calib.slim.widths import NarrowMLP
+from viasd_calib.slim.parts.adapter import DEFAULT_TARGETS, adapted_layers, adapter_tensors
+from viasd_calib.slim.parts.mlp_keep import NarrowMLP
+from viasd_calib.slim.parts.skips import skipped_runs
 from viasd_calib.spec import AdapterKind, Route
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training import router as routing

@@ -14,9 +14,9 @@ from viasd_calib.errors import TraceError
 from viasd_calib.ledger import Ledger
 from viasd_calib.progress import progress_bar
 from viasd_calib.replay.agreement import JudgedPlaces, directly_after, judge_places, read_for_judging
-from viasd_calib.slim.bridges import skipped_numbers
 from viasd_calib.slim.cost import SublayerCosts, relative_cost, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.parts.skips import skipped_numbers
 from viasd_calib.traces.data import TraceDataModule, TraceText
 from viasd_calib.training.bridge_fit import BridgeFitter, all_streams
 from viasd_calib.training.search.judge import RouteJudge, read_once

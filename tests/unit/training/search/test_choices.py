@@ -14,9 +14,9 @@ from tests.rounding import assert_near
 from tests.tiny import tiny_model, tiny_texts
 from viasd_calib.choices import SearchMethod
 from viasd_calib.errors import CalibrationError
-from viasd_calib.slim.bridges import skipped_numbers
 from viasd_calib.slim.cost import SublayerCosts
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
+from viasd_calib.slim.parts.skips import skipped_numbers
 from viasd_calib.spec import Route
 from viasd_calib.training import bridge_fit
 from viasd_calib.training.bridge_fit import BridgeFitter, all_streams, fit_bridges

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from viasd_calib.errors import CalibrationError
-from viasd_calib.slim.bridges import skipped_numbers
 from viasd_calib.slim.cost import SublayerCosts
+from viasd_calib.slim.parts.skips import skipped_numbers
 from viasd_calib.training.search.space import SearchSpace
 
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from tests.tiny import TINY_FAMILIES, VOCAB, tiny_model
 from viasd_calib.errors import ModelError, SpecError
-from viasd_calib.slim.adapter import adapted_layers
 from viasd_calib.slim.backends import prepare
 from viasd_calib.slim.forward import RoutedModel, SlimParts
-from viasd_calib.slim.head import IDS, load_head_ids, over_vocabulary, save_head_ids
 from viasd_calib.slim.loading import load_routed
 from viasd_calib.slim.onednn_linear import OneDNNLinear, can_pack
+from viasd_calib.slim.parts.adapter import adapted_layers
+from viasd_calib.slim.parts.head_vocab import IDS, load_head_ids, over_vocabulary, save_head_ids
 from viasd_calib.spec import Route
 
 IDS_OF_SOME = torch.tensor([2, 5, 6, 11, 23])

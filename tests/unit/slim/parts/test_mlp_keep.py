@@ -17,14 +17,21 @@ from transformers import PreTrainedModel
 from tests.strategies import families
 from tests.tiny import TINY_FAMILIES, make_model, tiny_config, tiny_model
 from viasd_calib.errors import ModelError, SpecError
-from viasd_calib.slim.adapter import adapted_layers, adapter_ref, adapter_tensors, save_adapter
 from viasd_calib.slim.backends import prepare
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.compiled import CompiledModel
 from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.slim.loading import load_routed
 from viasd_calib.slim.onednn_linear import can_pack
-from viasd_calib.slim.widths import KeptNeurons, NarrowMLP, load_widths, narrow_layers, neuron_order, save_widths
+from viasd_calib.slim.parts.adapter import adapted_layers, adapter_ref, adapter_tensors, save_adapter
+from viasd_calib.slim.parts.mlp_keep import (
+    KeptNeurons,
+    NarrowMLP,
+    load_widths,
+    narrow_layers,
+    neuron_order,
+    save_widths,
+)
 from viasd_calib.spec import Route
 
 NEURONS = 32

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from tests.tiny import LAYERS, TINY_FAMILIES, small_disk, tiny_model
 from viasd_calib.errors import SpecError, StorageError
-from viasd_calib.slim.adapter import (
+from viasd_calib.slim.cache import CacheWindow
+from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.parts.adapter import (
     DEFAULT_TARGETS,
     adapted_layers,
     adapter_ref,
@@ -20,8 +22,6 @@ from viasd_calib.slim.adapter import (
     load_slim_layers,
     save_adapter,
 )
-from viasd_calib.slim.cache import CacheWindow
-from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.spec import AdapterKind, AdapterRef, Route
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]

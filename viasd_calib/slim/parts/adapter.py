@@ -19,8 +19,8 @@ from viasd_calib.slim.forward import share_parameters
 from viasd_calib.slim.linears import linear_of
 from viasd_calib.slim.lora_linear import LoRALinear
 from viasd_calib.slim.onednn_linear import OneDNNLinear
+from viasd_calib.slim.parts.mlp_keep import load_widths, narrow_layers
 from viasd_calib.slim.tensors import read_tensors, write_bfloat16
-from viasd_calib.slim.widths import load_widths, narrow_layers
 from viasd_calib.spec import AdapterKind, AdapterRef, Route, TensorFile, tensor_file
 
 _LINEARS = (
@@ -130,7 +130,8 @@ def adapter_ref(
 def load_slim_layers(model: PreTrainedModel, route: Route, folder: Path) -> nn.ModuleList | None:
     """The layers q' runs under a route whose spec lies in ``folder``, to be run alone; None where they are q's own.
 
-    Where the route narrows MLPs, q's neurons are put into its order (:func:`~viasd_calib.slim.widths.narrow_layers`).
+    Where the route narrows MLPs, q's neurons are put into its order
+    (:func:`~viasd_calib.slim.parts.mlp_keep.narrow_layers`).
 
     Raises:
         SpecError: the adapter's tensors or the MLPs' widths do not fit the verifier.

@@ -15,17 +15,11 @@ from torch import nn
 from tests.rounding import assert_near
 from tests.tiny import LAYERS, TINY_FAMILIES, random_bridges, tiny_model
 from viasd_calib.errors import SpecError
-from viasd_calib.slim.bridges import (
-    Bridge,
-    SkippedRun,
-    bridges_ref,
-    load_bridges,
-    save_bridges,
-    skipped_runs,
-)
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.slim.onednn_linear import OneDNNLinear, pack_linears
+from viasd_calib.slim.parts.bridges import Bridge, bridges_ref, load_bridges, save_bridges
+from viasd_calib.slim.parts.skips import SkippedRun, skipped_runs
 from viasd_calib.spec import Route
 
 ROUTE = Route(attention_skip=[1, 2], mlp_skip=[1])
