@@ -19,12 +19,12 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from viasd_calib.calibration.artifacts import FitArtifact, load_artifact
+from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.cli.fit import fit
 from viasd_calib.cli.fit_result import gate_texts
 from viasd_calib.cli.router_cli import OptionsCLI
 from viasd_calib.file_names import FIT_FILE
-from viasd_calib.files import write_json
+from viasd_calib.files import read_json, write_json
 from viasd_calib.host_memory import keep_freed_memory
 from viasd_calib.models import Verifier, load_verifier
 from viasd_calib.replay.agreement import JudgedPlaces, directly_after, judge_places, read_for_judging
@@ -127,7 +127,7 @@ def given(search: str, method: str) -> list[str]:
 
 def judge(verifier: Verifier, folder: Path, texts: Sequence[TraceText]) -> Row:
     """The q' of a fit on texts that it did not learn from."""
-    fitted = load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit")
+    fitted = read_json(FitArtifact, folder / FIT_FILE, "viasd fit")
     routed = load_routed(verifier.model, fitted.route, folder)
     draw = torch.Generator().manual_seed(0)
     after: list[JudgedPlaces] = []

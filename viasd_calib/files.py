@@ -9,10 +9,30 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel
 
-from viasd_calib.errors import StorageError
+from viasd_calib.errors import CalibrationError, StorageError, ViasdError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_json(kind: type[Model], path: str | Path, command: str, error: type[ViasdError] = CalibrationError) -> Model:
+    """Read a result that :func:`write_json` wrote.
+
+    Args:
+        kind: the model that the file holds.
+        command: the command that writes such a file; an error names it.
+        error: what is raised.
+
+    Raises:
+        ViasdError: of the type ``error``, for a file that is missing or damaged.
+    """
+    try:
+        return kind.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise error(f"{path} is missing or damaged; run {command} first") from problem
 
 
 @contextmanager

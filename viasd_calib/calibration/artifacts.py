@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from viasd_calib.calibration.candidates import TierScores
-from viasd_calib.calibration.certify import Tested
+from viasd_calib.calibration.certify import TestedCandidate
 from viasd_calib.calibration.logistic_gate import Reliability
 from viasd_calib.calibration.policy_timing import PolicyTiming
 from viasd_calib.errors import CalibrationError, SpecError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
-from viasd_calib.files import write_bytes
+from viasd_calib.files import read_json, write_bytes
 from viasd_calib.spec import Audit, Certificate, Gates, LogisticGate, Route, VerifierRef
-
-Artifact = TypeVar("Artifact", bound=BaseModel)
-
-
-class ReliabilityRecord(BaseModel):
-    """A :class:`Reliability`, as JSON."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    expected_calibration_error: float
-    auroc: float
-    confidence: list[float]
-    accuracy: list[float]
-    count: list[int]
-
-    def reliability(self) -> Reliability:
-        """The same as the calibration code uses it."""
-        return Reliability(**self.model_dump())
 
 
 class FitArtifact(BaseModel):
@@ -58,25 +40,11 @@ class FitArtifact(BaseModel):
     route: Route
     draft_gate: LogisticGate
     slim_gate: LogisticGate
-    reliability: dict[str, ReliabilityRecord]
+    reliability: dict[str, Reliability]
     agreement: float
     outside_head_vocab: float = 0.0
     fit_sha256: str
     prompts: list[str] | None = None
-
-
-class TestedRecord(BaseModel):
-    """One candidate as certification saw it."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    bound: float
-    replayed_loss: float
-    replayed_trust: float
-    observed_loss: float
-    n_prompts: int
-    p_value: float
-    full_passes_per_token: float
 
 
 class SpecPolicy(NamedTuple):
@@ -111,7 +79,7 @@ class CalibrateArtifact(BaseModel):
     max_pending: int
     certificate: Certificate
     slim_worth: PolicyTiming
-    tested: list[TestedRecord]
+    tested: list[TestedCandidate]
     prompts: list[str] | None = None
 
     def policy(self, audit: Audit | None = None) -> SpecPolicy:
@@ -141,24 +109,6 @@ class CalibrateArtifact(BaseModel):
             f"one {1000 * worth.seconds_per_token_exact:.1f}; viasd export --audit off writes it"
         )
         return found.model_copy(update={"bound": None, "observed": None, "p_value": None, "note": note})
-
-
-def tested_record(tested: Tested) -> TestedRecord:
-    """A tested candidate as JSON."""
-    return TestedRecord(
-        bound=tested.candidate.bound,
-        replayed_loss=tested.candidate.replayed_loss,
-        replayed_trust=tested.candidate.replayed_trust,
-        observed_loss=tested.observed,
-        n_prompts=len(tested.losses),
-        p_value=tested.p_value,
-        full_passes_per_token=tested.full_passes_per_token,
-    )
-
-
-def reliability_record(reliability: Reliability) -> ReliabilityRecord:
-    """A reliability as JSON."""
-    return ReliabilityRecord(**asdict(reliability))
 
 
 def save_scores(scores: TierScores, folder: Path) -> None:
@@ -201,22 +151,10 @@ def load_fit_of(calibrated: CalibrateArtifact, folder: Path, given: str | None =
             f"{folder / CALIBRATE_FILE} was made of a fit that is not at {places[0]}; "
             "put it back there, or say with --fit where it is"
         )
-    fitted = load_artifact(FitArtifact, place / FIT_FILE, "viasd fit")
+    fitted = read_json(FitArtifact, place / FIT_FILE, "viasd fit")
     if (fitted.draft_gate, fitted.slim_gate) != (calibrated.gates.draft, calibrated.gates.slim):
         raise CalibrationError(
             f"{place} holds another fit than the one {folder / CALIBRATE_FILE} was made of; "
             "say with --fit where that is, or calibrate again"
         )
     return fitted, place
-
-
-def load_artifact(kind: type[Artifact], path: Path, command: str) -> Artifact:
-    """Read a fit or calibrate result.
-
-    Raises:
-        CalibrationError: missing or damaged; the command that writes it is named.
-    """
-    try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CalibrationError(f"{path} is missing or damaged; run {command} first") from error

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from pydantic import BaseModel, ConfigDict
+
 from viasd_calib.calibration.candidates import Candidate
 from viasd_calib.calibration.losses import diverging
 from viasd_calib.calibration.risk import PROCEDURE, best_p_value, certified, p_value
@@ -20,34 +22,39 @@ from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Certificate, prompts_needed
 
 
-@dataclass(frozen=True)
-class Tested:
-    """A candidate's losses on the calibration prompts, in their order.
+class TestedCandidate(BaseModel):
+    """What the certification found of one candidate; an entry of the JSON of ``viasd calibrate``.
 
     Attributes:
-        losses: per prompt; fewer than the prompts where the candidate could no longer pass.
-        p_value: of "the expected loss exceeds the bound"; 1 where testing stopped early.
+        bound: the score at which its gates trust a token.
+        replayed_loss: *simulated* share of tokens that would be emitted and are not q's choice.
+        replayed_trust: *simulated* share of tokens that would not need q.
+        observed_loss: mean over the calibration prompts that were decoded.
+        n_prompts: prompts that were decoded; fewer than there are where the candidate was given up early.
+        p_value: of "the expected loss exceeds the loss bound"; 1 where the candidate was given up early.
         full_passes_per_token: what the candidate spent.
     """
 
-    candidate: Candidate
-    losses: list[float]
+    __test__ = False  # the name is no test's
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bound: float
+    replayed_loss: float
+    replayed_trust: float
+    observed_loss: float
+    n_prompts: int
     p_value: float
     full_passes_per_token: float
 
-    @property
-    def observed(self) -> float:
-        """Mean loss over the prompts that were decoded."""
-        return sum(self.losses) / max(len(self.losses), 1)
-
 
 @dataclass(frozen=True)
-class Verdict:
+class Certification:
     """What certification came to; ``chosen`` is None where nothing could be certified."""
 
     chosen: Candidate | None
     certificate: Certificate
-    tested: list[Tested]
+    tested: list[TestedCandidate]
 
 
 def certify(
@@ -62,7 +69,7 @@ def certify(
     max_new_tokens: int,
     split_sha256: dict[Split, str],
     ledger: Ledger | None = None,
-) -> Verdict:
+) -> Certification:
     """Test candidates from the most careful to the fastest and certify as far as they hold.
 
     Fixed-sequence testing stops at the first candidate that fails, and a candidate whose p-value can no
@@ -79,7 +86,7 @@ def certify(
     """
     check_lengths(verifier, prompts, max_new_tokens)
     kept = ledger or Ledger()
-    tested: list[Tested] = []
+    tested: list[TestedCandidate] = []
     enough = len(prompts) >= prompts_needed(max_loss, confidence)
     with progress_bar("prompts") as progress:
         for number, candidate in enumerate(candidates if enough else ()):
@@ -93,7 +100,7 @@ def certify(
             tested.append(result)
             if result.p_value > 1 - confidence:
                 break
-    return _verdict(tested, len(prompts), max_loss, confidence, max_new_tokens, split_sha256)
+    return _certification(candidates, tested, len(prompts), max_loss, confidence, max_new_tokens, split_sha256)
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ def _decode(
 
 def _test(
     candidate: Candidate, decoded: Iterable[PromptLoss], n_prompts: int, max_loss: float, confidence: float
-) -> Tested:
+) -> TestedCandidate:
     """Test one candidate; give up as soon as no prompt still to come could save it."""
     seen: list[PromptLoss] = []
     losses: list[float] = []
@@ -130,19 +137,29 @@ def _test(
             break
     spent = sum(prompt.full_passes for prompt in seen) / sum(prompt.tokens for prompt in seen)
     complete = len(losses) == n_prompts
-    return Tested(candidate, losses, p_value(losses, max_loss) if complete else 1.0, spent)
+    return TestedCandidate(
+        bound=candidate.bound,
+        replayed_loss=candidate.replayed_loss,
+        replayed_trust=candidate.replayed_trust,
+        observed_loss=sum(losses) / len(losses),
+        n_prompts=len(losses),
+        p_value=p_value(losses, max_loss) if complete else 1.0,
+        full_passes_per_token=spent,
+    )
 
 
-def _verdict(
-    tested: list[Tested],
+def _certification(
+    candidates: Sequence[Candidate],
+    tested: list[TestedCandidate],
     n_prompts: int,
     max_loss: float,
     confidence: float,
     max_new_tokens: int,
     split_sha256: dict[Split, str],
-) -> Verdict:
+) -> Certification:
     count = certified([result.p_value for result in tested], confidence)
     held = tested[count - 1] if count else None
+    chosen = candidates[count - 1] if count else None
     note = "" if held else _why_nothing(tested, n_prompts, max_loss, confidence)
     certificate = Certificate(
         bound=max_loss if held else None,
@@ -152,14 +169,14 @@ def _verdict(
         n_prompts=n_prompts,
         max_new_tokens=max_new_tokens,
         split_sha256=split_sha256,
-        observed=held.observed if held else None,
+        observed=held.observed_loss if held else None,
         p_value=held.p_value if held else None,
         note=note,
     )
-    return Verdict(held.candidate if held else None, certificate, tested)
+    return Certification(chosen, certificate, tested)
 
 
-def _why_nothing(tested: list[Tested], n_prompts: int, max_loss: float, confidence: float) -> str:
+def _why_nothing(tested: list[TestedCandidate], n_prompts: int, max_loss: float, confidence: float) -> str:
     needed = prompts_needed(max_loss, confidence)
     if not tested:
         return (
@@ -168,6 +185,6 @@ def _why_nothing(tested: list[Tested], n_prompts: int, max_loss: float, confiden
         )
     first = tested[0]
     return (
-        f"nothing certified: the most careful candidate lost {first.observed:.4f} on the first {len(first.losses)} "
+        f"nothing certified: the most careful candidate lost {first.observed_loss:.4f} on the first {first.n_prompts} "
         f"of {n_prompts} calibration prompts; give more prompts or a larger loss"
     )

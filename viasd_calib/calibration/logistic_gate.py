@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -20,17 +21,19 @@ from viasd_calib.spec import DRAFT_FEATURES, SLIM_FEATURES, LogisticGate
 BINS = 15
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """A gate on texts it was not fitted on.
+class Reliability(BaseModel):
+    """A gate on texts it was not fitted on; also an entry of the fit's JSON.
 
     Attributes:
-        expected_calibration_error: over ``BINS`` bins of equal width.
-        auroc: area under the receiver operating characteristic.
+        expected_calibration_error: over ``BINS`` bins of equal width: the mean over candidates of
+            |accuracy - confidence| of their bin, in [0, 1].
+        auroc: area under the receiver operating characteristic, in [0, 1]; 0.5 for scores that say nothing.
         confidence: mean score of each bin that holds anything.
         accuracy: share of candidates in it that were q's choice.
         count: candidates in it.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     expected_calibration_error: float
     auroc: float
@@ -80,7 +83,15 @@ def _matrix(judged: Judged, names: Sequence[str]) -> np.ndarray:
 
 
 def assess(scores: Tensor, agrees: Tensor) -> Reliability:
-    """Reliability of scores ([n], in [0, 1]) against outcomes ([n], bool)."""
+    """Reliability of scores ([n], in [0, 1]) against outcomes ([n], bool).
+
+    Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv 1706.04599, equation 3.
+
+    Example:
+        >>> found = assess(torch.tensor([0.25, 0.75, 0.75]), torch.tensor([False, True, True]))
+        >>> found.count, found.accuracy, round(found.expected_calibration_error, 4), found.auroc
+        ([1, 2], [0.0, 1.0], 0.25, 1.0)
+    """
     place = (scores * BINS).long().clamp(max=BINS - 1)
     held = [place == number for number in range(BINS)]
     held = [rows for rows in held if rows.any()]

@@ -17,7 +17,7 @@ from viasd_calib.cli.prompt_choice import check_limit, check_prompts, load_promp
 from viasd_calib.devices import check_device
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
-from viasd_calib.files import write_json
+from viasd_calib.files import read_json, write_json
 from viasd_calib.ledger import ledger_beside
 from viasd_calib.profiling.profile import PassShape, ProfileSettings
 from viasd_calib.prompt_copies import known_prompts, normalised_sha256, short_hashes
@@ -98,9 +98,7 @@ def calibrate(
         CalibrateArtifact,
         FitArtifact,
         fit_beside,
-        load_artifact,
         load_scores,
-        tested_record,
     )
     from viasd_calib.calibration.candidates import DEFAULT_STOP, propose
     from viasd_calib.calibration.certify import certify
@@ -113,7 +111,7 @@ def calibrate(
     from viasd_calib.models import load_verifier
 
     folder = Path(fit) if cost is None else Path(fit) / load_frontier(Path(fit)).best(cost).folder
-    fitted = load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit")
+    fitted = read_json(FitArtifact, folder / FIT_FILE, "viasd fit")
     refuse_learned_from(chosen, fitted)
     load = _load or load_verifier
     loaded = load(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
@@ -148,7 +146,7 @@ def calibrate(
     def decoder_for(gates: Gates, audit: Audit) -> Decoder:
         return decoder_at(engine, gates, decoding.model_copy(update={"audit": audit}))
 
-    verdict = certify(
+    certification = certify(
         candidates, lambda candidate: decoder_for(candidate.gates, "off"), loaded, engine.routed, chosen,
         max_loss=max_loss, confidence=confidence, max_new_tokens=max_new_tokens,
         split_sha256={
@@ -158,22 +156,22 @@ def calibrate(
         },
         ledger=ledger,
     )  # fmt: skip
-    gates = (verdict.chosen or candidates[0]).gates
+    gates = (certification.chosen or candidates[0]).gates
     # Which prompts decide between an exact policy and a certified one is all the same to the certificate.
     worth = time_policies(
         decoder_for, gates, loaded, timed, max(max_new_tokens, WORTH_TOKENS),
-        certified=verdict.chosen is not None,
+        certified=certification.chosen is not None,
     )  # fmt: skip
     artifact = CalibrateArtifact(
         fit=fit_beside(folder, Path(out)),
         verifier=engine.spec.verifier,
         gates=with_bound(gates, worth.bound) if worth.pays else without_slim(gates),
-        certified_gates=gates if verdict.chosen else None,
+        certified_gates=gates if certification.chosen else None,
         draft_length=draft_length,
         max_pending=max_pending,
-        certificate=verdict.certificate,
+        certificate=certification.certificate,
         slim_worth=worth,
-        tested=[tested_record(result) for result in verdict.tested],
+        tested=certification.tested,
         prompts=short_hashes(normalised_sha256(prompt) for prompt in chosen),
     )
     write_json(Path(out) / CALIBRATE_FILE, artifact)
@@ -281,14 +279,14 @@ def _say(artifact: lazy_types.CalibrateArtifact) -> None:
     console.print(
         f"exact decoding takes {1000 * worth.seconds_per_token:.1f} ms a token with the slim tier "
         f"(bound {worth.bound:.2f}), {1000 * worth.seconds_per_token_without:.1f} without "
-        f"({worth.n_prompts} prompts): it is {_slim_verdict(worth)}"
+        f"({worth.n_prompts} prompts): it is {_slim_words(worth)}"
     )
     if worth.seconds_per_token_certified is not None:
         console.print(f"the certified policy takes {1000 * worth.seconds_per_token_certified:.1f} ms a token")
     console.print(f"The spec will be exported with audit {artifact.policy().audit}.")
 
 
-def _slim_verdict(worth: lazy_types.PolicyTiming) -> str:
+def _slim_words(worth: lazy_types.PolicyTiming) -> str:
     if not worth.enough:
         return "left out, as so few prompts do not show that it pays"
     return "kept" if worth.pays else "left out"

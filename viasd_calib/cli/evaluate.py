@@ -19,7 +19,7 @@ from viasd_calib.devices import check_device
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.provenance import check_policy
 from viasd_calib.file_names import CALIBRATE_FILE
-from viasd_calib.files import write_json
+from viasd_calib.files import read_json, write_json
 from viasd_calib.ledger import ledger_beside
 from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, split_sha256, step_names
 from viasd_calib.spec import Audit, DType, file_sha256
@@ -82,7 +82,8 @@ def bench(
     chosen = unseen.prompts
 
     from viasd_calib.decoding.engine import load_engine
-    from viasd_calib.evaluation.bench import BenchSettings, bench_table, run_bench
+    from viasd_calib.evaluation.bench import BenchSettings, run_bench
+    from viasd_calib.evaluation.method_columns import bench_table
     from viasd_calib.evaluation.provenance import PromptsMeasured, note_provenance
     from viasd_calib.hardware import hardware
     from viasd_calib.models import load_verifier
@@ -295,17 +296,11 @@ def _calibration(
 ) -> tuple[dict[str, lazy_types.Reliability], list[lazy_types.TestedCandidate]]:
     if folder is None:
         return {}, []
-    from viasd_calib.calibration.artifacts import CalibrateArtifact, load_artifact, load_fit_of
-    from viasd_calib.evaluation.report import TestedCandidate
+    from viasd_calib.calibration.artifacts import CalibrateArtifact, load_fit_of
 
-    calibrated = load_artifact(CalibrateArtifact, Path(folder) / CALIBRATE_FILE, "viasd calibrate")
+    calibrated = read_json(CalibrateArtifact, Path(folder) / CALIBRATE_FILE, "viasd calibrate")
     fitted, _ = load_fit_of(calibrated, Path(folder), fit)
-    reliability = {name: record.reliability() for name, record in fitted.reliability.items()}
-    candidates = [
-        TestedCandidate(row.bound, row.observed_loss, row.full_passes_per_token, row.p_value, row.n_prompts)
-        for row in calibrated.tested
-    ]
-    return reliability, candidates
+    return fitted.reliability, calibrated.tested
 
 
 def _sample(engine: lazy_types.Engine, prompt: Prompt, generation: lazy_types.Generation) -> lazy_types.SampleText:

@@ -15,7 +15,7 @@ from viasd_calib.cli.notices import say_written
 from viasd_calib.devices import check_device
 from viasd_calib.errors import SpecError
 from viasd_calib.file_names import CALIBRATE_FILE
-from viasd_calib.files import copy_file
+from viasd_calib.files import copy_file, read_json
 from viasd_calib.shipped import shipped
 from viasd_calib.spec import (
     AdapterRef,
@@ -81,7 +81,7 @@ def export(
     if evidence is not None:
         check_bench("--evidence", evidence)
 
-    from viasd_calib.calibration.artifacts import CalibrateArtifact, load_artifact, load_fit_of
+    from viasd_calib.calibration.artifacts import CalibrateArtifact, load_fit_of
     from viasd_calib.cli.fitted import verifier_of
     from viasd_calib.draft.places import draft_at
     from viasd_calib.evaluation.bench import load_bench
@@ -90,7 +90,7 @@ def export(
     from viasd_calib.slim.cost import relative_cost
     from viasd_calib.slim.loading import load_ready
 
-    calibrated = load_artifact(CalibrateArtifact, Path(calibrate) / CALIBRATE_FILE, "viasd calibrate")
+    calibrated = read_json(CalibrateArtifact, Path(calibrate) / CALIBRATE_FILE, "viasd calibrate")
     fitted, fit_folder = load_fit_of(calibrated, Path(calibrate), fit)
     measured = None if evidence is None else load_bench(evidence)
     path = Path(out)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from viasd_calib.calibration.artifacts import FitArtifact, reliability_record, save_scores
+from viasd_calib.calibration.artifacts import FitArtifact, save_scores
 from viasd_calib.calibration.gate_fitting import FittedGates, fit_gates
 from viasd_calib.cli.lists import runs
 from viasd_calib.cli.notices import say_written
@@ -87,10 +87,7 @@ def _artifact(
         route=route,
         draft_gate=gates.draft.gate,
         slim_gate=gates.slim.gate,
-        reliability={
-            "draft": reliability_record(gates.draft.reliability),
-            "slim": reliability_record(gates.slim.reliability),
-        },
+        reliability={"draft": gates.draft.reliability, "slim": gates.slim.reliability},
         agreement=gates.agreement,
         outside_head_vocab=outside,
         fit_sha256=combined_sha256([text.prompt_sha256 for source in sources for text in source.texts]),
@@ -107,8 +104,7 @@ def say_fit(artifact: FitArtifact) -> None:
     for name, skipped in (("attention", route.attention_skip), ("MLP", route.mlp_skip)):
         table.add_row(name, f"{layers - len(skipped)} of {layers}", runs(skipped))
     gates = new_table("gates, on texts they were not fitted on", ["", "calibration error", "AUROC", "candidates"])
-    for name, record in artifact.reliability.items():
-        found = record.reliability()
+    for name, found in artifact.reliability.items():
         error = f"{found.expected_calibration_error:.4f}"
         gates.add_row(name, error, f"{found.auroc:.2f}", f"{sum(found.count):,}")
     console = Console(highlight=False)

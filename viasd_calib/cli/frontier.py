@@ -23,7 +23,7 @@ from viasd_calib.cli.parser import LogitStatistics, with_underscores
 from viasd_calib.devices import check_device
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import FIT_FILE, FRONTIER_FILE
-from viasd_calib.files import write_json
+from viasd_calib.files import read_json, write_json
 from viasd_calib.spec import DType
 from viasd_calib.tables import new_table
 
@@ -157,14 +157,14 @@ def measure_frontier(
     """
     import torch
 
-    from viasd_calib.calibration.artifacts import FitArtifact, load_artifact
+    from viasd_calib.calibration.artifacts import FitArtifact
     from viasd_calib.evaluation.frontier import Frontier, FrontierMember, check_comparable, measure_member
     from viasd_calib.hardware import hardware
     from viasd_calib.models import load_verifier
     from viasd_calib.slim.loading import load_ready
 
     folders = [member_folder(out, cost) for cost in costs]
-    fits = [load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit") for folder in folders]
+    fits = [read_json(FitArtifact, folder / FIT_FILE, "viasd fit") for folder in folders]
     check_comparable(fits)
     members: list[FrontierMember] = []
     for cost, folder, fitted in zip(costs, folders, fits, strict=True):

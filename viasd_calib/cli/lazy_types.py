@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from viasd_calib.calibration.artifacts import CalibrateArtifact as CalibrateArtifact
     from viasd_calib.calibration.artifacts import FitArtifact as FitArtifact
+    from viasd_calib.calibration.certify import TestedCandidate as TestedCandidate
     from viasd_calib.calibration.draft_length import PassCosts as PassCosts
     from viasd_calib.calibration.logistic_gate import Reliability as Reliability
     from viasd_calib.calibration.policy_timing import PolicyTiming as PolicyTiming
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from viasd_calib.evaluation.bench import BenchSettings as BenchSettings
     from viasd_calib.evaluation.frontier import Frontier as Frontier
     from viasd_calib.evaluation.report import SampleText as SampleText
-    from viasd_calib.evaluation.report import TestedCandidate as TestedCandidate
     from viasd_calib.evaluation.route_quality import RouteQuality as RouteQuality
     from viasd_calib.models import LoadVerifier as LoadVerifier
     from viasd_calib.models import Verifier as Verifier

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from jsonargparse import Namespace
 
-from viasd_calib.calibration.artifacts import FitArtifact, load_artifact, load_scores
+from viasd_calib.calibration.artifacts import FitArtifact, load_scores
 from viasd_calib.calibration.candidates import propose
 from viasd_calib.cli.fit_result import gate_texts
 from viasd_calib.cli.fitted import decoder_at, open_fit
@@ -17,7 +17,7 @@ from viasd_calib.cli.notices import announce, say_written
 from viasd_calib.cli.router_cli import RouterCLI, data_of
 from viasd_calib.draft.places import draft_at, draft_from
 from viasd_calib.file_names import ADAPTER_FILE, BRIDGES_FILE, FIT_FILE, HEAD_VOCAB_FILE, MLP_KEEP_FILE, SCORES_FILE
-from viasd_calib.files import copy_file, write_json
+from viasd_calib.files import copy_file, read_json, write_json
 from viasd_calib.models import LoadVerifier, Verifier
 from viasd_calib.spec import Decoding
 from viasd_calib.traces.capture import CaptureReport, capture_again
@@ -102,7 +102,7 @@ def capture_round(
         CalibrationError: the fit is missing or damaged.
         TraceError: the folder holds other traces.
     """
-    fitted = load_artifact(FitArtifact, fit_folder / FIT_FILE, "viasd fit")
+    fitted = read_json(FitArtifact, fit_folder / FIT_FILE, "viasd fit")
     engine = open_fit(fitted, fit_folder, verifier)
     scores = load_scores(fit_folder)
     (candidate,) = propose(fitted.draft_gate, fitted.slim_gate, scores, ROUND_LOSS, fractions=(1.0,))
@@ -135,6 +135,6 @@ def keep_as_result(fit_folder: Path, out: Path) -> None:
     for name in RESULTS:
         if name != FIT_FILE and (fit_folder / name).is_file():
             copy_file(fit_folder / name, out / name)
-    fitted = load_artifact(FitArtifact, fit_folder / FIT_FILE, "viasd fit")
+    fitted = read_json(FitArtifact, fit_folder / FIT_FILE, "viasd fit")
     draft = draft_from(draft_at(fitted.draft, fit_folder), out)
     write_json(out / FIT_FILE, fitted.model_copy(update={"draft": draft}))

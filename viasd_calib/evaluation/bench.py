@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from rich.table import Table
 
 from viasd_calib.calibration.losses import diverging
 from viasd_calib.choices import Backend, BenchMethod
@@ -21,7 +20,7 @@ from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.exactness import Difference, find_difference
-from viasd_calib.evaluation.metrics import FEWEST_PROMPTS, Interval, MethodResult, PromptResult, pool
+from viasd_calib.evaluation.metrics import MethodResult, PromptResult, pool
 from viasd_calib.evaluation.provenance import Provenance, read_document
 from viasd_calib.hardware import hardware
 from viasd_calib.ledger import Ledger
@@ -31,7 +30,6 @@ from viasd_calib.prompt_lengths import check_lengths
 from viasd_calib.prompts import Prompt, step_names
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit
-from viasd_calib.tables import new_table
 
 WARM_UP_TOKENS = 16
 """At most: a warm-up asks for no more than the benchmark, which may be all that a certificate holds for."""
@@ -255,59 +253,6 @@ def _summarise(
 def _pool_all(results: dict[BenchMethod, list[PromptResult]], seed: int) -> dict[str, MethodResult]:
     against = {"autoregressive": results.get("autoregressive"), "speculative": results.get("speculative")}
     return {name: pool(rows, against, seed) for name, rows in results.items()}
-
-
-def bench_table(result: BenchResult, task: str | None = None) -> Table:
-    """The benchmark as a table, of all prompts or of one task's: one column a method."""
-    methods = result.methods if task is None else result.by_task[task].methods
-    count = result.n_prompts if task is None else result.by_task[task].n_prompts
-    of = f"{count} prompt{'' if count == 1 else 's'}"
-    title = f"{of}, {result.settings.max_new_tokens} new tokens, {result.settings.dtype}"
-    table = new_table(title if task is None else f"{task}, {of}", ["", *methods])
-    if count < FEWEST_PROMPTS:
-        table.caption = f"{of}: an interval takes {FEWEST_PROMPTS} at least, so no method is shown to be faster"
-    rows = [_cells(method) for method in methods.values()]
-    for place, heading in enumerate(ROWS):
-        table.add_row(heading, *(cells[place] for cells in rows))
-    return table
-
-
-ROWS = (
-    "tokens/s",
-    "x autoregressive",
-    "x speculative",
-    "identical",
-    "divergence",
-    "rejection rate",
-    "full/token",
-    "slim/token",
-    "draft/token",
-    "tiers 1/2/3 %",
-)
-
-
-def _cells(row: MethodResult) -> list[str]:
-    shares = "/".join(f"{100 * share:.0f}" for share in row.tier_shares.values())
-    return [
-        f"{row.tokens_per_second:.1f}",
-        _ratio(row.speedup_vs_autoregressive),
-        _ratio(row.speedup_vs_speculative),
-        f"{100 * row.identical_to_autoregressive:.0f} %",
-        f"{100 * row.divergence:.2f} %",
-        "-" if row.rejection_rate is None else f"{row.rejection_rate:.2f}",
-        f"{row.full_passes_per_token:.2f}",
-        f"{row.slim_passes_per_token:.2f}",
-        f"{row.draft_steps_per_token:.2f}",
-        shares,
-    ]
-
-
-def _ratio(interval: Interval | None) -> str:
-    """A speedup and its interval; a dash where the speedup was not measured, or in place of the interval."""
-    if interval is None:
-        return "-"
-    bounds = "-" if interval.bounds is None else "{:.2f},{:.2f}".format(*interval.bounds)
-    return f"{interval.median:.2f} [{bounds}]"
 
 
 def load_bench(path: str | Path) -> BenchResult:

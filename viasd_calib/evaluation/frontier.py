@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from viasd_calib.calibration.artifacts import FitArtifact, load_artifact, load_scores
+from viasd_calib.calibration.artifacts import FitArtifact, load_scores
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import FIT_FILE, FRONTIER_FILE
+from viasd_calib.files import read_json
 from viasd_calib.replay.agreement import most_confident_agreement
 from viasd_calib.slim.cost import relative_cost
 from viasd_calib.slim.forward import RoutedModel
@@ -93,7 +94,7 @@ def measure_member(folder: Path, target_cost: float, routed: RoutedModel) -> Fro
     Raises:
         CalibrationError: the fit is missing or damaged.
     """
-    fitted = load_artifact(FitArtifact, folder / FIT_FILE, "viasd fit")
+    fitted = read_json(FitArtifact, folder / FIT_FILE, "viasd fit")
     scores = load_scores(folder)
     most_confident = {
         share: most_confident_agreement(scores.own_agrees, scores.own, float(share)) for share in CONFIDENT_SHARES
@@ -133,4 +134,4 @@ def load_frontier(folder: Path) -> Frontier:
     Raises:
         CalibrationError: missing or damaged.
     """
-    return load_artifact(Frontier, folder / FRONTIER_FILE, "viasd frontier")
+    return read_json(Frontier, folder / FRONTIER_FILE, "viasd frontier")

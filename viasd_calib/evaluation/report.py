@@ -5,7 +5,7 @@ The file stands alone: style and pictures are part of it, it runs no script and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,9 @@ from viasd_calib.calibration.risk import certified
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.evaluation import plots
 from viasd_calib.evaluation.bench import BenchResult
+from viasd_calib.evaluation.method_columns import COLUMNS, decimal, percent, ratio
 from viasd_calib.evaluation.metrics import FEWEST_PROMPTS, Interval, MethodResult
-from viasd_calib.evaluation.report_rows import NOTHING, certificate_rows, percent, route_words, setting_groups
+from viasd_calib.evaluation.report_rows import certificate_rows, route_words, setting_groups
 from viasd_calib.files import write_text
 from viasd_calib.spec import (
     Certificate,
@@ -26,6 +27,7 @@ from viasd_calib.spec import (
 )
 
 if TYPE_CHECKING:
+    from viasd_calib.calibration.certify import TestedCandidate
     from viasd_calib.calibration.logistic_gate import Reliability
     from viasd_calib.profiling.recording import TypicalRound
 
@@ -48,24 +50,6 @@ class SampleText:
     pieces: list[str]
     tiers: list[Tier]
     drafted: list[bool]
-
-
-@dataclass(frozen=True)
-class TestedCandidate:
-    """What certification found of one candidate.
-
-    Attributes:
-        bound: the score at which its gates trust a token.
-        observed_loss: mean over the calibration prompts that were decoded.
-        p_value: of "the expected loss exceeds the loss bound".
-        n_prompts: calibration prompts that were decoded; fewer where it was given up early.
-    """
-
-    bound: float
-    observed_loss: float
-    full_passes_per_token: float
-    p_value: float
-    n_prompts: int
 
 
 @dataclass(frozen=True)
@@ -137,81 +121,6 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "legend": [(f"t{tier.value}", plots.TIER_NAMES[tier], MEANINGS[tier]) for tier in Tier],
     }
 
-
-# Numbers as text
-
-
-def ratio(interval: Interval | None) -> str:
-    """A speedup with its interval.
-
-    Example:
-        >>> (
-        ...     ratio(Interval(median=1.5, low=1.25, high=1.75, n=40)),
-        ...     ratio(Interval(median=1.5, low=None, high=None, n=1)),
-        ... )
-        ('1.50× [1.25,\\xa01.75]', '1.50× [–]')
-    """
-    if interval is None:
-        return NOTHING
-    bounds = NOTHING if interval.bounds is None else "{:.2f},\xa0{:.2f}".format(*interval.bounds)
-    return f"{interval.median:.2f}× [{bounds}]"
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return NOTHING if value is None else f"{value:.{digits}f}"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the table of methods: heading, what it means, and a method's cell."""
-
-    heading: str
-    meaning: str
-    cell: Callable[[MethodResult], str]
-
-
-def _shares(row: MethodResult) -> str:
-    return "\xa0/\xa0".join(f"{100 * row.tier_shares[tier.name.lower()]:.0f}" for tier in Tier)
-
-
-COLUMNS = (
-    Column("tokens/s", "emitted tokens per second of decoding, measured", lambda row: f"{row.tokens_per_second:.1f}"),
-    Column(
-        "vs autoregressive",
-        "tokens per second over those of autoregressive decoding: median and 95 % bootstrap interval over prompts",
-        lambda row: ratio(row.speedup_vs_autoregressive),
-    ),
-    Column(
-        "vs speculative",
-        "the same over plain speculative decoding with the same draft model",
-        lambda row: ratio(row.speedup_vs_speculative),
-    ),
-    Column(
-        "identical",
-        "share of texts that equal the autoregressive text token by token",
-        lambda row: percent(row.identical_to_autoregressive, 0),
-    ),
-    Column(
-        "divergence",
-        "share of emitted tokens that the full verifier would not have chosen",
-        lambda row: percent(row.divergence, 2),
-    ),
-    Column(
-        "rejection rate",
-        "share of judged drafted tokens that were not kept; read it beside full passes per token",
-        lambda row: percent(row.rejection_rate),
-    ),
-    Column("full per token", "full-verifier passes per token", lambda row: _number(row.full_passes_per_token)),
-    Column("slim per token", "slim-verifier passes per token", lambda row: _number(row.slim_passes_per_token)),
-    Column("draft per token", "draft-model steps per token", lambda row: _number(row.draft_steps_per_token)),
-    Column(
-        "acceptance length",
-        "tokens emitted per full-verifier pass, bonus token included",
-        lambda row: _number(row.acceptance_length),
-    ),
-    Column("tiers 1\xa0/\xa02\xa0/\xa03, %", "share of tokens that were accepted, regenerated and escalated", _shares),
-    Column("tokens", "emitted tokens", lambda row: f"{row.tokens:,}"),
-)
 
 MEANINGS = {
     Tier.ACCEPT: "the draft token was kept on a gate's word",
@@ -309,7 +218,7 @@ def _candidate_rows(candidates: Sequence[TestedCandidate], certificate: Certific
             percent(one.observed_loss, 2),
             f"{one.n_prompts}",
             f"{one.p_value:.3g}",
-            _number(one.full_passes_per_token),
+            decimal(one.full_passes_per_token),
             "yes" if held else "no",
         ]
         for number, (one, held) in enumerate(zip(candidates, _held(candidates, certificate), strict=True), start=1)

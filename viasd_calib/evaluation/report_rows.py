@@ -5,6 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from viasd_calib.evaluation.bench import BenchResult
+from viasd_calib.evaluation.method_columns import NOTHING, percent
 from viasd_calib.slim.parts.skips import skipped_runs
 from viasd_calib.spec import (
     AdapterKind,
@@ -20,23 +21,11 @@ from viasd_calib.spec import (
     WeightFormat,
 )
 
-NOTHING = "–"
-
 ADAPTER_WORDS: dict[AdapterKind, str] = {
     "lora": "with a LoRA adapter of rank {}",
     "dora": "with a DoRA adapter of rank {}",
     "norms": "with norms of their own",
 }
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    """A share as percent.
-
-    Example:
-        >>> percent(0.0123, 2), percent(None)
-        ('1.23\\xa0%', '–')
-    """
-    return NOTHING if share is None else f"{100 * share:.{digits}f}\xa0%"
 
 
 def setting_groups(spec: RoutingSpec, bench: BenchResult) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -52,15 +52,15 @@ def run(
         method = three_tier(chosen.gates, Decoding(audit="off"))
         return Decoder(routed, drafter, method, verifier.eos_ids)
 
-    verdict = certify(
+    result = certify(
         [candidate(bound) for bound in bounds], decoder_for, verifier, routed,
         prompts or tiny_prompts(n_prompts, turns=2),
         max_loss=max_loss, confidence=0.9, max_new_tokens=12, split_sha256=HASHES,  # type: ignore[arg-type]
         ledger=ledger,
     )  # fmt: skip
-    chosen = None if verdict.chosen is None else verdict.chosen.bound
-    assert (chosen is None) == (verdict.certificate.bound is None)
-    return chosen, verdict.certificate.candidates_tested, [tested.observed for tested in verdict.tested]
+    chosen = None if result.chosen is None else result.chosen.bound
+    assert (chosen is None) == (result.certificate.bound is None)
+    return chosen, result.certificate.candidates_tested, [tested.observed_loss for tested in result.tested]
 
 
 def test_the_fastest_sure_candidate_is_chosen(tiny_verifier: Verifier) -> None:

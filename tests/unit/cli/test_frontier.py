@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import TinyFolder, even_costs, tiny_fit, tiny_prompts, tiny_traces
-from viasd_calib.calibration.artifacts import CalibrateArtifact, FitArtifact, load_artifact
+from viasd_calib.calibration.artifacts import CalibrateArtifact, FitArtifact
 from viasd_calib.cli import main
 from viasd_calib.cli.frontier import PICTURE, parse_costs, parse_options
 from viasd_calib.errors import CalibrationError
 from viasd_calib.evaluation.frontier import load_frontier
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, FRONTIER_FILE
-from viasd_calib.files import write_json
+from viasd_calib.files import read_json, write_json
 from viasd_calib.training import router
 
 
@@ -38,7 +38,7 @@ def test_each_cost_has_a_fit_and_all_are_measured(
     found = load_frontier(out)
     assert [member.folder for member in found.members] == ["cost-0.56", "cost-0.8"]
     for member in found.members:
-        fitted = load_artifact(FitArtifact, out / member.folder / FIT_FILE, "viasd fit")
+        fitted = read_json(FitArtifact, out / member.folder / FIT_FILE, "viasd fit")
         assert member.attention_skip == fitted.route.attention_skip
         assert set(member.relative_cost) == {1, 4, 8}
         assert member.agreement == pytest.approx(fitted.agreement, abs=1e-4)
@@ -77,7 +77,7 @@ def test_calibrate_picks_from_a_frontier(words: list[str], tmp_path: Path, capsy
     common += ["--allow-uncertified", "true"]
     for cost, folder in (("0.6", "cost-0.56"), ("0.75", "cost-0.8")):
         assert main([*common, "--cost", cost, "--out", str(tmp_path / cost), "--debug"]) == 0
-        chosen = load_artifact(CalibrateArtifact, tmp_path / cost / CALIBRATE_FILE, "viasd calibrate")
+        chosen = read_json(CalibrateArtifact, tmp_path / cost / CALIBRATE_FILE, "viasd calibrate")
         assert (tmp_path / cost / chosen.fit).resolve() == (out / folder).resolve()
     capsys.readouterr()
     assert main([*common, "--cost", "0.4", "--out", str(tmp_path / "none")]) == 1

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.tiny import constant_gate, verifier_ref
-from viasd_calib.calibration.artifacts import FitArtifact, ReliabilityRecord
+from viasd_calib.calibration.artifacts import FitArtifact
+from viasd_calib.calibration.logistic_gate import Reliability
 from viasd_calib.cli.fit_result import say_fit
 from viasd_calib.cli.notices import say_written
 from viasd_calib.spec import HeadVocab, Route, TensorFile
 
-RECORD = ReliabilityRecord(
+RECORD = Reliability(
     expected_calibration_error=0.0123, auroc=0.81, confidence=[0.1, 0.9], accuracy=[0.2, 0.8], count=[1000, 234]
 )
 

@@ -12,13 +12,14 @@ import torch
 
 from tests.rounding import assert_near, assert_trained_alike
 from tests.tiny import TinyFolder, even_costs, tiny_fit, tiny_prompts, tiny_traces
-from viasd_calib.calibration.artifacts import FitArtifact, load_artifact
+from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.calibration.losses import diverging
 from viasd_calib.cli import main, router_cli
 from viasd_calib.cli.fit import fit
 from viasd_calib.cli.fitted import open_fit
 from viasd_calib.cli.rounds import RESULTS, settings_like
 from viasd_calib.file_names import FIT_FILE
+from viasd_calib.files import read_json
 from viasd_calib.models import load_verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces import capture as capturing
@@ -96,9 +97,9 @@ def test_the_last_round_is_the_result(tiny_folder: TinyFolder, two_rounds: Path)
     assert len(kept) == 4  # every one but the head vocabulary
     for name in kept:
         assert (two_rounds / name).read_bytes() == (two_rounds / "round-2" / name).read_bytes()
-    fitted = load_artifact(FitArtifact, two_rounds / FIT_FILE, "viasd fit")
+    fitted = read_json(FitArtifact, two_rounds / FIT_FILE, "viasd fit")
     open_fit(fitted, two_rounds, load_verifier(str(tiny_folder)))  # its tensors are found
-    assert load_artifact(FitArtifact, two_rounds / "round-1" / FIT_FILE, "viasd fit") != fitted
+    assert read_json(FitArtifact, two_rounds / "round-1" / FIT_FILE, "viasd fit") != fitted
 
 
 @pytest.mark.parametrize("where", ["in the second round", "while capturing"])

@@ -9,9 +9,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from tests.tiny import constant_gate, verifier_ref
+from viasd_calib.calibration.certify import TestedCandidate
 from viasd_calib.calibration.logistic_gate import Reliability
 from viasd_calib.decoding.acceptance import Tier
-from viasd_calib.evaluation import plots, report, report_rows
+from viasd_calib.evaluation import plots, report_rows
 from viasd_calib.evaluation.bench import BenchResult, BenchSettings, TaskResult
 from viasd_calib.evaluation.metrics import Interval, MethodResult
 from viasd_calib.evaluation.report import ReportInputs, SampleText, render_report, write_report
@@ -32,10 +33,24 @@ from viasd_calib.spec import (
 
 TIERS = [[Tier.ACCEPT, Tier.REGENERATE, Tier.ESCALATE] * 4, [Tier.ESCALATE]]
 RELIABILITY = {
-    "draft": Reliability(0.0123, 0.81, [0.1, 0.5, 0.97], [0.12, 0.41, 0.96], [10, 20, 900]),
-    "slim": Reliability(0.0456, 0.92, [0.2, 0.9], [0.25, 0.88], [30, 400]),
-}
-CANDIDATES = [report.TestedCandidate(0.99, 0.004, 0.52, 0.001, 150), report.TestedCandidate(0.91, 0.031, 0.31, 1.0, 60)]
+    "draft": Reliability(
+        expected_calibration_error=0.0123, auroc=0.81,
+        confidence=[0.1, 0.5, 0.97], accuracy=[0.12, 0.41, 0.96], count=[10, 20, 900],
+    ),
+    "slim": Reliability(
+        expected_calibration_error=0.0456, auroc=0.92, confidence=[0.2, 0.9], accuracy=[0.25, 0.88], count=[30, 400]
+    ),
+}  # fmt: skip
+
+
+def candidate(bound: float, loss: float, full_passes: float, p_value: float, n_prompts: int) -> TestedCandidate:
+    return TestedCandidate(
+        bound=bound, replayed_loss=loss, replayed_trust=0.5, observed_loss=loss,
+        full_passes_per_token=full_passes, p_value=p_value, n_prompts=n_prompts,
+    )  # fmt: skip
+
+
+CANDIDATES = [candidate(0.99, 0.004, 0.52, 0.001, 150), candidate(0.91, 0.031, 0.31, 1.0, 60)]
 SAMPLE = SampleText(
     prompt="What is it?",
     pieces=["It", " is", "\n", "so"],
@@ -280,7 +295,7 @@ def test_a_certified_candidate_is_shown_where_exact_decoding_was_faster() -> Non
 
 
 def test_a_candidate_behind_a_failed_one_is_not_certified() -> None:
-    page = Page(render_report(full(candidates=[*CANDIDATES, report.TestedCandidate(0.9, 0.0, 0.2, 0.001, 150)])))
+    page = Page(render_report(full(candidates=[*CANDIDATES, candidate(0.9, 0.0, 0.2, 0.001, 150)])))
     assert [row[-1] for row in next(table for table in page.tables if table[0][0] == "candidate")[1:]] == [
         "yes",
         "no",

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from viasd_calib.choices import SearchMethod
 from viasd_calib.errors import CalibrationError
-from viasd_calib.files import write_json
+from viasd_calib.files import read_json, write_json
 from viasd_calib.spec import Route, VerifierRef
 
 CONFIDENT_SHARES = ("0.5", "0.7", "0.9")
@@ -112,7 +112,4 @@ def load_search(path: Path) -> SearchResult:
     Raises:
         CalibrationError: missing or damaged.
     """
-    try:
-        return SearchResult.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CalibrationError(f"{path} is missing or damaged; run viasd search first") from error
+    return read_json(SearchResult, path, "viasd search")

@@ -1,0 +1,158 @@
+"""The table of a benchmark's methods, defined once: the terminal prints some of the columns that a report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from viasd_calib.decoding.acceptance import Tier
+from viasd_calib.evaluation.bench import BenchResult
+from viasd_calib.evaluation.metrics import FEWEST_PROMPTS, Interval, MethodResult
+from viasd_calib.tables import new_table
+
+NOTHING = "–"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as percent.
+
+    Example:
+        >>> percent(0.0123, 2), percent(None)
+        ('1.23\\xa0%', '–')
+    """
+    return NOTHING if share is None else f"{100 * share:.{digits}f}\xa0%"
+
+
+def ratio(interval: Interval | None) -> str:
+    """A speedup with its interval.
+
+    Example:
+        >>> (
+        ...     ratio(Interval(median=1.5, low=1.25, high=1.75, n=40)),
+        ...     ratio(Interval(median=1.5, low=None, high=None, n=1)),
+        ... )
+        ('1.50× [1.25,\\xa01.75]', '1.50× [–]')
+    """
+    if interval is None:
+        return NOTHING
+    bounds = NOTHING if interval.bounds is None else "{:.2f},\xa0{:.2f}".format(*interval.bounds)
+    return f"{interval.median:.2f}× [{bounds}]"
+
+
+def decimal(value: float | None, digits: int = 2) -> str:
+    """A number with so many digits after the point.
+
+    Example:
+        >>> decimal(0.125), decimal(None)
+        ('0.12', '–')
+    """
+    return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is shown of every method.
+
+    Attributes:
+        heading: in a report.
+        short: the heading in a terminal; empty for what is not printed there.
+        meaning: of the numbers, in one sentence.
+        cell: the text for one method.
+    """
+
+    heading: str
+    short: str
+    meaning: str
+    cell: Callable[[MethodResult], str]
+
+
+def _shares(row: MethodResult) -> str:
+    return "\xa0/\xa0".join(f"{100 * row.tier_shares[tier.name.lower()]:.0f}" for tier in Tier)
+
+
+COLUMNS = (
+    Column(
+        "tokens/s",
+        "tokens/s",
+        "emitted tokens per second of decoding, measured",
+        lambda row: f"{row.tokens_per_second:.1f}",
+    ),
+    Column(
+        "vs autoregressive",
+        "x autoregressive",
+        "tokens per second over those of autoregressive decoding: median and 95 % bootstrap interval over prompts",
+        lambda row: ratio(row.speedup_vs_autoregressive),
+    ),
+    Column(
+        "vs speculative",
+        "x speculative",
+        "the same over plain speculative decoding with the same draft model",
+        lambda row: ratio(row.speedup_vs_speculative),
+    ),
+    Column(
+        "identical",
+        "identical",
+        "share of texts that equal the autoregressive text token by token",
+        lambda row: percent(row.identical_to_autoregressive, 0),
+    ),
+    Column(
+        "divergence",
+        "divergence",
+        "share of emitted tokens that the full verifier would not have chosen",
+        lambda row: percent(row.divergence, 2),
+    ),
+    Column(
+        "rejection rate",
+        "rejection rate",
+        "share of judged drafted tokens that were not kept; read it beside full passes per token",
+        lambda row: percent(row.rejection_rate),
+    ),
+    Column(
+        "full per token",
+        "full/token",
+        "full-verifier passes per token",
+        lambda row: decimal(row.full_passes_per_token),
+    ),
+    Column(
+        "slim per token",
+        "slim/token",
+        "slim-verifier passes per token",
+        lambda row: decimal(row.slim_passes_per_token),
+    ),
+    Column(
+        "draft per token",
+        "draft/token",
+        "draft-model steps per token",
+        lambda row: decimal(row.draft_steps_per_token),
+    ),
+    Column(
+        "acceptance length",
+        "",
+        "tokens emitted per full-verifier pass, bonus token included",
+        lambda row: decimal(row.acceptance_length),
+    ),
+    Column(
+        "tiers 1\xa0/\xa02\xa0/\xa03, %",
+        "tiers 1/2/3 %",
+        "share of tokens that were accepted, regenerated and escalated",
+        _shares,
+    ),
+    Column("tokens", "", "emitted tokens", lambda row: f"{row.tokens:,}"),
+)
+
+
+def bench_table(result: BenchResult, task: str | None = None) -> Table:
+    """The benchmark for a terminal, of all prompts or of one task's: one column a method."""
+    methods = result.methods if task is None else result.by_task[task].methods
+    count = result.n_prompts if task is None else result.by_task[task].n_prompts
+    of = f"{count} prompt{'' if count == 1 else 's'}"
+    title = f"{of}, {result.settings.max_new_tokens} new tokens, {result.settings.dtype}"
+    table = new_table(title if task is None else f"{task}, {of}", ["", *methods])
+    if count < FEWEST_PROMPTS:
+        table.caption = f"{of}: an interval takes {FEWEST_PROMPTS} at least, so no method is shown to be faster"
+    for column in COLUMNS:
+        if column.short:
+            table.add_row(column.short, *(column.cell(row) for row in methods.values()))
+    return table
