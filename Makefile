@@ -21,7 +21,7 @@ CONSTRAINTS := $(addprefix -c ,$(VERSIONS))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv quickstart test lint types unit integration notebooks lowest newest constraints clean
+.PHONY: help venv quickstart test lint types unit integration docs notebooks lowest newest constraints clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -42,7 +42,7 @@ $(INSTALLED): setup.py pyproject.toml $(VERSIONS)
 quickstart: $(INSTALLED)  ## run the main job on the embedded verifier
 	$(BIN)/viasd run --config configs/quickstart.yaml
 
-test: lint types unit integration notebooks  ## run every check, cheapest first; stop at the first that fails
+test: lint types docs unit integration notebooks  ## run every check, cheapest first; stop at the first that fails
 
 lint: $(INSTALLED)  ## check style and formatting
 	$(BIN)/ruff check .
@@ -56,6 +56,11 @@ unit: $(INSTALLED)  ## run unit tests and doctests
 
 integration: $(INSTALLED)  ## run the remaining tests: integration and statistical
 	$(PYTEST) tests --ignore=tests/unit
+
+docs: $(INSTALLED)  ## build the documentation, under site/
+	$(BIN)/python docs/generate.py
+	$(BIN)/zensical build --clean --strict
+	$(BIN)/python docs/check.py
 
 notebooks: $(INSTALLED)  ## execute the notebooks
 	$(BIN)/pytest --nbmake --nbmake-timeout=900 notebooks
@@ -77,5 +82,5 @@ constraints:  ## write constraints.txt and constraints-lowest.txt anew from setu
 	mv constraints-lowest.txt.new constraints-lowest.txt
 
 clean:  ## remove caches and build output; .venv and runs/ stay
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis lightning_logs
+	rm -rf build dist site .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis lightning_logs
 	find viasd_calib train tests notebooks -depth \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +

@@ -50,6 +50,11 @@ SEARCH = ["optuna>=4,<6"]  # the method dimr of viasd search
 
 NOTEBOOKS = ["ipykernel>=6.29,<8", "nbmake>=1.5,<2"]
 
+DOCS = [
+    "zensical>=0.0.73,<0.1",
+    "mkdocstrings[python]>=1,<2",
+]
+
 DEV = [
     "setuptools>=77.0.1,<82",  # the tests build a wheel
     "pytest>=8.4,<10",
@@ -59,6 +64,7 @@ DEV = [
     "ruff>=0.17,<0.18",  # a new minor version may format differently
     "mypy>=2.4,<2.5",
     "pre-commit>=4,<5",
+    *DOCS,
     *NOTEBOOKS,
     *SEARCH,
     *GPU,  # the tests interpret and compile the kernels without a GPU
@@ -98,6 +104,6 @@ setup(
         "viasd_calib.checkpoints": ["smollm2-135m/*.json", "smollm2-135m/*.md", "smollm2-135m/*/*"],
     },
     install_requires=REQUIREMENTS,
-    extras_require={"dev": DEV, "gpu": GPU, "notebooks": NOTEBOOKS, "search": SEARCH},
+    extras_require={"dev": DEV, "docs": DOCS, "gpu": GPU, "notebooks": NOTEBOOKS, "search": SEARCH},
     entry_points={"console_scripts": ["viasd = viasd_calib.cli:main"]},
 )

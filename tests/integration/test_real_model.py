@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from pathlib import Path
 
 import pytest
@@ -99,12 +98,3 @@ def test_the_shipped_drafter_saves_full_passes(engine: Engine, texts: Texts) -> 
     assert passes / tokens < 0.85
     plain = Decoder(engine.routed, None, Autoregressive(), engine.verifier.eos_ids).generate(texts[0][0], TOKENS)
     assert plain.counts.full_passes == len(plain.tokens)
-
-
-def test_the_python_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    monkeypatch.chdir(ROOT)
-    names: dict[str, object] = {}
-    for block in blocks:  # a later one goes on from those before it
-        exec(compile(block, "README.md", "exec"), names)
-    assert "ESCALATE" in capsys.readouterr().out

@@ -93,6 +93,7 @@ def _weight_words(quantize: WeightFormat | None) -> str:
 
 
 def route_words(route: Route, num_layers: int) -> str:
+    """A route in one line: layers kept, adapter, output tokens."""
     attention, mlp = num_layers - len(route.attention_skip), num_layers - len(route.mlp_skip)
     adapter = f", {ADAPTER_WORDS[route.adapter.kind].format(route.adapter.rank)}" if route.adapter else ""
     head = f", {route.head_vocab.size:,} output tokens" if route.head_vocab else ""
@@ -133,6 +134,7 @@ def _bound_words(bound: float) -> str:
 
 
 def certificate_rows(certificate: Certificate | None) -> list[tuple[str, str]]:
+    """A certificate as rows of a table: what is named, and its value; none without a certificate."""
     if certificate is None:
         return []
     rows = [

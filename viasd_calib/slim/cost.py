@@ -49,7 +49,7 @@ def interleaved_seconds(
     device: torch.device,
     after_each: Callable[[], object] = nothing,
 ) -> list[list[float]]:
-    """Times of several functions, interleaved so that drift strikes all alike: [runs][repeats].
+    """Times of several functions, interleaved so that drift strikes all alike: a list of ``repeats`` for each.
 
     A round calls each function once, in an order drawn anew, so that none always follows the same other.
 
