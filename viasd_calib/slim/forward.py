@@ -48,7 +48,7 @@ class Sublayer:
     Attributes:
         index: of the decoder layer; of the first one that a bridge stands in for.
         layer: the decoder layer, or the bridge.
-        end: number of the sublayer that runs after it in q (:class:`~viasd_calib.slim.parts.bridges.SkippedRun`).
+        end: number of the sublayer that runs after it in q (:class:`~viasd_calib.slim.parts.skips.SkippedRun`).
     """
 
     kind: SublayerKind
