@@ -1,0 +1,95 @@
+"""A benchmark in words: what was gained over the baselines, and why not more."""
+
+from __future__ import annotations
+
+from viasd_calib.calibration.policy_timing import PolicyTiming
+from viasd_calib.choices import MethodName
+from viasd_calib.evaluation.bench import BenchResult
+from viasd_calib.evaluation.metrics import Interval
+from viasd_calib.spec import RoutingSpec
+
+COST_WIDTH = 4
+"""Tokens of the pass whose cost is named, if it was measured; a block is about as long."""
+
+
+def recommended_method(result: BenchResult) -> MethodName:
+    """The strategy to decode with: ``three_tier``, unless a baseline is faster on these prompts.
+
+    A baseline is faster where the whole 95 % interval of the three-tier speed-up over it lies below 1; of two such,
+    the one with more tokens a second.
+    """
+    three_tier = result.methods["three_tier"]
+    over: dict[MethodName, Interval | None] = {
+        "autoregressive": three_tier.speedup_vs_autoregressive,
+        "speculative": three_tier.speedup_vs_speculative,
+    }
+    faster = [name for name, interval in over.items() if interval and interval.bounds and interval.bounds[1] < 1]
+    return max(faster, key=lambda name: result.methods[name].tokens_per_second, default="three_tier")
+
+
+def conclusion(result: BenchResult, spec: RoutingSpec, timing: PolicyTiming) -> list[str]:
+    """What a benchmark of a spec and the timing of its calibration come to: sentences, the most important first.
+
+    Args:
+        result: with ``autoregressive``, ``speculative`` and ``three_tier``.
+        timing: of ``viasd calibrate``; says whether the slim tier pays.
+    """
+    three_tier = result.methods["three_tier"]
+    sentences = [
+        _compared(three_tier.speedup_vs_autoregressive, "autoregressive"),
+        _compared(three_tier.speedup_vs_speculative, "speculative"),
+        _text_of(spec),
+        _slim_tier(spec, timing),
+    ]
+    best = recommended_method(result)
+    if best != "three_tier":
+        sentences.append(f"On these prompts {best} decoding is the fastest: decode with --method {best}.")
+    return sentences
+
+
+def _compared(interval: Interval | None, baseline: str) -> str:
+    """A speed-up with its interval, and what it shows."""
+    if interval is None:
+        return f"Three-tier decoding was not compared with {baseline} decoding."
+    found = f"Three-tier decoding ran at {interval.median:.2f} of the speed of {baseline} decoding"
+    if interval.bounds is None:
+        return f"{found}, on {interval.n} prompts, which are too few to show anything."
+    low, high = interval.bounds
+    shown = "it is faster" if low > 1 else "it is slower" if high < 1 else "no difference is shown"
+    return f"{found} (95 % interval {low:.2f} to {high:.2f}, {interval.n} prompts): {shown}."
+
+
+def _text_of(spec: RoutingSpec) -> str:
+    certificate = spec.certificate
+    if spec.decoding.audit == "strict":
+        return "Its text is the full verifier's own (audit strict)."
+    if certificate is None or certificate.bound is None:
+        return (
+            f"Its text may diverge from the full verifier's (audit {spec.decoding.audit}), and nothing bounds how far."
+        )
+    return (
+        f"Its text diverges from the full verifier's at {certificate.bound:.1%} of tokens at most, with confidence "
+        f"{certificate.confidence:.0%} (audit {spec.decoding.audit})."
+    )
+
+
+def _slim_tier(spec: RoutingSpec, timing: PolicyTiming) -> str:
+    with_it, without = 1000 * timing.seconds_per_token, 1000 * timing.seconds_per_token_without
+    times = f"a token took {with_it:.1f} ms with it and {without:.1f} ms without"
+    if not timing.enough:
+        return f"Whether the slim tier pays was not decided: {timing.n_prompts} prompts are too few ({times})."
+    if timing.pays:
+        return f"The slim tier pays: {times}."
+    return (
+        f"The slim tier does not pay here and is left out: {times}. {_cost(spec)}To gain, a slim pass must cost less or "
+        "agree more often (train longer: configs/fit/smollm2-135m.yaml), or a full pass must be dear "
+        "(docs/which-policy.md)."
+    )
+
+
+def _cost(spec: RoutingSpec) -> str:
+    if spec.route.relative_cost is None:
+        return ""
+    measured = spec.route.relative_cost.measured
+    width = min(measured, key=lambda one: abs(one - COST_WIDTH))
+    return f"A slim pass costs {measured[width]:.2f} of a full one. "
