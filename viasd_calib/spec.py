@@ -104,9 +104,9 @@ __all__ = [
 class Producer(SpecModel):
     """What wrote the spec."""
 
-    name: str = Field("viasd_calib", min_length=1)
-    version: str = Field(__version__, min_length=1)
-    commit: str | None = None
+    name: str = Field("viasd_calib", min_length=1, description="program")
+    version: str = Field(__version__, min_length=1, description="of the program")
+    commit: str | None = Field(None, description="of the program's repository; null where not known")
 
 
 class VerifierRef(SpecModel):
@@ -115,16 +115,16 @@ class VerifierRef(SpecModel):
     ``weights_sha256`` is the hash of its weight files; specs of earlier releases have none.
     """
 
-    name_or_path: str = Field(min_length=1)
-    revision: Revision | None = None
-    architecture: str = Field(min_length=1)
-    num_layers: int = Field(gt=0)
-    hidden_size: int = Field(gt=0)
-    vocab_size: int = Field(gt=0)
-    config_sha256: Sha256
-    tokenizer_sha256: Sha256
-    weights_sha256: Sha256 | None = None
-    dtype: DType
+    name_or_path: str = Field(min_length=1, description="hub id, or path from the spec's folder")
+    revision: Revision | None = Field(None, description="commit, branch or tag of a hub id, or hash of a GGUF file")
+    architecture: str = Field(min_length=1, description="class of the model in transformers")
+    num_layers: int = Field(gt=0, description="decoder layers")
+    hidden_size: int = Field(gt=0, description="width of the residual stream")
+    vocab_size: int = Field(gt=0, description="rows of the output head")
+    config_sha256: Sha256 = Field(description="of the configuration entries that decide what the model computes")
+    tokenizer_sha256: Sha256 = Field(description="of the tokenizer")
+    weights_sha256: Sha256 | None = Field(None, description="of its weight files; null in specs of earlier releases")
+    dtype: DType = Field(description="number format it runs in unless told otherwise")
 
     @property
     def weights(self) -> str | None:
@@ -149,11 +149,18 @@ class VerifierRef(SpecModel):
 class Decoding(SpecModel):
     """Settings of the decoder."""
 
-    audit: Audit = "strict"
-    tolerance: float = Field(0.5, gt=0, le=1)
-    draft_length: int = Field(6, ge=0, le=64)
-    max_pending: int = Field(12, ge=0, le=256)
-    temperature_scope: list[Annotated[float, Field(ge=0)]] = Field(default_factory=lambda: [0.0], min_length=1)
+    audit: Audit = Field(
+        "strict",
+        description="of pending tokens: strict keeps q's own, tolerant those with q(x) / max q >= tolerance, off all",
+    )
+    tolerance: float = Field(0.5, gt=0, le=1, description="of audit tolerant")
+    draft_length: int = Field(6, ge=0, le=64, description="most tokens drafted a round")
+    max_pending: int = Field(12, ge=0, le=256, description="most tokens that may wait for the full verifier")
+    temperature_scope: list[Annotated[float, Field(ge=0)]] = Field(
+        default_factory=lambda: [0.0],
+        min_length=1,
+        description="sampling temperatures that the certificate holds for; 0 is greedy",
+    )
 
     @field_validator("temperature_scope")
     @classmethod
@@ -166,16 +173,22 @@ class Decoding(SpecModel):
 class RoutingSpec(SpecModel):
     """The whole routing spec."""
 
-    schema_version: str = SCHEMA_VERSION
-    producer: Producer = Field(default_factory=Producer)
-    verifier: VerifierRef
-    draft: DraftSpec
-    route: Route
-    gates: Gates
-    decoding: Decoding = Field(default_factory=Decoding)
-    certificate: Certificate | None = None
-    evidence: Evidence | None = None
-    prompts: PromptHashes | None = None
+    schema_version: str = Field(
+        SCHEMA_VERSION, description="MAJOR.MINOR; within a major version a release reads what earlier ones wrote"
+    )
+    producer: Producer = Field(default_factory=Producer, description="what wrote the spec")
+    verifier: VerifierRef = Field(description="the full verifier that the spec belongs to")
+    draft: DraftSpec = Field(description="what proposes tokens")
+    route: Route = Field(description="what the slim verifier runs of the full one")
+    gates: Gates = Field(description="which tier decides a token")
+    decoding: Decoding = Field(default_factory=Decoding, description="settings of the decoder")
+    certificate: Certificate | None = Field(
+        None, description="which loss bound was shown, how and on what; null for none"
+    )
+    evidence: Evidence | None = Field(None, description="what was measured with this spec; null for nothing")
+    prompts: PromptHashes | None = Field(
+        None, description="hashes of the prompts that it was made from; null where not known"
+    )
 
     @property
     def certified_bound(self) -> float | None:

@@ -16,3 +16,12 @@ def test_the_published_schema_is_current(capsys: pytest.CaptureFixture[str]) -> 
     assert json.loads(published) == json_schema(), "write it anew with viasd schema"
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out) == json_schema()
+
+
+def test_every_entry_is_described() -> None:
+    schema = json_schema()
+    parts = {"RoutingSpec": schema, **schema["$defs"]}
+    described = [(name, entry, "description" in shape) for name, part in parts.items()
+                 for entry, shape in part.get("properties", {}).items()]  # fmt: skip
+    assert len(described) > 60
+    assert [f"{name}.{entry}" for name, entry, has in described if not has] == []

@@ -26,8 +26,8 @@ class SpecModel(BaseModel):
 class TensorFile(SpecModel):
     """A safetensors file, by a path relative to the spec's folder, and its hash."""
 
-    path: str
-    sha256: Sha256
+    path: str = Field(description="of the safetensors file, from the spec's folder; it stays inside that folder")
+    sha256: Sha256 = Field(description="of the file, hexadecimal")
 
     @field_validator("path")
     @classmethod

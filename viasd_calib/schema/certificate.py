@@ -41,17 +41,30 @@ class Certificate(SpecModel):
     What cannot be is refused: a bound below the observed loss, or one that so many prompts cannot show.
     """
 
-    loss: Literal["divergence"] = "divergence"
-    bound: Annotated[float, Field(gt=0, lt=1)] | None
-    confidence: float = Field(gt=0, lt=1)
-    procedure: str = Field(min_length=1)
-    candidates_tested: int = Field(ge=0)
-    n_prompts: int = Field(ge=0)
-    max_new_tokens: int = Field(gt=0)
-    split_sha256: dict[Literal["fit", "calibrate", "test"], Sha256]
-    observed: Share | None
-    p_value: Share | None
-    note: str = ""
+    loss: Literal["divergence"] = Field(
+        "divergence",
+        description="what is bounded; divergence: share of a text's tokens that the full verifier would not choose",
+    )
+    bound: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        description="largest expected loss that was certified; null where nothing was, or exact decoding was faster"
+    )
+    confidence: float = Field(
+        gt=0, lt=1, description="probability, over calibration prompts, with which the bound holds"
+    )
+    procedure: str = Field(min_length=1, description="statistical test, and order in which candidates were tested")
+    candidates_tested: int = Field(ge=0, description="sets of gates that were decoded with")
+    n_prompts: int = Field(ge=0, description="calibration prompts, a loss each")
+    max_new_tokens: int = Field(
+        gt=0, description="longest answer, in tokens a turn; the bound holds for texts of this length"
+    )
+    split_sha256: dict[Literal["fit", "calibrate", "test"], Sha256] = Field(
+        description="hash of the set of prompts of each split"
+    )
+    observed: Share | None = Field(description="mean loss over the calibration prompts; null without a bound")
+    p_value: Share | None = Field(
+        description="of the hypothesis that the expected loss exceeds the bound; at most 1 - confidence"
+    )
+    note: str = Field("", description="why there is no bound, or what else was certified; in words")
 
     @model_validator(mode="after")
     def _can_be(self) -> Certificate:
@@ -110,8 +123,13 @@ class PromptHashes(SpecModel):
         calibrate: what the certificate was made from.
     """
 
-    fit: list[ShortHash] | None = None
-    calibrate: list[ShortHash] | None = None
+    fit: list[ShortHash] | None = Field(
+        None,
+        description="prompts that the fit learned from, held-back texts among them; null where not known",
+    )
+    calibrate: list[ShortHash] | None = Field(
+        None, description="prompts that the certificate was made from; null where not known"
+    )
 
     @model_validator(mode="after")
     def _can_be(self) -> PromptHashes:
@@ -132,12 +150,16 @@ class Evidence(SpecModel):
     ``acceptance_length`` counts the tokens of a full pass, the inverse of ``full_passes_per_token`` unless that is 0.
     """
 
-    acceptance_length: float = Field(gt=0)
-    rejection_rate: Share
-    full_passes_per_token: float = Field(ge=0)
-    tier_shares: dict[Literal["accept", "regenerate", "escalate"], Share]
-    speedup_vs: dict[Literal["autoregressive", "speculative"], Annotated[float, Field(gt=0)]]
-    hardware: dict[str, Any]
+    acceptance_length: float = Field(gt=0, description="emitted tokens per full-verifier pass, bonus token included")
+    rejection_rate: Share = Field(description="1 - kept drafted tokens / judged drafted tokens")
+    full_passes_per_token: float = Field(ge=0, description="full-verifier passes per emitted token")
+    tier_shares: dict[Literal["accept", "regenerate", "escalate"], Share] = Field(
+        description="share of emitted tokens that each tier decided; they sum to 1"
+    )
+    speedup_vs: dict[Literal["autoregressive", "speculative"], Annotated[float, Field(gt=0)]] = Field(
+        description="tokens per second over those of another method on the same prompts: median of a paired bootstrap"
+    )
+    hardware: dict[str, Any] = Field(description="what it was measured on")
 
     @model_validator(mode="after")
     def _can_be(self) -> Evidence:

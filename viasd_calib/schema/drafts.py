@@ -13,7 +13,9 @@ from viasd_calib.schema.base import Revision, Sha256, SpecModel, TensorFile, Wei
 class QuantisableDraft(SpecModel):
     """A draft model whose linear layers may have integer weights; null leaves them in the verifier's number format."""
 
-    quantize: WeightFormat | None = None
+    quantize: WeightFormat | None = Field(
+        None, description="integer weights of the draft model's linear layers; null for the verifier's number format"
+    )
 
 
 class CausalLMDraft(QuantisableDraft):
@@ -22,18 +24,18 @@ class CausalLMDraft(QuantisableDraft):
     ``weights_sha256`` is the hash of its weight files; specs of earlier releases have none.
     """
 
-    kind: Literal["causal_lm"] = "causal_lm"
-    name_or_path: str = Field(min_length=1)
-    revision: Revision | None = None
-    weights_sha256: Sha256 | None = None
+    kind: Literal["causal_lm"] = Field("causal_lm", description="a causal language model")
+    name_or_path: str = Field(min_length=1, description="hub id, or path from the spec's folder")
+    revision: Revision | None = Field(None, description="commit, branch or tag of a hub id, or hash of a GGUF file")
+    weights_sha256: Sha256 | None = Field(None, description="of its weight files; null in specs of earlier releases")
 
 
 class PromptLookupDraft(SpecModel):
     """Proposes what followed the same n-gram earlier in the text."""
 
-    kind: Literal["prompt_lookup"] = "prompt_lookup"
-    max_ngram: int = Field(3, ge=1)
-    min_ngram: int = Field(1, ge=1)
+    kind: Literal["prompt_lookup"] = Field("prompt_lookup", description="n-grams of the text itself; no weights")
+    max_ngram: int = Field(3, ge=1, description="longest n-gram that is looked up, in tokens")
+    min_ngram: int = Field(1, ge=1, description="shortest n-gram that is looked up, in tokens")
 
     @model_validator(mode="after")
     def _ordered(self) -> PromptLookupDraft:
@@ -48,9 +50,11 @@ class ShallowShape(SpecModel):
     A tap is a number of the verifier's layers, after which the residual stream is read.
     """
 
-    num_layers: int = Field(ge=1)
-    head_vocab: int = Field(ge=2)
-    taps: tuple[int, ...] = Field(min_length=1)
+    num_layers: int = Field(ge=1, description="decoder layers of the drafter's own")
+    head_vocab: int = Field(ge=2, description="output tokens of the drafter")
+    taps: tuple[int, ...] = Field(
+        min_length=1, description="numbers of verifier layers after which the drafter reads the residual stream; rising"
+    )
 
     @field_validator("taps")
     @classmethod
@@ -72,8 +76,8 @@ class ShallowShape(SpecModel):
 class ShallowDraft(ShallowShape, QuantisableDraft):
     """A few decoder layers of the verifier's shape, conditioned on the verifier's residual stream."""
 
-    kind: Literal["shallow"] = "shallow"
-    tensors: TensorFile
+    kind: Literal["shallow"] = Field("shallow", description="a few decoder layers on the verifier's residual stream")
+    tensors: TensorFile = Field(description="weights of the drafter")
 
 
 ModelDraft = Annotated[CausalLMDraft | ShallowDraft, Field(discriminator="kind")]
@@ -85,9 +89,14 @@ class CombinedDraft(SpecModel):
     ``lookup.min_ngram`` is the shortest match that is confident.
     """
 
-    kind: Literal["combined"] = "combined"
-    lookup: PromptLookupDraft = PromptLookupDraft(max_ngram=5, min_ngram=3)
-    model: ModelDraft
+    kind: Literal["combined"] = Field(
+        "combined", description="prompt lookup where a match is confident, a draft model elsewhere"
+    )
+    lookup: PromptLookupDraft = Field(
+        PromptLookupDraft(max_ngram=5, min_ngram=3),
+        description="the lookup; its min_ngram is the shortest confident match",
+    )
+    model: ModelDraft = Field(description="what drafts elsewhere")
 
 
 DraftSpec = Annotated[CausalLMDraft | PromptLookupDraft | ShallowDraft | CombinedDraft, Field(discriminator="kind")]

@@ -31,12 +31,14 @@ SLIM_FEATURES = (
 class LogisticGate(SpecModel):
     """P(q's choice = this token) = sigmoid(weight . (x - mean) / scale + bias) over named features."""
 
-    features: list[str] = Field(min_length=1)
-    mean: list[float]
-    scale: list[float]
-    weight: list[float]
-    bias: float
-    expected_calibration_error: Share | None = None
+    features: list[str] = Field(min_length=1, description="names of the inputs x, each once")
+    mean: list[float] = Field(description="of each feature on the fit texts")
+    scale: list[float] = Field(description="standard deviation of each feature on the fit texts; positive")
+    weight: list[float] = Field(description="of each standardised feature, (x - mean) / scale")
+    bias: float = Field(description="of the sum")
+    expected_calibration_error: Share | None = Field(
+        None, description="on held-back texts, over 15 bins of equal width; null where not measured"
+    )
 
     @model_validator(mode="after")
     def _can_be(self) -> LogisticGate:
@@ -68,14 +70,35 @@ class Gates(SpecModel):
     scores, falls below ``draft_stop_below``.
     """
 
-    convention: Literal["calibrated", "ratio"] = "calibrated"
-    draft: LogisticGate | None = None
-    slim: LogisticGate | None = None
-    draft_stop_below: float = Field(0.0, ge=0, le=1)
-    draft_accept_at: float = Field(1.01, gt=0)
-    accept_at: float = Field(gt=0)
-    regenerate_at: float | None = Field(None, gt=0)
-    escalate_below: float | None = Field(None, ge=0)
+    convention: Literal["calibrated", "ratio"] = Field(
+        "calibrated", description="what a score is: calibrated, the gate's probability; ratio, q'(v) / max q'"
+    )
+    draft: LogisticGate | None = Field(
+        None, description="gate on what is known from the draft model alone; null for none"
+    )
+    slim: LogisticGate | None = Field(None, description="gate on what is known after a slim pass; null under ratio")
+    draft_stop_below: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="drafting stops where the product of the draft gate's scores over the block falls below this",
+    )
+    draft_accept_at: float = Field(
+        1.01,
+        gt=0,
+        description="least score of the draft gate at which a token is accepted unverified (tier 1); above 1 for never",
+    )
+    accept_at: float = Field(
+        gt=0, description="least score at which the slim tier accepts a drafted token; above 1 for never"
+    )
+    regenerate_at: float | None = Field(
+        None,
+        gt=0,
+        description="least score at which the slim verifier's token is emitted; above 1 for never; null under ratio",
+    )
+    escalate_below: float | None = Field(
+        None, ge=0, description="ratio below which the full verifier decides (tier 3); null under calibrated"
+    )
 
     @model_validator(mode="after")
     def _can_be(self) -> Gates:

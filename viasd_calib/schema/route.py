@@ -13,9 +13,11 @@ from viasd_calib.schema.base import DType, SpecModel, TensorFile
 class RelativeCost(SpecModel):
     """Measured time of a slim pass over that of a full pass of the same width (tokens)."""
 
-    measured: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(gt=0)]] = Field(min_length=1)
-    device: str
-    dtype: DType
+    measured: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(gt=0)]] = Field(
+        min_length=1, description="time of a slim pass over that of a full pass, by width (new tokens of a pass)"
+    )
+    device: str = Field(description="that it was measured on")
+    dtype: DType = Field(description="number format that it was measured in")
 
 
 AdapterKind = Literal["lora", "dora", "norms"]
@@ -31,12 +33,14 @@ class AdapterRef(SpecModel):
     alpha, and nothing to fold.
     """
 
-    kind: AdapterKind = "lora"
-    rank: int | None = Field(None, ge=1)
-    alpha: int | None = Field(None, gt=0)
-    targets: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
-    folded: bool = False
-    tensors: TensorFile
+    kind: AdapterKind = Field("lora", description="lora or dora: products of low rank; norms: other weights of norms")
+    rank: int | None = Field(None, ge=1, description="of the products; null for norms")
+    alpha: int | None = Field(None, gt=0, description="the products are scaled by alpha / rank; null for norms")
+    targets: list[Annotated[str, Field(min_length=1)]] = Field(
+        min_length=1, description="names of the modules that it changes"
+    )
+    folded: bool = Field(False, description="whether it is added into copies of the weights when it is loaded")
+    tensors: TensorFile = Field(description="weights of the adapter, in peft's format")
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> AdapterRef:
@@ -57,9 +61,12 @@ class BridgesRef(SpecModel):
     at the place before (:mod:`viasd_calib.slim.token_shift`).
     """
 
-    rank: int | None = Field(None, ge=1)
-    carry: bool = False
-    tensors: TensorFile
+    rank: int | None = Field(None, ge=1, description="of the maps; null for full ones")
+    carry: bool = Field(
+        False,
+        description="whether each bridge has a second map, of the residual stream after its run at the place before",
+    )
+    tensors: TensorFile = Field(description="the maps")
 
 
 class HeadVocab(SpecModel):
@@ -68,8 +75,8 @@ class HeadVocab(SpecModel):
     Tokens that are not among them it leaves to the full verifier.
     """
 
-    size: int = Field(ge=2)
-    tensors: TensorFile
+    size: int = Field(ge=2, description="output tokens of the slim verifier")
+    tensors: TensorFile = Field(description="their ids")
 
 
 class MlpWidths(SpecModel):
@@ -79,8 +86,10 @@ class MlpWidths(SpecModel):
     verifier's own file counts them (:mod:`viasd_calib.slim.parts.mlp_keep`).
     """
 
-    keep: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] = Field(min_length=1)
-    tensors: TensorFile
+    keep: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] = Field(
+        min_length=1, description="neurons that run, by layer"
+    )
+    tensors: TensorFile = Field(description="each layer's order of neurons, kept ones first")
 
 
 class Route(SpecModel):
@@ -89,13 +98,17 @@ class Route(SpecModel):
     Without ``mlp_keep`` its MLP sublayers are whole, without ``head_vocab`` it has the whole output vocabulary.
     """
 
-    attention_skip: list[int] = Field(default_factory=list)
-    mlp_skip: list[int] = Field(default_factory=list)
-    mlp_keep: MlpWidths | None = None
-    bridges: BridgesRef | None = None
-    head_vocab: HeadVocab | None = None
-    adapter: AdapterRef | None = None
-    relative_cost: RelativeCost | None = None
+    attention_skip: list[int] = Field(
+        default_factory=list, description="layers whose attention the slim verifier leaves out; rising, from 0"
+    )
+    mlp_skip: list[int] = Field(default_factory=list, description="layers whose MLP it leaves out; rising, from 0")
+    mlp_keep: MlpWidths | None = Field(None, description="MLPs that run with some of their neurons; null for none")
+    bridges: BridgesRef | None = Field(None, description="linear maps in place of skipped runs; null for none")
+    head_vocab: HeadVocab | None = Field(None, description="reduced output vocabulary; null for the verifier's own")
+    adapter: AdapterRef | None = Field(None, description="weights of the slim path alone; null for none")
+    relative_cost: RelativeCost | None = Field(
+        None, description="of a slim pass, measured at export; null where not measured"
+    )
 
     @field_validator("attention_skip", "mlp_skip")
     @classmethod
