@@ -16,6 +16,7 @@ import viasd_calib
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
+OPTIONS = "      heading_level: 2\n      show_root_full_path: true\n"
 
 
 def modules() -> list[str]:
@@ -38,10 +39,7 @@ def package_pages() -> Iterator[tuple[str, str]]:
         is_package = len(parts) > 1 and (Path(viasd_calib.__file__).parent / parts[1]).is_dir()
         by_package.setdefault(parts[1] if is_package else "viasd_calib", []).append(name)
     for package, names in sorted(by_package.items()):
-        entries = [
-            f"## {name}\n\n::: {name}\n    options:\n      heading_level: 3\n      show_root_heading: false\n      show_root_toc_entry: false\n"
-            for name in names
-        ]
+        entries = [f"::: {name}\n    options:\n{OPTIONS}" for name in names]
         yield f"python/{package}.md", f"# {package}\n\n" + "\n".join(entries)
 
 

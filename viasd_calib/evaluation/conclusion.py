@@ -81,8 +81,8 @@ def _slim_tier(spec: RoutingSpec, timing: PolicyTiming) -> str:
     if timing.pays:
         return f"The slim tier pays: {times}."
     return (
-        f"The slim tier does not pay here and is left out: {times}. {_cost(spec)}To gain, a slim pass must cost less or "
-        "agree more often (train longer: configs/fit/smollm2-135m.yaml), or a full pass must be dear "
+        f"The slim tier does not pay here and is left out: {times}. {_cost(spec)}To gain, a slim pass must cost less "
+        "or agree more often (train longer: configs/fit/smollm2-135m.yaml), or a full pass must be dear "
         "(docs/which-policy.md)."
     )
 
