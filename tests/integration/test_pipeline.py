@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ def test_a_small_bound_is_not_certified(place: Path, job: Path, capsys: pytest.C
 
 
 def test_the_whole_job_loads_its_verifier_and_measures_its_cost_once(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = {"load": 0, "cost": 0}
 
@@ -213,6 +214,13 @@ def test_the_whole_job_loads_its_verifier_and_measures_its_cost_once(
     assert spec.evidence is not None
     assert spec.route.relative_cost is not None
     assert (out / "report.html").is_file()
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Three-tier decoding ran at" in told
+    assert "Its text is the full verifier's own (audit strict)." in told or "of tokens at most" in told
+
+    shutil.rmtree(out / "calibrate")  # traces and fit are kept
+    assert main([*command, "--dtype", "bfloat16", "--debug"]) == 0
+    assert load_spec(out / "spec/routing.json").verifier.dtype == "bfloat16"
 
 
 def test_print_config_shows_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:

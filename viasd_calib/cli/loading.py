@@ -7,22 +7,25 @@ from viasd_calib.spec import DType
 
 
 class SharedVerifiers:
-    """Loads each verifier once, for steps of one job; nothing changes what a loaded verifier says.
+    """Loads each verifier in float32 once, for steps of one job.
 
-    Narrow MLPs put its neurons into another order, which is noted in its modules.
+    One in another number format is loaded for each step anew: its backend changes it in place, for one engine. Narrow
+    MLPs put a verifier's neurons into another order, which is noted in its modules.
     """
 
     def __init__(self) -> None:
         self._loaded: dict[tuple[str, DType, str], lazy_types.Verifier] = {}
 
     def __call__(self, name_or_path: str, *, dtype: DType = "float32", device: str = "cpu") -> lazy_types.Verifier:
-        """The verifier of that name, loaded at the first call.
+        """The verifier of that name.
 
         Raises:
             ModelError: nothing of that name, or a damaged file.
         """
         from viasd_calib.models import load_verifier
 
+        if dtype != "float32":
+            return load_verifier(name_or_path, dtype=dtype, device=device)
         key = (name_or_path, dtype, device)
         if key not in self._loaded:
             self._loaded[key] = load_verifier(name_or_path, dtype=dtype, device=device)

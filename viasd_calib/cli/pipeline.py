@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from viasd_calib.choices import FRACTIONS, SMOLLM2
+from viasd_calib.choices import FRACTIONS, SMOLLM2, MethodName
 from viasd_calib.cli import lazy_types
 from viasd_calib.cli.calibrate import WORTH_PROMPTS, WORTH_TOKENS, calibrate, refuse_too_few
 from viasd_calib.cli.capture import capture
@@ -25,9 +25,11 @@ from viasd_calib.cli.notices import announce
 from viasd_calib.cli.numbers import Count, Inside, Share
 from viasd_calib.cli.prompt_choice import check_limit, of_split, take_turns
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
+from viasd_calib.files import read_json
 from viasd_calib.prompt_copies import without_copies
 from viasd_calib.prompts import EMBEDDED, Prompt, draw_prompts, read_prompts
 from viasd_calib.shipped import shipped_configuration
+from viasd_calib.spec import DType, load_spec
 
 REPORT_PROMPTS, REPORT_TOKENS = 8, 96
 """Prompts that the report decodes, and tokens of their answers."""
@@ -71,6 +73,7 @@ def run(
     capture_step: CaptureStep | None = None,
     calibrate_step: CalibrateStep | None = None,
     bench_step: BenchStep | None = None,
+    dtype: DType | Literal["auto"] = "float32",
     sample_prompt: str = "Explain in three sentences why the sky is blue.",
 ) -> None:
     """The main job: capture, fit, calibrate, export, validate, bench, report, generate.
@@ -87,6 +90,8 @@ def run(
         capture_step: options of the capture step.
         calibrate_step: options of the calibrate step.
         bench_step: options of the bench step.
+        dtype: number format to calibrate and decode in; "auto" is bfloat16 where the CPU calculates in it, else
+            float32. Traces and training are in float32.
         sample_prompt: a prompt to answer at the end, coloured by tier.
     """
     check_out_folder("--out", out)
@@ -106,6 +111,7 @@ def run(
     spec, measured = folder / "spec" / "routing.json", folder / "bench.json"
     load = SharedVerifiers()
     common: dict[str, Any] = {"verifier": verifier, "prompts": prompts, "_load": load}
+    chosen_dtype = _dtype_of(dtype)
     refuse_overlong(load(verifier), chosen)
 
     announce("1/7 capture: what the verifier and the draft model say on the fit prompts")
@@ -118,9 +124,9 @@ def run(
         ], _load=load)  # fmt: skip
     announce("3/7 calibrate: bounds for the gates, certified on the calibrate prompts")
     if not (calibrated / CALIBRATE_FILE).is_file():
-        calibrate(fit=str(fitted), out=str(calibrated), **common, **decided.model_dump())
+        calibrate(fit=str(fitted), out=str(calibrated), dtype=chosen_dtype, **common, **decided.model_dump())
     announce("4/7 export and validate the routing spec")
-    export(calibrate=str(calibrated), out=str(spec), verifier=verifier, _load=load)
+    export(calibrate=str(calibrated), out=str(spec), verifier=verifier, dtype=chosen_dtype, _load=load)
     validate(str(spec))
     announce("5/7 bench: autoregressive, speculative and three-tier on test prompts")
     bench(spec=str(spec), json=str(measured), split="test", **common, **benched.model_dump())
@@ -136,8 +142,41 @@ def run(
         **common,
     )
     announce("7/7 generate")
-    answer(spec=str(spec), prompt=sample_prompt, max_new_tokens=64, show_tiers=True, verifier=verifier, _load=load)
-    Console().print(f"\nspec: {spec}\nreport: {folder / 'report.html'}\nbenchmark: {measured}")
+    best, sentences = _concluded(spec, measured, calibrated / CALIBRATE_FILE)
+    answer(
+        spec=str(spec),
+        prompt=sample_prompt,
+        max_new_tokens=64,
+        method=best,
+        show_tiers=best == "three_tier",
+        verifier=verifier,
+        _load=load,
+    )
+    Console().print(f"\nspec: {spec}\nreport: {folder / 'report.html'}\nbenchmark: {measured}\n")
+    for sentence in sentences:
+        Console(highlight=False).print(sentence)
+
+
+def _concluded(spec: Path, measured: Path, calibrated: Path) -> tuple[MethodName, list[str]]:
+    """The strategy to decode with, and what benchmark and calibration come to in words."""
+    from viasd_calib.calibration.artifacts import CalibrateArtifact
+    from viasd_calib.evaluation.bench import load_bench
+    from viasd_calib.evaluation.conclusion import conclusion, recommended_method
+
+    result = load_bench(measured)
+    timing = read_json(CalibrateArtifact, calibrated, "viasd calibrate").slim_worth
+    return recommended_method(result), conclusion(result, load_spec(spec), timing)
+
+
+def _dtype_of(dtype: DType | Literal["auto"]) -> DType:
+    """The number format that is meant."""
+    if dtype != "auto":
+        return dtype
+    import torch
+
+    from viasd_calib.slim.backends import fastest_dtype
+
+    return fastest_dtype(torch.device("cpu"))
 
 
 def prompts_of_steps(

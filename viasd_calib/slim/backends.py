@@ -15,7 +15,7 @@ from viasd_calib.slim.compiled import CompiledModel
 from viasd_calib.slim.forward import RoutedModel, SlimParts
 from viasd_calib.slim.grouped_query_attention import group_heads
 from viasd_calib.slim.onednn_linear import can_pack, pack_linears, why_not_packed
-from viasd_calib.spec import Route
+from viasd_calib.spec import DType, Route
 
 
 def default_backend(device: torch.device, dtype: torch.dtype) -> Backend:
@@ -29,6 +29,18 @@ def default_backend(device: torch.device, dtype: torch.dtype) -> Backend:
         'eager'
     """
     return "packed" if dtype == torch.bfloat16 and can_pack(device, dtype) else "eager"
+
+
+def fastest_dtype(device: torch.device) -> DType:
+    """The number format to decode in: bfloat16 where the device calculates in it, else float32.
+
+    Example:
+        >>> fastest_dtype(torch.device("mps"))
+        'float32'
+    """
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if default_backend(device, torch.bfloat16) == "packed" else "float32"
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype) -> Backend:

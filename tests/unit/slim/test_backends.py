@@ -12,8 +12,8 @@ from tests.tiny import TinyFolder, tiny_spec
 from viasd_calib.cli import main
 from viasd_calib.decoding.engine import load_engine
 from viasd_calib.errors import MachineWarning, ModelError
-from viasd_calib.slim import onednn_linear
-from viasd_calib.slim.backends import choose_backend, prepare
+from viasd_calib.slim import backends, onednn_linear
+from viasd_calib.slim.backends import choose_backend, fastest_dtype, prepare
 from viasd_calib.slim.onednn_linear import can_pack, trial_product, why_not_packed
 
 CPU = torch.device("cpu")
@@ -100,3 +100,11 @@ def test_the_trial_finds_an_operator_that_is_not_there(monkeypatch: pytest.Monke
 def test_other_formats_and_devices_are_named() -> None:
     assert why_not_packed(torch.device("mps"), torch.float32) == "device mps is no CPU"
     assert why_not_packed(CPU, torch.float64) == "torch.float64 is none of its number formats"
+
+
+@pytest.mark.parametrize(("packs", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_bfloat16_is_chosen_where_the_cpu_calculates_in_it(
+    monkeypatch: pytest.MonkeyPatch, packs: bool, expected: str
+) -> None:
+    monkeypatch.setattr(backends, "can_pack", lambda device, dtype: packs)
+    assert fastest_dtype(CPU) == expected
