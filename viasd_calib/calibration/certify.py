@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +16,7 @@ from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.ledger import Ledger
 from viasd_calib.models import Verifier
-from viasd_calib.progress import progress_bar
+from viasd_calib.progress import tracked
 from viasd_calib.prompt_lengths import check_lengths
 from viasd_calib.prompts import Prompt, Split, step_names
 from viasd_calib.slim.forward import RoutedModel
@@ -88,18 +89,18 @@ def certify(
     kept = ledger or Ledger()
     tested: list[TestedCandidate] = []
     enough = len(prompts) >= prompts_needed(max_loss, confidence)
-    with progress_bar("prompts") as progress:
-        for number, candidate in enumerate(candidates if enough else ()):
-            task = progress.add_task(f"certify bound {candidate.bound:.4f}", total=len(prompts))
-            decode = partial(_decode, decoder_for(candidate), verifier, routed, max_new_tokens)
-            losses = (
-                kept.recall(f"candidate {number}, prompt {name}", PromptLoss, partial(decode, prompt))
-                for name, prompt in zip(step_names(prompts), prompts, strict=True)
-            )
-            result = _test(candidate, progress.track(losses, task_id=task), len(prompts), max_loss, confidence)
-            tested.append(result)
-            if result.p_value > 1 - confidence:
-                break
+    for number, candidate in enumerate(candidates if enough else ()):
+        decode = partial(_decode, decoder_for(candidate), verifier, routed, max_new_tokens)
+        losses = (
+            kept.recall(f"candidate {number}, prompt {name}", PromptLoss, partial(decode, prompt))
+            for name, prompt in zip(step_names(prompts), prompts, strict=True)
+        )
+        shown = tracked(losses, f"certify bound {candidate.bound:.4f}", len(prompts), "prompts")
+        with closing(shown):  # testing may end before all prompts are decoded
+            result = _test(candidate, shown, len(prompts), max_loss, confidence)
+        tested.append(result)
+        if result.p_value > 1 - confidence:
+            break
     return _certification(candidates, tested, len(prompts), max_loss, confidence, max_new_tokens, split_sha256)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.progress import track
-
 from viasd_calib.calibration.candidates import TierScores, tier_scores
 from viasd_calib.calibration.logistic_gate import FittedGate, fit_draft_gate, fit_slim_gate
 from viasd_calib.calibration.scoring import ScoredText, score_texts
+from viasd_calib.progress import tracked
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.data import TraceText
 
@@ -48,4 +47,4 @@ def fit_gates(
 
 def _score(model: RoutedModel, texts: Sequence[TraceText], max_run: int, description: str) -> list[ScoredText]:
     drafted = [text for text in texts if len(text.p_token)] or texts  # of none but such, scoring complains
-    return list(track(score_texts(model, drafted, max_run), description=description, total=len(drafted)))
+    return list(tracked(score_texts(model, drafted, max_run), description, len(drafted), "texts"))

@@ -11,7 +11,7 @@ from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.rounds import NEVER
 from viasd_calib.models import Verifier
-from viasd_calib.progress import progress_bar
+from viasd_calib.progress import steps
 from viasd_calib.prompts import Prompt
 from viasd_calib.spec import Audit, Gates
 
@@ -128,13 +128,12 @@ def _seconds_per_token(
     seconds, tokens = [0.0] * len(decoders), [0] * len(decoders)
     for decoder in decoders:
         list(converse(decoder, verifier, prompts[0], max_new_tokens))
-    with progress_bar("prompts") as progress:
-        task = progress.add_task("is the slim tier worth its passes?", total=len(prompts))
+    with steps("is the slim tier worth its passes?", len(prompts), "prompts") as running:
         for number, prompt in enumerate(prompts):
             for which in ((number + step) % len(decoders) for step in range(len(decoders))):
                 begin = time.perf_counter()
                 turns = list(converse(decoders[which], verifier, prompt, max_new_tokens))
                 seconds[which] += time.perf_counter() - begin
                 tokens[which] += sum(len(turn.generation.tokens) for turn in turns)
-            progress.update(task, advance=1)
+            running.advance()
     return [spent / count for spent, count in zip(seconds, tokens, strict=True)]

@@ -17,8 +17,10 @@ from typing import TextIO
 from rich.console import Console
 
 from viasd_calib import __version__
+from viasd_calib.cli.bars import Screen
 from viasd_calib.errors import UsageError, ViasdError, ViasdWarning
 from viasd_calib.host_memory import keep_freed_memory
+from viasd_calib.progress import reporting
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def guarded(run: Callable[[], None], debug: bool, going_on: str = "") -> int:
     try:
         with warnings_as_notices():
             try:
-                run()
+                with reporting(Screen()):
+                    run()
             finally:
                 sys.stdout.flush()  # here, and not at Python's end, a reader that has gone is no complaint
     except KeyboardInterrupt:

@@ -25,7 +25,7 @@ from viasd_calib.evaluation.provenance import Provenance, read_document
 from viasd_calib.hardware import hardware
 from viasd_calib.ledger import Ledger
 from viasd_calib.models import Verifier, context_length, encode_prompt
-from viasd_calib.progress import progress_bar
+from viasd_calib.progress import steps
 from viasd_calib.prompt_lengths import check_lengths
 from viasd_calib.prompts import Prompt, step_names
 from viasd_calib.slim.forward import RoutedModel
@@ -106,13 +106,12 @@ def run_bench(
     slim = any(method.asks_slim for method in methods)
     engine.prepare_passes(text_lengths(engine, prompts, settings.max_new_tokens), slim)
     _warm_up(engine, answerers, prompts[0], min(WARM_UP_TOKENS, settings.max_new_tokens))
-    with progress_bar("prompts") as progress:
-        task = progress.add_task("bench", total=len(prompts))
+    with steps("bench", len(prompts), "prompts") as running:
         for name, prompt in zip(step_names(prompts), prompts, strict=True):
             order = random.Random(f"{settings.seed}/{name}")
             answer = partial(_answer, engine, answerers, prompt, settings, order)
             done.append(_named(kept.recall(name, Answered, answer), prompt))
-            progress.update(task, advance=1)
+            running.advance()
     results = {name: [answered[name] for answered in done] for name in settings.methods}
     return _summarise(results, prompts, settings, hardware(engine.routed.device))
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from rich.progress import track
 from torch import Tensor
 
 from viasd_calib.errors import BenchError
+from viasd_calib.progress import tracked
 from viasd_calib.replay.agreement import JudgedPlaces, judge_places, read_for_judging
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.data import TraceText
@@ -54,7 +54,8 @@ def measure_quality(
     """
     if not any(len(text.generated) for text in texts):
         raise BenchError("the verifier wrote nothing on these prompts; give others")
-    by_text = [judge_at_distances(model, text, distances) for text in track(texts, description="judging q' after q")]
+    shown = tracked(texts, "judging q' after q", len(texts), "texts")
+    by_text = [judge_at_distances(model, text, distances) for text in shown]
     direct = [found[0] for found in by_text]
     together = JudgedPlaces.joined(direct)
     by_distance = [torch.cat([found[distance].agrees for found in by_text]) for distance in range(distances)]

@@ -21,7 +21,7 @@ from viasd_calib.errors import PlanningError
 from viasd_calib.models import context_length
 from viasd_calib.profiling.profile import RoundPart, RoundTimes, TierName
 from viasd_calib.profiling.recording import PASSES, RecordedText, Span
-from viasd_calib.progress import progress_bar
+from viasd_calib.progress import steps
 from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.cost import interleaved_seconds
 from viasd_calib.slim.families import LayerType, layer_types_of, window_of
@@ -114,12 +114,11 @@ def measure_rounds(engine: Engine, contexts: Sequence[int], repeats: int) -> tup
     texts = {name: {context: _text(engine, name, context) for context in contexts} for name in ROUND_METHODS}
     live = [text for of_method in texts.values() for text in of_method.values()]
     draw = random.Random(0)
-    with progress_bar("texts", by_hand=True) as progress:
-        task = progress.add_task("rounds", total=len(live))
+    with steps("rounds", len(live), "texts", timed=True) as running:
         while live:
             draw.shuffle(live)
             going = [text for text in live if text.advance()]
-            progress.update(task, advance=len(live) - len(going), refresh=True)
+            running.advance(len(live) - len(going))
             live = going
     return tuple(entry for name in ROUND_METHODS for entry in _round_times(engine, name, texts[name], repeats))
 

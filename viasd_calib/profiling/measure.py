@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from viasd_calib.models import DTYPE_NAMES, context_length
 from viasd_calib.passes.requests import finish
 from viasd_calib.profiling.context_scaling import ROUND_TOKENS, measure_rounds
 from viasd_calib.profiling.profile import LatencyProfile, Measured, PassShape, ProfileSettings, uncosted
-from viasd_calib.progress import progress_bar
+from viasd_calib.progress import steps
 from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.cost import WARM_UP, interleaved_seconds
 from viasd_calib.slim.forward import RoutedModel, States
@@ -34,10 +33,8 @@ def time_passes(passes: Mapping[PassShape, Pass], repeats: int, device: torch.de
         repeats: at least 2.
         device: waited for after each pass.
     """
-    with progress_bar("passes", by_hand=True) as progress:
-        task = progress.add_task("profile", total=len(passes) * (WARM_UP + repeats))
-        advance = partial(progress.update, task, advance=1, refresh=True)
-        seconds = interleaved_seconds(list(passes.values()), repeats, device, advance)
+    with steps("profile", len(passes) * (WARM_UP + repeats), "passes", timed=True) as running:
+        seconds = interleaved_seconds(list(passes.values()), repeats, device, running.advance)
     return [_summary(shape, taken) for shape, taken in zip(passes, seconds, strict=True)]
 
 

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from viasd_calib.errors import ModelError
 from viasd_calib.models import context_length
-from viasd_calib.progress import progress_bar
+from viasd_calib.progress import steps
 from viasd_calib.slim.cache import CacheWindow, SharedCache, check_context, readable, to_device
 from viasd_calib.slim.forward import RoutedModel, SlimParts, States, Sublayer, Window
 from viasd_calib.slim.in_process import InProcess
@@ -290,8 +290,7 @@ class CompiledModel(InProcess, RoutedModel):
 
         if not kinds:
             return
-        with progress_bar("passes") as progress:
-            task = progress.add_task("compile", total=len(kinds))
+        with steps("compile", len(kinds), "passes") as running:
             for kind in kinds:
                 self._graphs[kind] = self._compiler(self._static_pass(kind))
                 try:
@@ -303,7 +302,7 @@ class CompiledModel(InProcess, RoutedModel):
                         f"backend compiled cannot compile this model on {self.device} ({reason}); torch.compile needs "
                         "a C++ compiler, and Triton on CUDA: install them, or choose backend eager"
                     ) from error
-                progress.update(task, advance=1)
+                running.advance()
 
     def _warm(self, kind: PassKind) -> None:
         cache = self.new_cache(kind.capacity)

@@ -19,7 +19,7 @@ from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.top_k import stack_top_k, top_k_statistics
 from viasd_calib.draft.base import Drafter
 from viasd_calib.models import Verifier
-from viasd_calib.progress import progress_bar
+from viasd_calib.progress import steps
 from viasd_calib.prompt_copies import normalised_sha256
 from viasd_calib.prompt_lengths import check_lengths, encode_turn
 from viasd_calib.prompts import Prompt
@@ -170,12 +170,11 @@ def _fill(
     held = held_keys(folder, manifest)
     missing = [key for key in items if key not in held]
     size = manifest.settings.batch_size
-    with progress_bar("texts") as progress:
-        task = progress.add_task("capture", total=len(items), completed=len(items) - len(missing))
+    with steps("capture", len(items), "texts", done=len(items) - len(missing)) as running:
         for begin in range(0, len(missing), size):
             keys = missing[begin : begin + size]
             write_shard(folder / shard_name(keys), list(rows_of([items[key] for key in keys])))
-            progress.update(task, advance=len(keys))
+            running.advance(len(keys))
     lengths = [len(row["tokens"]) for row in logit_statistics(folder, ["tokens"])] if items else []
     kept = len(items) - len(missing)
     return CaptureReport(folder, len(lengths), sum(lengths), size_per_token(folder), len(items), kept)

@@ -12,7 +12,7 @@ import torch
 from viasd_calib.choices import SearchMethod
 from viasd_calib.errors import TraceError
 from viasd_calib.ledger import Ledger
-from viasd_calib.progress import progress_bar
+from viasd_calib.progress import steps
 from viasd_calib.replay.agreement import JudgedPlaces, directly_after, judge_places, read_for_judging
 from viasd_calib.slim.cost import SublayerCosts, relative_cost, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel, SlimParts
@@ -96,15 +96,14 @@ def compare_choices(
     """
     read = read_once(model, texts.judging)
     streams = all_streams(model, texts.bridges) if settings.bridges else None
-    with progress_bar("passes") as bar:
-        for method in settings.methods:
-            task = bar.add_task(method, total=settings.budget)
+    for method in settings.methods:
+        with steps(method, settings.budget, "passes") as running:
             fitter = None if streams is None else BridgeFitter(model, streams, settings.bridge_rank)
-            judge = RouteJudge(model, read, settings.budget, fitter, partial(bar.advance, task))
+            judge = RouteJudge(model, read, settings.budget, fitter, running.advance)
             choose = partial(_chosen, method, space, judge, texts.held_back, settings.seed)
             found = ledger.recall(method, FoundRoute, choose)
-            bar.update(task, completed=found.passes, total=found.passes)
-            yield method, found
+            running.update(found.passes, found.passes)
+        yield method, found
 
 
 def _chosen(
