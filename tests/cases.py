@@ -27,7 +27,7 @@ from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, Thr
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Generation
 from viasd_calib.draft.base import Drafter
-from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit, Decoding, Gates, Route
 
 TOKENIZER = letter_tokenizer()
@@ -63,11 +63,11 @@ class Case:
         return RoutedModel(self.model, self.route, self.slim_parts)
 
     @property
-    def slim_parts(self) -> SlimParts:
+    def slim_parts(self) -> dict[str, object]:
         """What q' has of its own."""
         head_ids = None if self.head_ids is None else torch.tensor(self.head_ids)
         bridges = random_bridges(self.route, carry=True) if self.carry else nn.ModuleDict()
-        return SlimParts(bridges=bridges.to(self.model.dtype), head_ids=head_ids)
+        return {"bridges": bridges.to(self.model.dtype), "head_vocab": head_ids}
 
     @property
     def drafter(self) -> Drafter:

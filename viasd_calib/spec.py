@@ -38,6 +38,7 @@ from viasd_calib.schema.route import (
     BridgesRef,
     HeadVocab,
     MlpWidths,
+    PartEntry,
     RelativeCost,
     Route,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "LogisticGate",
     "MlpWidths",
     "ModelDraft",
+    "PartEntry",
     "Producer",
     "PromptHashes",
     "PromptLookupDraft",
@@ -259,9 +261,7 @@ def _tensors_of(draft: DraftSpec, route: Route) -> list[TensorFile]:
     match draft:
         case ShallowDraft(tensors=tensors) | CombinedDraft(model=ShallowDraft(tensors=tensors)):
             files.append(tensors)
-    parts = (route.mlp_keep, route.bridges, route.head_vocab, route.adapter)
-    files += [part.tensors for part in parts if part is not None]
-    return files
+    return [*files, *route.files]
 
 
 def load_spec(path: str | Path) -> RoutingSpec:

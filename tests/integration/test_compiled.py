@@ -13,7 +13,7 @@ from tests.tiny import random_bridges, tiny_model
 from viasd_calib.errors import ModelError
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.compiled import CompiledModel
-from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.onednn_linear import pack_linears
 from viasd_calib.spec import Route
 
@@ -25,7 +25,7 @@ def test_inductor_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     """One kind of pass at two places, with taps and a carry; what was compiled lies where the environment says."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model, route, taps = tiny_model(layers=2), Route(mlp_skip=[1]), (1,)
-    parts = SlimParts(bridges=random_bridges(route, carry=True))
+    parts = {"bridges": random_bridges(route, carry=True)}
     eager = RoutedModel(copy.deepcopy(model), route, parts)
     if packed:
         pack_linears([model])

@@ -18,22 +18,20 @@ from viasd_calib.file_names import CALIBRATE_FILE
 from viasd_calib.files import copy_file, read_json
 from viasd_calib.shipped import shipped
 from viasd_calib.spec import (
-    AdapterRef,
     Audit,
-    BridgesRef,
     CausalLMDraft,
     CombinedDraft,
     Decoding,
     DraftSpec,
     DType,
     Evidence,
-    HeadVocab,
-    MlpWidths,
+    PartEntry,
     PromptHashes,
     RelativeCost,
     Route,
     RoutingSpec,
     ShallowDraft,
+    TensorFile,
     VerifierRef,
     check_verifier,
     json_schema,
@@ -187,18 +185,15 @@ def _copy_shallow(draft: ShallowDraft, source: Path, folder: Path) -> ShallowDra
 
 
 def _copy_route(route: Route, source: Path, folder: Path) -> Route:
-    copied: dict[str, AdapterRef | BridgesRef | HeadVocab | MlpWidths] = {}
-    parts = {
-        "adapter": route.adapter,
-        "bridges": route.bridges,
-        "head_vocab": route.head_vocab,
-        "mlp_keep": route.mlp_keep,
-    }
-    for name, part in parts.items():
-        if part is not None:
-            target = folder / name / Path(part.tensors.path).name
-            copy_file(source / part.tensors.path, target)
-            copied[name] = part.model_copy(update={"tensors": tensor_file(target, folder)})
+    """The route with the tensor files of its parts copied into a folder for each part."""
+    copied: dict[str, PartEntry] = {}
+    for name, entry in route.entries().items():
+        files: dict[str, TensorFile] = {}
+        for field, file in entry.files.items():
+            target = folder / name / Path(file.path).name
+            copy_file(source / file.path, target)
+            files[field] = tensor_file(target, folder)
+        copied[name] = entry.model_copy(update=files)
     return route.model_copy(update=copied)
 
 

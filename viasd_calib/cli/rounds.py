@@ -16,7 +16,7 @@ from viasd_calib.cli.fitted import decoder_at, open_fit
 from viasd_calib.cli.notices import announce, say_written
 from viasd_calib.cli.router_cli import RouterCLI, data_of
 from viasd_calib.draft.places import draft_at, draft_from
-from viasd_calib.file_names import ADAPTER_FILE, BRIDGES_FILE, FIT_FILE, HEAD_VOCAB_FILE, MLP_KEEP_FILE, SCORES_FILE
+from viasd_calib.file_names import FIT_FILE, SCORES_FILE
 from viasd_calib.files import copy_file, read_json, write_json
 from viasd_calib.models import LoadVerifier, Verifier
 from viasd_calib.spec import Decoding
@@ -35,9 +35,6 @@ DECODING = Decoding(audit="off")
 TRACES, GATE_TRACES = "traces", "gate_traces"
 """Folders of a round with the decoder's answers to the prompts that are learned from, and to those for gates alone."""
 FOLDER_OPTIONS = {TRACES: "--data.folders", GATE_TRACES: "--gate_folders"}
-
-RESULTS = (SCORES_FILE, ADAPTER_FILE, BRIDGES_FILE, MLP_KEEP_FILE, HEAD_VOCAB_FILE, FIT_FILE)
-"""What a fit writes, the file that says it is finished last."""
 
 
 def round_folder(out: Path, number: int) -> Path:
@@ -131,10 +128,9 @@ def device_of(accelerator: object) -> str:
 
 
 def keep_as_result(fit_folder: Path, out: Path) -> None:
-    """Put the results of a round where those of the whole fit are looked for."""
-    for name in RESULTS:
-        if name != FIT_FILE and (fit_folder / name).is_file():
-            copy_file(fit_folder / name, out / name)
+    """Put the results of a round where those of the whole fit are looked for, the file that ends a fit last."""
     fitted = read_json(FitArtifact, fit_folder / FIT_FILE, "viasd fit")
+    for name in (SCORES_FILE, *(file.path for file in fitted.route.files)):
+        copy_file(fit_folder / name, out / name)
     draft = draft_from(draft_at(fitted.draft, fit_folder), out)
     write_json(out / FIT_FILE, fitted.model_copy(update={"draft": draft}))

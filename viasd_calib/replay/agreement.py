@@ -12,7 +12,8 @@ from viasd_calib.decoding.features import top_k_kl
 from viasd_calib.replay.student import student_states
 from viasd_calib.replay.teacher import read_text
 from viasd_calib.slim.cache import SharedCache
-from viasd_calib.slim.forward import RoutedModel, Sublayer
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.plan import Sublayer
 from viasd_calib.traces.data import TraceText
 
 

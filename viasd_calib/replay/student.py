@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from viasd_calib.slim.cache import SharedCache, readable
-from viasd_calib.slim.forward import RoutedModel, Sublayer
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.plan import Sublayer
 
 
 class MixedStore:

@@ -1,13 +1,55 @@
-"""What a spec says of its slim verifier: which sublayers run, and what stands in for the others."""
+"""The route of a spec: which sublayers the slim verifier runs, and an entry for each other part of the route."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Literal
+import importlib
+import json
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, create_model, field_validator, model_validator
 
 from viasd_calib.schema.base import DType, SpecModel, TensorFile
+
+PARTS_PACKAGE = "viasd_calib.slim.parts"
+"""Package whose module X is the route part X."""
+PARTS_GROUP = "viasd_calib.route_parts"
+"""Entry points of other packages, each the module of the route part that it is named after."""
+
+
+class PartEntry(SpecModel):
+    """Base of what a route says of one of its parts: settings, and tensor files beside the spec."""
+
+    @property
+    def files(self) -> dict[str, TensorFile]:
+        """Its tensor files, by the name of the field."""
+        return {name: value for name, value in self if isinstance(value, TensorFile)}
+
+
+_OTHER_ENTRIES: dict[str, type[PartEntry]] = {}
+
+
+def register_entry(name: str, kind: type[PartEntry]) -> None:
+    """Let routes have an entry of this name; a part whose entry is a field of :class:`Route` needs none."""
+    if name not in Route.model_fields:
+        _OTHER_ENTRIES[name] = kind
+
+
+def import_part(name: str) -> None:
+    """Import the module of a route part, which registers it; nothing where there is none of this name."""
+    for point in entry_points(group=PARTS_GROUP, name=name):
+        point.load()
+    module = f"{PARTS_PACKAGE}.{name}"
+    if name.isidentifier() and find_spec(module) is not None:
+        importlib.import_module(module)
+
+
+def _entry_kind(name: str) -> type[PartEntry] | None:
+    if name not in _OTHER_ENTRIES:
+        import_part(name)
+    return _OTHER_ENTRIES.get(name)
 
 
 class RelativeCost(SpecModel):
@@ -25,7 +67,7 @@ AdapterKind = Literal["lora", "dora", "norms"]
 to linear layers; ``norms`` are other weights of norms (Zhao et al. 2023, arXiv 2312.11420) and cost a pass nothing."""
 
 
-class AdapterRef(SpecModel):
+class AdapterRef(PartEntry):
     """An adapter in peft's format, active on the slim path alone.
 
     A ``folded`` one is added, when it is loaded, into copies of the weights that it sits on: a pass then has no
@@ -54,7 +96,7 @@ class AdapterRef(SpecModel):
         return self
 
 
-class BridgesRef(SpecModel):
+class BridgesRef(PartEntry):
     """Linear maps of the residual stream, one in place of each run of skipped sublayers.
 
     ``rank`` is that of the maps; null for full ones. With ``carry`` each has a second map, of the stream after its run
@@ -69,7 +111,7 @@ class BridgesRef(SpecModel):
     tensors: TensorFile = Field(description="the maps")
 
 
-class HeadVocab(SpecModel):
+class HeadVocab(PartEntry):
     """The output tokens of the slim verifier: their number, and a file with their ids.
 
     Tokens that are not among them it leaves to the full verifier.
@@ -79,7 +121,7 @@ class HeadVocab(SpecModel):
     tensors: TensorFile = Field(description="their ids")
 
 
-class MlpWidths(SpecModel):
+class MlpWidths(PartEntry):
     """MLP sublayers that the slim verifier runs with some of their neurons alone.
 
     ``keep`` says how many, by layer. The file holds each of these layers' order of neurons, kept ones first, as the
@@ -97,6 +139,9 @@ class Route(SpecModel):
 
     Without ``mlp_keep`` its MLP sublayers are whole, without ``head_vocab`` it has the whole output vocabulary.
     """
+
+    # Further entries are those of registered parts, and checked as such.
+    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
 
     attention_skip: list[int] = Field(
         default_factory=list, description="layers whose attention the slim verifier leaves out; rising, from 0"
@@ -118,6 +163,15 @@ class Route(SpecModel):
         return layers
 
     @model_validator(mode="after")
+    def _other_parts_are_known(self) -> Route:
+        given = self.__pydantic_extra__ or {}
+        if given:
+            known = {name: (kind | None, None) for name in given if (kind := _entry_kind(name)) is not None}
+            others: type[SpecModel] = create_model("Route", __base__=SpecModel, **known)  # type: ignore[call-overload]
+            given.update(others.model_validate_json(_as_json(given), strict=True))
+        return self
+
+    @model_validator(mode="after")
     def _narrows_what_runs(self) -> Route:
         both = sorted(self.narrowed.intersection(self.mlp_skip))
         if both:
@@ -125,6 +179,21 @@ class Route(SpecModel):
                 f"mlp_keep and mlp_skip both name layer {both[0]}; an MLP is narrowed or skipped, take it out of one"
             )
         return self
+
+    def entries(self) -> dict[str, PartEntry]:
+        """The entries of its parts, by name, in the order in which parts are installed.
+
+        Example:
+            >>> file = TensorFile(path="head_vocab/head_vocab.safetensors", sha256="0" * 64)
+            >>> [*Route(mlp_skip=[2], head_vocab=HeadVocab(size=9, tensors=file)).entries()]
+            ['head_vocab']
+        """
+        return {name: entry for name, entry in self if isinstance(entry, PartEntry)}
+
+    @property
+    def files(self) -> list[TensorFile]:
+        """Every tensor file that its parts refer to."""
+        return [file for entry in self.entries().values() for file in entry.files.values()]
 
     @property
     def narrowed(self) -> frozenset[int]:
@@ -140,3 +209,9 @@ class Route(SpecModel):
                 yield f"route.{name} names layer {beyond[0]}, the verifier has layers 0 to {num_layers - 1}"
         if len(self.attention_skip) == len(self.mlp_skip) == num_layers:
             yield "the route skips every sublayer of the verifier, so that there is no slim verifier; keep some"
+
+
+def _as_json(entries: Mapping[str, Any]) -> str:
+    return json.dumps(
+        {name: entry.model_dump() if isinstance(entry, PartEntry) else entry for name, entry in entries.items()}
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from viasd_calib.choices import Backend
 from viasd_calib.errors import MachineWarning, ModelError
 from viasd_calib.slim.compiled import CompiledModel
-from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.grouped_query_attention import group_heads
 from viasd_calib.slim.onednn_linear import can_pack, pack_linears, why_not_packed
 from viasd_calib.spec import DType, Route
@@ -57,10 +57,10 @@ def choose_backend(device: torch.device, dtype: torch.dtype) -> Backend:
     return backend
 
 
-def open_model(model: PreTrainedModel, route: Route, slim: SlimParts, backend: Backend) -> RoutedModel:
+def open_model(model: PreTrainedModel, route: Route, held: Mapping[str, object], backend: Backend) -> RoutedModel:
     """A verifier opened into the sublayers that ``backend`` runs; arguments and errors as for ``RoutedModel``."""
     kind = CompiledModel if backend == "compiled" else RoutedModel
-    return kind(model, route, slim)
+    return kind(model, route, held)
 
 
 def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device, dtype: torch.dtype) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import NamedTuple
@@ -29,8 +29,9 @@ from viasd_calib.errors import ModelError
 from viasd_calib.models import context_length
 from viasd_calib.progress import steps
 from viasd_calib.slim.cache import CacheWindow, SharedCache, check_context, readable, to_device
-from viasd_calib.slim.forward import RoutedModel, SlimParts, States, Sublayer, Window
+from viasd_calib.slim.forward import RoutedModel, States, Window
 from viasd_calib.slim.in_process import InProcess
+from viasd_calib.slim.plan import Sublayer
 from viasd_calib.slim.token_shift import linear_recurrence, repeated
 from viasd_calib.spec import Route
 
@@ -188,7 +189,7 @@ class CompiledModel(InProcess, RoutedModel):
     that the environment variable ``TORCHINDUCTOR_CACHE_DIR`` names.
 
     Args:
-        model: as for :class:`RoutedModel`, and the same for ``route`` and ``slim``.
+        model: as for :class:`RoutedModel`, and the same for ``route`` and ``held``.
         compiler: makes a graph of a pass.
 
     Raises:
@@ -199,10 +200,10 @@ class CompiledModel(InProcess, RoutedModel):
         self,
         model: PreTrainedModel,
         route: Route | None = None,
-        slim: SlimParts | None = None,
+        held: Mapping[str, object] | None = None,
         compiler: Compiler = compile_whole,
     ) -> None:
-        super().__init__(model, route, slim)
+        super().__init__(model, route, held)
         if self.slim_sublayers == self.full_sublayers:
             self.slim_sublayers = self.full_sublayers  # one graph serves both
         self._compiler = compiler

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from viasd_calib.slim.cache import CacheWindow
-from viasd_calib.slim.forward import RoutedModel, Sublayer, SublayerKind, sublayers_of
+from viasd_calib.slim.forward import RoutedModel, sublayers_of
 from viasd_calib.slim.parts.mlp_keep import NarrowMLP
+from viasd_calib.slim.plan import Sublayer, SublayerKind
 
 CONTEXT = 128
 """Cached tokens before the timed ones."""

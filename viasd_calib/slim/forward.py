@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +23,11 @@ from viasd_calib.slim.families import (
 )
 from viasd_calib.slim.grouped_query_attention import GROUPED, additive_mask, grouped_mask
 from viasd_calib.slim.onednn_linear import OneDNNLinear
-from viasd_calib.slim.parts.bridges import Bridge, token_shift_ends
-from viasd_calib.slim.parts.head_vocab import SlimHead, over_vocabulary
-from viasd_calib.slim.parts.skips import skipped_runs
+from viasd_calib.slim.parts.base import install_parts
+from viasd_calib.slim.parts.head_vocab import over_vocabulary
+from viasd_calib.slim.plan import SlimPlan, StandIn, Sublayer
 from viasd_calib.slim.token_shift import PreviousTokenStore
 from viasd_calib.spec import Route
-
-SublayerKind = Literal["attention", "mlp", "bridge"]
 
 MaskOf = Callable[[int | None], Tensor | None]
 """From a sliding window's length, or None for no window, to which slots each token may read: bool
@@ -39,39 +35,6 @@ MaskOf = Callable[[int | None], Tensor | None]
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 """Those of transformers that take a mask of four dimensions."""
-
-
-@dataclass(frozen=True)
-class Sublayer:
-    """One attention or MLP sublayer of a decoder layer, or the bridge that stands in for a run of them.
-
-    Attributes:
-        index: of the decoder layer; of the first one that a bridge stands in for.
-        layer: the decoder layer, or the bridge.
-        end: number of the sublayer that runs after it in q (:class:`~viasd_calib.slim.parts.skips.SkippedRun`).
-    """
-
-    kind: SublayerKind
-    index: int
-    layer: nn.Module
-    layer_type: LayerType
-    end: int
-
-
-@dataclass(frozen=True)
-class SlimParts:
-    """What q' runs beside q's own modules.
-
-    Attributes:
-        layers: the layers q' runs where they differ from q's by an adapter or narrow MLPs; None for q's own.
-        bridges: what stands in for runs of skipped sublayers, by name (:mod:`viasd_calib.slim.parts.bridges`).
-        head_ids: the verifier ids of the output tokens of q', [head vocabulary], long; None for all. Their rows of q's
-            head are gathered once, when the model is opened.
-    """
-
-    layers: nn.ModuleList | None = None
-    bridges: nn.ModuleDict = field(default_factory=nn.ModuleDict)
-    head_ids: Tensor | None = None
 
 
 class Window(KeyValueStore, PreviousTokenStore, Protocol):
@@ -99,7 +62,7 @@ class States(NamedTuple):
 
 
 def sublayers_of(
-    layers: Iterable[nn.Module],
+    layers: Sequence[nn.Module] | nn.ModuleList,
     layer_types: Iterable[LayerType],
     route: Route | None = None,
     bridges: nn.ModuleDict | None = None,
@@ -116,27 +79,10 @@ def sublayers_of(
         >>> [(s.kind, s.index) for s in kept]
         [('mlp', 0), ('attention', 1), ('mlp', 1)]
     """
-    route = route or Route()
-    bridged = {run.begin: run for run in skipped_runs(route) if bridges and run.name in bridges}
-    kinds: tuple[tuple[SublayerKind, list[int]], ...] = (("attention", route.attention_skip), ("mlp", route.mlp_skip))
-    kept: list[Sublayer] = []
-    for index, (layer, layer_type) in enumerate(zip(layers, layer_types, strict=True)):
-        for number, (kind, skipped) in enumerate(kinds, start=2 * index):
-            if index not in skipped:
-                kept.append(Sublayer(kind, index, layer, layer_type, number + 1))
-            elif bridges is not None and number in bridged:
-                run = bridged[number]
-                kept.append(Sublayer("bridge", index, bridges[run.name], layer_type, run.end))
-    return kept
-
-
-def share_parameters(module: nn.Module) -> nn.Module:
-    """A copy of a module's structure that holds the very same parameters.
-
-    Adapters go into the copy, so that q's own modules stay as they are.
-    """
-    memo = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, memo)
+    plan = SlimPlan(layers, layer_types, route)
+    if route is not None:
+        install_parts(plan, {"bridges": bridges})
+    return plan.sublayers()
 
 
 class RoutedModel:
@@ -145,18 +91,19 @@ class RoutedModel:
     Args:
         model: a causal language model of a known family, in evaluation mode.
         route: which sublayers q' leaves out.
-        slim: what q' runs beside q's own modules.
+        held: what the parts of the route hold, by name (:func:`~viasd_calib.slim.parts.base.load_parts`).
 
     Raises:
-        ModelError: the family, a layer type or the attention implementation is not supported, or the route names a
-            head vocabulary whose ids, or widths of MLPs whose layers, are not given.
+        ModelError: the family, a layer type or the attention implementation is not supported, or a part of the route
+            is given nothing to hold.
+        SpecError: what a part holds does not fit the model.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         route: Route | None = None,
-        slim: SlimParts | None = None,
+        held: Mapping[str, object] | None = None,
     ) -> None:
         self.model = model
         self.config = model.config
@@ -173,17 +120,17 @@ class RoutedModel:
         self._norm: nn.Module = decoder.norm
         self._rotary: nn.Module = decoder.rotary_emb
         self.full_sublayers = sublayers_of(self.layers, self.layer_types)
-        parts = slim or SlimParts()
-        if parts.layers is None and route is not None and route.mlp_keep is not None:
-            raise ModelError("the route names widths of MLPs, but not their neurons; open it with load_routed")
-        self.slim_layers: nn.ModuleList = self.layers if parts.layers is None else parts.layers
-        """The layers whose sublayers q' runs: q's own, or copies with an adapter or narrow MLPs."""
-        self.slim_sublayers = sublayers_of(self.slim_layers, self.layer_types, route, parts.bridges)
-        self.token_shift_ends: Sequence[int] = token_shift_ends(route or Route(), parts.bridges)
+        plan = SlimPlan(self.layers, self.layer_types, route, self)
+        install_parts(plan, held or {})
+        self.slim_layers: nn.ModuleList = (
+            plan.layers if isinstance(plan.layers, nn.ModuleList) else nn.ModuleList(plan.layers)
+        )
+        """The layers whose sublayers q' runs: q's own, or copies that parts of the route made."""
+        self.slim_sublayers = plan.sublayers()
+        self.token_shift_ends: Sequence[int] = plan.kept_streams
         """Numbers of the sublayers before which q's passes keep the residual stream, for bridges with a carry."""
-        self._slim_head = self._reduced_head(route, parts.head_ids)
-        heads = () if self._slim_head is None else (self._slim_head,)
-        self.slim_networks: tuple[nn.Module, ...] = (*(parts.layers or ()), parts.bridges, *heads)
+        self._slim_head = plan.head
+        self.slim_networks = plan.own_networks()
         """What q' runs beside q's own modules, for a backend to prepare."""
 
     @property
@@ -195,14 +142,6 @@ class RoutedModel:
     def dtype(self) -> torch.dtype:
         """The verifier's number format."""
         return self.model.dtype
-
-    def _reduced_head(self, route: Route | None, ids: Tensor | None) -> SlimHead | None:
-        if ids is None:
-            if route is not None and route.head_vocab is not None:
-                raise ModelError("the route names a head vocabulary, but not its ids; open it with load_routed")
-            return None
-        ids = ids.to(self.device)
-        return SlimHead(self.head_rows(ids).detach(), ids)
 
     @property
     def _head(self) -> nn.Module:
@@ -334,7 +273,7 @@ class RoutedModel:
         if sublayer.end not in self.token_shift_ends:
             return stream
         slot = self.token_shift_ends.index(sublayer.end)
-        if isinstance(sublayer.layer, Bridge):
+        if isinstance(sublayer.layer, StandIn):
             return carries.along(slot, stream, sublayer.layer.onward)
         carries.keep(slot, stream)
         return stream

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from viasd_calib.errors import ModelError
 from viasd_calib.slim.fused_linear import FusedLinear, FusedLinearPart, siblings_in
 from viasd_calib.slim.in_process import Unsaved
 from viasd_calib.slim.linears import LinearPlace, plain_linears
@@ -119,6 +120,16 @@ def trial_product(dtype: torch.dtype) -> str | None:
 def pack_weight(weight: Tensor) -> Tensor:
     """A weight [out, in] in oneDNN's order: an opaque tensor that its linear kernels take."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), TYPICAL_WIDTH)  # type: ignore[no-any-return]
+
+
+def refuse_packed(model: nn.Module) -> None:
+    """Refuse to put parts into a model whose weights are packed already.
+
+    Raises:
+        ModelError: naming the mend.
+    """
+    if any(isinstance(module, OneDNNLinear) for module in model.modules()):
+        raise ModelError("the verifier's weights are packed for another decoder; load it anew for this spec")
 
 
 def pack_linears(modules: Iterable[nn.Module]) -> None:

@@ -20,10 +20,11 @@ from viasd_calib.models import Verifier, load_verifier
 from viasd_calib.replay.student import run_starts, student_states
 from viasd_calib.replay.teacher import KnownCaches, refuse_foreign_traces
 from viasd_calib.slim.cost import TOLERANCE, SublayerCosts, sublayer_costs
-from viasd_calib.slim.forward import RoutedModel, SlimParts, Sublayer, sublayers_of
+from viasd_calib.slim.forward import RoutedModel, sublayers_of
 from viasd_calib.slim.parts.adapter import DEFAULT_TARGETS, adapted_layers, of_adapter
 from viasd_calib.slim.parts.bridges import new_bridges, token_shift_ends
 from viasd_calib.slim.parts.mlp_keep import KeptNeurons, narrow_layers
+from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import AdapterKind, Route
 from viasd_calib.traces.data import TraceBatch, TraceDataModule
 from viasd_calib.training.bridge_fit import fit_bridges
@@ -227,7 +228,7 @@ class RouterModule(LightningModule):
         self.register_buffer("kept", torch.ones(count, dtype=torch.bool))
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
         any_tokens = torch.arange(self.head_vocab) if self.head_vocab else None  # as many of others cost the same
-        timed = RoutedModel(verifier.model, slim=SlimParts(self._narrow_layers, head_ids=any_tokens))
+        timed = RoutedModel(verifier.model, held={"mlp_keep": self._narrow_layers, "head_vocab": any_tokens})
         costs = strategy.broadcast(sublayer_costs(timed))  # times differ, and the route hangs on them
         self.register_buffer("costs", costs.shares)  # [sublayers], shares of a full pass
         self.register_buffer("rest_cost", torch.tensor(costs.rest))
@@ -274,7 +275,7 @@ class RouterModule(LightningModule):
     def _open_slim(self) -> None:
         """Open the verifier with the narrow MLPs of q', and begin an adapter on its layers."""
         layers = narrow_layers(self.model.layers, self.widths) if self._narrowed else None
-        self._frozen[:] = [RoutedModel(self.model.model, slim=SlimParts(layers))]
+        self._frozen[:] = [RoutedModel(self.model.model, held={"mlp_keep": layers})]
         if self.adapter_rank != 0:
             adapted = adapted_layers(
                 self.model.slim_layers, self.adapter_rank, self.adapter_alpha, self.adapter_targets, self.adapter_kind
@@ -395,11 +396,14 @@ class RouterModule(LightningModule):
         layers = self.model.slim_layers if self.slim_layers is None else self.slim_layers
         return sublayers_of(layers, self.model.layer_types, self.route, self.bridges)
 
-    def slim_parts(self, head_ids: Tensor | None = None) -> SlimParts:
-        """What q' runs beside q's own modules, ready to decode with; ``head_ids`` as :meth:`head_ids` gives them."""
-        layers = self._narrow_layers if self.slim_layers is None else self.slim_layers.eval()
-        bridges = nn.ModuleDict() if self.bridges is None else self.bridges.eval()
-        return SlimParts(layers, bridges, head_ids)
+    def slim_parts(self, head_ids: Tensor | None = None) -> dict[str, object]:
+        """What the parts of the route hold, ready to decode with; ``head_ids`` as :meth:`head_ids` gives them."""
+        return {
+            "mlp_keep": self._narrow_layers,
+            "bridges": None if self.bridges is None else self.bridges.eval(),
+            "head_vocab": head_ids,
+            "adapter": None if self.slim_layers is None else self.slim_layers.eval(),
+        }
 
     def training_step(self, batch: TraceBatch, _batch_idx: int) -> None:
         """Gather the gradients of the stage that is due; with the last batch of a step, make it."""

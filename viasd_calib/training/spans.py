@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from viasd_calib.errors import CalibrationError
 from viasd_calib.replay.agreement import directly_after, judge_places, read_for_judging
 from viasd_calib.slim.cost import TOLERANCE, SublayerCosts
-from viasd_calib.slim.forward import RoutedModel, Sublayer, sublayers_of
+from viasd_calib.slim.forward import RoutedModel, sublayers_of
 from viasd_calib.slim.parts.bridges import token_shift_ends
+from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceText
 from viasd_calib.training.bridge_fit import fit_bridges

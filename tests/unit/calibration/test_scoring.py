@@ -10,7 +10,7 @@ import torch
 from tests.tiny import VOCAB, make_drafter, tiny_prompts
 from viasd_calib.calibration.scoring import score_texts
 from viasd_calib.models import Verifier
-from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
 from viasd_calib.traces.capture import capture
 from viasd_calib.traces.data import TraceText, read_texts
@@ -31,7 +31,7 @@ def test_a_reduced_head_loses_what_lies_outside_it(tiny_verifier: Verifier, text
     lost = share_outside(ids, texts)
     assert 0 < lost < 1
     for head_ids, agreement in ((None, 1.0), (ids, 1 - lost)):
-        model = RoutedModel(tiny_verifier.model, Route(), slim=SlimParts(head_ids=head_ids))
+        model = RoutedModel(tiny_verifier.model, Route(), held={"head_vocab": head_ids})
         scored = list(score_texts(model, texts, max_run=4))
         agrees = torch.cat([one.own.agrees for one in scored])
         assert float(agrees.float().mean()) == pytest.approx(agreement)

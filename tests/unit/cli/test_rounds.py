@@ -17,8 +17,8 @@ from viasd_calib.calibration.losses import diverging
 from viasd_calib.cli import main, router_cli
 from viasd_calib.cli.fit import fit
 from viasd_calib.cli.fitted import open_fit
-from viasd_calib.cli.rounds import RESULTS, settings_like
-from viasd_calib.file_names import FIT_FILE
+from viasd_calib.cli.rounds import settings_like
+from viasd_calib.file_names import FIT_FILE, SCORES_FILE
 from viasd_calib.files import read_json
 from viasd_calib.models import load_verifier
 from viasd_calib.slim.forward import RoutedModel
@@ -93,8 +93,9 @@ def test_training_goes_on_and_learns_from_old_and_new_texts(traces: Path, two_ro
 
 
 def test_the_last_round_is_the_result(tiny_folder: TinyFolder, two_rounds: Path) -> None:
-    kept = [name for name in RESULTS if (two_rounds / "round-2" / name).is_file()]
-    assert len(kept) == 4  # every one but the head vocabulary
+    route = read_json(FitArtifact, two_rounds / "round-2" / FIT_FILE, "viasd fit").route
+    kept = [SCORES_FILE, *(file.path for file in route.files), FIT_FILE]
+    assert len(kept) == 4  # bridges and adapter beside scores and fit
     for name in kept:
         assert (two_rounds / name).read_bytes() == (two_rounds / "round-2" / name).read_bytes()
     fitted = read_json(FitArtifact, two_rounds / FIT_FILE, "viasd fit")

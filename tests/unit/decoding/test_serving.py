@@ -37,7 +37,7 @@ from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.shallow import ShallowDrafter
 from viasd_calib.slim.backends import prepare
 from viasd_calib.slim.compiled import CompiledModel, StaticPass
-from viasd_calib.slim.forward import RoutedModel, SlimParts, States
+from viasd_calib.slim.forward import RoutedModel, States
 from viasd_calib.slim.onednn_linear import can_pack
 from viasd_calib.spec import Audit, Decoding, Gates, PromptLookupDraft, Route, RoutingSpec
 
@@ -147,7 +147,7 @@ def at_once(engine: Engine, asked: Sequence[Asked]) -> list[Generation]:
 @pytest.mark.parametrize("kind", DRAFTERS)
 def test_every_text_is_what_it_is_alone(kind: str) -> None:
     """Whatever else is decoded, by whichever method; tokens, tiers and counts."""
-    routed = RoutedModel(tiny_model(), ROUTE, SlimParts(bridges=random_bridges(ROUTE, carry=True)))
+    routed = RoutedModel(tiny_model(), ROUTE, {"bridges": random_bridges(ROUTE, carry=True)})
     engine, asked = engine_of(routed, make_drafter(kind, routed)), requests()
     alone = [one.alone(engine) for one in asked]
     assert in_turns(engine, asked) == alone

@@ -14,7 +14,7 @@ from viasd_calib.cli.route_quality import route_quality
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.route_quality import judge_at_distances, measure_quality
 from viasd_calib.slim.cache import CacheWindow
-from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
 
 ROUTE = Route(attention_skip=[1], mlp_skip=[2])
@@ -59,7 +59,7 @@ def test_a_route_agrees_most_where_it_is_surest() -> None:
 
 
 def test_a_reduced_head_leaves_the_divergence_finite() -> None:
-    model = RoutedModel(tiny_model(), Route(), SlimParts(head_ids=torch.arange(0, 24, 2)))
+    model = RoutedModel(tiny_model(), Route(), {"head_vocab": torch.arange(0, 24, 2)})
     quality = measure_quality(model, tiny_texts(3), {4: 0.5}, distances=1)
     assert 0 < quality.agreement < 1
     assert 0 < quality.kl < 20

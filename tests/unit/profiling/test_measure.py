@@ -15,7 +15,7 @@ from viasd_calib.models import Verifier
 from viasd_calib.profiling.measure import Pass, decoder_passes, measure_profile, time_passes
 from viasd_calib.profiling.profile import PassShape, ProfileSettings
 from viasd_calib.slim.cost import WARM_UP
-from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Gates, PromptLookupDraft, RelativeCost, Route, RoutingSpec
 
 SETTINGS = ProfileSettings(widths=(1, 3), contexts=(5, 12), batches=(1, 2), repeats=2)
@@ -92,7 +92,7 @@ def test_a_pass_gives_the_logits_of_its_tier(tiny_verifier: Verifier, tier: str,
 
 
 def test_a_slim_pass_is_timed_with_its_own_head(tiny_verifier: Verifier) -> None:
-    routed = RoutedModel(tiny_verifier.model, ROUTE, slim=SlimParts(head_ids=torch.tensor([2, 5, 7])))
+    routed = RoutedModel(tiny_verifier.model, ROUTE, held={"head_vocab": torch.tensor([2, 5, 7])})
     engine = dataclasses.replace(engine_of(tiny_verifier), routed=routed)
     passes = decoder_passes(engine, SETTINGS)
     with torch.inference_mode():

@@ -14,7 +14,7 @@ from viasd_calib.decoding.verification import GreedySampler
 from viasd_calib.models import Verifier
 from viasd_calib.profiling import recording
 from viasd_calib.profiling.recording import RecordedRound, RecordedText, Recorder, Span, typical_round
-from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Gates, PromptLookupDraft, Route, RoutingSpec
 
 PROMPT = [3, 7, 5, 3, 7]
@@ -29,7 +29,7 @@ def engine_of(verifier: Verifier, kind: str = "near", head_ids: torch.Tensor | N
         route=Route(attention_skip=[2]),
         gates=Gates(slim=lively, accept_at=0.55, regenerate_at=0.55),
     )
-    routed = RoutedModel(verifier.model, spec.route, slim=SlimParts(head_ids=head_ids))
+    routed = RoutedModel(verifier.model, spec.route, held={"head_vocab": head_ids})
     return Engine(spec, verifier, routed, make_drafter(kind, routed))
 
 

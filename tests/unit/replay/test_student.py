@@ -10,7 +10,7 @@ from tests.tiny import TINY_FAMILIES, random_bridges, tiny_model
 from viasd_calib.replay.student import run_starts, student_states
 from viasd_calib.replay.teacher import TappedStates, read_text
 from viasd_calib.slim.cache import CacheWindow
-from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
 
 
@@ -22,7 +22,7 @@ def test_one_forward_sees_what_the_decoder_sees(family: str, max_run: int, carry
     """For every run: q has filled the cache up to it, then q' goes through it on its own."""
     route = Route(attention_skip=[1], mlp_skip=[2])
     bridges = random_bridges(route, carry=carry)
-    model = RoutedModel(tiny_model(0, family), route, SlimParts(bridges=bridges))
+    model = RoutedModel(tiny_model(0, family), route, {"bridges": bridges})
     ids = torch.randint(24, (1, 17))
     starts = run_starts(17, max_run, torch.Generator().manual_seed(max_run))
     _, teacher = read_text(model, ids)

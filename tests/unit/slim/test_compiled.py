@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from viasd_calib.errors import ModelError, PromptError
 from viasd_calib.slim.backends import open_model, prepare
 from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.compiled import WIDTHS, CompiledModel, StaticPass, static_capacity
-from viasd_calib.slim.forward import RoutedModel, SlimParts, States
+from viasd_calib.slim.forward import RoutedModel, States
 from viasd_calib.slim.grouped_query_attention import GROUPED
 from viasd_calib.slim.onednn_linear import OneDNNLinear, can_pack, pack_linears
 from viasd_calib.slim.parts.adapter import adapted_layers
@@ -44,9 +44,11 @@ def _no_graphs_of_other_tests() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def in_python(model: PreTrainedModel, route: Route | None = None, slim: SlimParts | None = None) -> CompiledModel:
+def in_python(
+    model: PreTrainedModel, route: Route | None = None, held: Mapping[str, object] | None = None
+) -> CompiledModel:
     """A compiled model whose passes are static, and run as Python."""
-    return CompiledModel(model, route, slim, compiler=lambda run: run)
+    return CompiledModel(model, route, held, compiler=lambda run: run)
 
 
 class Traced:
@@ -106,8 +108,8 @@ def test_slim_layers_with_an_adapter_say_the_same() -> None:
     for name, tensor in slim.state_dict().items():
         if "lora_B" in name:
             nn.init.normal_(tensor)
-    eager = RoutedModel(copy.deepcopy(model), ROUTE, SlimParts(slim))
-    compiled = open_model(model, ROUTE, SlimParts(slim), "compiled")
+    eager = RoutedModel(copy.deepcopy(model), ROUTE, {"adapter": slim})
+    compiled = open_model(model, ROUTE, {"adapter": slim}, "compiled")
     assert isinstance(compiled, CompiledModel)
     compiled._compiler = Traced()
     prepare([model, slim], "compiled", compiled.device, compiled.dtype)
@@ -326,4 +328,4 @@ def test_a_model_that_drafts_is_compiled_as_its_verifier_is() -> None:
     assert isinstance(twin, CompiledModel)
     assert twin._compiler is verifier._compiler
     assert type(RoutedModel(tiny_model()).alike(tiny_model(1))) is RoutedModel
-    assert type(open_model(tiny_model(), Route(), SlimParts(), "eager")) is RoutedModel
+    assert type(open_model(tiny_model(), Route(), {}, "eager")) is RoutedModel

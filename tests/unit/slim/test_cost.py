@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tests.tiny import tiny_model
 from viasd_calib.slim.cost import WARM_UP, interleaved_seconds, median_seconds, relative_cost, sublayer_costs
-from viasd_calib.slim.forward import RoutedModel, SlimParts, Sublayer
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.parts.mlp_keep import KeptNeurons, NarrowMLP, narrow_layers
+from viasd_calib.slim.plan import Sublayer
 
 CPU = torch.device("cpu")
 
@@ -58,7 +59,7 @@ class HeadClock(RoutedModel):
 
 
 def test_a_slim_pass_is_charged_with_its_own_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = HeadClock(tiny_model(), slim=SlimParts(head_ids=torch.arange(6)))
+    model = HeadClock(tiny_model(), held={"head_vocab": torch.arange(6)})
     monkeypatch.setattr("viasd_calib.slim.cost.time", model)
     assert relative_cost(model, widths=(1, 2), repeats=2) == {1: 0.25, 2: 0.25}
     costs = sublayer_costs(model, repeats=2)
@@ -87,7 +88,7 @@ def test_a_narrow_mlp_is_charged_with_its_own_time(monkeypatch: pytest.MonkeyPat
     model = copy.deepcopy(tiny_model())
     order = torch.arange(32)
     layers = narrow_layers(model.get_decoder().layers, {1: KeptNeurons(order, 8), 3: KeptNeurons(order, 16)})
-    clock = NeuronClock(model, slim=SlimParts(layers))
+    clock = NeuronClock(model, held={"mlp_keep": layers})
     monkeypatch.setattr("viasd_calib.slim.cost.time", clock)
     costs = sublayer_costs(clock, repeats=2)
     assert costs.shares.tolist() == [0, 0.25, 0, 0.0625, 0, 0.25, 0, 0.125]

@@ -26,7 +26,8 @@ from tests.tiny import (
 from viasd_calib.errors import ModelError, PromptError
 from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.families import FAMILIES, cache_argument, family_of, layer_types_of
-from viasd_calib.slim.forward import RoutedModel, share_parameters, sublayers_of
+from viasd_calib.slim.forward import RoutedModel, sublayers_of
+from viasd_calib.slim.plan import share_parameters
 from viasd_calib.spec import Route
 
 TEXT = [5, 1, 17, 3, 3, 9, 20, 11, 8, 2, 14, 6]

@@ -19,10 +19,11 @@ from tests.tiny import TINY_FAMILIES, tiny_model
 from viasd_calib.errors import ModelError
 from viasd_calib.slim.backends import default_backend, prepare
 from viasd_calib.slim.cache import CacheWindow
-from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.fused_linear import FusedLinearPart
+from viasd_calib.slim.loading import load_routed
 from viasd_calib.slim.onednn_linear import OneDNNLinear, can_pack, pack_linears
-from viasd_calib.slim.parts.adapter import adapted_layers, adapter_ref, load_slim_layers, save_adapter
+from viasd_calib.slim.parts.adapter import adapted_layers, adapter_ref, save_adapter
 from viasd_calib.spec import Route
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="this PyTorch has no oneDNN")
@@ -81,14 +82,14 @@ def test_loaded_slim_layers_are_packed(tmp_path: Path) -> None:
             nn.init.normal_(tensor)
     path = tmp_path / "adapter.safetensors"
     save_adapter(trained, Route(), path)
-    slim = load_slim_layers(model, Route(adapter=adapter_ref(path, tmp_path, 2, 4, targets)), tmp_path)
+    slim = load_routed(model, Route(adapter=adapter_ref(path, tmp_path, 2, 4, targets)), tmp_path).slim_layers
     assert slim is not None
     ids = torch.randint(3, 20, (1, 5))
     said = []
     for pack in (False, True):
         if pack:
             pack_linears([model, slim])
-        routed = RoutedModel(model, Route(), SlimParts(slim))
+        routed = RoutedModel(model, Route(), {"adapter": slim})
         with torch.inference_mode():
             said.append(routed.slim(ids, CacheWindow(routed.new_cache(5), 0, 5, 5)).last)
     torch.testing.assert_close(*said, rtol=1e-4, atol=1e-4)
@@ -224,7 +225,7 @@ def test_a_packed_adapter_says_what_it_said_and_is_not_unpacked(monkeypatch: pyt
         if pack:
             pack_linears([model, slim])
             monkeypatch.setattr(OneDNNLinear, "plain", lambda _: pytest.fail("a weight was unpacked"))
-        routed = RoutedModel(model, Route(), SlimParts(slim))
+        routed = RoutedModel(model, Route(), {"adapter": slim})
         with torch.inference_mode():
             window = CacheWindow(routed.new_cache(5), 0, 5, 5)
             said.append(routed.logits(routed.slim(ids, window).last))
@@ -246,7 +247,7 @@ def test_a_folded_adapter_makes_a_product_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "adapter.safetensors"
     save_adapter(adapted_layers(model.get_decoder().layers, 2, 4, ["q_proj", "v_proj"]), Route(), path)
     reference = adapter_ref(path, tmp_path, 2, 4, ["q_proj", "v_proj"], folded=True)
-    slim = load_slim_layers(model, Route(adapter=reference), tmp_path)
+    slim = load_routed(model, Route(adapter=reference), tmp_path).slim_layers
     assert slim is not None
     pack_linears([model, slim])
     (own, full) = (layers[0].self_attn for layers in (slim, model.get_decoder().layers))
@@ -265,4 +266,4 @@ def test_an_adapter_for_a_packed_verifier_is_refused(tmp_path: Path) -> None:
     save_adapter(adapted_layers(model.get_decoder().layers, 2, 4, ["q_proj"]), Route(), path)
     pack_linears([model])
     with pytest.raises(ModelError, match="load it anew"):
-        load_slim_layers(model, Route(adapter=adapter_ref(path, tmp_path, 2, 4, ["q_proj"])), tmp_path)
+        load_routed(model, Route(adapter=adapter_ref(path, tmp_path, 2, 4, ["q_proj"])), tmp_path)

@@ -15,7 +15,7 @@ from tests.tiny import TINY_FAMILIES, VOCAB, random_bridges, tiny_model
 from viasd_calib.replay.teacher import read_residuals
 from viasd_calib.slim.cache import CacheWindow, SharedCache, keep_rows, repeat_last, window_of_rows
 from viasd_calib.slim.compiled import CompiledModel
-from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.parts.bridges import token_shift_ends
 from viasd_calib.slim.token_shift import linear_recurrence, repeated
 from viasd_calib.spec import Route
@@ -26,7 +26,7 @@ LENGTH = 11
 
 
 def routed(family: str = "llama") -> RoutedModel:
-    return RoutedModel(tiny_model(0, family), ROUTE, SlimParts(bridges=random_bridges(ROUTE, carry=True)))
+    return RoutedModel(tiny_model(0, family), ROUTE, {"bridges": random_bridges(ROUTE, carry=True)})
 
 
 def ids_of(seed: int, rows: int = 1) -> Tensor:
@@ -105,9 +105,7 @@ def test_a_graph_of_another_width_carries_the_same(seed: int, begin: int, width:
     """Graphs pad a pass by its last token; here they run in Python."""
     width = min(width, LENGTH - begin)
     eager, ids = routed(), ids_of(seed)
-    static = CompiledModel(
-        eager.model, ROUTE, SlimParts(bridges=random_bridges(ROUTE, carry=True)), compiler=lambda run: run
-    )
+    static = CompiledModel(eager.model, ROUTE, {"bridges": random_bridges(ROUTE, carry=True)}, compiler=lambda run: run)
     expected, found = eager.new_cache(LENGTH), static.new_cache(LENGTH)
     for model, cache in ((eager, expected), (static, found)):
         if begin:

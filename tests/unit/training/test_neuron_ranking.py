@@ -9,7 +9,7 @@ import torch
 
 from tests.tiny import TINY_FAMILIES, tiny_model, tiny_texts
 from viasd_calib.slim.cache import CacheWindow
-from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.parts.mlp_keep import KeptNeurons, narrow_layers
 from viasd_calib.training.neuron_ranking import rank_neurons
 from viasd_calib.training.spans import judge_routes
@@ -61,7 +61,7 @@ def test_the_first_ones_leave_less_divergence_than_the_last_ones() -> None:
     for orders in (ranked, {layer: order.flip(0) for layer, order in ranked.items()}):
         model = copy.deepcopy(tiny_model())
         widths = {layer: KeptNeurons(order, 20) for layer, order in orders.items()}
-        routed = RoutedModel(model, slim=SlimParts(narrow_layers(model.get_decoder().layers, widths)))
+        routed = RoutedModel(model, held={"mlp_keep": narrow_layers(model.get_decoder().layers, widths)})
         divergence += judge_routes(routed, [routed.slim_sublayers], texts[8:])
     best, worst = divergence
     assert best < 0.8 * worst

@@ -6,20 +6,19 @@ q's own modules are never touched, so that q costs and says what it did without 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from viasd_calib.errors import ModelError, SpecError
-from viasd_calib.slim.forward import share_parameters
+from viasd_calib.errors import SpecError
 from viasd_calib.slim.linears import linear_of
 from viasd_calib.slim.lora_linear import LoRALinear
-from viasd_calib.slim.onednn_linear import OneDNNLinear
-from viasd_calib.slim.parts.mlp_keep import load_widths, narrow_layers
+from viasd_calib.slim.onednn_linear import refuse_packed
+from viasd_calib.slim.parts.base import RoutePart, Sizes, register
+from viasd_calib.slim.plan import SlimPlan, share_parameters
 from viasd_calib.slim.tensors import read_tensors, write_bfloat16
 from viasd_calib.spec import AdapterKind, AdapterRef, Route, TensorFile, tensor_file
 
@@ -35,6 +34,11 @@ _PARTS: Mapping[AdapterKind, frozenset[str]] = {
     "lora": frozenset({"lora_A", "lora_B"}),
     "dora": frozenset({"lora_A", "lora_B", "lora_magnitude_vector"}),
     "norms": frozenset({"ln_tuning_layers"}),
+}
+_WORDS: Mapping[AdapterKind, str] = {
+    "lora": "with a LoRA adapter of rank {}",
+    "dora": "with a DoRA adapter of rank {}",
+    "norms": "with norms of their own",
 }
 _TENSOR = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector|ln_tuning_layers)\.default\.weight")
 _BESIDE = {
@@ -127,71 +131,6 @@ def adapter_ref(
     return AdapterRef(kind=kind, rank=rank, alpha=alpha, targets=list(targets), folded=folded, tensors=tensors)
 
 
-def load_slim_layers(model: PreTrainedModel, route: Route, folder: Path) -> nn.ModuleList | None:
-    """The layers q' runs under a route whose spec lies in ``folder``, to be run alone; None where they are q's own.
-
-    Where the route narrows MLPs, q's neurons are put into its order
-    (:func:`~viasd_calib.slim.parts.mlp_keep.narrow_layers`).
-
-    Raises:
-        SpecError: the adapter's tensors or the MLPs' widths do not fit the verifier.
-        ModelError: the verifier has been prepared for backend ``packed``.
-    """
-    if route.adapter is None and route.mlp_keep is None:
-        return None
-    if any(isinstance(module, OneDNNLinear) for module in model.modules()):
-        raise ModelError("the verifier's weights are packed for another decoder; load it anew for this spec")
-    layers: nn.ModuleList = model.get_decoder().layers
-    widths = load_widths(route, folder, model.config.intermediate_size)
-    if widths:
-        layers = narrow_layers(layers, widths)
-    if route.adapter is not None:
-        trained = _load_adapted(layers, route, route.adapter, folder / route.adapter.tensors.path)
-        layers = _to_run(trained.to(device=model.device, dtype=model.dtype), route, route.adapter.folded)
-    return layers.eval().requires_grad_(False)
-
-
-def _load_adapted(layers: nn.ModuleList, route: Route, adapter: AdapterRef, path: Path) -> nn.ModuleList:
-    """Layers with the adapter whose tensors lie at ``path``, as peft runs it."""
-    layers = adapted_layers(layers, adapter.rank, adapter.alpha, adapter.targets, adapter.kind)
-    tensors = read_tensors(path, "adapter tensors")
-    own = adapter_tensors(layers)
-    missing = sorted(name for name in own.keys() - tensors.keys() if not _is_skipped(name, route))
-    if missing:
-        raise SpecError(f"{path}: {missing[0]} is missing; export the spec again")
-    for name, tensor in tensors.items():
-        if name not in own or own[name].shape != tensor.shape:
-            raise SpecError(f"{path}: {name} does not fit the verifier; export the spec again")
-        own[name].copy_(tensor)
-    return layers
-
-
-def adapter_misfit(route: Route, folder: Path, num_layers: int) -> str | None:
-    """What is wrong with an adapter for its route, as far as it shows without the verifier; None where nothing is.
-
-    Layers of a verifier are alike, so what the adapter has for one that is kept it has for all.
-
-    Raises:
-        SpecError: the file is missing or damaged.
-    """
-    if route.adapter is None:
-        return None
-    path, rank = folder / route.adapter.tensors.path, route.adapter.rank
-    tensors = read_tensors(path, "adapter tensors")
-    parts = sorted({name.partition(".")[2] for name in tensors})
-    every = (f"{layer}.{part}" for layer in range(num_layers) for part in parts)
-    wanted = {name for name in every if not _is_skipped(name, route)}
-    for name in sorted(wanted ^ tensors.keys()):
-        return f"{path}: {name} {'is missing' if name in wanted else 'is of no sublayer that the route keeps'}"
-    wrong = _other_modules(route.adapter, tensors)
-    if wrong is not None:
-        return f"{path}: {wrong}"
-    for name, tensor in tensors.items():
-        if ("lora_A" in name and len(tensor) != rank) or ("lora_B" in name and tensor.shape[-1] != rank):
-            return f"{path}: {name} is of shape {list(tensor.shape)}, the spec names rank {rank}"
-    return None
-
-
 def _other_modules(adapter: AdapterRef, names: Iterable[str]) -> str | None:
     """How the tensors' names differ from the kind and the targets of a spec; None where they do not."""
     parts: dict[str, set[str]] = {}
@@ -248,3 +187,87 @@ def _adapted(lora: Any, folded: bool) -> nn.Module:
         length = lora.lora_magnitude_vector[adapter].weight.float()  # [out]
         whole = whole * (length / whole.norm(dim=1))[:, None]
     return linear_of(whole.to(base.weight.dtype), base.bias)
+
+
+class StoredAdapter(NamedTuple):
+    """An adapter's tensors by their names within the layers, and the file they are of."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+
+
+@register
+class Adapter(RoutePart[StoredAdapter | nn.ModuleList]):
+    """The adapter: its tensors, or layers that have it already."""
+
+    name = "adapter"
+    title = "an adapter"
+    contents = "its tensors"
+
+    def load(self, route: Route, folder: Path, sizes: Sizes) -> StoredAdapter:
+        assert route.adapter is not None, "asked of a route with an adapter"
+        path = folder / route.adapter.tensors.path
+        return StoredAdapter(path, read_tensors(path, "adapter tensors"))
+
+    def misfits(self, route: Route, folder: Path, sizes: Sizes) -> Iterator[str]:
+        """What is wrong with it for its route.
+
+        Layers of a verifier are alike, so what the adapter has for one that is kept it has for all.
+        """
+        assert route.adapter is not None, "asked of a route with an adapter"
+        try:
+            path, tensors = self.load(route, folder, sizes)
+        except SpecError as error:
+            yield str(error)
+            return
+        wrong = _misfit(route, route.adapter, tensors, sizes.layers)
+        if wrong is not None:
+            yield f"{path}: {wrong}; export the spec again"
+
+    def install(self, plan: SlimPlan, held: StoredAdapter | nn.ModuleList) -> None:
+        """Put the adapter on copies of the layers that q' runs."""
+        if not isinstance(held, nn.ModuleList):
+            adapter = plan.route.adapter
+            assert adapter is not None, "its shape is the route's"
+            refuse_packed(plan.full.model)
+            layers = _load_adapted(plan.layers, plan.route, adapter, held)
+            plan.place(layers)
+            held = _to_run(layers, plan.route, adapter.folded).eval().requires_grad_(False)
+        plan.layers = held
+
+    def line(self, route: Route, layers: int) -> str:
+        return "" if route.adapter is None else f", {_WORDS[route.adapter.kind].format(route.adapter.rank)}"
+
+
+def _load_adapted(
+    layers: Iterable[nn.Module], route: Route, adapter: AdapterRef, stored: StoredAdapter
+) -> nn.ModuleList:
+    """Layers with a stored adapter, as peft runs it."""
+    path, tensors = stored
+    adapted = adapted_layers(layers, adapter.rank, adapter.alpha, adapter.targets, adapter.kind)
+    own = adapter_tensors(adapted)
+    missing = sorted(name for name in own.keys() - tensors.keys() if not _is_skipped(name, route))
+    if missing:
+        raise SpecError(f"{path}: {missing[0]} is missing; export the spec again")
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise SpecError(f"{path}: {name} does not fit the verifier; export the spec again")
+        own[name].copy_(tensor)
+    return adapted
+
+
+def _misfit(route: Route, adapter: AdapterRef, tensors: Mapping[str, Tensor], num_layers: int) -> str | None:
+    """How tensors differ from what a spec says of them; None where they do not."""
+    parts = sorted({name.partition(".")[2] for name in tensors})
+    every = (f"{layer}.{part}" for layer in range(num_layers) for part in parts)
+    wanted = {name for name in every if not _is_skipped(name, route)}
+    for name in sorted(wanted ^ tensors.keys()):
+        return f"{name} {'is missing' if name in wanted else 'is of no sublayer that the route keeps'}"
+    wrong = _other_modules(adapter, tensors)
+    if wrong is not None:
+        return wrong
+    for name, tensor in tensors.items():
+        ranks = (len(tensor),) if "lora_A" in name else tensor.shape[-1:] if "lora_B" in name else (adapter.rank,)
+        if ranks != (adapter.rank,):
+            return f"{name} is of shape {list(tensor.shape)}, the spec names rank {adapter.rank}"
+    return None

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from viasd_calib.errors import SpecError
+from viasd_calib.slim.parts.base import RoutePart, Sizes, register
 from viasd_calib.slim.parts.skips import skipped_runs
+from viasd_calib.slim.plan import SlimPlan, StandIn
 from viasd_calib.slim.tensors import read_tensors, write_bfloat16
 from viasd_calib.spec import BridgesRef, Route, tensor_file
 
 
-class Bridge(nn.Module):
+class Bridge(StandIn):
     """x -> W x + b, what a run of sublayers would have added to the residual stream x.
 
     With a carry, C y is added to that, where y is the stream after the run at the place before
@@ -126,35 +127,46 @@ def bridges_ref(path: Path, folder: Path, rank: int | None, carry: bool = False)
     return BridgesRef(rank=rank, carry=carry, tensors=tensor_file(path, folder))
 
 
-def load_bridges(model: PreTrainedModel, route: Route, folder: Path) -> nn.ModuleDict | None:
-    """The bridges of a route whose spec lies in ``folder``; None for a route without.
-
-    Raises:
-        SpecError: the tensors do not fit the verifier or the route.
-    """
-    bridges = read_bridges(route, folder, model.config.hidden_size)
-    return None if bridges is None else bridges.to(device=model.device, dtype=model.dtype)
-
-
-def read_bridges(route: Route, folder: Path, hidden: int) -> nn.ModuleDict | None:
-    """The same for a verifier whose residual stream is ``hidden`` wide, in float32 on the host.
-
-    Raises:
-        SpecError: the tensors do not fit the route.
-    """
-    if route.bridges is None:
-        return None
-    path = folder / route.bridges.tensors.path
-    bridges = new_bridges(route, hidden, route.bridges.rank, route.bridges.carry)
-    tensors = read_tensors(path, "bridges")
-    wrong = _first_misfit(bridges.state_dict(), tensors)
-    if wrong is not None:
-        raise SpecError(f"{path}: {wrong} does not fit the route; export the spec again")
-    bridges.load_state_dict(tensors)
-    return bridges.eval().requires_grad_(False)
-
-
 def _first_misfit(own: dict[str, Tensor], found: dict[str, Tensor]) -> str | None:
     shapes = {name: tensor.shape for name, tensor in own.items()}
     names: Sequence[str] = sorted(shapes.keys() | found.keys())
     return next((name for name in names if name not in found or shapes.get(name) != found[name].shape), None)
+
+
+@register
+class Bridges(RoutePart[nn.ModuleDict]):
+    """Linear maps in place of skipped runs, by the names of the runs."""
+
+    name = "bridges"
+    title = "bridges"
+    contents = "their maps"
+
+    def load(self, route: Route, folder: Path, sizes: Sizes) -> nn.ModuleDict:
+        """The bridges, in float32 on the host."""
+        entry = route.bridges
+        assert entry is not None, "asked of a route with bridges"
+        path = folder / entry.tensors.path
+        bridges = new_bridges(route, sizes.hidden, entry.rank, entry.carry)
+        tensors = read_tensors(path, "bridges")
+        wrong = _first_misfit(bridges.state_dict(), tensors)
+        if wrong is not None:
+            raise SpecError(f"{path}: {wrong} does not fit the route; export the spec again")
+        bridges.load_state_dict(tensors)
+        return bridges.eval().requires_grad_(False)
+
+    def install(self, plan: SlimPlan, held: nn.ModuleDict) -> None:
+        """Let bridges run where the sublayers they stand in for would; skipped runs without one are left out."""
+        plan.place(held)
+        for run in skipped_runs(plan.route):
+            if run.name in held:
+                bridge = held[run.name]
+                assert isinstance(bridge, Bridge)
+                plan.stand_ins[run.begin] = run.end, bridge
+        plan.kept_streams += token_shift_ends(plan.route, held)
+        plan.networks.append(held)
+
+    def line(self, route: Route, layers: int) -> str:
+        carry = " with carry" if route.bridges is not None and route.bridges.carry else ""
+        count = len(skipped_runs(route))
+        one = f", a bridge{carry} for the run skipped"
+        return {0: "", 1: one}.get(count, f", bridges{carry} for the {count} runs skipped")

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from viasd_calib.errors import SpecError
 from viasd_calib.files import write_bytes
 from viasd_calib.slim.linears import linear_of
+from viasd_calib.slim.parts.base import RoutePart, Sizes, register
+from viasd_calib.slim.plan import SlimPlan
 from viasd_calib.slim.tensors import read_tensors
 from viasd_calib.spec import HeadVocab, Route, tensor_file
 
@@ -77,31 +79,38 @@ def save_head_ids(ids: Tensor, path: Path, folder: Path) -> HeadVocab:
     return HeadVocab(size=len(ids), tensors=tensor_file(path, folder))
 
 
-def load_head_ids(route: Route, folder: Path, vocab_size: int) -> Tensor | None:
-    """The ids of a route's head vocabulary, whose spec lies in ``folder``; None where q' has q's whole head.
+@register
+class HeadVocabulary(RoutePart[Tensor]):
+    """Some output tokens alone: their verifier ids, [head vocabulary], long, rising."""
 
-    Returns:
-        [head vocabulary], long, rising.
+    name = "head_vocab"
+    title = "a head vocabulary"
+    contents = "its ids"
 
-    Raises:
-        SpecError: the file is damaged, or its ids are not what the spec says or not of the verifier's vocabulary.
-    """
-    if route.head_vocab is None:
-        return None
-    path, size = folder / route.head_vocab.tensors.path, route.head_vocab.size
-    what = "a head vocabulary"
-    try:
-        ids = read_tensors(path, what)[IDS]
-    except KeyError as error:
-        raise SpecError(f"{path} cannot be read as {what} ({error}); export the spec again") from error
-    if ids.shape != (size,) or ids.is_floating_point():
-        raise SpecError(
-            f"{path} holds {ids.dtype} {list(ids.shape)}, the spec names {size} token ids; export the spec again"
-        )
-    ids = ids.long()
-    if ids[0] < 0 or ids[-1] >= vocab_size or not bool((ids.diff() > 0).all()):
-        raise SpecError(
-            f"{path}: token ids must be given once each, in rising order, from 0 to {vocab_size - 1}; "
-            "export the spec again"
-        )
-    return ids
+    def load(self, route: Route, folder: Path, sizes: Sizes) -> Tensor:
+        entry = route.head_vocab
+        assert entry is not None, "asked of a route with a head vocabulary"
+        path, size, what = folder / entry.tensors.path, entry.size, "a head vocabulary"
+        try:
+            ids = read_tensors(path, what)[IDS]
+        except KeyError as error:
+            raise SpecError(f"{path} cannot be read as {what} ({error}); export the spec again") from error
+        if ids.shape != (size,) or ids.is_floating_point():
+            raise SpecError(
+                f"{path} holds {ids.dtype} {list(ids.shape)}, the spec names {size} token ids; export the spec again"
+            )
+        ids = ids.long()
+        if ids[0] < 0 or ids[-1] >= sizes.vocab or not bool((ids.diff() > 0).all()):
+            raise SpecError(
+                f"{path}: token ids must be given once each, in rising order, from 0 to {sizes.vocab - 1}; "
+                "export the spec again"
+            )
+        return ids
+
+    def install(self, plan: SlimPlan, held: Tensor) -> None:
+        """Gather the rows of q's head for these tokens, once."""
+        ids = held.to(plan.full.device)
+        plan.head = SlimHead(plan.full.head_rows(ids).detach(), ids)
+
+    def line(self, route: Route, layers: int) -> str:
+        return "" if route.head_vocab is None else f", {route.head_vocab.size:,} output tokens"

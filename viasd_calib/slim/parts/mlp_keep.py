@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from viasd_calib.errors import ModelError, SpecError
 from viasd_calib.files import write_bytes
-from viasd_calib.slim.forward import share_parameters
 from viasd_calib.slim.linears import linear_of
+from viasd_calib.slim.onednn_linear import refuse_packed
+from viasd_calib.slim.parts.base import RoutePart, Sizes, register
+from viasd_calib.slim.plan import SlimPlan, share_parameters
 from viasd_calib.slim.tensors import read_tensors
 from viasd_calib.spec import MlpWidths, Route, tensor_file
 
@@ -178,33 +180,43 @@ def save_widths(widths: Mapping[int, KeptNeurons], path: Path, folder: Path) -> 
     return MlpWidths(keep={layer: kept.keep for layer, kept in widths.items()}, tensors=tensor_file(path, folder))
 
 
-def load_widths(route: Route, folder: Path, neurons: int | None) -> dict[int, KeptNeurons]:
-    """The widths of a route whose spec lies in ``folder``, by layer; none where its MLPs are whole.
+@register
+class MlpKeep(RoutePart[Mapping[int, KeptNeurons] | nn.ModuleList]):
+    """Narrow MLPs: the neurons that are kept, by layer, or layers that have narrow MLPs already."""
 
-    Args:
-        neurons: of each of the verifier's MLPs; None for as many as the file names.
+    name = "mlp_keep"
+    title = "widths of MLPs"
+    contents = "their neurons"
 
-    Raises:
-        SpecError: the file is damaged, is not of the layers that the spec names, or does not fit the verifier.
-    """
-    if route.mlp_keep is None:
-        return {}
-    path, keep = folder / route.mlp_keep.tensors.path, route.mlp_keep.keep
-    orders = read_tensors(path, "orders of neurons")
-    if orders.keys() != {str(layer) for layer in keep}:
-        raise SpecError(
-            f"{path} is of layers {', '.join(sorted(orders))}, route.mlp_keep names others; export the spec again"
-        )
-    for layer, kept in keep.items():
-        order = orders[str(layer)]
-        count = order.numel() if neurons is None else neurons
-        if kept >= count:
+    def load(self, route: Route, folder: Path, sizes: Sizes) -> dict[int, KeptNeurons]:
+        entry = route.mlp_keep
+        assert entry is not None, "asked of a route with narrow MLPs"
+        path, keep = folder / entry.tensors.path, entry.keep
+        orders = read_tensors(path, "orders of neurons")
+        if orders.keys() != {str(layer) for layer in keep}:
             raise SpecError(
-                f"route.mlp_keep keeps {kept} neurons of layer {layer}, the verifier has {count}; "
-                f"give 1 to {count - 1}, or leave the layer out"
+                f"{path} is of layers {', '.join(sorted(orders))}, route.mlp_keep names others; export the spec again"
             )
-        if order.is_floating_point() or not torch.equal(order.long().sort().values, torch.arange(count)):
-            raise SpecError(
-                f"{path}: layer {layer} must name neurons 0 to {count - 1} once each; export the spec again"
-            )
-    return {layer: KeptNeurons(orders[str(layer)].long(), kept) for layer, kept in keep.items()}
+        for layer, kept in keep.items():
+            order = orders[str(layer)]
+            count = order.numel() if sizes.neurons is None else sizes.neurons
+            if kept >= count:
+                raise SpecError(
+                    f"route.mlp_keep keeps {kept} neurons of layer {layer}, the verifier has {count}; "
+                    f"give 1 to {count - 1}, or leave the layer out"
+                )
+            if order.is_floating_point() or not torch.equal(order.long().sort().values, torch.arange(count)):
+                raise SpecError(
+                    f"{path}: layer {layer} must name neurons 0 to {count - 1} once each; export the spec again"
+                )
+        return {layer: KeptNeurons(orders[str(layer)].long(), kept) for layer, kept in keep.items()}
+
+    def install(self, plan: SlimPlan, held: Mapping[int, KeptNeurons] | nn.ModuleList) -> None:
+        """Put q's neurons into the order of the route, and let q' run the first ones."""
+        if not isinstance(held, nn.ModuleList):
+            refuse_packed(plan.full.model)
+            held = narrow_layers(plan.layers, held).eval().requires_grad_(False)
+        plan.layers = held
+
+    def line(self, route: Route, layers: int) -> str:
+        return f" ({len(route.narrowed)} of them narrow)"

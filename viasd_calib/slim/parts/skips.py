@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+from viasd_calib.slim.parts.base import RoutePart, register
+from viasd_calib.slim.plan import SlimPlan
 from viasd_calib.spec import Route
 
 
@@ -54,3 +56,19 @@ def skipped_runs(route: Route) -> list[SkippedRun]:
     breaks = [place for place, (one, other) in enumerate(pairwise(numbers), start=1) if other != one + 1]
     edges = [0, *breaks, len(numbers)]
     return [SkippedRun(numbers[first], numbers[last - 1] + 1) for first, last in pairwise(edges)]
+
+
+@register
+class Skips(RoutePart[None]):
+    """Sublayers that are left out; its entries are ``attention_skip`` and ``mlp_skip`` of the route itself."""
+
+    name = "skips"
+    title = "skipped sublayers"
+    contents = "which"
+
+    def install(self, plan: SlimPlan, held: None = None) -> None:
+        plan.skipped.update(skipped_numbers(plan.route))
+
+    def line(self, route: Route, layers: int) -> str:
+        attention, mlp = layers - len(route.attention_skip), layers - len(route.mlp_skip)
+        return f"{attention} of {layers} attention and {mlp} of {layers} MLP sublayers kept"

@@ -15,7 +15,7 @@ from viasd_calib.ledger import Ledger
 from viasd_calib.progress import steps
 from viasd_calib.replay.agreement import JudgedPlaces, directly_after, judge_places, read_for_judging
 from viasd_calib.slim.cost import SublayerCosts, relative_cost, sublayer_costs
-from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.parts.skips import skipped_numbers
 from viasd_calib.traces.data import TraceDataModule, TraceText
 from viasd_calib.training.bridge_fit import BridgeFitter, all_streams
@@ -113,7 +113,7 @@ def _chosen(
     route = CHOICES[method](space, judge, seed)
     seconds = time.perf_counter() - begin
     bridges = judge.bridges(route)
-    routed = RoutedModel(judge.model.model, route, SlimParts(bridges=bridges))
+    routed = RoutedModel(judge.model.model, route, {"bridges": bridges})
     places = JudgedPlaces.joined(
         [
             judge_places(routed, routed.slim_sublayers, text, read_for_judging(routed, text), directly_after(text))

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from tests.tiny import LAYERS, TINY_FAMILIES, small_disk, tiny_model
 from viasd_calib.errors import SpecError, StorageError
 from viasd_calib.slim.cache import CacheWindow
-from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.loading import load_routed
 from viasd_calib.slim.parts.adapter import (
     DEFAULT_TARGETS,
     adapted_layers,
     adapter_ref,
     adapter_tensors,
-    load_slim_layers,
     save_adapter,
 )
+from viasd_calib.slim.parts.base import Sizes, load_parts
 from viasd_calib.spec import AdapterKind, AdapterRef, Route
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -69,7 +70,7 @@ def test_the_verifiers_own_layers_are_not_touched() -> None:
     adapter = make_adapter()
     assert [name for name, _ in model.named_modules()] == names
     assert torch.equal(states(RoutedModel(model), slim=False), before)
-    assert torch.equal(states(RoutedModel(model, Route(), SlimParts(adapter)), slim=False), before)
+    assert torch.equal(states(RoutedModel(model, Route(), {"adapter": adapter}), slim=False), before)
 
 
 def test_only_the_adapter_learns() -> None:
@@ -81,34 +82,34 @@ def test_only_the_adapter_learns() -> None:
 def test_a_new_adapter_changes_nothing() -> None:
     model = tiny_model()
     plain = states(RoutedModel(model, ROUTE), slim=True)
-    assert torch.equal(states(RoutedModel(model, ROUTE, SlimParts(make_adapter(None))), slim=True), plain)
+    assert torch.equal(states(RoutedModel(model, ROUTE, {"adapter": make_adapter(None)}), slim=True), plain)
 
 
 def test_a_trained_adapter_changes_the_slim_path_alone() -> None:
     model = tiny_model()
-    adapted, plain = RoutedModel(model, ROUTE, SlimParts(make_adapter())), RoutedModel(model, ROUTE)
+    adapted, plain = RoutedModel(model, ROUTE, {"adapter": make_adapter()}), RoutedModel(model, ROUTE)
     assert not torch.allclose(states(adapted, slim=True), states(plain, slim=True), atol=1e-2)
     assert torch.equal(states(adapted, slim=False), states(plain, slim=False))
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
-    layers = load_slim_layers(tiny_model(), saved(tmp_path), tmp_path)
+    layers = load_routed(tiny_model(), saved(tmp_path), tmp_path).slim_layers
     assert layers is not None
     assert not any(parameter.requires_grad for parameter in layers.parameters())
     assert not layers.training
-    expected = states(RoutedModel(tiny_model(), ROUTE, SlimParts(make_adapter())), slim=True)
-    assert torch.equal(states(RoutedModel(tiny_model(), ROUTE, SlimParts(layers)), slim=True), expected)
+    expected = states(RoutedModel(tiny_model(), ROUTE, {"adapter": make_adapter()}), slim=True)
+    assert torch.equal(states(RoutedModel(tiny_model(), ROUTE, {"adapter": layers}), slim=True), expected)
 
 
 @pytest.mark.parametrize("alpha", [1, 3])
 def test_the_adapters_scale_is_kept(tmp_path: Path, alpha: int) -> None:
-    layers = load_slim_layers(tiny_model(), saved(tmp_path, alpha=alpha), tmp_path)
-    expected = states(RoutedModel(tiny_model(), ROUTE, SlimParts(make_adapter(alpha=alpha))), slim=True)
-    torch.testing.assert_close(states(RoutedModel(tiny_model(), ROUTE, SlimParts(layers)), slim=True), expected)
+    layers = load_routed(tiny_model(), saved(tmp_path, alpha=alpha), tmp_path).slim_layers
+    expected = states(RoutedModel(tiny_model(), ROUTE, {"adapter": make_adapter(alpha=alpha)}), slim=True)
+    torch.testing.assert_close(states(RoutedModel(tiny_model(), ROUTE, {"adapter": layers}), slim=True), expected)
 
 
 def test_loaded_layers_share_the_verifiers_parameters_and_run_without_peft(tmp_path: Path) -> None:
-    layers = load_slim_layers(tiny_model(), saved(tmp_path), tmp_path)
+    layers = load_routed(tiny_model(), saved(tmp_path), tmp_path).slim_layers
     assert layers is not None
     theirs = {id(parameter) for parameter in tiny_model().get_decoder().layers.parameters()}
     own = [name for name, parameter in layers.named_parameters() if id(parameter) not in theirs]
@@ -120,10 +121,10 @@ def test_a_folded_adapter_says_the_same_in_copies_of_what_it_sits_on(tmp_path: P
     route = saved(tmp_path, alpha=3)
     assert route.adapter is not None
     folded = route.model_copy(update={"adapter": route.adapter.model_copy(update={"folded": True})})
-    plain, layers = (load_slim_layers(tiny_model(), one, tmp_path) for one in (route, folded))
+    plain, layers = (load_routed(tiny_model(), one, tmp_path).slim_layers for one in (route, folded))
     assert layers is not None
-    expected = states(RoutedModel(tiny_model(), ROUTE, SlimParts(plain)), slim=True)
-    torch.testing.assert_close(states(RoutedModel(tiny_model(), ROUTE, SlimParts(layers)), slim=True), expected)
+    expected = states(RoutedModel(tiny_model(), ROUTE, {"adapter": plain}), slim=True)
+    torch.testing.assert_close(states(RoutedModel(tiny_model(), ROUTE, {"adapter": layers}), slim=True), expected)
     theirs = {id(parameter) for parameter in tiny_model().get_decoder().layers.parameters()}
     own = {name for name, parameter in layers.named_parameters() if id(parameter) not in theirs}
     assert len(own) == LAYERS * len(TARGETS) - 3
@@ -148,22 +149,22 @@ def test_adapters_of_all_kinds_say_what_peft_says(tmp_path: Path, kind: AdapterK
     model = tiny_model(family=family)
     plain, before = states(RoutedModel(model, ROUTE), slim=True), states(RoutedModel(model), slim=False)
     trained = of_kind(kind, family)
-    torch.testing.assert_close(states(RoutedModel(model, ROUTE, SlimParts(trained)), slim=True), plain)
+    torch.testing.assert_close(states(RoutedModel(model, ROUTE, {"adapter": trained}), slim=True), plain)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in adapter_tensors(trained).values():
             tensor.copy_((tensor + 0.1 * torch.randn(tensor.shape, generator=draw)).to(torch.bfloat16))
-    said = states(RoutedModel(model, ROUTE, SlimParts(trained)), slim=True)
+    said = states(RoutedModel(model, ROUTE, {"adapter": trained}), slim=True)
     assert not torch.allclose(said, plain, atol=1e-2)
 
     path = tmp_path / "adapter.safetensors"
     save_adapter(trained, ROUTE, path)
     adapter = adapter_ref(path, tmp_path, *shape_of(kind), kind=kind, folded=kind == "dora")
-    layers = load_slim_layers(model, ROUTE.model_copy(update={"adapter": adapter}), tmp_path)
+    layers = load_routed(model, ROUTE.model_copy(update={"adapter": adapter}), tmp_path).slim_layers
     assert layers is not None
     assert not [module for module in layers.modules() if type(module).__module__.startswith("peft")]
     torch.testing.assert_close(
-        states(RoutedModel(model, ROUTE, SlimParts(layers)), slim=True), said, atol=1e-4, rtol=1e-4
+        states(RoutedModel(model, ROUTE, {"adapter": layers}), slim=True), said, atol=1e-4, rtol=1e-4
     )
     assert torch.equal(states(RoutedModel(model), slim=False), before)
 
@@ -191,7 +192,7 @@ def test_skipped_sublayers_are_not_stored(tmp_path: Path) -> None:
 
 
 def test_a_route_without_an_adapter_runs_the_verifiers_layers() -> None:
-    assert load_slim_layers(tiny_model(), ROUTE, Path("nowhere")) is None
+    assert load_parts(ROUTE, Path("nowhere"), Sizes.of_config(tiny_model().config)) == {}
 
 
 def test_targets_that_do_not_exist_are_refused() -> None:
@@ -225,7 +226,7 @@ def test_foreign_tensors_are_refused(tmp_path: Path, changes: dict[str, Tensor |
     route = saved(tmp_path)
     rewrite(tmp_path / "adapter.safetensors", changes)
     with pytest.raises(SpecError, match=rf"{next(iter(changes))}.*export the spec again"):
-        load_slim_layers(tiny_model(), route, tmp_path)
+        load_routed(tiny_model(), route, tmp_path)
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
@@ -233,10 +234,10 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "adapter.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(SpecError, match="cannot be read as adapter tensors"):
-        load_slim_layers(tiny_model(), route, tmp_path)
+        load_routed(tiny_model(), route, tmp_path)
     path.unlink()
     with pytest.raises(SpecError, match="cannot be read as adapter tensors"):
-        load_slim_layers(tiny_model(), route, tmp_path)
+        load_routed(tiny_model(), route, tmp_path)
 
 
 def test_a_full_disk_leaves_the_old_adapter(tmp_path: Path) -> None:

@@ -16,12 +16,14 @@ from tests.rounding import assert_near
 from tests.tiny import LAYERS, TINY_FAMILIES, random_bridges, tiny_model
 from viasd_calib.errors import SpecError
 from viasd_calib.slim.cache import CacheWindow
-from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.onednn_linear import OneDNNLinear, pack_linears
-from viasd_calib.slim.parts.bridges import Bridge, bridges_ref, load_bridges, save_bridges
+from viasd_calib.slim.parts.base import Sizes, load_parts
+from viasd_calib.slim.parts.bridges import Bridge, Bridges, bridges_ref, save_bridges
 from viasd_calib.slim.parts.skips import SkippedRun, skipped_runs
 from viasd_calib.spec import Route
 
+SIZES = Sizes.of_config(tiny_model().config)
 ROUTE = Route(attention_skip=[1, 2], mlp_skip=[1])
 HIDDEN = 16
 
@@ -42,7 +44,7 @@ def test_runs_are_what_is_skipped_and_do_not_touch(attention: list[int], mlp: li
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_a_bridge_adds_its_map_in_place_of_the_run(family: str) -> None:
     model, bridges = tiny_model(0, family), random_bridges(ROUTE)
-    routed = RoutedModel(model, ROUTE, SlimParts(bridges=bridges))
+    routed = RoutedModel(model, ROUTE, {"bridges": bridges})
     assert [(one.kind, one.index) for one in routed.slim_sublayers[2:4]] == [("bridge", 1), ("mlp", 2)]
     ids = torch.tensor([[5, 1, 7]])
     window = CacheWindow(routed.new_cache(3), 0, 3, 3)
@@ -64,7 +66,7 @@ def test_the_full_verifier_and_runs_without_a_bridge_stay_as_they_are() -> None:
     model = tiny_model()
     route = Route(attention_skip=[1], mlp_skip=[2])
     only_one = nn.ModuleDict({"mlp_2": random_bridges(route)["mlp_2"]})
-    routed = RoutedModel(model, route, SlimParts(bridges=only_one))
+    routed = RoutedModel(model, route, {"bridges": only_one})
     assert [one.kind for one in routed.slim_sublayers].count("bridge") == 1
     assert all(one.kind != "bridge" for one in routed.full_sublayers)
 
@@ -72,7 +74,7 @@ def test_the_full_verifier_and_runs_without_a_bridge_stay_as_they_are() -> None:
 @torch.inference_mode()
 def test_taps_inside_a_run_see_what_the_bridge_gives() -> None:
     bridges = random_bridges(Route(attention_skip=[1, 2], mlp_skip=[1, 2]))
-    routed = RoutedModel(tiny_model(), Route(attention_skip=[1, 2], mlp_skip=[1, 2]), SlimParts(bridges=bridges))
+    routed = RoutedModel(tiny_model(), Route(attention_skip=[1, 2], mlp_skip=[1, 2]), {"bridges": bridges})
     tapped = routed.slim(torch.tensor([[5]]), CacheWindow(routed.new_cache(1), 0, 1, 1), (1, 2, 3, LAYERS)).tapped
     before, inside, after, _ = tapped[0, 0]
     assert_near(after, before + bridges["attention_1"](before))
@@ -85,15 +87,14 @@ def test_what_is_saved_is_what_is_loaded(rank: int | None, carry: bool, tmp_path
     path, bridges = tmp_path / "bridges.safetensors", random_bridges(ROUTE, rank, carry)
     save_bridges(bridges, path)
     route = ROUTE.model_copy(update={"bridges": bridges_ref(path, tmp_path, rank, carry)})
-    loaded = load_bridges(tiny_model(), route, tmp_path)
-    assert loaded is not None
+    loaded = Bridges().load(route, tmp_path, SIZES)
     expected = bridges.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
 def test_a_route_without_bridges_reads_no_file() -> None:
-    assert load_bridges(tiny_model(), ROUTE, Path("nowhere")) is None
+    assert load_parts(ROUTE, Path("nowhere"), SIZES) == {}
 
 
 @pytest.mark.parametrize("harm", ["missing", "foreign", "shape", "damaged"])
@@ -113,13 +114,13 @@ def test_tensors_that_do_not_fit_are_refused(harm: str, tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:20])
     route = ROUTE.model_copy(update={"bridges": bridges_ref(path, tmp_path, None)})
     with pytest.raises(SpecError, match="export the spec again"):
-        load_bridges(tiny_model(), route, tmp_path)
+        Bridges().load(route, tmp_path, SIZES)
 
 
 def test_bridges_are_packed_with_the_rest() -> None:
     bridges = random_bridges(ROUTE)
     expected = bridges["attention_1"](torch.ones(1, HIDDEN))
-    pack_linears(RoutedModel(tiny_model(), ROUTE, SlimParts(bridges=bridges)).slim_networks)
+    pack_linears(RoutedModel(tiny_model(), ROUTE, {"bridges": bridges}).slim_networks)
     bridge = bridges["attention_1"]
     assert isinstance(bridge, Bridge)
     assert isinstance(bridge.up, OneDNNLinear)

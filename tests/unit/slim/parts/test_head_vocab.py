@@ -16,13 +16,15 @@ from torch import Tensor
 from tests.tiny import TINY_FAMILIES, VOCAB, tiny_model
 from viasd_calib.errors import ModelError, SpecError
 from viasd_calib.slim.backends import prepare
-from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.loading import load_routed
 from viasd_calib.slim.onednn_linear import OneDNNLinear, can_pack
 from viasd_calib.slim.parts.adapter import adapted_layers
-from viasd_calib.slim.parts.head_vocab import IDS, load_head_ids, over_vocabulary, save_head_ids
+from viasd_calib.slim.parts.base import Sizes, load_parts
+from viasd_calib.slim.parts.head_vocab import IDS, HeadVocabulary, over_vocabulary, save_head_ids
 from viasd_calib.spec import Route
 
+SIZES = Sizes.of_config(tiny_model().config)
 IDS_OF_SOME = torch.tensor([2, 5, 6, 11, 23])
 STATES = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
 
@@ -51,7 +53,7 @@ def test_a_part_over_the_whole_vocabulary(part: list[int], rows: int) -> None:
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_logits_are_the_verifiers_own_for_some_tokens(family: str) -> None:
     model = tiny_model(family=family)
-    routed = RoutedModel(model, slim=SlimParts(head_ids=IDS_OF_SOME))
+    routed = RoutedModel(model, held={"head_vocab": IDS_OF_SOME})
     whole = RoutedModel(model).logits(STATES)
     assert torch.equal(routed.logits(STATES), whole)  # q has its whole head
     check_logits(routed.slim_logits(STATES), whole)
@@ -66,7 +68,7 @@ def test_without_ids_the_head_is_the_verifiers() -> None:
 def test_rows_are_gathered_once_and_the_whole_head_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     model = copy.deepcopy(tiny_model())
     whole = RoutedModel(model).logits(STATES)
-    routed = RoutedModel(model, slim=SlimParts(head_ids=IDS_OF_SOME))
+    routed = RoutedModel(model, held={"head_vocab": IDS_OF_SOME})
     monkeypatch.setattr(RoutedModel, "head_rows", lambda *_: pytest.fail("rows were gathered in a pass"))
     model.lm_head.register_forward_hook(lambda *_: pytest.fail("the whole head was run"))
     check_logits(routed.slim_logits(STATES), whole)
@@ -78,13 +80,13 @@ def test_a_packed_head_says_the_same() -> None:
     model = copy.deepcopy(tiny_model())
     whole = RoutedModel(model).logits(STATES)
     slim_layers = adapted_layers(model.get_decoder().layers, 2, 4, ["q_proj"])
-    routed = RoutedModel(model, Route(), SlimParts(slim_layers, head_ids=IDS_OF_SOME))
+    routed = RoutedModel(model, Route(), {"adapter": slim_layers, "head_vocab": IDS_OF_SOME})
     prepare((model, *routed.slim_networks), "packed", routed.device, routed.dtype)
-    *layers, _, head = routed.slim_networks
+    *layers, head = routed.slim_networks
     assert layers == list(slim_layers)
     assert isinstance(head.linear, OneDNNLinear)
     check_logits(routed.slim_logits(STATES), whole)
-    check_logits(RoutedModel(model, slim=SlimParts(head_ids=IDS_OF_SOME)).slim_logits(STATES), whole)
+    check_logits(RoutedModel(model, held={"head_vocab": IDS_OF_SOME}).slim_logits(STATES), whole)
 
 
 def saved(folder: Path) -> Route:
@@ -96,12 +98,12 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     route = saved(tmp_path)
     assert route.head_vocab is not None
     assert (route.head_vocab.size, route.head_vocab.tensors.path) == (5, "slim/head.safetensors")
-    ids = load_head_ids(route, tmp_path, VOCAB)
+    ids = HeadVocabulary().load(route, tmp_path, SIZES)
     assert ids is not None
     assert torch.equal(ids, IDS_OF_SOME)
     routed = load_routed(tiny_model(), route, tmp_path)
     check_logits(routed.slim_logits(STATES), routed.logits(STATES))
-    assert load_head_ids(Route(), Path("nowhere"), VOCAB) is None
+    assert load_parts(Route(), Path("nowhere"), SIZES) == {}
 
 
 def test_a_route_without_its_ids_is_refused(tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_foreign_ids_are_refused(tmp_path: Path, tensors: dict[str, Tensor], com
     route = saved(tmp_path)
     save_file(tensors, tmp_path / "slim" / "head.safetensors")
     with pytest.raises(SpecError, match=rf"head\.safetensors.*{complaint}.*export the spec again"):
-        load_head_ids(route, tmp_path, VOCAB)
+        HeadVocabulary().load(route, tmp_path, SIZES)
 
 
 @pytest.mark.parametrize("keep", [0, 20])
@@ -136,4 +138,4 @@ def test_a_damaged_file_is_refused(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "slim" / "head.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(SpecError, match="cannot be read as a head vocabulary"):
-        load_head_ids(route, tmp_path, VOCAB)
+        HeadVocabulary().load(route, tmp_path, SIZES)

@@ -20,14 +20,15 @@ from viasd_calib.errors import ModelError, SpecError
 from viasd_calib.slim.backends import prepare
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.compiled import CompiledModel
-from viasd_calib.slim.forward import RoutedModel, SlimParts
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.loading import load_routed
 from viasd_calib.slim.onednn_linear import can_pack
 from viasd_calib.slim.parts.adapter import adapted_layers, adapter_ref, adapter_tensors, save_adapter
+from viasd_calib.slim.parts.base import Sizes, load_parts
 from viasd_calib.slim.parts.mlp_keep import (
     KeptNeurons,
+    MlpKeep,
     NarrowMLP,
-    load_widths,
     narrow_layers,
     neuron_order,
     save_widths,
@@ -54,7 +55,7 @@ def logits(routed: RoutedModel, *, slim: bool) -> Tensor:
 
 
 def narrowed(model: PreTrainedModel, widths: dict[int, KeptNeurons]) -> RoutedModel:
-    return RoutedModel(model, slim=SlimParts(narrow_layers(model.get_decoder().layers, widths)))
+    return RoutedModel(model, held={"mlp_keep": narrow_layers(model.get_decoder().layers, widths)})
 
 
 def without_neurons(model: PreTrainedModel, widths: dict[int, KeptNeurons]) -> PreTrainedModel:
@@ -140,6 +141,7 @@ def saved(folder: Path, widths: dict[int, KeptNeurons], route: Route | None = No
     return (route or Route()).model_copy(update={"mlp_keep": reference})
 
 
+SIZES = Sizes.of_config(tiny_model().config)
 WIDTHS = {1: kept(9, seed=1), 3: kept(20, seed=3)}
 
 
@@ -150,7 +152,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     model = copy.deepcopy(tiny_model())
     cut = logits(RoutedModel(without_neurons(model, WIDTHS), Route(mlp_skip=[2])), slim=True)
     close(logits(load_routed(model, route, tmp_path), slim=True), cut)
-    assert load_widths(Route(), Path("nowhere"), NEURONS) == {}
+    assert load_parts(Route(), Path("nowhere"), SIZES) == {}
 
 
 TARGETS = ["q_proj", "gate_proj", "up_proj", "down_proj"]
@@ -167,7 +169,9 @@ def adapted(model: PreTrainedModel, folder: Path) -> tuple[RoutedModel, Route]:
     route = saved(folder, WIDTHS, Route(attention_skip=[2]))
     save_adapter(trained, route, folder / "adapter.safetensors")
     reference = adapter_ref(folder / "adapter.safetensors", folder, 2, 4, TARGETS)
-    return RoutedModel(model, route, SlimParts(trained)), route.model_copy(update={"adapter": reference})
+    return RoutedModel(model, route, {"mlp_keep": layers, "adapter": trained}), route.model_copy(
+        update={"adapter": reference}
+    )
 
 
 @pytest.mark.parametrize("folded", [False, True])
@@ -204,8 +208,8 @@ def test_packed_narrow_mlps_say_the_same(tmp_path: Path, family: str) -> None:
 def test_the_compiled_backend_runs_narrow_mlps() -> None:
     model = copy.deepcopy(tiny_model())
     layers = narrow_layers(model.get_decoder().layers, WIDTHS)
-    compiled = CompiledModel(model, slim=SlimParts(layers), compiler=lambda run: run)
-    close(logits(compiled, slim=True), logits(RoutedModel(model, slim=SlimParts(layers)), slim=True))
+    compiled = CompiledModel(model, held={"mlp_keep": layers}, compiler=lambda run: run)
+    close(logits(compiled, slim=True), logits(RoutedModel(model, held={"mlp_keep": layers}), slim=True))
     assert compiled.slim_sublayers is not compiled.full_sublayers
 
 
@@ -231,7 +235,7 @@ def test_foreign_orders_are_refused(tmp_path: Path, tensors: dict[str, Tensor], 
     route = saved(tmp_path, WIDTHS)
     save_file(tensors, tmp_path / "slim" / "widths.safetensors")
     with pytest.raises(SpecError, match=rf"widths\.safetensors.*{complaint}.*export the spec again"):
-        load_widths(route, tmp_path, NEURONS)
+        MlpKeep().load(route, tmp_path, SIZES)
 
 
 @pytest.mark.parametrize("size", [0, 20])
@@ -240,11 +244,11 @@ def test_a_damaged_file_is_refused(tmp_path: Path, size: int) -> None:
     path = tmp_path / "slim" / "widths.safetensors"
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(SpecError, match="cannot be read as orders of neurons"):
-        load_widths(route, tmp_path, NEURONS)
+        MlpKeep().load(route, tmp_path, SIZES)
 
 
 @pytest.mark.parametrize("keep", [NEURONS, NEURONS + 1])
 def test_no_fewer_neurons_than_there_are_is_refused(tmp_path: Path, keep: int) -> None:
     route = saved(tmp_path, {1: kept(keep)})
     with pytest.raises(SpecError, match=rf"keeps {keep} neurons of layer 1, .* 32; give 1 to 31, or leave the layer"):
-        load_widths(route, tmp_path, NEURONS)
+        MlpKeep().load(route, tmp_path, SIZES)

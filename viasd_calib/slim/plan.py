@@ -1,0 +1,133 @@
+"""The plan of what q' runs: made as q is, then changed by each part of a route in turn."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor, nn
+
+from viasd_calib.slim.families import LayerType
+from viasd_calib.spec import Route
+
+if TYPE_CHECKING:
+    from viasd_calib.slim.forward import RoutedModel
+    from viasd_calib.slim.parts.head_vocab import SlimHead
+
+SublayerKind = Literal["attention", "mlp", "bridge"]
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """One attention or MLP sublayer of a decoder layer, or what stands in for a run of them.
+
+    Attributes:
+        index: of the decoder layer; of the first one that a bridge stands in for.
+        layer: the decoder layer, or the bridge.
+        end: number of the sublayer that runs after it in q (:class:`~viasd_calib.slim.parts.skips.SkippedRun`).
+    """
+
+    kind: SublayerKind
+    index: int
+    layer: nn.Module
+    layer_type: LayerType
+    end: int
+
+
+class StandIn(nn.Module):
+    """What q' runs in place of a run of sublayers.
+
+    ``forward`` gives what the run would have added to the residual stream: [..., hidden] -> [..., hidden].
+    """
+
+    def onward(self, stream: Tensor) -> Tensor:
+        """What is added to that from the stream after the run at the previous token: [..., hidden] -> [..., hidden].
+
+        Asked only of a module whose run's end is among :attr:`SlimPlan.kept_streams`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads no state of the previous token")
+
+
+class SlimPlan:
+    """What q' runs. Sublayers are counted as in :class:`~viasd_calib.slim.parts.skips.SkippedRun`.
+
+    Args:
+        layers: q's own.
+        layer_types: of each layer.
+        route: whose parts are installed.
+        full: q, opened; None where a list of sublayers is all that is wanted.
+
+    Attributes:
+        layers: the layers whose sublayers q' runs; a part that changes modules puts copies here
+            (:func:`share_parameters`), so that q's own stay as they are.
+        skipped: numbers of the sublayers that q' leaves out.
+        stand_ins: what runs in place of skipped sublayers, with the number after the last one, by the first's number.
+        kept_streams: numbers of the sublayers before which passes keep the residual stream in the cache, one slot each.
+        head: the output head of q'; None for q's own.
+        networks: further modules for a backend to prepare, beside layers and head.
+
+    Example:
+        >>> plan = SlimPlan(nn.ModuleList([nn.Identity()]), ["full_attention"])
+        >>> plan.skipped.add(0)
+        >>> [(sublayer.kind, sublayer.index) for sublayer in plan.sublayers()]
+        [('mlp', 0)]
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module] | nn.ModuleList,
+        layer_types: Iterable[LayerType],
+        route: Route | None = None,
+        full: RoutedModel | None = None,
+    ) -> None:
+        self._own_layers = layers
+        self.layers: Sequence[nn.Module] | nn.ModuleList = layers
+        self._layer_types = [*layer_types]
+        self._full = full
+        self.route = route or Route()
+        self.skipped: set[int] = set()
+        self.stand_ins: dict[int, tuple[int, StandIn]] = {}
+        self.kept_streams: list[int] = []
+        self.head: SlimHead | None = None
+        self.networks: list[nn.Module] = []
+
+    @property
+    def full(self) -> RoutedModel:
+        """q, opened."""
+        assert self._full is not None, "a plan for passes is made of an opened model"
+        return self._full
+
+    def place(self, module: nn.Module) -> None:
+        """Bring a module to where q's weights are, in their number format."""
+        if self._full is not None:
+            module.to(device=self._full.device, dtype=self._full.dtype)
+
+    def sublayers(self) -> list[Sublayer]:
+        """What q' runs, in order."""
+        planned: list[Sublayer] = []
+        for index, (layer, layer_type) in enumerate(zip(self.layers, self._layer_types, strict=True)):
+            kinds: tuple[SublayerKind, ...] = ("attention", "mlp")
+            for number, kind in enumerate(kinds, start=2 * index):
+                if number in self.stand_ins:
+                    end, module = self.stand_ins[number]
+                    planned.append(Sublayer("bridge", index, module, layer_type, end))
+                elif number not in self.skipped:
+                    planned.append(Sublayer(kind, index, layer, layer_type, number + 1))
+        return planned
+
+    def own_networks(self) -> tuple[nn.Module, ...]:
+        """What q' runs beside q's own modules."""
+        layers = () if self.layers is self._own_layers else tuple(self.layers)
+        heads = () if self.head is None else (self.head,)
+        return (*layers, *self.networks, *heads)
+
+
+def share_parameters(module: nn.Module) -> nn.Module:
+    """A copy of a module's structure that holds the very same parameters.
+
+    What a part changes is changed in the copy, so that q's own modules stay as they are.
+    """
+    memo = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, memo)
