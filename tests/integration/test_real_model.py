@@ -10,7 +10,6 @@ import torch
 
 from tests.tiny import random_gate, transformers_text
 from viasd_calib.cli import main
-from viasd_calib.cli.prompt_choice import load_prompts, of_split, take_turns
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine, load_engine, three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
@@ -20,6 +19,7 @@ from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.models import encode_prompt
+from viasd_calib.pipeline.prompt_choice import load_prompts, of_split, take_turns
 from viasd_calib.prompts import EMBEDDED
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Decoding, Gates, Route

@@ -43,6 +43,7 @@ PACKAGES = [
     "profiling",
     "calibration",
     "evaluation",
+    "pipeline",
     "cli",
     "__main__",
 ]

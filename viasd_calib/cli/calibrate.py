@@ -9,16 +9,16 @@ from pathlib import Path
 from rich.console import Console
 
 from viasd_calib.choices import FRACTIONS
-from viasd_calib.cli import lazy_types
-from viasd_calib.cli.checks import check_fit_folder, check_model, check_out_folder
 from viasd_calib.cli.notices import notice_resumed, say_written
-from viasd_calib.cli.numbers import Count, DraftLength, Inside, MaxPending, Share
-from viasd_calib.cli.prompt_choice import check_limit, check_prompts, load_prompts, of_split
 from viasd_calib.devices import check_device
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
 from viasd_calib.files import read_json, write_json
 from viasd_calib.ledger import ledger_beside
+from viasd_calib.pipeline import lazy_types
+from viasd_calib.pipeline.checks import check_fit_folder, check_model, check_out_folder
+from viasd_calib.pipeline.numbers import Count, DraftLength, Inside, MaxPending, Share
+from viasd_calib.pipeline.prompt_choice import check_limit, check_prompts, load_prompts, of_split
 from viasd_calib.profiling.profile import PassShape, ProfileSettings
 from viasd_calib.prompt_copies import known_prompts, normalised_sha256, short_hashes
 from viasd_calib.prompts import EMBEDDED, Prompt, SplitShares, draw_prompts, select_split, split_sha256
@@ -104,11 +104,11 @@ def calibrate(
     from viasd_calib.calibration.certify import certify
     from viasd_calib.calibration.draft_length import PassCosts, best_stop
     from viasd_calib.calibration.policy_timing import time_policies, with_bound, without_slim
-    from viasd_calib.cli.fitted import decoder_at, open_fit
     from viasd_calib.decoding.decoder import Decoder
     from viasd_calib.evaluation.frontier import load_frontier
     from viasd_calib.hardware import hardware
     from viasd_calib.models import load_verifier
+    from viasd_calib.pipeline.fitted import decoder_at, open_fit
 
     folder = Path(fit) if cost is None else Path(fit) / load_frontier(Path(fit)).best(cost).folder
     fitted = read_json(FitArtifact, folder / FIT_FILE, "viasd fit")

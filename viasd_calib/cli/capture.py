@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from viasd_calib.choices import SMOLLM2
-from viasd_calib.cli import lazy_types
-from viasd_calib.cli.checks import check_draft, check_model, check_out_folder, check_spec, read_sampling_options
 from viasd_calib.cli.notices import say_written
-from viasd_calib.cli.numbers import Count, Nonnegative, Seed
-from viasd_calib.cli.prompt_choice import check_limit, check_prompts, load_prompts, of_split
 from viasd_calib.devices import check_device
 from viasd_calib.errors import SpecError
+from viasd_calib.pipeline import lazy_types
+from viasd_calib.pipeline.checks import check_draft, check_model, check_out_folder, check_spec, read_sampling_options
+from viasd_calib.pipeline.numbers import Count, Nonnegative, Seed
+from viasd_calib.pipeline.prompt_choice import check_limit, check_prompts, load_prompts, of_split
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares, draw_prompts
 from viasd_calib.spec import Audit, DType, RoutingSpec
 from viasd_calib.tables import new_table

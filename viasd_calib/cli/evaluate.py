@@ -9,18 +9,19 @@ from statistics import median
 from rich.console import Console
 
 from viasd_calib.choices import BENCH_METHODS, Backend, MethodName
-from viasd_calib.cli import command_line, lazy_types
-from viasd_calib.cli.checks import check_bench, check_calibrate_folder, check_out_file, check_spec
-from viasd_calib.cli.lists import parse_methods
+from viasd_calib.cli import command_line
 from viasd_calib.cli.notices import notice_resumed, notice_uncertified, say_written
-from viasd_calib.cli.numbers import Count, Seed
-from viasd_calib.cli.prompt_choice import check_prompts, choose_unseen, notice_other_prompts
 from viasd_calib.devices import check_device
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.provenance import check_policy
 from viasd_calib.file_names import CALIBRATE_FILE
 from viasd_calib.files import read_json, write_json
 from viasd_calib.ledger import ledger_beside
+from viasd_calib.pipeline import lazy_types
+from viasd_calib.pipeline.checks import check_bench, check_calibrate_folder, check_out_file, check_spec
+from viasd_calib.pipeline.lists import parse_methods
+from viasd_calib.pipeline.numbers import Count, Seed
+from viasd_calib.pipeline.prompt_choice import check_prompts, choose_unseen, notice_other_prompts
 from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, split_sha256, step_names
 from viasd_calib.spec import Audit, DType, file_sha256
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from viasd_calib.cli import lazy_types
-from viasd_calib.cli.checks import check_bench, check_calibrate_folder, check_out_file
 from viasd_calib.cli.notices import say_written
 from viasd_calib.devices import check_device
 from viasd_calib.errors import SpecError
 from viasd_calib.file_names import CALIBRATE_FILE
 from viasd_calib.files import copy_file, read_json
+from viasd_calib.pipeline import lazy_types
+from viasd_calib.pipeline.checks import check_bench, check_calibrate_folder, check_out_file
 from viasd_calib.shipped import shipped
 from viasd_calib.spec import (
     Audit,
@@ -80,11 +80,11 @@ def export(
         check_bench("--evidence", evidence)
 
     from viasd_calib.calibration.artifacts import CalibrateArtifact, load_fit_of
-    from viasd_calib.cli.fitted import verifier_of
     from viasd_calib.draft.places import draft_at
     from viasd_calib.evaluation.bench import load_bench
     from viasd_calib.evaluation.provenance import check_evidence
     from viasd_calib.models import DTYPE_NAMES, load_verifier
+    from viasd_calib.pipeline.fitted import verifier_of
     from viasd_calib.slim.cost import relative_cost
     from viasd_calib.slim.loading import load_ready
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from viasd_calib.cli import lazy_types
 from viasd_calib.cli.configurations import with_shipped_configurations
 from viasd_calib.cli.fit_options import check_devices, check_given, given_options, last_checkpoint
 from viasd_calib.cli.parser import with_underscores
 from viasd_calib.errors import CalibrationError
+from viasd_calib.pipeline import lazy_types
 
 
 def fit(words: Sequence[str], _load: lazy_types.LoadVerifier | None = None) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from viasd_calib.cli.checks import check_model, check_out_folder, check_traces
 from viasd_calib.cli.configurations import flattened, read_configuration
-from viasd_calib.cli.usage import dashed
 from viasd_calib.errors import CalibrationError
+from viasd_calib.pipeline.checks import check_model, check_out_folder, check_traces
+from viasd_calib.pipeline.lists import dashed
 
 PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 NOTHING = (

@@ -9,11 +9,11 @@ from rich.console import Console
 
 from viasd_calib.calibration.artifacts import FitArtifact, save_scores
 from viasd_calib.calibration.gate_fitting import FittedGates, fit_gates
-from viasd_calib.cli.lists import runs
 from viasd_calib.cli.notices import say_written
 from viasd_calib.draft.places import draft_at, draft_from
 from viasd_calib.file_names import ADAPTER_FILE, BRIDGES_FILE, FIT_FILE, HEAD_VOCAB_FILE, MLP_KEEP_FILE
 from viasd_calib.files import write_json
+from viasd_calib.pipeline.lists import runs
 from viasd_calib.prompt_copies import short_hashes
 from viasd_calib.prompts import SplitShares, combined_sha256
 from viasd_calib.slim.forward import RoutedModel

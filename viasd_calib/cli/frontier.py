@@ -11,19 +11,19 @@ from pydantic import Field, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from viasd_calib.cli import lazy_types
-from viasd_calib.cli.checks import check_model, check_out_folder
 from viasd_calib.cli.configurations import with_shipped_configurations
 from viasd_calib.cli.fit import fit
 from viasd_calib.cli.fit_options import check_given, given_options
-from viasd_calib.cli.lists import runs
-from viasd_calib.cli.loading import SharedVerifiers
 from viasd_calib.cli.notices import say_written
 from viasd_calib.cli.parser import LogitStatistics, with_underscores
 from viasd_calib.devices import check_device
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import FIT_FILE, FRONTIER_FILE
 from viasd_calib.files import read_json, write_json
+from viasd_calib.pipeline import lazy_types
+from viasd_calib.pipeline.checks import check_model, check_out_folder
+from viasd_calib.pipeline.lists import runs
+from viasd_calib.pipeline.loading import SharedVerifiers
 from viasd_calib.spec import DType
 from viasd_calib.tables import new_table
 

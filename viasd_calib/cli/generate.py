@@ -10,13 +10,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from viasd_calib.choices import Backend, MethodName
-from viasd_calib.cli import lazy_types
-from viasd_calib.cli.checks import check_spec, read_sampling_options
 from viasd_calib.cli.notices import notice_uncertified
-from viasd_calib.cli.numbers import Count, Nonnegative, OptionalCount, Positive, Seed, Share, ShareOrNone
 from viasd_calib.cli.printing import print_answer, print_tiers
 from viasd_calib.devices import check_device
 from viasd_calib.errors import PromptError
+from viasd_calib.pipeline import lazy_types
+from viasd_calib.pipeline.checks import check_spec, read_sampling_options
+from viasd_calib.pipeline.numbers import Count, Nonnegative, OptionalCount, Positive, Seed, Share, ShareOrNone
 from viasd_calib.prompts import Prompt
 from viasd_calib.prompts.problems import complaints
 from viasd_calib.spec import Audit, DType

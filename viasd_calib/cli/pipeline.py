@@ -10,22 +10,22 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
 from viasd_calib.choices import FRACTIONS, SMOLLM2, MethodName
-from viasd_calib.cli import lazy_types
 from viasd_calib.cli.calibrate import WORTH_PROMPTS, WORTH_TOKENS, calibrate, refuse_too_few
 from viasd_calib.cli.capture import capture
-from viasd_calib.cli.checks import check_draft, check_model, check_out_folder
 from viasd_calib.cli.configurations import flattened, read_configuration
 from viasd_calib.cli.evaluate import bench, report
 from viasd_calib.cli.export import export, record_evidence, validate
 from viasd_calib.cli.fit import fit
 from viasd_calib.cli.fit_options import check_given
 from viasd_calib.cli.generate import answer, command_line_prompt
-from viasd_calib.cli.loading import SharedVerifiers
 from viasd_calib.cli.notices import announce
-from viasd_calib.cli.numbers import Count, Inside, Share
-from viasd_calib.cli.prompt_choice import check_limit, of_split, take_turns
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
 from viasd_calib.files import read_json
+from viasd_calib.pipeline import lazy_types
+from viasd_calib.pipeline.checks import check_draft, check_model, check_out_folder
+from viasd_calib.pipeline.loading import SharedVerifiers
+from viasd_calib.pipeline.numbers import Count, Inside, Share
+from viasd_calib.pipeline.prompt_choice import check_limit, of_split, take_turns
 from viasd_calib.prompt_copies import without_copies
 from viasd_calib.prompts import EMBEDDED, Prompt, draw_prompts, read_prompts
 from viasd_calib.shipped import shipped_configuration

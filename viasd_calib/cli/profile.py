@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from viasd_calib.choices import Backend
-from viasd_calib.cli.checks import check_out_file, check_spec
 from viasd_calib.cli.notices import say_written
 from viasd_calib.devices import check_device
 from viasd_calib.errors import PlanningError
 from viasd_calib.evaluation.pictures import picture_format
+from viasd_calib.pipeline.checks import check_out_file, check_spec
 from viasd_calib.profiling.profile import LatencyProfile, Measured, ProfileSettings, RoundPart, save_profile
 from viasd_calib.spec import DType
 from viasd_calib.tables import new_table

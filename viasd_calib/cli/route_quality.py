@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from viasd_calib.choices import Backend
-from viasd_calib.cli import lazy_types
-from viasd_calib.cli.checks import check_out_file, check_spec
 from viasd_calib.cli.notices import say_written
-from viasd_calib.cli.numbers import Count
-from viasd_calib.cli.prompt_choice import check_prompts, choose_unseen
 from viasd_calib.devices import check_device
 from viasd_calib.files import write_json
+from viasd_calib.pipeline import lazy_types
+from viasd_calib.pipeline.checks import check_out_file, check_spec
+from viasd_calib.pipeline.numbers import Count
+from viasd_calib.pipeline.prompt_choice import check_prompts, choose_unseen
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares
 from viasd_calib.spec import DType
 from viasd_calib.tables import new_table

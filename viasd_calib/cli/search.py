@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from viasd_calib.choices import SEARCH_METHODS
-from viasd_calib.cli import lazy_types
-from viasd_calib.cli.checks import check_model, check_out_file, check_traces
-from viasd_calib.cli.lists import parse_methods, split_names
 from viasd_calib.cli.notices import notice_resumed, say_written
-from viasd_calib.cli.numbers import Count, Inside, Seed, Share
 from viasd_calib.devices import check_device
 from viasd_calib.errors import CalibrationError
 from viasd_calib.ledger import ledger_beside
+from viasd_calib.pipeline import lazy_types
+from viasd_calib.pipeline.checks import check_model, check_out_file, check_traces
+from viasd_calib.pipeline.lists import parse_methods, split_names
+from viasd_calib.pipeline.numbers import Count, Inside, Seed, Share
 from viasd_calib.prompts import Split, SplitShares, combined_sha256
 from viasd_calib.spec import DType, first_problem
 from viasd_calib.tables import new_table

@@ -11,26 +11,18 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from viasd_calib.pipeline.lists import dashed
+
 NUMBERS = {int: "a whole number", float: "a number"}
 WORDS = {bool: "true or false", str: "text", NoneType: "null"}
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-
-
-def dashed(name: str) -> str:
-    """An option as it is shown: ``max_new_tokens`` or ``--max_new_tokens`` as ``--max-new-tokens``.
-
-    Example:
-        >>> dashed("capture_step.max_new_tokens")
-        '--capture-step.max-new-tokens'
-    """
-    return "--" + name.removeprefix("--").replace("_", "-")
 
 
 def type_words(kind: Any) -> str:
     """What an option of a type takes.
 
     Example:
-        >>> from viasd_calib.cli.numbers import Count, Inside
+        >>> from viasd_calib.pipeline.numbers import Count, Inside
         >>> type_words(Count | None), type_words(Inside), type_words(Literal["a", "b"])
         ('a whole number, at least 1, or null', 'a number above 0 and below 1', 'one of a, b')
     """

@@ -16,11 +16,11 @@ from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.calibration.losses import diverging
 from viasd_calib.cli import main, router_cli
 from viasd_calib.cli.fit import fit
-from viasd_calib.cli.fitted import open_fit
 from viasd_calib.cli.rounds import settings_like
 from viasd_calib.file_names import FIT_FILE, SCORES_FILE
 from viasd_calib.files import read_json
 from viasd_calib.models import load_verifier
+from viasd_calib.pipeline.fitted import open_fit
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces import capture as capturing
 from viasd_calib.traces.capture import capture

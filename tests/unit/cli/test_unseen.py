@@ -13,10 +13,10 @@ from tests.tiny import TinyFolder, constant_gate, tiny_spec, verifier_ref
 from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.cli import main
 from viasd_calib.cli.calibrate import refuse_learned_from
-from viasd_calib.cli.prompt_choice import choose_unseen, notice_other_prompts
 from viasd_calib.errors import CalibrationError
 from viasd_calib.evaluation.bench import load_bench
 from viasd_calib.evaluation.provenance import PromptsMeasured
+from viasd_calib.pipeline.prompt_choice import choose_unseen, notice_other_prompts
 from viasd_calib.prompt_copies import normalised_sha256, short_hashes
 from viasd_calib.prompts import Prompt, Split, split_sha256
 from viasd_calib.spec import PromptHashes, Route, load_spec, save_spec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from viasd_calib.cli import lazy_types
+from viasd_calib.pipeline import lazy_types
 from viasd_calib.spec import DType
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from viasd_calib.cli.usage import dashed
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.draft.places import LOOKUP, named_model, prefix_and_model, relocated
 from viasd_calib.errors import (
@@ -23,6 +22,7 @@ from viasd_calib.errors import (
 from viasd_calib.evaluation.provenance import Provenance, read_document
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, FRONTIER_FILE, MANIFEST
 from viasd_calib.model_names import beside, model_path
+from viasd_calib.pipeline.lists import dashed
 from viasd_calib.shipped import shipped
 from viasd_calib.spec import RoutingSpec, load_spec
 

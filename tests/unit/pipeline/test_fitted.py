@@ -5,8 +5,8 @@ import warnings
 import pytest
 
 from tests.tiny import verifier_ref
-from viasd_calib.cli.fitted import verifier_of
 from viasd_calib.errors import WeightsWarning
+from viasd_calib.pipeline.fitted import verifier_of
 
 ONE, OTHER = "1" * 64, "2" * 64
 

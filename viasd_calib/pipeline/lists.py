@@ -1,4 +1,4 @@
-"""Lists of names or numbers, as options take them and as tables print them."""
+"""Names and numbers as options take them and as tables print them."""
 
 from __future__ import annotations
 
@@ -53,3 +53,13 @@ def runs(places: Sequence[int]) -> str:
     ends = [place for place in places if place + 1 not in places]
     words = (str(begin) if begin == end else f"{begin}-{end}" for begin, end in zip(begins, ends, strict=True))
     return ", ".join(words) or "none"
+
+
+def dashed(name: str) -> str:
+    """An option as it is shown: ``max_new_tokens`` or ``--max_new_tokens`` as ``--max-new-tokens``.
+
+    Example:
+        >>> dashed("capture_step.max_new_tokens")
+        '--capture-step.max-new-tokens'
+    """
+    return "--" + name.removeprefix("--").replace("_", "-")

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from viasd_calib.cli import lazy_types
 from viasd_calib.errors import PromptError
 from viasd_calib.evaluation.provenance import PromptsMeasured
+from viasd_calib.pipeline import lazy_types
 from viasd_calib.prompt_copies import known_prompts, without_copies
 from viasd_calib.prompts import Prompt, Split, SplitShares, read_prompt_file, split_of, split_sha256
 from viasd_calib.spec import RoutingSpec

@@ -1,0 +1,1 @@
+"""The jobs, each a function of typed options that returns its result; the command line parses and prints."""
