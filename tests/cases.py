@@ -22,10 +22,12 @@ from tests.tiny import (
     wide_model,
 )
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.engine import three_tier
-from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Generation
+from viasd_calib.decoding.strategies.autoregressive import Autoregressive
+from viasd_calib.decoding.strategies.base import Strategy
+from viasd_calib.decoding.strategies.speculative import Speculative
+from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.draft.base import Drafter
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit, Decoding, Gates, Route
@@ -82,9 +84,9 @@ class Case:
         settings = Decoding(
             draft_length=self.draft_length, max_pending=self.max_pending, audit=audit, tolerance=tolerance
         )
-        return three_tier(self.gates, settings)
+        return ThreeTier.from_spec(self.gates, settings)
 
-    def named(self, name: str) -> Method:
+    def named(self, name: str) -> Strategy:
         """One of ``METHODS``."""
         if name == "autoregressive":
             return Autoregressive()
@@ -93,11 +95,11 @@ class Case:
         audit: Audit = "strict" if name == "strict" else "off" if name == "off" else "tolerant"
         return self.method(audit)
 
-    def decoder(self, method: Method | str, sampling: Sampling | None = None) -> Decoder:
+    def decoder(self, method: Strategy | str, sampling: Sampling | None = None) -> Decoder:
         chosen = self.named(method) if isinstance(method, str) else method
         return Decoder(self.verifier, self.drafter, chosen, self.eos, sampling, tokenizer=TOKENIZER)
 
-    def generate(self, method: Method) -> Generation:
+    def generate(self, method: Strategy) -> Generation:
         return self.decoder(method).generate(self.prompt, self.count)
 
 

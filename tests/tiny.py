@@ -34,7 +34,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from viasd_calib.decoding.baselines import with_plain_generation
+from viasd_calib.decoding.transformers_baseline import with_plain_generation
 from viasd_calib.draft.base import Drafter, GreedyPick, Pick, Proposal, StopRule, TextDrafter, never_stop
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter

@@ -1,11 +1,13 @@
-"""What options may name: decoding methods, backends, ways of choosing a route, the embedded model.
+"""What options may name: strategies of decoding, backends, ways of choosing a route, the embedded model.
 
 Nothing heavy is imported here, so that a command can refuse a wrong option before it loads PyTorch.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Literal, get_args
 
 Backend = Literal["eager", "packed", "compiled"]
 """``eager`` runs the modules as they are; ``packed`` has their weights in the order of the CPU's kernels, and layers
@@ -15,25 +17,25 @@ keys as rows of one product, where attention is ``sdpa``."""
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
-MethodName = Literal[
-    "autoregressive",
-    "speculative",
-    "three_tier",
-    "speculative_fixed",
-    "self_speculative",
-    "via_sd_fixed",
-    "via_sd_published",
-    "trispec",
-    "sprinter",
-    "lenient",
-    "static_ensemble",
-]
-"""``three_tier`` is the project's own; :mod:`~viasd_calib.decoding.baselines` says what the others are."""
 
-BenchMethod = MethodName | Literal["transformers"]
+def _modules(folder: str) -> tuple[str, ...]:
+    """Names of the modules in a folder of the package, ``base`` left out; none is imported."""
+    found = iter_modules([str(Path(__file__).parent / folder)])
+    return tuple(sorted(one.name for one in found if one.name != "base"))
+
+
+STRATEGIES: tuple[str, ...] = _modules("decoding/strategies")
+"""``three_tier`` is the project's own; :mod:`viasd_calib.decoding.strategies` has a module for each."""
+
+BENCH_METHODS: tuple[str, ...] = (*STRATEGIES, "transformers")
 """``transformers`` is its own ``generate``."""
 
-BENCH_METHODS: tuple[BenchMethod, ...] = (*get_args(MethodName), "transformers")
+if TYPE_CHECKING:  # the names are known when the package is loaded
+    StrategyName = str
+    BenchMethod = str
+else:
+    StrategyName = Literal[STRATEGIES]
+    BenchMethod = Literal[BENCH_METHODS]
 
 SearchMethod = Literal["span", "random", "even", "ablation", "greedy", "dimr", "similarity", "knapsack"]
 """Ways of choosing a route; :mod:`viasd_calib.training.search.methods` has a function for each."""

@@ -13,9 +13,9 @@ import torch
 
 from tests.tiny import random_gate, transformers_text
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.engine import three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
-from viasd_calib.decoding.rounds import Speculative
+from viasd_calib.decoding.strategies.speculative import Speculative
+from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.models import Verifier, load_verifier
 from viasd_calib.slim.forward import RoutedModel
@@ -53,7 +53,7 @@ def test_the_text_is_that_of_transformers_for_every_method(verifier: Verifier, d
         accept_at=0.5,
         regenerate_at=0.5,
     )
-    for method in (Speculative(4), three_tier(gates, Decoding(draft_length=4))):
+    for method in (Speculative(4), ThreeTier.from_spec(gates, Decoding(draft_length=4))):
         generation = Decoder(routed, drafter, method, verifier.eos_ids).generate(prompt, TOKENS)
         assert generation.tokens == expected
         assert generation.counts.full_passes < TOKENS

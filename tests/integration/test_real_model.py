@@ -11,9 +11,11 @@ import torch
 from tests.tiny import random_gate, transformers_text
 from viasd_calib.cli import main
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.engine import Engine, load_engine, three_tier
+from viasd_calib.decoding.engine import Engine, load_engine
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
-from viasd_calib.decoding.rounds import Autoregressive, Speculative
+from viasd_calib.decoding.strategies.autoregressive import Autoregressive
+from viasd_calib.decoding.strategies.speculative import Speculative
+from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
@@ -81,7 +83,7 @@ def test_strict_is_exact_for_every_drafter(engine: Engine, texts: Texts, kind: s
         accept_at=0.5,
         regenerate_at=0.6,
     )
-    method = three_tier(gates, Decoding(max_pending=8))
+    method = ThreeTier.from_spec(gates, Decoding(max_pending=8))
     for prompt, expected in texts:
         assert Decoder(routed, drafter, method, engine.verifier.eos_ids).generate(prompt, TOKENS).tokens == expected
         speculative = Decoder(routed, drafter, Speculative(), engine.verifier.eos_ids)

@@ -20,15 +20,18 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from tests.tiny import random_gate
-from viasd_calib.decoding.acceptance import Trust
-from viasd_calib.decoding.baselines import SelfSpeculative
+from viasd_calib.decoding.acceptance import SlimMasks
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.engine import three_tier as make_three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES, DraftStatistics
-from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Session
-from viasd_calib.decoding.slim_rules import RatioRule, SlimRule
+from viasd_calib.decoding.slim_rules.base import SlimRule
+from viasd_calib.decoding.slim_rules.ratio import RatioRule
+from viasd_calib.decoding.strategies.autoregressive import Autoregressive
+from viasd_calib.decoding.strategies.base import Strategy
+from viasd_calib.decoding.strategies.self_speculative import SelfSpeculative
+from viasd_calib.decoding.strategies.speculative import Speculative
+from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
@@ -132,7 +135,7 @@ def three_tier(seed: int, **bounds: Any) -> ThreeTier:
     """Random gates; which places are trusted differs from text to text."""
     given: dict[str, Any] = {"accept_at": 0.5, "regenerate_at": 0.5, "draft_accept_at": 0.6, "draft_stop_below": 0.3}
     gates = Gates(draft=random_gate(DRAFT_FEATURES, seed), slim=random_gate(SLIM_FEATURES, seed + 1), **given | bounds)
-    return make_three_tier(gates, Decoding(draft_length=3, max_pending=5))
+    return ThreeTier.from_spec(gates, Decoding(draft_length=3, max_pending=5))
 
 
 def exact(sampling: Sampling, logits: Tensor = FULL) -> np.ndarray:
@@ -146,7 +149,7 @@ def exact(sampling: Sampling, logits: Tensor = FULL) -> np.ndarray:
 
 
 def sample(
-    method: Method, kind: str, sampling: Sampling, texts: int, model: type[TableModel] = TableModel
+    method: Strategy, kind: str, sampling: Sampling, texts: int, model: type[TableModel] = TableModel
 ) -> np.ndarray:
     """How often each continuation is drawn, [vocabulary ** length]."""
     decoder = Decoder(model(FULL, SLIM), drafter(kind), method, sampling=sampling)
@@ -177,7 +180,7 @@ CUT = Sampling(temperature=0.8, top_k=3, top_p=0.95, min_p=0.02)
 TRUSTING = {"accept_at": 0.01, "regenerate_at": 0.01, "draft_accept_at": 1.01, "draft_stop_below": 0.0}
 BLIND = {"accept_at": 1.01, "regenerate_at": 0.01, "draft_accept_at": 0.01, "draft_stop_below": 0.0}
 
-Case = tuple[str, Callable[[], Method], str, Sampling, int]
+Case = tuple[str, Callable[[], Strategy], str, Sampling, int]
 
 CASES: list[Case] = [
     ("autoregressive", Autoregressive, "near", PLAIN, FEWER),
@@ -217,7 +220,7 @@ def test_draws_are_made_in_float32() -> None:
     [lambda: three_tier(5), lambda: three_tier(5, **TRUSTING), lambda: SelfSpeculative(2)],
     ids=["three tiers", "q' always trusted", "self-speculative"],
 )
-def test_what_the_slim_verifier_cannot_say_is_said(method: Callable[[], Method]) -> None:
+def test_what_the_slim_verifier_cannot_emit_is_emitted(method: Callable[[], Strategy]) -> None:
     """q writes half of its text without the tokens of q'; the text is drawn from q's distribution all the same."""
     counts = sample(method(), "near", PLAIN, FEWER, NarrowModel)
     assert p_value(counts, exact(PLAIN)) > FALSE_ALARM
@@ -229,16 +232,16 @@ class Liking(SlimRule):
 
     sees_draw = True
 
-    def trust(self, logits: Tensor, said: DraftStatistics, pending: int) -> Trust:
-        liked = logits[:-1].softmax(-1).gather(-1, said.tokens[:, None])[:, 0] >= 0.4
-        return Trust(liked, torch.cat([liked, liked.new_zeros(1)]))
+    def masks(self, logits: Tensor, draft: DraftStatistics, pending: int) -> SlimMasks:
+        liked = logits[:-1].softmax(-1).gather(-1, draft.tokens[:, None])[:, 0] >= 0.4
+        return SlimMasks(liked, torch.cat([liked, liked.new_zeros(1)]))
 
 
 class Peeking(ThreeTier):
     """Shows its rule the drawn tokens, which the honest decoder never does."""
 
-    def _undrawn_trust(self, session: Session, rule: SlimRule, logits: Tensor, said: DraftStatistics) -> Trust:
-        return rule.trust(logits, said, session.pending)
+    def _masks_before_draw(self, session: Session, rule: SlimRule, logits: Tensor, draft: DraftStatistics) -> SlimMasks:
+        return rule.masks(logits, draft, session.pending)
 
 
 def test_a_gate_that_looks_at_the_drawn_token_is_found_out() -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.tiny import save_tiny
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.rounds import Autoregressive
+from viasd_calib.decoding.strategies.autoregressive import Autoregressive
 from viasd_calib.errors import PromptError
 from viasd_calib.models import Verifier, load_verifier
 from viasd_calib.prompt_lengths import check_lengths, encode_turn, look_at_lengths, unused_template_arguments

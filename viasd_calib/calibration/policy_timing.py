@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.rounds import NEVER
+from viasd_calib.decoding.strategies.three_tier import NEVER
 from viasd_calib.models import Verifier
 from viasd_calib.progress import steps
 from viasd_calib.prompts import Prompt

@@ -100,7 +100,7 @@ def _judge(text: TraceText, logits: Tensor, pending: Tensor) -> ScoredText:
     own_ratio = torch.zeros_like(slim.entropy)
     place = said.depth
     agrees = said.tokens == choice
-    asked = torch.ones_like(agrees) if said.said is None else said.tokens >= 0
+    asked = torch.ones_like(agrees) if said.top_k is None else said.tokens >= 0
     return ScoredText(
         draft=Judged(draft_features(said), agrees).at(asked),
         accept=Judged(slim_features(reading.log_ratio, logits, slim, said, place, pending), agrees).at(asked),

@@ -8,7 +8,7 @@ from statistics import median
 
 from rich.console import Console
 
-from viasd_calib.choices import BENCH_METHODS, Backend, MethodName
+from viasd_calib.choices import BENCH_METHODS, Backend, StrategyName
 from viasd_calib.cli import command_line
 from viasd_calib.cli.notices import notice_resumed, notice_uncertified, say_written
 from viasd_calib.devices import check_device
@@ -25,7 +25,7 @@ from viasd_calib.pipeline.prompt_choice import check_prompts, choose_unseen, not
 from viasd_calib.prompts import EMBEDDED, Prompt, Split, SplitShares, split_sha256, step_names
 from viasd_calib.spec import Audit, DType, file_sha256
 
-ROUND_METHODS: tuple[MethodName, ...] = ("speculative", "three_tier")
+ROUND_METHODS: tuple[StrategyName, ...] = ("speculative", "three_tier")
 """Methods of which the report shows a round."""
 
 ROUND_PROMPTS = 2

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from viasd_calib.choices import Backend, MethodName
+from viasd_calib.choices import Backend, StrategyName
 from viasd_calib.cli.notices import notice_uncertified
 from viasd_calib.cli.printing import print_answer, print_tiers
 from viasd_calib.devices import check_device
@@ -28,7 +28,7 @@ def answer(
     system: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     max_new_tokens: Count = 128,
-    method: MethodName = "three_tier",
+    method: StrategyName = "three_tier",
     audit: Audit | None = None,
     show_tiers: bool = False,
     temperature: Nonnegative = 0.0,
@@ -99,7 +99,7 @@ def answer(
         notice_uncertified(engine.spec, audit)
     decoder = engine.decoder(method, audit, sampling)
     ids = encode_prompt(engine.verifier, asked, [], max_new_tokens)
-    engine.prepare_passes([len(ids) + max_new_tokens], slim=decoder.method.asks_slim)
+    engine.prepare_passes([len(ids) + max_new_tokens], slim=decoder.strategy.asks_slim)
     begin = time.perf_counter()
     answered = pieces(engine.verifier, decoder.stream(ids, max_new_tokens))
     if not show_tiers:

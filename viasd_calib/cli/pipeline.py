@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from viasd_calib.choices import FRACTIONS, SMOLLM2, MethodName
+from viasd_calib.choices import FRACTIONS, SMOLLM2, StrategyName
 from viasd_calib.cli.calibrate import WORTH_PROMPTS, WORTH_TOKENS, calibrate, refuse_too_few
 from viasd_calib.cli.capture import capture
 from viasd_calib.cli.configurations import flattened, read_configuration
@@ -157,7 +157,7 @@ def run(
         Console(highlight=False).print(sentence)
 
 
-def _concluded(spec: Path, measured: Path, calibrated: Path) -> tuple[MethodName, list[str]]:
+def _concluded(spec: Path, measured: Path, calibrated: Path) -> tuple[StrategyName, list[str]]:
     """The strategy to decode with, and what benchmark and calibration come to in words."""
     from viasd_calib.calibration.artifacts import CalibrateArtifact
     from viasd_calib.evaluation.bench import load_bench

@@ -1,4 +1,4 @@
-"""The rules of the decoder, as pure functions on tensors; decoder, replay and tests use these alone."""
+"""Acceptance functions: what is kept of drafted and pending tokens, as pure functions on tensors."""
 
 from __future__ import annotations
 
@@ -29,8 +29,13 @@ def leading_true(flags: Tensor) -> Tensor:
     return flags.long().cumprod(-1).sum(-1)
 
 
-def accept_by_draft(scores: Tensor, accept_at: float) -> Tensor:
-    """Tier 1: leading drafted tokens whose calibrated score ([k]) clears the bound: scalar, long."""
+def accept_by_draft_gate(scores: Tensor, accept_at: float) -> Tensor:
+    """Tier 1: leading drafted tokens whose calibrated score ([k], in [0, 1]) meets the threshold: scalar, long.
+
+    Example:
+        >>> accept_by_draft_gate(torch.tensor([0.9, 0.8, 0.4, 0.9]), accept_at=0.8).item()
+        2
+    """
     return leading_true(scores >= accept_at)
 
 
@@ -50,7 +55,7 @@ def accept_sampled(drafted: Tensor, proposal_probs: Tensor, probs: Tensor, unifo
     """The speculative rule: leading drafted tokens x with uniform < q(x) / p(x): scalar, long.
 
     Leviathan et al. 2023 (arXiv 2211.17192), algorithm 1. With :func:`residual` after the first token that
-    falls, every token has q's distribution. Lossless.
+    is rejected, every token has q's distribution. Lossless.
 
     Args:
         drafted: [k], long.
@@ -63,16 +68,16 @@ def accept_sampled(drafted: Tensor, proposal_probs: Tensor, probs: Tensor, unifo
         >>> [accept_sampled(torch.tensor([x]), proposal, probs, torch.tensor([0.5])).item() for x in (0, 1)]
         [1, 0]
     """
-    own, other = (rows.gather(-1, drafted[:, None])[:, 0] for rows in (proposal_probs, probs))  # [k] each
-    return leading_true(uniforms * own < other)
+    proposed, target = (rows.gather(-1, drafted[:, None])[:, 0] for rows in (proposal_probs, probs))  # [k] each
+    return leading_true(uniforms * proposed < target)
 
 
 def residual(probs: Tensor, proposal: Tensor) -> Tensor:
-    """What is left of q where a token drawn from p has fallen: max(q - p, 0), not normalised.
+    """What is left of q where a token drawn from p was rejected: max(q - p, 0), not normalised.
 
     Args:
         probs: q, [..., vocabulary].
-        proposal: p, [..., vocabulary]; 0 where nothing has fallen, which leaves q.
+        proposal: p, [..., vocabulary]; 0 where nothing was rejected, which leaves q.
 
     Example:
         >>> residual(torch.tensor([0.75, 0.25]), torch.tensor([0.5, 0.5])).tolist()
@@ -83,103 +88,83 @@ def residual(probs: Tensor, proposal: Tensor) -> Tensor:
     return torch.where(left.sum(-1, keepdim=True) > 0, left, probs)
 
 
-def row(rows: Tensor, place: Tensor) -> Tensor:
+def select_row(rows: Tensor, place: Tensor) -> Tensor:
     """``rows[place]`` for a scalar ``place`` on the device, without waiting for it; indexing would.
 
     Example:
-        >>> row(torch.tensor([4, 5, 6]), torch.tensor(2)).item()
+        >>> select_row(torch.tensor([4, 5, 6]), torch.tensor(2)).item()
         6
     """
     return rows.index_select(0, place[None])[0]
 
 
 @dataclass(frozen=True)
-class Trust:
-    """What a rule lets the slim tier decide of a block of k drafted tokens.
+class SlimMasks:
+    """What a slim rule lets q' decide of a block of k drafted tokens.
 
     Attributes:
         accept: drafted tokens that may be kept, [k], bool.
-        own: places, and the one after the block, at which q' may put its own token, [k + 1], bool.
+        regenerate: places, and the one after the block, at which q' may put its own token, [k + 1], bool.
     """
 
     accept: Tensor
-    own: Tensor
-
-
-@dataclass(frozen=True)
-class SlimVerdict:
-    """What the slim tier decided of a block, as device scalars.
-
-    Attributes:
-        accepted: leading drafted tokens kept.
-        regenerate: whether q' puts its own token after them; otherwise q is asked.
-    """
-
-    accepted: Tensor
     regenerate: Tensor
 
 
-def judge(trust: Trust) -> SlimVerdict:
-    """Left to right: accept, and at the first token that is not, regenerate or escalate.
-
-    Example:
-        >>> verdict = judge(Trust(torch.tensor([True, False]), torch.tensor([True, True, False])))
-        >>> verdict.accepted.item(), verdict.regenerate.item()
-        (1, True)
-    """
-    accepted = leading_true(trust.accept)
-    return SlimVerdict(accepted, row(trust.own, accepted))
-
-
-def trust_scores(accept: Tensor, own: Tensor, accept_at: float, regenerate_at: float) -> Trust:
-    """The calibrated rule: a drafted token is accepted at its bound, q's slim choice regenerated at its own.
+def accept_by_score(accept: Tensor, regenerate: Tensor, accept_at: float, regenerate_at: float) -> SlimMasks:
+    """The calibrated rule: a drafted token and q's slim choice have a threshold each.
 
     Args:
-        accept: scores of the k drafted tokens, [k].
-        own: scores of q's slim choices at the k places and after them, [k + 1].
+        accept: scores of the k drafted tokens, [k], in [0, 1].
+        regenerate: scores of q's slim choices at the k places and after them, [k + 1], in [0, 1].
+
+    Example:
+        >>> masks = accept_by_score(torch.tensor([0.9, 0.6]), torch.tensor([0.9, 0.8, 0.1]), 0.8, 0.7)
+        >>> masks.accept.tolist(), masks.regenerate.tolist()
+        ([True, False], [True, True, False])
     """
-    return Trust(accept >= accept_at, own >= regenerate_at)
+    return SlimMasks(accept >= accept_at, regenerate >= regenerate_at)
 
 
-def trust_ratio(log_ratio: Tensor, accept_at: float, escalate_below: float) -> Trust:
+def accept_by_ratio(log_ratio: Tensor, accept_at: float, escalate_below: float) -> SlimMasks:
     """The published rule on r = q'(v) / max q' (arXiv 2606.12243): accept, regenerate, escalate by bands.
 
-    After a block that is accepted whole, q' stands by no draft and q is asked.
+    After a block that is accepted whole there is no drafted token, and q is asked.
 
     Args:
-        log_ratio: log r of the k drafted tokens, [k].
+        log_ratio: log r of the k drafted tokens, [k], at most 0.
 
     Example:
-        >>> verdict = judge(trust_ratio(torch.tensor([0.9, 0.6]).log(), accept_at=0.8, escalate_below=0.5))
-        >>> verdict.accepted.item(), verdict.regenerate.item()
-        (1, True)
+        >>> masks = accept_by_ratio(torch.tensor([0.9, 0.6]).log(), accept_at=0.8, escalate_below=0.5)
+        >>> masks.accept.tolist(), masks.regenerate.tolist()
+        ([True, False], [True, True, False])
     """
     ratio = log_ratio.exp()
-    own = torch.cat([ratio >= escalate_below, ratio.new_zeros(1, dtype=torch.bool)])
-    return Trust(ratio >= accept_at, own)
+    regenerate = torch.cat([ratio >= escalate_below, ratio.new_zeros(1, dtype=torch.bool)])
+    return SlimMasks(ratio >= accept_at, regenerate)
 
 
-def trust_margin(drafted: Tensor, choices: Tensor, margin: Tensor, least: float) -> Trust:
-    """TriSpec's rule (arXiv 2601.23180): q' is trusted where its two likeliest tokens lie far enough apart.
+def accept_by_margin(drafted: Tensor, choices: Tensor, margin: Tensor, least: float) -> SlimMasks:
+    """TriSpec's rule (arXiv 2601.23180): q' may decide where its two most likely tokens are far enough apart.
 
     Args:
         drafted: [k], long.
         choices: q's slim choices at the k places and after them, [k + 1], long.
-        margin: probability of the likeliest token less that of the second, [k + 1].
+        margin: probability of the most likely token less that of the second, [k + 1], in [0, 1].
         least: the paper's lambda.
 
     Example:
         >>> choices, margin = torch.tensor([4, 5, 6]), torch.tensor([0.9, 0.9, 0.1])
-        >>> verdict = judge(trust_margin(torch.tensor([4, 9]), choices, margin, 0.5))
-        >>> verdict.accepted.item(), verdict.regenerate.item()
-        (1, True)
+        >>> masks = accept_by_margin(torch.tensor([4, 9]), choices, margin, 0.5)
+        >>> masks.accept.tolist(), masks.regenerate.tolist()
+        ([True, False], [True, True, False])
     """
-    own = margin >= least
-    return Trust(own[:-1] & (drafted == choices[:-1]), own)
+    certain = margin >= least
+    return SlimMasks(certain[:-1] & (drafted == choices[:-1]), certain)
 
 
 def audit(pending: Tensor, logits: Tensor, choices: Tensor, kind: Audit, tolerance: float) -> Tensor:
-    """How many leading pending tokens stand before q: scalar, long.
+    """How many leading pending tokens q keeps: scalar, long.
 
     ``strict`` keeps a token that is q's choice, ``tolerant`` one with q(x) / max q >= ``tolerance``,
     ``off`` keeps all.
@@ -187,7 +172,7 @@ def audit(pending: Tensor, logits: Tensor, choices: Tensor, kind: Audit, toleran
     Args:
         pending: [n], long.
         logits: q's, at the places of the pending tokens, [n, vocabulary].
-        choices: q's likeliest tokens there, [n], long.
+        choices: q's most likely tokens there, [n], long.
 
     Example:
         >>> pending, choices = torch.tensor([1, 1]), torch.tensor([0, 0])
@@ -199,5 +184,5 @@ def audit(pending: Tensor, logits: Tensor, choices: Tensor, kind: Audit, toleran
         return torch.full((), pending.shape[0], device=pending.device)
     if kind == "strict":
         return accept_greedy(pending, choices)
-    own, best = logits.gather(-1, torch.stack([pending, choices], -1)).float().unbind(-1)  # [n] each
-    return leading_true((own - best).exp() >= tolerance)  # q(x) / max q
+    kept, best = logits.gather(-1, torch.stack([pending, choices], -1)).float().unbind(-1)  # [n] each
+    return leading_true((kept - best).exp() >= tolerance)  # q(x) / max q

@@ -1,4 +1,4 @@
-"""The decoder: a verifier, a drafter and a method, ready to answer prompts."""
+"""The decoder: a verifier, a drafter and a strategy, ready to answer prompts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from viasd_calib.decoding.ending import (
     latched,
     stop_string_criterion,
 )
-from viasd_calib.decoding.rounds import Method
 from viasd_calib.decoding.sampling import Sampling, read_sampling
 from viasd_calib.decoding.session import (
     Counts,
@@ -38,7 +37,8 @@ from viasd_calib.decoding.session import (
     open_session,
     read_prompt,
 )
-from viasd_calib.decoding.stateless import led, read_criteria, read_processors
+from viasd_calib.decoding.stateless import follow_text, read_criteria, read_processors
+from viasd_calib.decoding.strategies.base import Strategy
 from viasd_calib.decoding.verification import TokenSampler, make_sampler
 from viasd_calib.draft.base import Drafter, TextDrafter
 from viasd_calib.passes.requests import Passes, finish
@@ -59,7 +59,7 @@ class Emitted:
 
 
 class Decoder(InProcess):
-    """Answers prompts with one method, any number of them at a time: in turns, or from several threads.
+    """Answers prompts with one strategy, any number of them at a time: in turns, or from several threads.
 
     What a text needs is its own: cache, draft state, counts, and when sampling a generator. Text number n, from 0 in
     the order in which texts are begun, is drawn with the seed ``seed_of_text(seed, n)``
@@ -68,8 +68,8 @@ class Decoder(InProcess):
 
     Args:
         verifier: the opened verifier.
-        drafter: the draft model; None for methods that need none.
-        method: what a round does.
+        drafter: the draft model; None for strategies that need none.
+        strategy: what a round does.
         eos_ids: tokens that end a text.
         sampling: how tokens are chosen; greedily where it is left out.
         processors: a user's own logits processors, for p, q' and q alike.
@@ -89,7 +89,7 @@ class Decoder(InProcess):
         self,
         verifier: RoutedModel,
         drafter: Drafter | None,
-        method: Method,
+        strategy: Strategy,
         eos_ids: frozenset[int] = frozenset(),
         sampling: Sampling | None = None,
         processors: Sequence[LogitsProcessor] = (),
@@ -99,8 +99,8 @@ class Decoder(InProcess):
         assume_stateless: bool = False,
     ) -> None:
         self.verifier = verifier
-        self.drafter = drafter if method.needs_drafter else None
-        self.method = method
+        self.drafter = drafter if strategy.needs_drafter else None
+        self.strategy = strategy
         self.eos_ids = eos_ids
         self.assume_stateless = assume_stateless
         self.sampler = sampler or make_sampler(
@@ -114,7 +114,7 @@ class Decoder(InProcess):
         """In one line."""
         choice = "greedy" if self.sampler.greedy else "sampling"
         drafter = type(self.drafter).__name__ if self.drafter is not None else "no drafter"
-        return f"Decoder({self.method.name}, audit={self.method.audit!r}, {choice}, {drafter})"
+        return f"Decoder({self.strategy.name}, audit={self.strategy.audit!r}, {choice}, {drafter})"
 
     def generate(
         self,
@@ -173,7 +173,7 @@ class Decoder(InProcess):
             prompts: token ids of each prompt, one at least; of any lengths.
             max_new_tokens: most tokens to add to each.
             batch_size: most texts at a time. The next batch begins when the last text of one is finished; prompts are
-                taken in their order, so those of like answers had best stand together.
+                taken in their order, so put those of like length together.
             stop_strings: as for :meth:`generate`.
             criteria: the same; each text is shown to them alone.
             cancelled: asked once a round of each text; once it has said yes, all texts end where they are final, those
@@ -240,13 +240,13 @@ class Decoder(InProcess):
 
     def _text(self, session: Session, cancelled: Cancelled | None) -> Passes[None]:
         """All rounds of an open session."""
-        while not self.method.finished(session) and not is_cancelled(cancelled):
-            yield from self.method.round(session)
+        while not self.strategy.finished(session) and not is_cancelled(cancelled):
+            yield from self.strategy.round(session)
 
     def _result(self, session: Session) -> Generation:
         """What is final of a text."""
-        if not self.method.finished(session):
-            session.cut(self.method.final_length(session))
+        if not self.strategy.finished(session):
+            session.cut(self.strategy.final_length(session))
         return session.result()
 
     def stream(
@@ -291,7 +291,7 @@ class Decoder(InProcess):
         """The tokens that each round makes final."""
         session, told = self._open(ids, count, ending, sampler), 0
         while self._advance(session, cancelled):
-            final = self.method.final_length(session)
+            final = self.strategy.final_length(session)
             tokens = session.text[session.prompt_length + told : final].tolist()
             yield from (Emitted(*pair) for pair in zip(tokens, session.tiers[told:], strict=False))
             told += len(tokens)
@@ -304,8 +304,8 @@ class Decoder(InProcess):
         self, prompt_length: int, stop: StopStringCriteria | None, criteria: Sequence[StoppingCriteria]
     ) -> Ending:
         own = [] if stop is None else [InNewText(stop, prompt_length)]
-        asked = [led(one, prompt_length + 1) for one in read_criteria(criteria, self.assume_stateless)]
-        return Ending(self.eos_ids, StoppingCriteriaList([*asked, *own]))
+        following = [follow_text(one, prompt_length + 1) for one in read_criteria(criteria, self.assume_stateless)]
+        return Ending(self.eos_ids, StoppingCriteriaList([*following, *own]))
 
     # Plain functions, so that no text that waits for its next round holds the caller in inference mode.
     @torch.inference_mode()
@@ -316,7 +316,7 @@ class Decoder(InProcess):
     @torch.inference_mode()
     def _advance(self, session: Session, cancelled: Cancelled | None) -> bool:
         """Run the next round; whether there was one to run."""
-        if self.method.finished(session) or is_cancelled(cancelled):
+        if self.strategy.finished(session) or is_cancelled(cancelled):
             return False
-        finish(self.method.round(session))
+        finish(self.strategy.round(session))
         return True

@@ -1,4 +1,4 @@
-"""Drafting a block, and what the draft gate makes of it on the way."""
+"""Drafting a block, and stopping early where the draft gate predicts a rejection."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from viasd_calib.passes.requests import Passes, Read
 
 
 @dataclass
-class Watch:
-    """The draft gate on a block that is being drafted.
+class EarlyStop:
+    """The draft gate on a block that is being drafted: stops where q is likely to reject a token of it.
 
     Attributes:
         depth: unverified tokens before the block's first.
-        reader: reads the rows.
-        scores: the gate's, of the tokens so far, [1] each.
+        statistics: of the logits so far.
+        scores: the gate's, of the tokens so far, [1] each, in [0, 1].
     """
 
     gate: Gate
     stop_below: float
     depth: int
-    reader: CachedStatistics = field(default_factory=CachedStatistics)
+    statistics: CachedStatistics = field(default_factory=CachedStatistics)
     scores: list[Tensor] = field(default_factory=list)
-    _chance: Tensor | None = None
+    _product: Tensor | None = None
 
     def stop(self, logits: Tensor, place: int) -> Tensor:
-        """A stop rule: after the token at which the chance that the whole block stands falls below ``stop_below``.
+        """A stop rule: after the token at which P(q accepts the whole block) falls below ``stop_below``.
 
-        That chance is the product of the scores: each is of a token given that all before it stand.
+        It is the product of the scores: each is of a token given that all before it are accepted.
         """
-        said = top_k_of(self.reader.read(logits, place), logits[None], 1)
+        top = top_k_of(self.statistics.at(logits, place), logits[None], 1)
         depths = torch.full((1,), self.depth + place, device=logits.device)
-        score = self.gate(draft_features(DraftStatistics(said.ids[:, 0], said, depths)))  # [1]
+        score = self.gate(draft_features(DraftStatistics(top.ids[:, 0], top, depths)))  # [1]
         self.scores.append(score)
-        self._chance = score if self._chance is None else self._chance * score
-        return self._chance < self.stop_below
+        self._product = score if self._product is None else self._product * score
+        return self._product < self.stop_below
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class Block:
         logits: the draft model's, [k, draft vocabulary]; None without a distribution.
         proposal_probs: what each token was drawn from, [k, vocabulary]; None when greedy.
         vocabulary: verifier ids of the logits' columns, [draft vocabulary]; None where they are the verifier's.
-        watch: the draft gate that saw every token drafted; None where none did.
+        early_stop: the draft gate's scores and statistics of every token; None where it was not asked.
     """
 
     tokens: Tensor
     logits: Tensor | None = None
     proposal_probs: Tensor | None = None
     vocabulary: Tensor | None = None
-    watch: Watch | None = None
+    early_stop: EarlyStop | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -93,17 +93,19 @@ class Block:
         )
 
     @cached_property
-    def reading(self) -> LogitStatistics | None:
-        """What the logits say, [k]; None without a distribution."""
+    def statistics(self) -> LogitStatistics | None:
+        """Of the logits, [k]; None without a distribution."""
         if self.logits is None:
             return None
-        return logit_statistics(self.logits) if self.watch is None else join_statistics(self.watch.reader.readings)
+        if self.early_stop is None:
+            return logit_statistics(self.logits)
+        return join_statistics(self.early_stop.statistics.rows)
 
-    def said(self, top: int) -> TopKStatistics | None:
-        """The same as a summary of the ``top`` likeliest tokens; None where nothing is asked."""
-        if top == 0 or self.logits is None or self.reading is None:
+    def top_k(self, k: int) -> TopKStatistics | None:
+        """The same with the ``k`` most likely tokens; None where k is 0, or without a distribution."""
+        if k == 0 or self.logits is None or self.statistics is None:
             return None
-        return top_k_of(self.reading, self.logits, top, self.vocabulary)
+        return top_k_of(self.statistics, self.logits, k, self.vocabulary)
 
 
 def no_block(session: Session) -> Block:
@@ -115,34 +117,35 @@ def draft(session: Session, length: int, gate: Gate | None, stop_below: float) -
     """Let the drafter propose up to ``length`` tokens, leaving room for q's own after them.
 
     Args:
-        gate: predicts agreement; drafting stops where the whole block's chance falls below ``stop_below``.
+        gate: predicts agreement; drafting stops where P(q accepts the whole block) falls below ``stop_below``.
     """
-    assert session.drafter is not None, "this method needs a drafter"
-    watch: Watch | None = None
+    assert session.drafter is not None, "this strategy needs a drafter"
+    early_stop: EarlyStop | None = None
     stop: StopRule = never_stop
     if gate is not None and stop_below > 0:
-        watch = Watch(gate, stop_below, unverified(session))
-        stop = watch.stop
+        early_stop = EarlyStop(gate, stop_below, unverified(session))
+        stop = early_stop.stop
     text = session.text[: session.length]
-    reader = None if watch is None else watch.reader
-    pick = session.sampler.picker(text, session.verifier.config.vocab_size, reader)
+    statistics = None if early_stop is None else early_stop.statistics
+    pick = session.sampler.picker(text, session.verifier.config.vocab_size, statistics)
     proposal = yield from session.drafter.propose(text, draft_limit(session, length), stop, pick)
-    if watch is not None and not 0 < len(proposal) == len(watch.scores):  # a looked-up block is not asked about
-        watch = None
-    return Block(proposal.tokens, proposal.logits, pick.proposal_probs(proposal.tokens), proposal.vocabulary, watch)
+    if early_stop is not None and not 0 < len(proposal) == len(early_stop.scores):  # a looked-up block has no scores
+        early_stop = None
+    probs = pick.proposal_probs(proposal.tokens)
+    return Block(proposal.tokens, proposal.logits, probs, proposal.vocabulary, early_stop)
 
 
 def allowed_only(session: Session, block: Block) -> Passes[Block]:
     """The leading tokens of a block that the logits processors allow.
 
-    What looks tokens up asks no processor, and where nobody verifies, nobody else would.
+    Prompt lookup asks no processor, and without verification nothing else would.
     """
     sampler, tokens = session.sampler, block.tokens
     if len(block) == 0 or looks_at_scores_alone(sampler.processors):
         return block
     text = torch.cat([session.text[: session.length], tokens[:-1]])
-    sure = certain_logits(tokens, session.verifier.config.vocab_size)  # no cut by mass takes the sure token away
-    scores = sampler.scores(sure, text)  # [k, vocabulary]
+    certain = certain_logits(tokens, session.verifier.config.vocab_size)  # no cut by mass removes a certain token
+    scores = sampler.scores(certain, text)  # [k, vocabulary]
     allowed = scores.gather(-1, tokens[:, None])[:, 0] > -torch.inf
     (count,) = yield Read(leading_true(allowed)[None])
     return block.front(count)
@@ -159,6 +162,6 @@ def unverified(session: Session) -> int:
 
 
 def draft_statistics(session: Session, block: Block, top: int) -> DraftStatistics:
-    """What the draft model said of a block after the text, with its ``top`` likeliest tokens."""
+    """The draft model's statistics of a block after the text, with its ``top`` most likely tokens."""
     depth = unverified(session) + torch.arange(len(block), device=session.text.device)  # [k]
-    return DraftStatistics(block.tokens, block.said(top), depth)
+    return DraftStatistics(block.tokens, block.top_k(top), depth)

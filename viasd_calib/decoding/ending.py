@@ -31,7 +31,7 @@ class Ending:
     criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
 
     def within(self, text: Tensor, values: Sequence[int]) -> int | None:
-        """How many of a text's last tokens stand, up to the one that ends it; None where none of them does.
+        """How many of a text's last tokens remain, up to the one that ends it; None where none of them does.
 
         Args:
             text: [length], long.
@@ -50,8 +50,8 @@ class Ending:
         """The same by the criteria, for the first ``asked`` of the last ``new`` tokens."""
         ids: Any = text[None].clone()  # a criterion may keep what it is shown
         before = text.shape[0] - new
-        said = [self.criteria(ids[:, : before + place + 1], None) for place in range(asked)]
-        flags: list[bool] = torch.stack([flag.any() for flag in said]).tolist()
+        met = [self.criteria(ids[:, : before + place + 1], None) for place in range(asked)]
+        flags: list[bool] = torch.stack([flag.any() for flag in met]).tolist()
         return flags.index(True) + 1 if True in flags else None
 
 
@@ -103,7 +103,7 @@ def _read_strings(stop_strings: object) -> list[str]:
 
 
 def is_cancelled(cancelled: Cancelled | None) -> bool:
-    """What the one who asked for a text says of it."""
+    """Whether the caller has given a text up."""
     if cancelled is None:
         return False
     return cancelled.is_set() if isinstance(cancelled, Event) else cancelled()
@@ -118,11 +118,11 @@ def latched(cancelled: Cancelled | None) -> Callable[[], bool]:
         >>> [ask(), ask(), ask()]
         [False, True, True]
     """
-    said = False
+    given_up = False
 
     def ask() -> bool:
-        nonlocal said
-        said = said or is_cancelled(cancelled)
-        return said
+        nonlocal given_up
+        given_up = given_up or is_cancelled(cancelled)
+        return given_up
 
     return ask

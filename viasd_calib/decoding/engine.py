@@ -1,4 +1,4 @@
-"""From a routing spec to what decodes by it: every model it names, loaded once, and a decoder for each method."""
+"""From a routing spec to what decodes by it: every model it names, loaded once, and a decoder for each strategy."""
 
 from __future__ import annotations
 
@@ -7,31 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import torch
 from transformers import LogitsProcessor
 
-from viasd_calib.choices import Backend, MethodName
-from viasd_calib.decoding.baselines import (
-    Lenient,
-    SelfSpeculative,
-    SpeculativeFixed,
-    StaticEnsemble,
-    sprinter,
-    trispec,
-    via_sd_fixed,
-    via_sd_published,
-)
+from viasd_calib.choices import STRATEGIES, Backend, StrategyName
 from viasd_calib.decoding.certified import certified_tokens, check_certified
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.gates import Gate
-from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
 from viasd_calib.decoding.sampling import Sampling, read_sampling
-from viasd_calib.decoding.slim_rules import CalibratedRule, RatioRule, SlimRule
+from viasd_calib.decoding.strategies.base import load_strategy
 from viasd_calib.devices import check_device
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter, draft_weights
 from viasd_calib.draft.places import named_model, relocated
-from viasd_calib.errors import MethodError, SpecError
+from viasd_calib.errors import MethodError
 from viasd_calib.models import LoadVerifier, Verifier, beside, check_model, load_verifier
 from viasd_calib.shipped import shipped
 from viasd_calib.slim.backends import choose_backend, prepare
@@ -40,9 +27,7 @@ from viasd_calib.slim.in_process import InProcess
 from viasd_calib.slim.loading import load_routed
 from viasd_calib.spec import (
     Audit,
-    Decoding,
     DType,
-    Gates,
     RoutingSpec,
     check_draft_weights,
     check_verifier,
@@ -53,7 +38,7 @@ from viasd_calib.spec import (
 
 @dataclass(frozen=True)
 class Engine(InProcess):
-    """Everything a spec names, loaded once; makes a decoder for each method."""
+    """Everything a spec names, loaded once; makes a decoder for each strategy."""
 
     spec: RoutingSpec
     verifier: Verifier
@@ -63,7 +48,7 @@ class Engine(InProcess):
 
     def decoder(
         self,
-        name: MethodName = "three_tier",
+        name: StrategyName = "three_tier",
         audit: Audit | None = None,
         sampling: Sampling | None = None,
         processors: Sequence[LogitsProcessor] = (),
@@ -72,34 +57,36 @@ class Engine(InProcess):
         """A decoder over the shared weights.
 
         Args:
-            name: the method.
-            audit: in place of the spec's own, on the caller's responsibility; ``three_tier`` alone looks at it.
+            name: the strategy.
+            audit: in place of the spec's own, on the caller's responsibility; ``three_tier`` alone takes one.
             sampling: how tokens are chosen; greedily where it is left out.
             processors: a user's own logits processors.
             assume_stateless: take a user's word that these, and stopping criteria, are functions of what they are
                 given (:mod:`~viasd_calib.decoding.stateless`).
 
         Raises:
-            MethodError: there is no such method or audit.
+            MethodError: there is no such strategy or audit.
             SamplingError: the spec's audit is lossy, and its certificate does not hold for these settings; or a
                 processor may remember earlier calls.
-            SpecError: the method needs a gate that the spec lacks.
+            SpecError: the strategy needs a gate that the spec lacks.
         """
-        _check_choice("method", name, get_args(MethodName))
+        _check_choice("method", name, STRATEGIES)
         if audit is not None:
             _check_choice("audit", audit, get_args(Audit))
-        if name == "three_tier" and audit is None:
+        kind, decoding = load_strategy(name), self.spec.decoding
+        if kind.takes_audit and audit is None:
             check_certified(self.spec, read_sampling(sampling), processors)
-        method = self._method(name, audit)
+        if audit is not None:
+            decoding = decoding.model_copy(update={"audit": audit})
         return Decoder(
             self.routed,
             self.drafter,
-            method,
+            kind.from_spec(self.spec.gates, decoding, self.routed.device),
             self.verifier.eos_ids,
             sampling,
             processors,
             self.verifier.tokenizer,
-            certified_tokens=certified_tokens(self.spec, audit) if name == "three_tier" else None,
+            certified_tokens=certified_tokens(self.spec, audit) if kind.takes_audit else None,
             assume_stateless=assume_stateless,
         )
 
@@ -116,7 +103,7 @@ class Engine(InProcess):
 
         Args:
             lengths: positions of the texts to come, prompt and new tokens.
-            slim: whether the methods to come ask the slim verifier (:attr:`Method.asks_slim`).
+            slim: whether the strategies to come ask the slim verifier (:attr:`Strategy.asks_slim`).
 
         Raises:
             ModelError: the backend cannot run these models here.
@@ -125,37 +112,6 @@ class Engine(InProcess):
         widest = decoding.max_pending + decoding.draft_length + 1
         for model in (self.routed, *self.drafter.models):
             model.prepare_passes(known, widest, slim)
-
-    def _method(self, name: MethodName, audit: Audit | None) -> Method:
-        gates, decoding = self.spec.gates, self.spec.decoding
-        gate = draft_gate(gates, self.routed.device)
-        length, pending, stop_below = decoding.draft_length, decoding.max_pending, gates.draft_stop_below
-        match name:
-            case "autoregressive":
-                return Autoregressive()
-            case "speculative":
-                return Speculative(length, gate, stop_below)
-            case "three_tier":
-                chosen = decoding if audit is None else decoding.model_copy(update={"audit": audit})
-                return three_tier(gates, chosen, self.routed.device)
-            case "speculative_fixed":
-                return SpeculativeFixed(length)
-            case "self_speculative":
-                return SelfSpeculative(length)
-            case "via_sd_fixed":
-                return via_sd_fixed(length, pending)
-            case "via_sd_published":
-                return via_sd_published(length, pending)
-            case "trispec":
-                return trispec(length, pending)
-            case "sprinter":
-                if gate is None:
-                    raise SpecError("sprinter needs a draft gate, the spec has none; fit one with viasd fit")
-                return sprinter(gate, length, pending)
-            case "lenient":
-                return Lenient(length, gate, stop_below)
-            case "static_ensemble":
-                return StaticEnsemble(length, gate, stop_below)
 
 
 def _check_choice(what: str, name: object, names: Sequence[str]) -> None:
@@ -166,37 +122,6 @@ def _check_choice(what: str, name: object, names: Sequence[str]) -> None:
     """
     if name not in names:
         raise MethodError(f"there is no {what} {name!r}; choose one of {', '.join(names)}")
-
-
-def three_tier(gates: Gates, decoding: Decoding, device: torch.device | str = "cpu") -> ThreeTier:
-    """The three-tier method of a spec's gates and settings."""
-    return ThreeTier(
-        rule=slim_rule(gates, device),
-        draft_gate=draft_gate(gates, device),
-        draft_accept_at=gates.draft_accept_at,
-        draft_stop_below=gates.draft_stop_below,
-        draft_length=decoding.draft_length,
-        max_pending=decoding.max_pending,
-        audit=decoding.audit,
-        tolerance=decoding.tolerance,
-    )
-
-
-def slim_rule(gates: Gates, device: torch.device | str = "cpu") -> SlimRule | None:
-    """The rule that a spec's gates stand for; None where they leave q' nothing to decide."""
-    if not gates.slim_tier:
-        return None
-    if gates.convention == "ratio":
-        assert gates.escalate_below is not None, "the spec demands it"
-        return RatioRule(gates.accept_at, gates.escalate_below)
-    assert gates.slim is not None, "the spec demands it"
-    assert gates.regenerate_at is not None, "the spec demands it"
-    return CalibratedRule(Gate(gates.slim, device), gates.accept_at, gates.regenerate_at)
-
-
-def draft_gate(gates: Gates, device: torch.device | str = "cpu") -> Gate | None:
-    """The draft gate of a spec; None where it has none."""
-    return None if gates.draft is None else Gate(gates.draft, device)
 
 
 def load_engine(

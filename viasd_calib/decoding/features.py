@@ -1,4 +1,4 @@
-"""q-free features of a drafted token and of q's slim verdict on it.
+"""q-free features of a drafted token and of q's slim choice in its place.
 
 Every feature is known before q runs. ``DRAFT_FEATURES`` need the draft model alone, ``SLIM_FEATURES``
 need a slim pass as well. One function computes each set, for decoder, calibration and tests alike.
@@ -20,7 +20,7 @@ TRACED_TOP_K = 16
 """Tokens of p's distribution that its divergence from q' is taken over; traces hold as many."""
 
 MARGIN_CAP = 20.0
-"""Margins beyond this many nats say no more; a drafter without a distribution has none."""
+"""Margins are cut at so many nats; a drafter without a distribution has none."""
 
 LEAST_MASS = 1e-6
 """Probability that a bucket of tokens is held to have at least; float32 sums are no surer."""
@@ -28,24 +28,24 @@ LEAST_MASS = 1e-6
 
 @dataclass(frozen=True)
 class DraftStatistics:
-    """What the draft model said of k tokens, for features.
+    """The draft model's statistics of k drafted tokens, for features.
 
     Attributes:
         tokens: verifier ids, [k].
-        said: summary of its distributions, leading shape [k]; None without a distribution. ``draft_kl_slim`` looks
+        top_k: of its distributions, leading shape [k]; None without a distribution. ``draft_kl_slim`` looks
             at ``TRACED_TOP_K`` of their tokens, all else at one.
         depth: drafted, unverified tokens before each, [k].
     """
 
     tokens: Tensor
-    said: TopKStatistics | None
+    top_k: TopKStatistics | None
     depth: Tensor
 
 
 def draft_features(draft: DraftStatistics) -> dict[str, Tensor]:
     """Features of drafted tokens from the draft model alone; each is float32 [k]."""
     like = draft.depth.float()  # [k]
-    if draft.said is None:
+    if draft.top_k is None:
         zeros = torch.zeros_like(like)
         return {
             "draft_entropy": zeros,
@@ -54,9 +54,9 @@ def draft_features(draft: DraftStatistics) -> dict[str, Tensor]:
             "draft_depth": like,
         }
     return {
-        "draft_entropy": draft.said.entropy,
-        "draft_log_top1": draft.said.log_probs[..., 0],
-        "draft_margin": draft.said.margin.clamp(max=MARGIN_CAP),
+        "draft_entropy": draft.top_k.entropy,
+        "draft_log_top1": draft.top_k.log_probs[..., 0],
+        "draft_margin": draft.top_k.margin.clamp(max=MARGIN_CAP),
         "draft_depth": like,
     }
 
@@ -76,14 +76,14 @@ def slim_features(
         log_ratio: log-probability of each candidate under q' less that of q's slim choice, [k]; the candidates are
             drafted tokens, or q's slim choices themselves, for which it is 0.
         slim_logits: q' at the places the candidates would take, [k, vocabulary].
-        slim: the summary of ``slim_logits``.
-        draft: what the draft model said at these places; None where it proposed nothing.
+        slim: statistics of ``slim_logits``.
+        draft: the draft model's statistics at these places; None where it proposed nothing.
         place: place in the block, [k].
         pending: tokens since the last one that q has decided, [k].
         names: which of ``SLIM_FEATURES`` are wanted; others are not computed.
     """
     zeros = torch.zeros_like(slim.entropy)
-    said = None if draft is None else draft.said
+    top_k = None if draft is None else draft.top_k
     compute: dict[str, Callable[[], Tensor]] = {
         "slim_entropy": lambda: slim.entropy,
         "slim_log_top1": lambda: slim.log_probs[..., 0],
@@ -92,10 +92,10 @@ def slim_features(
         "has_draft": lambda: zeros if draft is None else torch.ones_like(zeros),
         "same_choice": lambda: zeros if draft is None else (draft.tokens == slim.ids[..., 0]).float(),
         "draft_kl_slim": lambda: (
-            zeros if said is None else top_k_kl(said.ids, said.log_probs, slim_logits, slim.log_sum_exp)
+            zeros if top_k is None else top_k_kl(top_k.ids, top_k.log_probs, slim_logits, slim.log_sum_exp)
         ),
-        "draft_log_top1": lambda: zeros if said is None else said.log_probs[..., 0],
-        "draft_entropy": lambda: zeros if said is None else said.entropy,
+        "draft_log_top1": lambda: zeros if top_k is None else top_k.log_probs[..., 0],
+        "draft_entropy": lambda: zeros if top_k is None else top_k.entropy,
         "block_place": lambda: place.float(),
         "pending": lambda: pending.float(),
     }
@@ -105,7 +105,7 @@ def slim_features(
 def top_k_kl(ids: Tensor, log_probs: Tensor, slim_logits: Tensor, slim_log_sum_exp: Tensor) -> Tensor:
     """KL(p || q') over p's top k tokens and one bucket for all others, in nats: [places].
 
-    Those of the top k that q' cannot say (logit -inf) are a second bucket, for which q' is held to have
+    Those of the top k that q' cannot emit (logit -inf) are a second bucket, for which q' is held to have
     ``LEAST_MASS``: else the unlikeliest of them would make the divergence infinite.
 
     Args:
@@ -115,10 +115,10 @@ def top_k_kl(ids: Tensor, log_probs: Tensor, slim_logits: Tensor, slim_log_sum_e
         slim_log_sum_exp: of these, [places].
     """
     slim_top = slim_logits.gather(-1, ids).float() - slim_log_sum_exp[..., None]  # [places, k]
-    sayable, probs = ~slim_top.isneginf(), log_probs.exp()
-    inside = torch.where((probs > 0) & sayable, probs * (log_probs - slim_top), 0.0).sum(-1)  # 0 log 0 is 0
-    unsayable = probs.masked_fill(sayable, 0.0).sum(-1).clamp(min=LEAST_MASS)
+    possible, probs = ~slim_top.isneginf(), log_probs.exp()
+    inside = torch.where((probs > 0) & possible, probs * (log_probs - slim_top), 0.0).sum(-1)  # 0 log 0 is 0
+    impossible = probs.masked_fill(possible, 0.0).sum(-1).clamp(min=LEAST_MASS)
     rest = (1 - probs.sum(-1)).clamp(min=LEAST_MASS)
     slim_rest = (1 - slim_top.exp().sum(-1)).clamp(min=LEAST_MASS)
-    buckets = unsayable * (unsayable / LEAST_MASS).log() + rest * (rest / slim_rest).log()
+    buckets = impossible * (impossible / LEAST_MASS).log() + rest * (rest / slim_rest).log()
     return (inside + buckets).clamp(0, MARGIN_CAP)

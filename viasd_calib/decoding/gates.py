@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from viasd_calib.spec import LogisticGate
+from viasd_calib.spec import Gates, LogisticGate
 
 
 class Gate:
@@ -39,3 +39,8 @@ class Gate:
         """Scores in [0, 1] for features of shape [k] each: [k], float32."""
         stacked = torch.stack([features[name] for name in self.names], -1)  # [k, features]
         return torch.sigmoid(stacked @ self._weight + self._bias)
+
+
+def draft_gate(gates: Gates, device: torch.device | str = "cpu") -> Gate | None:
+    """The draft gate of a spec; None where it has none."""
+    return None if gates.draft is None else Gate(gates.draft, device)

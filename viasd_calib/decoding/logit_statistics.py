@@ -1,4 +1,4 @@
-"""Rows of draft logits, read once each while they are drafted."""
+"""Statistics of draft logits, computed once a row while a block is drafted."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from viasd_calib.draft.base import Pick, to_verifier_ids
 
 @dataclass(frozen=True)
 class CachedStatistics:
-    """Reads the row of each place of a block when it is first asked for, and keeps what it says.
+    """Statistics of the logits at each place of a block, computed at the first call for it.
 
     Attributes:
-        readings: of the places so far, one row each.
+        rows: of the places so far, one row each.
 
     Example:
         >>> import torch
-        >>> reader, logits = CachedStatistics(), torch.tensor([0.0, 2.0])
-        >>> reader.read(logits, 0) is reader.read(logits, 0)
+        >>> statistics, logits = CachedStatistics(), torch.tensor([0.0, 2.0])
+        >>> statistics.at(logits, 0) is statistics.at(logits, 0)
         True
     """
 
-    readings: list[LogitStatistics] = field(default_factory=list)
+    rows: list[LogitStatistics] = field(default_factory=list)
 
-    def read(self, logits: Tensor, place: int) -> LogitStatistics:
-        """What the logits ([draft vocabulary]) of a place say, one row; places come in their order."""
-        if place == len(self.readings):
-            self.readings.append(logit_statistics(logits[None]))
-        return self.readings[place]
+    def at(self, logits: Tensor, place: int) -> LogitStatistics:
+        """Those of the logits ([draft vocabulary]) at a place, one row; places come in their order."""
+        if place == len(self.rows):
+            self.rows.append(logit_statistics(logits[None]))
+        return self.rows[place]
 
 
 @dataclass(frozen=True)
 class StatisticsPick(Pick):
-    """Takes the likeliest token from a reading that others look at too."""
+    """Takes the most likely token from statistics that the draft gate uses too."""
 
-    reader: CachedStatistics
+    statistics: CachedStatistics
 
     def __call__(self, logits: Tensor, drafted: Sequence[Tensor], vocabulary: Tensor | None) -> Tensor:
-        return to_verifier_ids(self.reader.read(logits, len(drafted)).argmax, vocabulary)
+        return to_verifier_ids(self.statistics.at(logits, len(drafted)).argmax, vocabulary)
 
     def proposal_probs(self, tokens: Tensor) -> None:
         return None

@@ -1,4 +1,4 @@
-"""Logits processors and stopping criteria under speculation: which may run, and how one with a state is led.
+"""Logits processors and stopping criteria under speculation: which may run, and how one with a state follows a text.
 
 Speculation asks about tokens that are taken back, about the same place several times, and about places that no
 drafter or verifier asked of before. A processor that answers by what it remembers of earlier calls, as grammar
@@ -103,11 +103,11 @@ class RollsBack(Protocol):
         ...
 
 
-Called = TypeVar("Called", bound=Callable[..., Any])
+AnyCallable = TypeVar("AnyCallable", bound=Callable[..., Any])
 
 
 def read_processors(processors: Iterable[LogitsProcessor], assume_stateless: bool = False) -> list[LogitsProcessor]:
-    """Logits processors that may run under speculation, as they are; :func:`led` leads those that roll back.
+    """Logits processors that may run under speculation, as they are; :func:`follow_text` is for those that roll back.
 
     Args:
         assume_stateless: take a user's word that their own are functions of text and scores.
@@ -127,7 +127,7 @@ def read_criteria(criteria: Iterable[StoppingCriteria], assume_stateless: bool =
     return _read(criteria, "criteria", "stopping criteria", assume_stateless)
 
 
-def _read(given: Iterable[Called], name: str, what: str, assume_stateless: bool) -> list[Called]:
+def _read(given: Iterable[AnyCallable], name: str, what: str, assume_stateless: bool) -> list[AnyCallable]:
     if not isinstance(given, Iterable):
         raise SamplingError(f"{name} is {shown(given)}; give a list of {what}")
     listed = list(given)
@@ -157,24 +157,24 @@ def _check(one: object, name: str, assume_stateless: bool) -> None:
     )
 
 
-def led(one: Called, first: int) -> Called:
-    """What rolls back, led along one text; anything else as it is.
+def follow_text(one: AnyCallable, first: int) -> AnyCallable:
+    """What rolls back, made to follow one text; anything else as it is.
 
     Args:
         first: length of the text at the first call: the prompt's for a processor, one more for a criterion.
     """
     if not isinstance(one, RollsBack) or getattr(one, "stateless", False) is True:
         return one
-    leading: Any = Led(one, first)
-    return leading
+    following: Any = TextFollower(one, first)
+    return following
 
 
 @dataclass
-class _Seen:
-    """Where an object that rolls back was left.
+class _LastCall:
+    """Which text an object that rolls back has been called with last.
 
     Attributes:
-        owner: whose text it has seen; None where nobody knows.
+        owner: of the text; None where it is unknown.
         text: that text.
     """
 
@@ -183,22 +183,22 @@ class _Seen:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
-_SEEN: dict[int, _Seen] = {}
-"""By object (its ``id``) and not by text: texts that share one must know where the others have left it."""
+_LAST_CALLS: dict[int, _LastCall] = {}
+"""By object (its ``id``) and not by text: texts that share one must know what the others have called it with."""
 
 
-def _seen(one: object) -> _Seen:
-    """What is known of an object, for as long as it lives."""
-    if id(one) not in _SEEN and _SEEN.setdefault(id(one), made := _Seen()) is made:
-        weakref.finalize(one, _SEEN.pop, id(one), None)
-    return _SEEN[id(one)]
+def _last_call_of(one: object) -> _LastCall:
+    """The state of an object, kept for as long as it lives."""
+    if id(one) not in _LAST_CALLS and _LAST_CALLS.setdefault(id(one), made := _LastCall()) is made:
+        weakref.finalize(one, _LAST_CALLS.pop, id(one), None)
+    return _LAST_CALLS[id(one)]
 
 
-class Led:
-    """Leads a processor or criterion that rolls back along one text, whatever is asked of it in between.
+class TextFollower:
+    """Makes a processor or criterion that rolls back follow one text, whatever other calls it gets in between.
 
     Args:
-        one: what is led.
+        one: the processor or criterion.
         first: length of the text at its first call.
     """
 
@@ -206,24 +206,24 @@ class Led:
         self.one = one
         self.first = first
         self._owner = object()
-        self._seen = _seen(one)
+        self._last_call = _last_call_of(one)
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """Its answer for a text ([1, length]) and scores ([1, vocabulary], None for a criterion)."""
         text: list[int] = input_ids[0].tolist()
-        with self._seen.lock:
-            held = _common(self._seen.text, text[:-1]) if self._seen.owner is self._owner else 0
-            self._seen.owner = None  # until it is known again
+        with self._last_call.lock:
+            held = _common(self._last_call.text, text[:-1]) if self._last_call.owner is self._owner else 0
+            self._last_call.owner = None  # until it is known again
             if held < self.first:
                 self.one.rollback(0)
                 held = self.first - 1
-            elif held < len(self._seen.text):
+            elif held < len(self._last_call.text):
                 self.one.rollback(held)
             for length in range(held + 1, len(text)):
                 self.one(input_ids[:, :length], None if scores is None else scores.clone())
-            said = self.one(input_ids, scores)
-            self._seen.owner, self._seen.text = self._owner, text
-            return said
+            answer = self.one(input_ids, scores)
+            self._last_call.owner, self._last_call.text = self._owner, text
+            return answer
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -30,9 +30,10 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from viasd_calib.decoding.certified import certified_tokens, check_certified
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.engine import Engine, three_tier
+from viasd_calib.decoding.engine import Engine
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.stateless import read_processors
+from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.decoding.verification import sampler_of
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter, draft_weights
@@ -115,7 +116,7 @@ def generate(
     decoder = Decoder(
         parts.routed,
         parts.drafter,
-        three_tier(parts.spec.gates, parts.spec.decoding, model.device),
+        ThreeTier.from_spec(parts.spec.gates, parts.spec.decoding, model.device),
         _eos_ids(stopping_criteria),
         sampler=sampler_of(logits_processor, generator),
         certified_tokens=certified_tokens(parts.spec),

@@ -12,33 +12,33 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from viasd_calib.decoding.acceptance import accept_greedy, accept_sampled, audit, residual, row
+from viasd_calib.decoding.acceptance import accept_greedy, accept_sampled, audit, residual, select_row
 from viasd_calib.decoding.draws import draw, process_rows
 from viasd_calib.decoding.logit_statistics import CachedStatistics, StatisticsPick
 from viasd_calib.decoding.sampling import Sampling, seed_of_text
-from viasd_calib.decoding.stateless import led
-from viasd_calib.draft.base import GreedyPick, Pick, likeliest
+from viasd_calib.decoding.stateless import follow_text
+from viasd_calib.draft.base import GreedyPick, Pick, argmax
 from viasd_calib.slim.parts.head_vocab import over_vocabulary
 from viasd_calib.spec import Audit
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What q says of pending and drafted tokens, as device scalars.
+class Verification:
+    """What q decides of pending and drafted tokens, as device scalars.
 
     Attributes:
-        kept: leading pending tokens that stand.
-        accepted: leading drafted tokens that stand, if all pending ones do.
-        own: q's token after the last one that stands.
+        kept: leading pending tokens that are kept.
+        accepted: leading drafted tokens that are accepted, if all pending ones are kept.
+        next_token: q's token after the last of these.
     """
 
     kept: Tensor
     accepted: Tensor
-    own: Tensor
+    next_token: Tensor
 
-    def place(self, pending: int) -> Tensor:
-        """Where q's own token stands among the judged places: after the last token that stands."""
-        return own_place(self.kept, self.accepted, pending)
+    def next_place(self, pending: int) -> Tensor:
+        """Place of ``next_token`` among the verified ones, a scalar: after the last token that is kept."""
+        return next_place(self.kept, self.accepted, pending)
 
 
 class TokenSampler(ABC):
@@ -49,7 +49,7 @@ class TokenSampler(ABC):
     """
 
     greedy: ClassVar[bool]
-    """Whether the likeliest token is taken, and nothing drawn."""
+    """Whether the most likely token is taken, and nothing drawn."""
 
     def __init__(self, processors: LogitsProcessorList) -> None:
         self.processors = processors
@@ -61,31 +61,31 @@ class TokenSampler(ABC):
         return process_rows(self.processors, logits, text)  # in float32: bfloat16 would bend the draws
 
     def begin(self, prompt_length: int) -> Self:
-        """The sampler along one text with a prompt of so many tokens: processors that roll back are led along it."""
-        along = [led(processor, prompt_length) for processor in self.processors]
-        if all(one is other for one, other in zip(along, self.processors, strict=True)):
+        """The sampler along one text with a prompt of so many tokens: processors that roll back follow it."""
+        following = [follow_text(processor, prompt_length) for processor in self.processors]
+        if all(one is other for one, other in zip(following, self.processors, strict=True)):
             return self
         sampler = copy.copy(self)
-        sampler.processors = LogitsProcessorList(along)
+        sampler.processors = LogitsProcessorList(following)
         return sampler
 
     @abstractmethod
     def for_text(self, number: int) -> TokenSampler:
-        """The sampler for the text of this number in a batch: what one text draws hangs on no other text."""
+        """The sampler for the text of this number in a batch: what one text draws depends on no other text."""
 
     @abstractmethod
-    def picker(self, text: Tensor, vocab_size: int, reader: CachedStatistics | None = None) -> Pick:
+    def picker(self, text: Tensor, vocab_size: int, statistics: CachedStatistics | None = None) -> Pick:
         """How a drafter picks tokens that go on from ``text``.
 
         Args:
-            reader: what reads the rows of the block, where somebody looks at them beside the pick.
+            statistics: of the block's rows, where something else reads them too.
         """
 
     @abstractmethod
     def verify(
         self, scores: Tensor, tokens: Tensor, proposal_probs: Tensor | None, pending: int, kind: Audit, tolerance: float
-    ) -> Verdict:
-        """q's verdict on pending tokens and the drafted ones after them.
+    ) -> Verification:
+        """Verify pending tokens and the drafted ones after them.
 
         Args:
             scores: q's, processed, at the places of the tokens and after them, [tokens + 1, vocabulary].
@@ -95,25 +95,25 @@ class TokenSampler(ABC):
 
 
 class GreedySampler(TokenSampler):
-    """The likeliest token; drafted tokens stand where they are q's choice."""
+    """The most likely token; drafted tokens are accepted where they are q's choice."""
 
     greedy = True
 
     def for_text(self, number: int) -> GreedySampler:
         return self
 
-    def picker(self, text: Tensor, vocab_size: int, reader: CachedStatistics | None = None) -> Pick:
+    def picker(self, text: Tensor, vocab_size: int, statistics: CachedStatistics | None = None) -> Pick:
         if not self.processors:
-            return GreedyPick() if reader is None else StatisticsPick(reader)
+            return GreedyPick() if statistics is None else StatisticsPick(statistics)
         return ProcessedPick(self, text, vocab_size)
 
     def verify(
         self, scores: Tensor, tokens: Tensor, proposal_probs: Tensor | None, pending: int, kind: Audit, tolerance: float
-    ) -> Verdict:
-        choices = likeliest(scores)  # [tokens + 1]
+    ) -> Verification:
+        choices = argmax(scores)  # [tokens + 1]
         kept = audit(tokens[:pending], scores[:pending], choices[:pending], kind, tolerance)
         accepted = accept_greedy(tokens[pending:], choices[pending:-1])
-        return Verdict(kept, accepted, row(choices, own_place(kept, accepted, pending)))
+        return Verification(kept, accepted, select_row(choices, next_place(kept, accepted, pending)))
 
 
 class RejectionSampler(TokenSampler):
@@ -135,44 +135,55 @@ class RejectionSampler(TokenSampler):
         seed = seed_of_text(self.generator.initial_seed(), number)
         return RejectionSampler(self.processors, torch.Generator(self.generator.device).manual_seed(seed))
 
-    def picker(self, text: Tensor, vocab_size: int, reader: CachedStatistics | None = None) -> Pick:
+    def picker(self, text: Tensor, vocab_size: int, statistics: CachedStatistics | None = None) -> Pick:
         return ProcessedPick(self, text, vocab_size, self.generator)
 
     def uniforms(self, count: int) -> Tensor:
-        """Coins in [0, 1): [count]."""
+        """Uniform numbers in [0, 1): [count], float32."""
         return torch.rand(count, generator=self.generator, device=self.generator.device, dtype=torch.float32)
 
     def verify(
         self, scores: Tensor, tokens: Tensor, proposal_probs: Tensor | None, pending: int, kind: Audit, tolerance: float
-    ) -> Verdict:
+    ) -> Verification:
         assert proposal_probs is not None, "a sampled token comes with its proposal"
         probs = scores.softmax(-1)  # [tokens + 1, vocabulary]
         uniforms = self.uniforms(tokens.shape[0])
         if kind == "strict":
             kept = accept_sampled(tokens[:pending], proposal_probs[:pending], probs[:pending], uniforms[:pending])
         else:
-            kept = audit(tokens[:pending], scores[:pending], likeliest(scores[:pending]), kind, tolerance)
+            kept = audit(tokens[:pending], scores[:pending], argmax(scores[:pending]), kind, tolerance)
             proposal_probs = torch.cat(
                 [torch.zeros_like(proposal_probs[:pending]), proposal_probs[pending:]]
             )  # q's token is drawn afresh
         accepted = accept_sampled(tokens[pending:], proposal_probs[pending:], probs[pending:-1], uniforms[pending:])
-        return Verdict(kept, accepted, self.draw_after(probs, proposal_probs, own_place(kept, accepted, pending)))
+        return Verification(kept, accepted, self.draw_after(probs, proposal_probs, next_place(kept, accepted, pending)))
 
     def draw_after(self, probs: Tensor, proposal_probs: Tensor, place: Tensor) -> Tensor:
-        """Draw the token at ``place``: from what is left of the target where a token has fallen, else from all of it.
+        """Draw the token at ``place``: from what is left of the target after a rejected token, else from all of it.
 
         Args:
             probs: the target, [n + 1, vocabulary].
             proposal_probs: what the n tokens before it were drawn from, [n, vocabulary].
-            place: a scalar, 0 to n; n stands after them all.
+            place: a scalar, 0 to n; n is after them all.
         """
         against = torch.cat([proposal_probs, torch.zeros_like(probs[:1])])  # [n + 1, vocabulary]
-        return draw(residual(row(probs, place), row(against, place)), self.generator)
+        return draw(residual(select_row(probs, place), select_row(against, place)), self.generator)
 
 
-def own_place(kept: Tensor, accepted: Tensor, pending: int) -> Tensor:
-    """Where q's own token stands, a scalar, from a verdict's counts and how many tokens were pending."""
+def next_place(kept: Tensor, accepted: Tensor, pending: int) -> Tensor:
+    """Place of q's own token, a scalar, from what was kept of ``pending`` tokens and accepted after them.
+
+    Example:
+        >>> [next_place(torch.tensor(kept), torch.tensor(2), pending=3).item() for kept in (1, 3)]
+        [1, 5]
+    """
     return torch.where(kept < pending, kept, pending + accepted)
+
+
+def verify_against(sampler: RejectionSampler, tokens: Tensor, proposal_probs: Tensor, target: Tensor) -> Verification:
+    """The speculative rule on drafted tokens alone, against any target ([k + 1, vocabulary])."""
+    accepted = accept_sampled(tokens, proposal_probs, target[:-1], sampler.uniforms(len(tokens)))
+    return Verification(tokens.new_zeros(()), accepted, sampler.draw_after(target, proposal_probs, accepted))
 
 
 def make_sampler(
@@ -192,7 +203,7 @@ def sampler_of(processors: LogitsProcessorList, generator: torch.Generator | Non
     """The sampler for a ready-made list of processors.
 
     Args:
-        generator: to draw with, on the device where logits are; None takes the likeliest token.
+        generator: to draw with, on the device where logits are; None takes the most likely token.
     """
     return GreedySampler(processors) if generator is None else RejectionSampler(processors, generator)
 
@@ -202,7 +213,7 @@ class ProcessedPick(Pick):
     """Puts a drafter's logits through the processors, over the verifier's whole vocabulary.
 
     Attributes:
-        generator: to draw with; None takes the likeliest token.
+        generator: to draw with; None takes the most likely token.
     """
 
     sampler: TokenSampler
@@ -215,7 +226,7 @@ class ProcessedPick(Pick):
         whole = over_vocabulary(logits[None], vocabulary, self.vocab_size)  # [1, vocabulary]
         scores = self.sampler.scores(whole, torch.cat([self.text, *drafted]))  # [1, vocabulary]
         if self.generator is None:
-            return likeliest(scores)
+            return argmax(scores)
         self._proposal_probs.append(scores.softmax(-1))
         return draw(self._proposal_probs[-1], self.generator)
 
@@ -224,5 +235,5 @@ class ProcessedPick(Pick):
             return None
         if self._proposal_probs:
             return torch.cat(self._proposal_probs)
-        # A drafter that asks nobody proposes with certainty.
+        # What picks its tokens by itself proposes with certainty.
         return torch.nn.functional.one_hot(tokens, self.vocab_size).float()

@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict
 
 from viasd_calib.calibration.losses import diverging
 from viasd_calib.choices import Backend, BenchMethod
-from viasd_calib.decoding.baselines import TransformersDecoder
 from viasd_calib.decoding.conversation import Answering, Turn, converse
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine
+from viasd_calib.decoding.strategies.base import load_strategy
+from viasd_calib.decoding.transformers_baseline import TransformersDecoder
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.exactness import Difference, find_difference
 from viasd_calib.evaluation.metrics import MethodResult, PromptResult, pool
@@ -102,8 +103,8 @@ def run_bench(
     kept = ledger or Ledger()
     done: list[Answered] = []
     answerers = {name: answering(engine, name, settings.audit, plain) for name in settings.methods}
-    methods = [decoder.method for decoder in answerers.values() if isinstance(decoder, Decoder)]
-    slim = any(method.asks_slim for method in methods)
+    strategies = [decoder.strategy for decoder in answerers.values() if isinstance(decoder, Decoder)]
+    slim = any(strategy.asks_slim for strategy in strategies)
     engine.prepare_passes(text_lengths(engine, prompts, settings.max_new_tokens), slim)
     _warm_up(engine, answerers, prompts[0], min(WARM_UP_TOKENS, settings.max_new_tokens))
     with steps("bench", len(prompts), "prompts") as running:
@@ -209,19 +210,22 @@ def _judge(
     return PromptResult(prompt.id, prompt.task, generations, seconds, diverged, [] if first is None else [first])
 
 
-LOSSLESS: frozenset[BenchMethod] = frozenset(
-    {"autoregressive", "transformers", "speculative", "speculative_fixed", "self_speculative"}
-)
-"""Methods whose greedy text is q's own; ``three_tier`` is one under audit ``strict``."""
+def is_lossless(name: BenchMethod, audit: Audit) -> bool:
+    """Whether a method's greedy text is q's own, where strategies that take an audit have this one.
+
+    Example:
+        >>> is_lossless("transformers", "off"), is_lossless("three_tier", "off"), is_lossless("three_tier", "strict")
+        (True, False, True)
+    """
+    return name == "transformers" or load_strategy(name).is_lossless(audit)
 
 
 def unexplained(result: BenchResult) -> list[tuple[str, Difference]]:
     """Differences from the autoregressive text that a lossless method must not have, by method."""
-    lossless = set(LOSSLESS) | ({"three_tier"} if result.settings.audit == "strict" else set())
     return [
         (name, difference)
         for name, method in result.methods.items()
-        if name in lossless
+        if is_lossless(name, result.settings.audit)
         for difference in method.differences
         if not difference.explained
     ]

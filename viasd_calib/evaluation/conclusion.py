@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from viasd_calib.calibration.policy_timing import PolicyTiming
-from viasd_calib.choices import MethodName
+from viasd_calib.choices import StrategyName
 from viasd_calib.evaluation.bench import BenchResult
 from viasd_calib.evaluation.metrics import Interval
 from viasd_calib.spec import RoutingSpec
@@ -12,14 +12,14 @@ COST_WIDTH = 4
 """Tokens of the pass whose cost is named, if it was measured; a block is about as long."""
 
 
-def recommended_method(result: BenchResult) -> MethodName:
+def recommended_method(result: BenchResult) -> StrategyName:
     """The strategy to decode with: ``three_tier``, unless a baseline is faster on these prompts.
 
     A baseline is faster where the whole 95 % interval of the three-tier speed-up over it lies below 1; of two such,
     the one with more tokens a second.
     """
     three_tier = result.methods["three_tier"]
-    over: dict[MethodName, Interval | None] = {
+    over: dict[StrategyName, Interval | None] = {
         "autoregressive": three_tier.speedup_vs_autoregressive,
         "speculative": three_tier.speedup_vs_speculative,
     }

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.engine import Engine, assemble, three_tier
-from viasd_calib.decoding.rounds import NEVER
+from viasd_calib.decoding.engine import Engine, assemble
+from viasd_calib.decoding.strategies.three_tier import NEVER, ThreeTier
 from viasd_calib.draft.build import name_draft
 from viasd_calib.draft.places import draft_at, relocated
 from viasd_calib.errors import WeightsWarning
@@ -59,5 +59,5 @@ def verifier_of(fitted: VerifierRef, loaded: VerifierRef) -> VerifierRef:
 
 def decoder_at(engine: Engine, gates: Gates, decoding: Decoding) -> Decoder:
     """The three-tier decoder of an engine at other gates and settings, which nothing needs to certify."""
-    method = three_tier(gates, decoding, engine.routed.device)
+    method = ThreeTier.from_spec(gates, decoding, engine.routed.device)
     return Decoder(engine.routed, engine.drafter, method, engine.verifier.eos_ids)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from viasd_calib.choices import MethodName
+from viasd_calib.choices import StrategyName
 from viasd_calib.decoding.engine import Engine
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
@@ -26,7 +26,7 @@ from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.cost import interleaved_seconds
 from viasd_calib.slim.families import LayerType, layer_types_of, window_of
 
-ROUND_METHODS: tuple[MethodName, ...] = ("autoregressive", "speculative", "three_tier")
+ROUND_METHODS: tuple[StrategyName, ...] = ("autoregressive", "speculative", "three_tier")
 ROUND_TOKENS = 32
 """Tokens decoded after each context."""
 
@@ -123,7 +123,7 @@ def measure_rounds(engine: Engine, contexts: Sequence[int], repeats: int) -> tup
     return tuple(entry for name in ROUND_METHODS for entry in _round_times(engine, name, texts[name], repeats))
 
 
-def _text(engine: Engine, name: MethodName, context: int) -> RecordedText:
+def _text(engine: Engine, name: StrategyName, context: int) -> RecordedText:
     generator = torch.Generator().manual_seed(context)
     prompt = torch.randint(engine.routed.config.vocab_size, (context,), generator=generator).tolist()
     room = min(context_length(stack.config) for stack in attention_stacks(engine).values()) - context
@@ -132,7 +132,9 @@ def _text(engine: Engine, name: MethodName, context: int) -> RecordedText:
     return RecordedText(engine, name, prompt, min(ROUND_TOKENS, room), may_end=False)
 
 
-def _round_times(engine: Engine, name: MethodName, texts: Mapping[int, RecordedText], repeats: int) -> list[RoundTimes]:
+def _round_times(
+    engine: Engine, name: StrategyName, texts: Mapping[int, RecordedText], repeats: int
+) -> list[RoundTimes]:
     tokens = sum(text.tokens for text in texts.values())
     calls: dict[CallName, list[Span]] = _by_call(texts.values())
     rounds = sum(len(text.rounds) for text in texts.values())

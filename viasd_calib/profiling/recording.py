@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from viasd_calib.choices import MethodName
+from viasd_calib.choices import StrategyName
 from viasd_calib.decoding.engine import Engine
 from viasd_calib.draft.base import Drafter, MemorylessDrafter
 from viasd_calib.draft.causal import CausalDrafter
@@ -217,7 +217,7 @@ class RecordedText:
     def __init__(
         self,
         engine: Engine,
-        name: MethodName,
+        name: StrategyName,
         prompt: Sequence[int],
         max_new_tokens: int,
         *,

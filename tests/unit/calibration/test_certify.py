@@ -12,7 +12,7 @@ from tests.tiny import constant_gate, make_drafter, tiny_prompts
 from viasd_calib.calibration.candidates import Candidate
 from viasd_calib.calibration.certify import certify
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.engine import three_tier
+from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.errors import PromptError
 from viasd_calib.ledger import Ledger
 from viasd_calib.models import Verifier
@@ -49,7 +49,7 @@ def run(
     drafter = make_drafter("near", routed)
 
     def decoder_for(chosen: Candidate) -> Decoder:
-        method = three_tier(chosen.gates, Decoding(audit="off"))
+        method = ThreeTier.from_spec(chosen.gates, Decoding(audit="off"))
         return Decoder(routed, drafter, method, verifier.eos_ids)
 
     result = certify(

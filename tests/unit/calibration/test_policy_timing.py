@@ -12,7 +12,7 @@ from viasd_calib.calibration import policy_timing
 from viasd_calib.calibration.policy_timing import without_slim
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.engine import three_tier
+from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.models import Verifier
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel, States
@@ -60,7 +60,7 @@ def test_the_clock_decides(
     drafter = make_drafter("near", routed)
 
     def decoder_for(gates: Gates, audit: Audit) -> Decoder:
-        return Decoder(routed, drafter, three_tier(gates, Decoding(audit=audit, draft_length=2)))
+        return Decoder(routed, drafter, ThreeTier.from_spec(gates, Decoding(audit=audit, draft_length=2)))
 
     measured = policy_timing.time_policies(
         decoder_for, GATES, tiny_verifier, tiny_prompts(policy_timing.FEWEST_PROMPTS), 24, certified=certified
@@ -99,7 +99,7 @@ def test_without_slim_no_slim_pass_is_made(tiny_verifier: Verifier) -> None:
     routed = RoutedModel(tiny_verifier.model, Route(attention_skip=[1]))
     texts = []
     for gates in (GATES, without_slim(GATES)):
-        decoder = Decoder(routed, make_drafter("near", routed), three_tier(gates, Decoding(audit="strict")))
+        decoder = Decoder(routed, make_drafter("near", routed), ThreeTier.from_spec(gates, Decoding(audit="strict")))
         (turn,) = converse(decoder, tiny_verifier, tiny_prompts(1)[0], 16)
         texts.append(turn.generation.tokens)
         assert (turn.generation.counts.slim_passes > 0) == gates.slim_tier

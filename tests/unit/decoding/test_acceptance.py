@@ -8,18 +8,24 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from viasd_calib.decoding.acceptance import (
-    accept_by_draft,
+    SlimMasks,
+    accept_by_draft_gate,
+    accept_by_ratio,
+    accept_by_score,
     accept_greedy,
     audit,
-    judge,
     leading_true,
-    trust_ratio,
-    trust_scores,
 )
+from viasd_calib.decoding.slim_decision import SlimDecision, decide_greedy
 
 # Exact in float32, so that the plain rule and the tensors compare the same numbers.
 SCORES = st.integers(0, 64).map(lambda n: n / 64)
 BOUNDS = st.integers(1, 65).map(lambda n: n / 64)
+
+
+def decide(masks: SlimMasks) -> SlimDecision:
+    """Where the tokens of q' are of no importance."""
+    return decide_greedy(masks, torch.zeros(len(masks.regenerate), 2), gated=0)
 
 
 def plain_leading(flags: list[bool]) -> int:
@@ -39,7 +45,7 @@ def test_leading_true(flags: list[bool]) -> None:
 @given(scores=st.lists(SCORES), bound=BOUNDS)
 def test_accept_by_draft(scores: list[float], bound: float) -> None:
     expected = plain_leading([score >= bound for score in scores])
-    assert accept_by_draft(torch.tensor(scores), bound).item() == expected
+    assert accept_by_draft_gate(torch.tensor(scores), bound).item() == expected
 
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2))))
@@ -55,24 +61,24 @@ def test_accept_greedy(pairs: list[tuple[int, int]]) -> None:
 def test_the_calibrated_rule(accept: list[float], own: list[float], bounds: tuple[float, float]) -> None:
     accept_at, regenerate_at = bounds
     own = own[: len(accept) + 1]
-    verdict = judge(trust_scores(torch.tensor(accept), torch.tensor(own), accept_at, regenerate_at))
+    decision = decide(accept_by_score(torch.tensor(accept), torch.tensor(own), accept_at, regenerate_at))
     kept = 0
     while kept < len(accept) and accept[kept] >= accept_at:
         kept += 1
-    assert verdict.accepted.item() == kept
-    assert verdict.regenerate.item() == (own[kept] >= regenerate_at)
+    assert decision.accepted.item() == kept
+    assert decision.regenerate.item() == (own[kept] >= regenerate_at)
 
 
 @given(ratios=st.lists(st.floats(0.01, 1), max_size=6), bounds=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)))
 def test_the_ratio_rule(ratios: list[float], bounds: tuple[float, float]) -> None:
     escalate_below, accept_at = sorted(bounds)
     assume(all(not math.isclose(r, bound, rel_tol=1e-5) for r in ratios for bound in bounds))
-    verdict = judge(trust_ratio(torch.tensor(ratios).log(), accept_at, escalate_below))
+    decision = decide(accept_by_ratio(torch.tensor(ratios).log(), accept_at, escalate_below))
     kept = 0
     while kept < len(ratios) and ratios[kept] >= accept_at:
         kept += 1
-    assert verdict.accepted.item() == kept
-    assert verdict.regenerate.item() == (kept < len(ratios) and ratios[kept] >= escalate_below)
+    assert decision.accepted.item() == kept
+    assert decision.regenerate.item() == (kept < len(ratios) and ratios[kept] >= escalate_below)
 
 
 @st.composite

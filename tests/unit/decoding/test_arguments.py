@@ -11,8 +11,8 @@ import torch
 
 from tests.cases import lively_case
 from tests.tiny import VOCAB
-from viasd_calib.decoding.baselines import TransformersDecoder
 from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.transformers_baseline import TransformersDecoder
 from viasd_calib.errors import PromptError
 
 IDS = [7, 8, 9]

@@ -14,22 +14,24 @@ from transformers import GenerationConfig
 
 from tests.cases import Case, cases, lively_case
 from tests.tiny import constant_gate
-from viasd_calib.decoding.acceptance import Tier, judge
-from viasd_calib.decoding.baselines import (
-    Lenient,
-    SelfSpeculative,
-    SpeculativeFixed,
-    StaticEnsemble,
-    TransformersDecoder,
-    draft_probs,
-    sprinter,
-    trispec,
-    via_sd_fixed,
-    via_sd_published,
-)
+from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.drafting import Block
+from viasd_calib.decoding.features import DraftStatistics
 from viasd_calib.decoding.gates import Gate
-from viasd_calib.decoding.rounds import Autoregressive, Block, Method
+from viasd_calib.decoding.slim_decision import decide_greedy
+from viasd_calib.decoding.slim_rules.margin import MarginRule
+from viasd_calib.decoding.strategies.autoregressive import Autoregressive
+from viasd_calib.decoding.strategies.base import Strategy
+from viasd_calib.decoding.strategies.lenient import Lenient
+from viasd_calib.decoding.strategies.self_speculative import SelfSpeculative
+from viasd_calib.decoding.strategies.speculative_fixed import SpeculativeFixed
+from viasd_calib.decoding.strategies.sprinter import Sprinter
+from viasd_calib.decoding.strategies.static_ensemble import StaticEnsemble, draft_probs
+from viasd_calib.decoding.strategies.trispec import TriSpec
+from viasd_calib.decoding.strategies.via_sd_fixed import ViaSDFixed
+from viasd_calib.decoding.strategies.via_sd_published import ViaSDPublished
+from viasd_calib.decoding.transformers_baseline import TransformersDecoder
 from viasd_calib.errors import PromptError
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
@@ -37,22 +39,22 @@ from viasd_calib.spec import Route
 SURE = Gate(constant_gate("draft_margin", 9.0))
 UNSURE = Gate(constant_gate("draft_margin", -9.0))
 
-LOSSLESS: dict[str, Method] = {
+LOSSLESS: dict[str, Strategy] = {
     "speculative_fixed": SpeculativeFixed(3),
     "self_speculative": SelfSpeculative(3),
     "lenient at 1": Lenient(3, leniency=1.0),
     "static_ensemble at 1": StaticEnsemble(3, weight=1.0),
-    "trispec that never trusts": trispec(3, 8, least=1.01),
-    "sprinter that never trusts": sprinter(UNSURE, 3, 8),
+    "trispec that decides nothing": TriSpec(MarginRule(1.01), draft_length=3, max_pending=8),
+    "sprinter that decides nothing": Sprinter(draft_gate=UNSURE, draft_length=3, max_pending=8),
 }
 
-LOSSY: dict[str, Method] = {
+LOSSY: dict[str, Strategy] = {
     "lenient": Lenient(3, leniency=0.05),
     "static_ensemble": StaticEnsemble(3, weight=0.2),
-    "trispec": trispec(3, 8, least=0.0),
-    "sprinter": sprinter(SURE, 3, 8),
-    "via_sd_fixed": via_sd_fixed(3, 8),
-    "via_sd_published": via_sd_published(3, 8),
+    "trispec": TriSpec(MarginRule(0.0), draft_length=3, max_pending=8),
+    "sprinter": Sprinter(draft_gate=SURE, draft_length=3, max_pending=8),
+    "via_sd_fixed": ViaSDFixed(draft_length=3, max_pending=8),
+    "via_sd_published": ViaSDPublished(draft_length=3, max_pending=8),
 }
 
 
@@ -87,29 +89,31 @@ def test_self_speculation_on_the_whole_model_is_never_refused() -> None:
 
 
 def test_trispec_decides_where_the_margin_is_wide() -> None:
-    """After q' alone every trusted token is q's slim choice: it is regenerated or accepted, never both."""
+    """After q' alone every token that it decides is q's slim choice: it is regenerated or accepted, never both."""
     case = dataclasses.replace(lively_case(2), route=Route(), count=24)
-    out = case.generate(trispec(3, 12, least=0.0))
+    out = case.generate(TriSpec(MarginRule(0.0), draft_length=3, max_pending=12))
     assert out.tokens == case.expected  # q' is q here
     assert Counter(out.tiers)[Tier.ESCALATE] < len(out.tokens) / 2
 
 
 def test_sprinter_calls_no_slim_verifier() -> None:
     for gate in (SURE, UNSURE):
-        out = lively_case(3).generate(sprinter(gate, 3, 8))
+        out = lively_case(3).generate(Sprinter(draft_gate=gate, draft_length=3, max_pending=8))
         assert out.counts.slim_passes == 0
 
 
 def test_the_published_constants_leave_the_regenerate_band_empty() -> None:
     ratios = torch.linspace(0.01, 1, 200)
-    for rule, regenerates in ((via_sd_published(3, 8).rule, False), (via_sd_fixed(3, 8).rule, True)):
+    for rule, regenerates in (
+        (ViaSDPublished(draft_length=3, max_pending=8).rule, False),
+        (ViaSDFixed(draft_length=3, max_pending=8).rule, True),
+    ):
         assert rule is not None
         seen = set()
         for ratio in ratios:
             logits = torch.stack([torch.stack([torch.zeros(()), ratio.log()]), torch.zeros(2)])
-            said = type("Said", (), {"tokens": torch.tensor([1])})()
-            verdict = judge(rule.trust(logits, said, 0))
-            seen.add(bool(verdict.regenerate))
+            draft = DraftStatistics(torch.tensor([1]), None, torch.zeros(1))
+            seen.add(bool(decide_greedy(rule.masks(logits, draft, 0), logits, gated=0).regenerate))
         assert (True in seen) == regenerates
 
 

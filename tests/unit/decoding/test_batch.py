@@ -19,21 +19,21 @@ from tests.tiny import DRAFTERS, VOCAB, constant_gate, letter_tokenizer, make_dr
 from tests.unit.decoding.test_ending import SumDivides
 from tests.unit.decoding.test_rounds import Case, cases, lively_case
 from viasd_calib.decoding.acceptance import Tier
-from viasd_calib.decoding.baselines import (
-    Lenient,
-    SelfSpeculative,
-    SpeculativeFixed,
-    StaticEnsemble,
-    sprinter,
-    trispec,
-    via_sd_fixed,
-    via_sd_published,
-)
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.gates import Gate
-from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative
 from viasd_calib.decoding.sampling import Sampling, seed_of_text
 from viasd_calib.decoding.session import Generation
+from viasd_calib.decoding.strategies.autoregressive import Autoregressive
+from viasd_calib.decoding.strategies.base import Strategy
+from viasd_calib.decoding.strategies.lenient import Lenient
+from viasd_calib.decoding.strategies.self_speculative import SelfSpeculative
+from viasd_calib.decoding.strategies.speculative import Speculative
+from viasd_calib.decoding.strategies.speculative_fixed import SpeculativeFixed
+from viasd_calib.decoding.strategies.sprinter import Sprinter
+from viasd_calib.decoding.strategies.static_ensemble import StaticEnsemble
+from viasd_calib.decoding.strategies.trispec import TriSpec
+from viasd_calib.decoding.strategies.via_sd_fixed import ViaSDFixed
+from viasd_calib.decoding.strategies.via_sd_published import ViaSDPublished
 from viasd_calib.draft.causal import DraftPass
 from viasd_calib.draft.shallow import ShallowStep
 from viasd_calib.errors import NumericsError, PromptError
@@ -48,19 +48,19 @@ GREEDY = Sampling()
 METHODS = ("autoregressive", "speculative", "gated", "strict", "tolerant", "off")
 LOSSY_IN_SAMPLING = ("via_sd_fixed", "via_sd_published", "trispec")
 GATE = Gate(constant_gate("draft_margin", 0.0).model_copy(update={"weight": [1.0]}))
-BASELINES: dict[str, Method] = {
+BASELINES: dict[str, Strategy] = {
     "speculative_fixed": SpeculativeFixed(3),
     "self_speculative": SelfSpeculative(3),
     "lenient": Lenient(3),
     "static_ensemble": StaticEnsemble(3, GATE, 0.6),
-    "trispec": trispec(3, 8),
-    "sprinter": sprinter(GATE, 3, 8, accept_at=0.7),
-    "via_sd_fixed": via_sd_fixed(3, 8),
-    "via_sd_published": via_sd_published(3, 8),
+    "trispec": TriSpec(draft_length=3, max_pending=8),
+    "sprinter": Sprinter(draft_gate=GATE, draft_accept_at=0.7, draft_length=3, max_pending=8),
+    "via_sd_fixed": ViaSDFixed(draft_length=3, max_pending=8),
+    "via_sd_published": ViaSDPublished(draft_length=3, max_pending=8),
 }
 
 
-def method_of(case: Case, name: str) -> Method:
+def method_of(case: Case, name: str) -> Strategy:
     """A method by name, with the case's gates where it has some."""
     if name in BASELINES:
         return BASELINES[name]
@@ -72,7 +72,9 @@ def method_of(case: Case, name: str) -> Method:
     return case.method(name)  # type: ignore[arg-type]
 
 
-def alone(case: Case, method: Method, sampling: Sampling, prompts: Sequence[list[int]], **end: Any) -> list[Generation]:
+def alone(
+    case: Case, method: Strategy, sampling: Sampling, prompts: Sequence[list[int]], **end: Any
+) -> list[Generation]:
     """Every text by itself, from a new decoder."""
     return [
         case.decoder(method, replace(sampling, seed=seed_of_text(sampling.seed, number))).generate(
@@ -181,7 +183,7 @@ class Watched(RoutedModel):
         return super().slim(ids, window, taps)
 
 
-def watched(case: Case, method: Method) -> tuple[Decoder, Watched]:
+def watched(case: Case, method: Strategy) -> tuple[Decoder, Watched]:
     verifier = Watched(case.model, case.route, case.slim_parts)
     return Decoder(verifier, make_drafter(case.drafter_kind, verifier, case.seed), method, case.eos), verifier
 

@@ -6,7 +6,7 @@ import pytest
 
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.rounds import Autoregressive
+from viasd_calib.decoding.strategies.autoregressive import Autoregressive
 from viasd_calib.errors import PromptError
 from viasd_calib.models import Verifier
 from viasd_calib.prompts import Prompt

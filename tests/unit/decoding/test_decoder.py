@@ -20,14 +20,16 @@ from tests.tiny import (
     tiny_shape,
     transformers_text,
 )
-from viasd_calib.choices import MethodName
+from viasd_calib.choices import StrategyName
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.engine import Engine, assemble, load_engine, three_tier
+from viasd_calib.decoding.engine import Engine, assemble, load_engine
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
-from viasd_calib.decoding.rounds import NEVER, Autoregressive, Speculative, ThreeTier
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Generation
-from viasd_calib.decoding.slim_rules import CalibratedRule
+from viasd_calib.decoding.slim_rules.calibrated import CalibratedRule
+from viasd_calib.decoding.strategies.autoregressive import Autoregressive
+from viasd_calib.decoding.strategies.speculative import Speculative
+from viasd_calib.decoding.strategies.three_tier import NEVER, ThreeTier
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.shallow import save_shallow
 from viasd_calib.errors import CertificateWarning, MethodError, SamplingError, SpecError
@@ -94,7 +96,7 @@ def test_torchs_default_number_format_changes_nothing(
 
     def texts() -> list[Generation]:
         engine, sampling = load_engine(path), Sampling(temperature=0.9, top_p=0.95, seed=5)
-        return [engine.decoder(name, sampling=sampling).generate(PROMPT, 16) for name in get_args(MethodName)]
+        return [engine.decoder(name, sampling=sampling).generate(PROMPT, 16) for name in get_args(StrategyName)]
 
     expected = texts()
     with default_dtype(dtype):
@@ -110,15 +112,15 @@ def test_every_method_gives_the_verifiers_text(engine: Engine) -> None:
     assert engine.verifier.eos_ids
 
 
-@pytest.mark.parametrize("name", get_args(MethodName))
-def test_a_method_says_whether_it_asks_the_slim_verifier(engine: Engine, name: MethodName) -> None:
+@pytest.mark.parametrize("name", get_args(StrategyName))
+def test_a_method_says_whether_it_asks_the_slim_verifier(engine: Engine, name: StrategyName) -> None:
     decoder = engine.decoder(name)
-    assert decoder.method.asks_slim == (decoder.generate(PROMPT, 32).counts.slim_passes > 0)
+    assert decoder.strategy.asks_slim == (decoder.generate(PROMPT, 32).counts.slim_passes > 0)
 
 
 def test_without_bounds_to_meet_the_slim_verifier_is_not_asked(engine: Engine) -> None:
     gates = engine.spec.gates.model_copy(update={"accept_at": NEVER, "regenerate_at": NEVER})
-    assert not three_tier(gates, engine.spec.decoding).asks_slim
+    assert not ThreeTier.from_spec(gates, engine.spec.decoding).asks_slim
 
 
 def test_the_compiled_backend_gives_the_same_text(
@@ -144,13 +146,15 @@ def test_the_compiled_backend_gives_the_same_text(
 
 @pytest.mark.parametrize("name", ["nonsense", "Three_Tier", "", None, 3, ["speculative"]])
 def test_another_method_is_refused(engine: Engine, name: Any) -> None:
-    with pytest.raises(MethodError, match=r"there is no method .*; choose one of autoregressive, speculative, three_"):
+    with pytest.raises(
+        MethodError, match=r"there is no method .*; choose one of autoregressive, lenient, self_speculative"
+    ):
         engine.decoder(name)
 
 
-@pytest.mark.parametrize("name", get_args(MethodName))
+@pytest.mark.parametrize("name", get_args(StrategyName))
 @pytest.mark.parametrize("audit", ["loose", "Strict", "", True, 0.5])
-def test_another_audit_is_refused(engine: Engine, name: MethodName, audit: Any) -> None:
+def test_another_audit_is_refused(engine: Engine, name: StrategyName, audit: Any) -> None:
     """By methods too that do not look at it."""
     with pytest.raises(MethodError, match=r"there is no audit .*; choose one of strict, tolerant, off$"):
         engine.decoder(name, audit=audit)
@@ -166,7 +170,7 @@ def test_what_is_shown_is_one_line(engine: Engine) -> None:
 
 
 def test_settings_come_from_the_spec(engine: Engine) -> None:
-    three = engine.decoder().method
+    three = engine.decoder().strategy
     assert isinstance(three, ThreeTier)
     assert (three.draft_length, three.max_pending, three.audit, three.tolerance) == (4, 9, "strict", 0.25)
     gates = engine.spec.gates
@@ -174,16 +178,16 @@ def test_settings_come_from_the_spec(engine: Engine) -> None:
     assert three.draft_gate is not None
     assert isinstance(three.rule, CalibratedRule)
     assert (three.rule.accept_at, three.rule.regenerate_at) == (gates.accept_at, gates.regenerate_at)
-    two = engine.decoder("speculative").method
+    two = engine.decoder("speculative").strategy
     assert isinstance(two, Speculative)
     assert (two.draft_length, two.stop_below) == (4, 0.3)
-    assert isinstance(engine.decoder("autoregressive").method, Autoregressive)
+    assert isinstance(engine.decoder("autoregressive").strategy, Autoregressive)
     assert engine.decoder("autoregressive").drafter is None
 
 
 def test_the_audit_may_be_chosen(engine: Engine) -> None:
-    assert engine.decoder("three_tier", audit="off").method.audit == "off"
-    assert engine.decoder("three_tier").method.audit == "strict"
+    assert engine.decoder("three_tier", audit="off").strategy.audit == "off"
+    assert engine.decoder("three_tier").strategy.audit == "strict"
 
 
 def test_the_adapter_is_on_the_slim_path(tmp_path: Path, tiny_verifier: Verifier) -> None:

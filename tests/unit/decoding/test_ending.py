@@ -17,9 +17,9 @@ from tests.cases import METHODS, TOKENIZER, Case, cases, lively_case
 from tests.tiny import tiny_model, tiny_tokenizer
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.ending import Ending
-from viasd_calib.decoding.rounds import Autoregressive
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import open_session
+from viasd_calib.decoding.strategies.autoregressive import Autoregressive
 from viasd_calib.decoding.verification import make_sampler
 from viasd_calib.errors import PromptError
 from viasd_calib.passes.requests import finish

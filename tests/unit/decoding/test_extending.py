@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.tiny import tiny_model, transformers_text
-from viasd_calib.decoding.acceptance import Trust
+from viasd_calib.decoding.acceptance import SlimMasks
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.features import DraftStatistics
-from viasd_calib.decoding.rounds import Speculative, ThreeTier
-from viasd_calib.decoding.slim_rules import SlimRule
+from viasd_calib.decoding.slim_rules.base import SlimRule
+from viasd_calib.decoding.strategies.speculative import Speculative
+from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.draft.base import MemorylessDrafter, Proposal
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
@@ -33,9 +34,9 @@ class RepeatLast(MemorylessDrafter):
 class EvenPlaces(SlimRule):
     """Lets q' decide at every other place, whatever it says there."""
 
-    def trust(self, logits: Tensor, said: DraftStatistics, pending: int) -> Trust:
+    def masks(self, logits: Tensor, draft: DraftStatistics, pending: int) -> SlimMasks:
         own = torch.arange(logits.shape[0], device=logits.device) % 2 == 0  # [k + 1]
-        return Trust(own[:-1] & (said.tokens == logits[:-1].argmax(-1)), own)
+        return SlimMasks(own[:-1] & (draft.tokens == logits[:-1].argmax(-1)), own)
 
 
 @given(prompt=PROMPTS)

@@ -30,8 +30,8 @@ def random_logits(count: int, seed: int, vocab: int = VOCAB, scale: float = 3.0)
 
 
 def draft_statistics(logits: Tensor, vocabulary: Tensor | None = None, top: int = 16) -> DraftStatistics:
-    said = top_k_statistics(logits, top, vocabulary)
-    return DraftStatistics(said.ids[:, 0], said, 2 + torch.arange(len(logits)))
+    top_k = top_k_statistics(logits, top, vocabulary)
+    return DraftStatistics(top_k.ids[:, 0], top_k, 2 + torch.arange(len(logits)))
 
 
 @given(seed=SEEDS, count=st.integers(1, 4))
@@ -56,13 +56,13 @@ def test_a_drafter_that_is_certain(seed: int, top: int) -> None:
     slim = random_logits(2, seed)
     tokens = torch.tensor([3, 4])
     certain = torch.full((2, VOCAB), -torch.inf).scatter(1, tokens[:, None], 0.0)
-    said = draft_statistics(certain, top=top)
-    assert said.tokens.tolist() == [3, 4]
-    features = draft_features(said)
+    drafted = draft_statistics(certain, top=top)
+    assert drafted.tokens.tolist() == [3, 4]
+    features = draft_features(drafted)
     assert features["draft_margin"].tolist() == [MARGIN_CAP, MARGIN_CAP]
     assert features["draft_entropy"].tolist() == features["draft_log_top1"].tolist() == [0, 0]
-    assert said.said is not None
-    kl = top_k_kl(said.said.ids, said.said.log_probs, slim, slim.logsumexp(-1))
+    assert drafted.top_k is not None
+    kl = top_k_kl(drafted.top_k.ids, drafted.top_k.log_probs, slim, slim.logsumexp(-1))
     expected = -slim.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
     torch.testing.assert_close(kl, expected.clamp(max=MARGIN_CAP), atol=1e-3, rtol=1e-3)
 
@@ -123,11 +123,11 @@ def test_divergence_over_the_top_and_one_bucket(seed: int, top: int, half: bool)
     vocabulary = torch.tensor([8, 1, 6, 3, 0]) if half else None
     p_logits = random_logits(3, seed, 5 if half else VOCAB, scale=1.0)
     slim_logits = random_logits(3, seed + 1, scale=1.0)
-    said = top_k_statistics(p_logits, top, vocabulary)
-    found = top_k_kl(said.ids, said.log_probs, slim_logits, slim_logits.logsumexp(-1))
+    top_k = top_k_statistics(p_logits, top, vocabulary)
+    found = top_k_kl(top_k.ids, top_k.log_probs, slim_logits, slim_logits.logsumexp(-1))
     for row in range(3):
-        ids = said.ids[row].tolist()
-        p = said.log_probs[row].double().exp().tolist()
+        ids = top_k.ids[row].tolist()
+        p = top_k.log_probs[row].double().exp().tolist()
         slim = slim_logits[row].double().softmax(-1)[ids].tolist()
         expected = sum(a * math.log(a / b) for a, b in zip(p, slim, strict=True))
         if (rest := 1 - sum(p)) > 1e-5:
@@ -139,13 +139,13 @@ def test_divergence_over_the_top_and_one_bucket(seed: int, top: int, half: bool)
 def test_divergence_from_a_slim_verifier_that_cannot_say_all(seed: int, count: int) -> None:
     """What it cannot say is one more bucket; nothing is infinite."""
     p_logits, slim_logits = random_logits(3, seed, scale=1.0), random_logits(3, seed + 1, scale=1.0)
-    unsaid = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(seed))[count:]
-    slim_logits[:, unsaid] = -torch.inf
-    said = top_k_statistics(p_logits, VOCAB)
-    found = top_k_kl(said.ids, said.log_probs, slim_logits, slim_logits.logsumexp(-1))
+    impossible = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(seed))[count:]
+    slim_logits[:, impossible] = -torch.inf
+    top_k = top_k_statistics(p_logits, VOCAB)
+    found = top_k_kl(top_k.ids, top_k.log_probs, slim_logits, slim_logits.logsumexp(-1))
     for row in range(3):
         p, slim = (logits[row].double().softmax(-1).tolist() for logits in (p_logits, slim_logits))
-        lost = sum(p[token] for token in unsaid.tolist())
+        lost = sum(p[token] for token in impossible.tolist())
         expected = sum(a * math.log(a / b) for a, b in zip(p, slim, strict=True) if b > 0)
         expected += lost * math.log(lost / LEAST_MASS)
         assert found[row].item() == pytest.approx(min(max(expected, 0), MARGIN_CAP), abs=1e-3)

@@ -16,7 +16,7 @@ from tests.tiny import make_model, save_tiny, tiny_config, tiny_model, tiny_spec
 from viasd_calib.choices import BACKENDS, Backend
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine, load_engine
-from viasd_calib.decoding.rounds import Speculative
+from viasd_calib.decoding.strategies.speculative import Speculative
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.quantised import quantise_linears
 from viasd_calib.errors import ModelError

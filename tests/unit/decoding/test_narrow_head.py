@@ -13,20 +13,29 @@ from transformers import LogitsProcessor
 from tests.cases import Case, lively_case
 from tests.tiny import VOCAB, constant_gate
 from viasd_calib.decoding.acceptance import Tier
-from viasd_calib.decoding.baselines import SelfSpeculative, trispec, via_sd_fixed, via_sd_published
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.gates import Gate
-from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative, ThreeTier
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import Generation
-from viasd_calib.decoding.slim_rules import CalibratedRule, MarginRule, RatioRule, SlimRule
+from viasd_calib.decoding.slim_rules.base import SlimRule
+from viasd_calib.decoding.slim_rules.calibrated import CalibratedRule
+from viasd_calib.decoding.slim_rules.margin import MarginRule
+from viasd_calib.decoding.slim_rules.ratio import RatioRule
+from viasd_calib.decoding.strategies.autoregressive import Autoregressive
+from viasd_calib.decoding.strategies.base import Strategy
+from viasd_calib.decoding.strategies.self_speculative import SelfSpeculative
+from viasd_calib.decoding.strategies.speculative import Speculative
+from viasd_calib.decoding.strategies.three_tier import ThreeTier
+from viasd_calib.decoding.strategies.trispec import TriSpec
+from viasd_calib.decoding.strategies.via_sd_fixed import ViaSDFixed
+from viasd_calib.decoding.strategies.via_sd_published import ViaSDPublished
 
 RULES: dict[str, SlimRule] = {
     "calibrated": CalibratedRule(Gate(constant_gate("slim_margin", 9.0)), 0.5, 0.5),
     "ratio": RatioRule(0.7, 0.5),
     "margin": MarginRule(0.3),
 }
-STRICT: dict[str, Method] = {
+STRICT: dict[str, Strategy] = {
     "autoregressive": Autoregressive(),
     "speculative": Speculative(4),
     "self_speculative": SelfSpeculative(4),
@@ -58,8 +67,16 @@ def test_a_strict_text_holds_what_the_slim_verifier_cannot_say(name: str) -> Non
     assert (slim_passes > 0) == (name not in ("autoregressive", "speculative"))
 
 
-@pytest.mark.parametrize("method", [trispec(4, 12), via_sd_fixed(4, 12), via_sd_published(4, 12)], ids=str)
-def test_what_the_slim_tier_decides_it_can_say(method: Method) -> None:
+@pytest.mark.parametrize(
+    "method",
+    [
+        TriSpec(draft_length=4, max_pending=12),
+        ViaSDFixed(draft_length=4, max_pending=12),
+        ViaSDPublished(draft_length=4, max_pending=12),
+    ],
+    ids=str,
+)
+def test_what_the_slim_tier_decides_it_can_say(method: Strategy) -> None:
     """The lossy baselines: a drafted token that q' cannot say is never accepted by it."""
     decided = 0
     for seed in range(6):
@@ -83,7 +100,7 @@ class Only(LogitsProcessor):
         return scores.index_fill(-1, self.forbidden, -torch.inf)
 
 
-def constrained(case: Case, method: Method, allowed: set[int], sampling: Sampling) -> Generation:
+def constrained(case: Case, method: Strategy, allowed: set[int], sampling: Sampling) -> Generation:
     decoder = Decoder(case.verifier, case.drafter, method, case.eos, sampling, [Only(allowed)])
     return decoder.generate(case.prompt, case.count)
 

@@ -26,9 +26,11 @@ from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.ending import Ending
 from viasd_calib.decoding.gates import Gate
-from viasd_calib.decoding.rounds import Autoregressive, Method, Speculative
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.session import open_session
+from viasd_calib.decoding.strategies.autoregressive import Autoregressive
+from viasd_calib.decoding.strategies.base import Strategy
+from viasd_calib.decoding.strategies.speculative import Speculative
 from viasd_calib.decoding.verification import make_sampler
 from viasd_calib.errors import NumericsError, PromptError
 from viasd_calib.passes.requests import finish
@@ -104,7 +106,7 @@ def test_a_text_ends_at_its_end(case: Case, audit: Audit) -> None:
 )
 def test_a_sampled_text_ends_at_its_end(case: Case, name: str, temperature: float, seed: int) -> None:
     assume(name != "strict" or case.gates.convention == "calibrated")  # the other looks at what was drawn
-    methods: dict[str, Method] = {"autoregressive": Autoregressive(), "speculative": Speculative(case.draft_length)}
+    methods: dict[str, Strategy] = {"autoregressive": Autoregressive(), "speculative": Speculative(case.draft_length)}
     method = methods[name] if name in methods else case.method(cast(Audit, name))
     out = case.decoder(method, Sampling(temperature=temperature, seed=seed)).generate(case.prompt, case.count)
     assert not case.eos.intersection(out.tokens[:-1])
@@ -280,11 +282,11 @@ def test_the_context_may_be_filled_to_its_end() -> None:
     assert case.generate(case.method()).tokens == case.expected
 
 
-METHODS: list[Method] = [Autoregressive(), Speculative(3), lively_case(0).method(), lively_case(0).method("off")]
+METHODS: list[Strategy] = [Autoregressive(), Speculative(3), lively_case(0).method(), lively_case(0).method("off")]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=["autoregressive", "speculative", "strict", "off"])
-def test_logits_that_are_not_finite_are_refused(method: Method) -> None:
+def test_logits_that_are_not_finite_are_refused(method: Strategy) -> None:
     broken = RoutedModel(spoil(tiny_model()), Route(attention_skip=[1]))
     decoder = Decoder(broken, make_drafter("near", broken), method)
     with pytest.raises(NumericsError, match="not finite; load it in float32"):
@@ -304,7 +306,7 @@ def test_logits_that_are_not_finite_are_refused(method: Method) -> None:
         ([3], -1, "max_new_tokens is -1"),
     ],
 )
-def test_a_prompt_that_does_not_fit_is_refused(method: Method, prompt: list[int], count: int, complaint: str) -> None:
+def test_a_prompt_that_does_not_fit_is_refused(method: Strategy, prompt: list[int], count: int, complaint: str) -> None:
     routed = RoutedModel(tiny_model())
     decoder = Decoder(routed, make_drafter("near", routed), method)
     with pytest.raises(PromptError, match=complaint):

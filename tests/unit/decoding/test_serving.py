@@ -26,7 +26,7 @@ from tests.tiny import (
     tiny_shallow,
     verifier_ref,
 )
-from viasd_calib.choices import BACKENDS, Backend, MethodName
+from viasd_calib.choices import BACKENDS, Backend, StrategyName
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine
 from viasd_calib.decoding.sampling import Sampling, seed_of_text
@@ -62,7 +62,7 @@ COUNT = 8
 class Asked:
     """A request, as a server meets it."""
 
-    name: MethodName
+    name: StrategyName
     audit: Audit | None
     prompt: list[int]
     sampling: Sampling
@@ -74,7 +74,7 @@ class Asked:
         return self.decoder(engine).generate(self.prompt, COUNT)
 
 
-def requests(names: Sequence[MethodName] = get_args(MethodName)) -> list[Asked]:
+def requests(names: Sequence[StrategyName] = get_args(StrategyName)) -> list[Asked]:
     """Of every method, and of three tiers with every audit: prompts of any length, greedily and sampled in turn."""
     kinds = [(name, audit) for name in names for audit in (get_args(Audit) if name == "three_tier" else (None,))]
     return [

@@ -20,8 +20,10 @@ from tests.tiny import (
 )
 from viasd_calib.calibration.scoring import score_texts
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.rounds import Method, Speculative, ThreeTier
-from viasd_calib.decoding.slim_rules import RatioRule
+from viasd_calib.decoding.slim_rules.ratio import RatioRule
+from viasd_calib.decoding.strategies.base import Strategy
+from viasd_calib.decoding.strategies.speculative import Speculative
+from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.draft.combined import CombinedDrafter
@@ -60,7 +62,7 @@ def drafter_of(config: PreTrainedConfig, combined: bool = False) -> Drafter:
 @pytest.mark.parametrize("combined", [False, True])
 def test_texts_go_on_without_drafts(kind: str, combined: bool) -> None:
     """Alone and in a batch, exact, with the same counts; the model takes no step after its context."""
-    methods: list[Method] = [Speculative(4), ThreeTier(RatioRule(0.9, 0.5), draft_length=4)]
+    methods: list[Strategy] = [Speculative(4), ThreeTier(RatioRule(0.9, 0.5), draft_length=4)]
     for method in methods:
         drafter = drafter_of(SHORT[kind], combined)
         assert drafter.context == CONTEXT

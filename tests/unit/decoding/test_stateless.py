@@ -17,11 +17,11 @@ from transformers.generation import logits_process, stopping_criteria
 from tests.cases import METHODS, TOKENIZER, Case, lively_case
 from tests.strategies import token_lists
 from tests.tiny import VOCAB, constant_gate, save_tiny
-from viasd_calib.choices import MethodName
+from viasd_calib.choices import StrategyName
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine, assemble
 from viasd_calib.decoding.sampling import Sampling
-from viasd_calib.decoding.stateless import CALLS_BACK, STATEFUL, STATELESS, Led, RollsBack, read_criteria
+from viasd_calib.decoding.stateless import CALLS_BACK, STATEFUL, STATELESS, RollsBack, TextFollower, read_criteria
 from viasd_calib.errors import SamplingError
 from viasd_calib.models import load_verifier
 from viasd_calib.spec import Gates, PromptLookupDraft, Route, RoutingSpec
@@ -291,8 +291,8 @@ def test_what_rolls_back_keeps_its_grammar_in_a_batch(method: str, drafter: str)
         assert texts[0] == texts[2] == decoder.generate(PROMPT, 8).tokens
 
 
-@pytest.mark.parametrize("name", get_args(MethodName))
-def test_every_method_keeps_a_grammar(name: MethodName, grammar_engine: Engine) -> None:
+@pytest.mark.parametrize("name", get_args(StrategyName))
+def test_every_method_keeps_a_grammar(name: StrategyName, grammar_engine: Engine) -> None:
     for prompt in (PROMPT, [3, 4, 3], [9]):
         decoder = grammar_engine.decoder(name, audit="off", processors=[Grammar()])
         assert obeys(decoder.generate(prompt, 12).tokens)
@@ -332,11 +332,11 @@ def test_leading_ends_with_what_is_led() -> None:
     from viasd_calib.decoding import stateless
 
     grammar = Grammar()
-    led, key = Led(grammar, 2), id(grammar)
+    led, key = TextFollower(grammar, 2), id(grammar)
     assert isinstance(grammar, RollsBack)
-    assert key in stateless._SEEN
+    assert key in stateless._LAST_CALLS
     del led, grammar
-    assert key not in stateless._SEEN
+    assert key not in stateless._LAST_CALLS
 
 
 @pytest.mark.parametrize("method", METHODS)

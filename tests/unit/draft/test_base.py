@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import RandomDrafter, propose
-from viasd_calib.draft.base import Proposal, likeliest, never_stop, to_verifier_ids
+from viasd_calib.draft.base import Proposal, argmax, never_stop, to_verifier_ids
 
 
 def test_ids_of_a_smaller_vocabulary() -> None:
@@ -23,13 +23,13 @@ def test_the_likeliest_token_is_the_first_of_equals(data: st.DataObject, dtype: 
     logits = torch.full((len(rows), width), -1.0, dtype=dtype)
     for row, places in zip(logits, rows, strict=True):
         row[places] = 2.0
-    assert likeliest(logits).tolist() == [min(places, default=0) for places in rows]
+    assert argmax(logits).tolist() == [min(places, default=0) for places in rows]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_likeliest_token_is_one_where_there_is_no_likeliest(dtype: torch.dtype) -> None:
     rows = torch.tensor([[0.0, torch.nan, 3.0], [-torch.inf] * 3], dtype=dtype)
-    assert ((likeliest(rows) >= 0) & (likeliest(rows) < 3)).all()
+    assert ((argmax(rows) >= 0) & (argmax(rows) < 3)).all()
 
 
 def test_a_proposal_is_as_long_as_its_tokens() -> None:

@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tests.strategies import token_lists
 from tests.tiny import make_model, propose, random_gate, tiny_config, tiny_shape, transformers_text
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.engine import three_tier
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES
+from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.draft import quantised
 from viasd_calib.draft.base import CachedDrafter
 from viasd_calib.draft.causal import CausalDrafter
@@ -328,6 +328,6 @@ def test_strict_text_is_the_verifiers_own(
         accept_at=0.5,
         regenerate_at=0.5,
     )
-    method = three_tier(gates, Decoding(draft_length=draft_length, max_pending=8))
+    method = ThreeTier.from_spec(gates, Decoding(draft_length=draft_length, max_pending=8))
     decoder = Decoder(verifier, make_drafter(kind, verifier, weight_format), method, frozenset())
     assert decoder.generate(prompt, count).tokens == transformers_text(model, prompt, count, ())

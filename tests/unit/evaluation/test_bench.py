@@ -8,7 +8,7 @@ from typing import Any
 from tests.tiny import tiny_prompts
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.rounds import Autoregressive
+from viasd_calib.decoding.strategies.autoregressive import Autoregressive
 from viasd_calib.evaluation.bench import text_lengths
 from viasd_calib.models import Verifier
 from viasd_calib.slim.forward import RoutedModel

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import DRAFTERS, constant_gate, make_drafter
-from viasd_calib.choices import MethodName
+from viasd_calib.choices import StrategyName
 from viasd_calib.decoding.engine import Engine
 from viasd_calib.decoding.verification import GreedySampler
 from viasd_calib.models import Verifier
@@ -63,7 +63,9 @@ def test_a_reduced_head_is_recorded_as_a_head(tiny_verifier: Verifier) -> None:
 
 @pytest.mark.parametrize("kind", DRAFTERS)
 @pytest.mark.parametrize("name", ["autoregressive", "speculative", "three_tier"])
-def test_every_pass_is_recorded_and_the_text_is_the_same(tiny_verifier: Verifier, name: MethodName, kind: str) -> None:
+def test_every_pass_is_recorded_and_the_text_is_the_same(
+    tiny_verifier: Verifier, name: StrategyName, kind: str
+) -> None:
     engine = engine_of(tiny_verifier, kind)
     plain = engine.decoder(name).generate(PROMPT, 20)
     recorded = RecordedText(engine, name, PROMPT, 20).finish()
@@ -89,7 +91,7 @@ def test_searches_are_draft_time_and_no_steps(tiny_verifier: Verifier, kind: str
 
 
 @pytest.mark.parametrize("name", ["autoregressive", "speculative", "three_tier"])
-def test_spans_and_gaps_fill_a_round(tiny_verifier: Verifier, name: MethodName) -> None:
+def test_spans_and_gaps_fill_a_round(tiny_verifier: Verifier, name: StrategyName) -> None:
     for one in RecordedText(engine_of(tiny_verifier, "shallow"), name, PROMPT, 20).finish().rounds:
         edges = [0.0, *(edge for span in one.spans for edge in (span.begin, span.end)), one.seconds]
         assert edges == sorted(edges)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.strategies import token_lists
 from tests.tiny import tiny_model, tiny_prompts, transformers_logits, trusting_gates
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.engine import three_tier
 from viasd_calib.decoding.sampling import Sampling
+from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.decoding.top_k import stack_top_k
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.errors import TraceError
@@ -33,7 +33,7 @@ TRUSTING = trusting_gates()
 
 def policy(name: str = "slim", audit: str = "off") -> Policy:
     routed = RoutedModel(tiny_model(), ROUTE)
-    method = three_tier(TRUSTING, Decoding.model_validate({"audit": audit}))
+    method = ThreeTier.from_spec(TRUSTING, Decoding.model_validate({"audit": audit}))
     return Policy(name, Decoder(routed, PromptLookup(), method))
 
 
@@ -94,7 +94,7 @@ def test_with_audit_strict_a_policy_writes_q_s_own_traces(tiny_verifier: Verifie
 
 
 def _with_end(decoder: Decoder, verifier: Verifier) -> Decoder:
-    return Decoder(decoder.verifier, decoder.drafter, decoder.method, verifier.eos_ids)
+    return Decoder(decoder.verifier, decoder.drafter, decoder.strategy, verifier.eos_ids)
 
 
 def test_what_was_asked_is_asked_again(tiny_verifier: Verifier, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_what_was_asked_is_asked_again(tiny_verifier: Verifier, tmp_path: Path) 
 
 def test_a_drawn_text_hangs_on_no_other(tiny_verifier: Verifier, tmp_path: Path) -> None:
     routed = RoutedModel(tiny_model(), ROUTE)
-    method = three_tier(TRUSTING, Decoding.model_validate({"audit": "off"}))
+    method = ThreeTier.from_spec(TRUSTING, Decoding.model_validate({"audit": "off"}))
     drawing = Policy("drawing", Decoder(routed, PromptLookup(), method, sampling=Sampling(temperature=1.0, seed=5)))
     prompts = tiny_prompts(8, turns=2)
     for name, some in (("whole", prompts), ("some", prompts[::2])):

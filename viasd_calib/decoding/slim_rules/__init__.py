@@ -1,0 +1,1 @@
+"""Rules of the slim tier, one module each; a spec's ``gates.convention`` names the module."""

@@ -1,0 +1,45 @@
+"""Speculative decoding with a draft length that the draft gate controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from viasd_calib.decoding.catch_up import VerificationRule, catch_up, lossless_rule
+from viasd_calib.decoding.drafting import draft
+from viasd_calib.decoding.gates import Gate, draft_gate
+from viasd_calib.decoding.session import Session
+from viasd_calib.decoding.strategies.base import Strategy, register
+from viasd_calib.passes.requests import Passes
+from viasd_calib.spec import Decoding, Gates
+
+
+@register(lossless=True)
+@dataclass
+class Speculative(Strategy):
+    """Draft a block, let q verify it (Leviathan et al. 2023, algorithm 1), with the bonus token. Lossless.
+
+    Attributes:
+        draft_length: most tokens drafted a round.
+        gate: predicts agreement; drafting stops where the probability that q accepts the whole block falls below
+            ``stop_below``.
+    """
+
+    asks_slim = False
+    draft_length: int = 6
+    gate: Gate | None = None
+    stop_below: float = 0.0
+
+    @classmethod
+    def from_spec(cls, gates: Gates, decoding: Decoding, device: torch.device | str = "cpu") -> Self:
+        return cls(decoding.draft_length, draft_gate(gates, device), gates.draft_stop_below)
+
+    def round(self, session: Session) -> Passes[None]:
+        block = yield from draft(session, self.draft_length, self.gate, self.stop_below)
+        yield from catch_up(session, block, self.verification())
+
+    def verification(self) -> VerificationRule:
+        """How q verifies the block; a lossy variant overrides this."""
+        return lossless_rule
