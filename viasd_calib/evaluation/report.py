@@ -19,8 +19,9 @@ from viasd_calib.evaluation import plots
 from viasd_calib.evaluation.bench import BenchResult
 from viasd_calib.evaluation.method_columns import COLUMNS, decimal, percent, ratio
 from viasd_calib.evaluation.metrics import FEWEST_PROMPTS, Interval, MethodResult
-from viasd_calib.evaluation.report_rows import certificate_rows, route_words, setting_groups
+from viasd_calib.evaluation.report_rows import certificate_rows, setting_groups
 from viasd_calib.files import write_text
+from viasd_calib.slim.parts.base import route_words
 from viasd_calib.spec import (
     Certificate,
     RoutingSpec,

@@ -6,9 +6,8 @@ from markupsafe import Markup
 
 from viasd_calib.evaluation.bench import BenchResult
 from viasd_calib.evaluation.method_columns import NOTHING, percent
-from viasd_calib.slim.parts.skips import skipped_runs
+from viasd_calib.slim.parts.base import route_words
 from viasd_calib.spec import (
-    AdapterKind,
     CausalLMDraft,
     Certificate,
     CombinedDraft,
@@ -20,12 +19,6 @@ from viasd_calib.spec import (
     ShallowDraft,
     WeightFormat,
 )
-
-ADAPTER_WORDS: dict[AdapterKind, str] = {
-    "lora": "with a LoRA adapter of rank {}",
-    "dora": "with a DoRA adapter of rank {}",
-    "norms": "with norms of their own",
-}
 
 
 def setting_groups(spec: RoutingSpec, bench: BenchResult) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -90,21 +83,6 @@ def _draft_words(draft: DraftSpec) -> str:
 
 def _weight_words(quantize: WeightFormat | None) -> str:
     return "" if quantize is None else f", {quantize} weights"
-
-
-def route_words(route: Route, num_layers: int) -> str:
-    """A route in one line: layers kept, adapter, output tokens."""
-    attention, mlp = num_layers - len(route.attention_skip), num_layers - len(route.mlp_skip)
-    adapter = f", {ADAPTER_WORDS[route.adapter.kind].format(route.adapter.rank)}" if route.adapter else ""
-    head = f", {route.head_vocab.size:,} output tokens" if route.head_vocab else ""
-    count = len(skipped_runs(route)) if route.bridges else 0
-    carry = " with carry" if route.bridges and route.bridges.carry else ""
-    bridges = {0: "", 1: f", a bridge{carry} for the run skipped"}.get(
-        count, f", bridges{carry} for the {count} runs skipped"
-    )
-    narrow = f" ({len(route.narrowed)} of them narrow)" if route.narrowed else ""
-    parts = f"{narrow}{bridges}{adapter}{head}"
-    return f"{attention} of {num_layers} attention and {mlp} of {num_layers} MLP sublayers kept{parts}"
 
 
 def _cost_words(route: Route) -> str:

@@ -12,11 +12,12 @@ from tests.tiny import constant_gate, verifier_ref
 from viasd_calib.calibration.certify import TestedCandidate
 from viasd_calib.calibration.logistic_gate import Reliability
 from viasd_calib.decoding.acceptance import Tier
-from viasd_calib.evaluation import plots, report_rows
+from viasd_calib.evaluation import plots
 from viasd_calib.evaluation.bench import BenchResult, BenchSettings, TaskResult
 from viasd_calib.evaluation.metrics import Interval, MethodResult
 from viasd_calib.evaluation.report import ReportInputs, SampleText, render_report, write_report
 from viasd_calib.profiling.recording import RecordedRound, Span, TypicalRound
+from viasd_calib.slim.parts.base import route_words
 from viasd_calib.spec import (
     BridgesRef,
     CausalLMDraft,
@@ -425,7 +426,7 @@ def test_bridges_are_named(skipped: list[int], words: str) -> None:
     route = Route(attention_skip=skipped, mlp_skip=skipped, bridges=BridgesRef(tensors=TENSORS))
     spec = full().spec
     assert words in render_report(full(spec=spec.model_copy(update={"route": route})))
-    assert "bridge" not in report_rows.route_words(Route(attention_skip=[1]), 5)
+    assert "bridge" not in route_words(Route(attention_skip=[1]), 5)
 
 
 def test_shares_by_place_count_only_texts_that_reach_a_place() -> None:

@@ -236,7 +236,8 @@ class Adapter(RoutePart[StoredAdapter | nn.ModuleList]):
         plan.layers = held
 
     def line(self, route: Route, layers: int) -> str:
-        return "" if route.adapter is None else f", {_WORDS[route.adapter.kind].format(route.adapter.rank)}"
+        assert route.adapter is not None, "asked of a route with an adapter"
+        return _WORDS[route.adapter.kind].format(route.adapter.rank)
 
 
 def _load_adapted(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from transformers import PreTrainedConfig
 
@@ -41,6 +41,25 @@ class Sizes:
     def of_ref(cls, verifier: VerifierRef) -> Sizes:
         """Those that a spec tells of its verifier."""
         return cls(verifier.num_layers, verifier.hidden_size, verifier.vocab_size)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a map of the route shows of a part, over layers in a row.
+
+    Attributes:
+        row: of the map: the sublayers of this kind, or a row of the part's own above them.
+        first: layer.
+        last: layer, included.
+        label: for the legend.
+        share: of a sublayer that q' still runs; 0 for none of it. Above the sublayers it has no meaning.
+    """
+
+    row: Literal["attention", "mlp", "above"]
+    first: int
+    last: int
+    label: str
+    share: float = 1.0
 
 
 class RoutePart(Generic[Held]):
@@ -93,12 +112,17 @@ class RoutePart(Generic[Held]):
         return folder / f"{self.name}.safetensors"
 
     def line(self, route: Route, layers: int) -> str:
-        """A few words on the part for tables, which follow those on the parts before it; empty for none.
+        """A few words on the part, for a list of all parts of a route.
 
         Args:
+            route: with an entry of this part.
             layers: of the verifier.
         """
-        raise NotImplementedError
+        return f"with {self.title}"
+
+    def drawing(self, route: Route, layers: int) -> list[Mark]:
+        """What a map of the route shows of the part: nothing, unless a part says otherwise; arguments as for lines."""
+        return []
 
 
 Part = RoutePart[Any]
@@ -138,6 +162,16 @@ def parts_of(route: Route) -> list[Part]:
         ['skips']
     """
     return [part_named("skips"), *(part_named(name) for name in route.entries())]
+
+
+def route_words(route: Route, layers: int) -> str:
+    """A line on a route.
+
+    Example:
+        >>> route_words(Route(mlp_skip=[3]), layers=5)
+        '5 of 5 attention and 4 of 5 MLP sublayers kept'
+    """
+    return ", ".join(part.line(route, layers) for part in parts_of(route))
 
 
 def load_parts(route: Route, folder: Path, sizes: Sizes) -> dict[str, object]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from viasd_calib.errors import SpecError
-from viasd_calib.slim.parts.base import RoutePart, Sizes, register
+from viasd_calib.slim.parts.base import Mark, RoutePart, Sizes, register
 from viasd_calib.slim.parts.skips import skipped_runs
 from viasd_calib.slim.plan import SlimPlan, StandIn
 from viasd_calib.slim.tensors import read_tensors, write_bfloat16
@@ -168,5 +168,8 @@ class Bridges(RoutePart[nn.ModuleDict]):
     def line(self, route: Route, layers: int) -> str:
         carry = " with carry" if route.bridges is not None and route.bridges.carry else ""
         count = len(skipped_runs(route))
-        one = f", a bridge{carry} for the run skipped"
-        return {0: "", 1: one}.get(count, f", bridges{carry} for the {count} runs skipped")
+        return f"a bridge{carry} for the run skipped" if count == 1 else f"bridges{carry} for the {count} runs skipped"
+
+    def drawing(self, route: Route, layers: int) -> list[Mark]:
+        label = "bridge, for the run below it"
+        return [Mark("above", run.begin // 2, (run.end - 1) // 2, label) for run in skipped_runs(route)]

@@ -113,4 +113,5 @@ class HeadVocabulary(RoutePart[Tensor]):
         plan.head = SlimHead(plan.full.head_rows(ids).detach(), ids)
 
     def line(self, route: Route, layers: int) -> str:
-        return "" if route.head_vocab is None else f", {route.head_vocab.size:,} output tokens"
+        assert route.head_vocab is not None, "asked of a route with a head vocabulary"
+        return f"{route.head_vocab.size:,} output tokens"

@@ -20,7 +20,7 @@ from viasd_calib.errors import ModelError, SpecError
 from viasd_calib.files import write_bytes
 from viasd_calib.slim.linears import linear_of
 from viasd_calib.slim.onednn_linear import refuse_packed
-from viasd_calib.slim.parts.base import RoutePart, Sizes, register
+from viasd_calib.slim.parts.base import Mark, RoutePart, Sizes, register
 from viasd_calib.slim.plan import SlimPlan, share_parameters
 from viasd_calib.slim.tensors import read_tensors
 from viasd_calib.spec import MlpWidths, Route, tensor_file
@@ -219,4 +219,7 @@ class MlpKeep(RoutePart[Mapping[int, KeptNeurons] | nn.ModuleList]):
         plan.layers = held
 
     def line(self, route: Route, layers: int) -> str:
-        return f" ({len(route.narrowed)} of them narrow)"
+        return f"{len(route.narrowed)} of them narrow"
+
+    def drawing(self, route: Route, layers: int) -> list[Mark]:
+        return [Mark("mlp", layer, layer, "narrow: some of its neurons", 0.5) for layer in sorted(route.narrowed)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from viasd_calib.slim.parts.base import RoutePart, register
+from viasd_calib.slim.parts.base import Mark, RoutePart, register
 from viasd_calib.slim.plan import SlimPlan
 from viasd_calib.spec import Route
 
@@ -72,3 +72,8 @@ class Skips(RoutePart[None]):
     def line(self, route: Route, layers: int) -> str:
         attention, mlp = layers - len(route.attention_skip), layers - len(route.mlp_skip)
         return f"{attention} of {layers} attention and {mlp} of {layers} MLP sublayers kept"
+
+    def drawing(self, route: Route, layers: int) -> list[Mark]:
+        label = "skipped by q′"
+        attention = [Mark("attention", layer, layer, label, 0.0) for layer in route.attention_skip]
+        return [*attention, *(Mark("mlp", layer, layer, label, 0.0) for layer in route.mlp_skip)]

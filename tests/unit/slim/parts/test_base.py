@@ -1,0 +1,66 @@
+"""What the parts of a route have in common: order, lines, drawings, and refusals."""
+
+from __future__ import annotations
+
+import pytest
+from matplotlib.patches import Rectangle
+
+from tests.tiny import tiny_model
+from viasd_calib.errors import ModelError, SpecError
+from viasd_calib.evaluation import plots
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.parts.base import Mark, part_named, parts_of, route_words
+from viasd_calib.spec import AdapterRef, BridgesRef, HeadVocab, MlpWidths, Route, TensorFile
+
+TENSORS = TensorFile(path="some/tensors.safetensors", sha256="0" * 64)
+FULL = Route(
+    attention_skip=[1, 2],
+    mlp_skip=[1],
+    mlp_keep=MlpWidths(keep={2: 5, 3: 5}, tensors=TENSORS),
+    bridges=BridgesRef(carry=True, tensors=TENSORS),
+    head_vocab=HeadVocab(size=4096, tensors=TENSORS),
+    adapter=AdapterRef(rank=8, alpha=16, targets=["q_proj"], tensors=TENSORS),
+)
+
+
+def test_parts_come_in_the_order_in_which_they_are_installed() -> None:
+    names = ["skips", "mlp_keep", "bridges", "head_vocab", "adapter"]
+    assert [part.name for part in parts_of(FULL)] == names
+    assert [file.path for file in FULL.files] == [TENSORS.path] * 4
+
+
+def test_each_part_has_its_words() -> None:
+    assert route_words(FULL, 5) == (
+        "3 of 5 attention and 4 of 5 MLP sublayers kept, 2 of them narrow, a bridge with carry for the run skipped, "
+        "4,096 output tokens, with a LoRA adapter of rank 8"
+    )
+
+
+def test_each_part_is_drawn() -> None:
+    drawn = {part.name: part.drawing(FULL, 5) for part in parts_of(FULL)}
+    assert [(mark.row, mark.first, mark.share) for mark in drawn["skips"]] == [
+        ("attention", 1, 0),
+        ("attention", 2, 0),
+        ("mlp", 1, 0),
+    ]
+    assert drawn["bridges"] == [Mark("above", 1, 2, "bridge, for the run below it")]
+    assert drawn["head_vocab"] == drawn["adapter"] == []
+    cells = [patch for patch in plots.route_map(FULL, 5).axes[0].patches if isinstance(patch, Rectangle)]
+    narrow = [cell.get_x() for cell in cells if cell.get_height() == pytest.approx(0.44)]
+    assert narrow == [pytest.approx(1.58), pytest.approx(2.58)]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "not.a.name", "base"])
+def test_a_part_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(SpecError, match="is no part of a route that this release knows"):
+        part_named(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("bridges", "bridges, but not their maps"), ("adapter", "an adapter, but not its tensors")],
+)
+def test_a_part_with_nothing_to_install_is_refused(name: str, words: str) -> None:
+    route = Route(mlp_skip=[1]).model_copy(update={name: getattr(FULL, name)})
+    with pytest.raises(ModelError, match=f"the route names {words}; open it with load_routed"):
+        RoutedModel(tiny_model(), route)
