@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from tests.kernel_cases import CONTROL, cases, differences
 from tests.rounding import assert_near
-from viasd_calib.decoding.acceptance import leading_true
 from viasd_calib.decoding.kernels import LogitStatistics, join_statistics, logit_statistics, logit_statistics_torch
 from viasd_calib.decoding.kernels.fused import NARROWEST_BLOCK, PROGRAMS_PER_PROCESSOR, WIDEST_BLOCK, block_size
 from viasd_calib.decoding.top_k import top_k_statistics
@@ -53,43 +52,41 @@ def test_the_reference_against_torch(data: st.DataObject, shape: tuple[int, int]
     logits = torch.tensor(entries).view(shape).to(dtype)
     logits[:, data.draw(st.integers(0, vocabulary - 1))] = 1.0  # one token at least is possible
     tokens = torch.tensor(data.draw(st.lists(st.integers(0, vocabulary - 1), max_size=rows)), dtype=torch.long)
-    accept_at = data.draw(st.floats(0, 1, width=32))
-    said = logit_statistics_torch(logits, tokens, accept_at)
+    found = logit_statistics_torch(logits, tokens)
 
     wide = logits.double()
     probs = wide.softmax(-1)
     top = wide.sort(-1, descending=True).values
     ratio = logits.float()[torch.arange(len(tokens)), tokens] - logits.float().amax(-1)[: len(tokens)]
     sums, size = wide.shape[1], max(1.0, math.log(wide.shape[1]))
-    assert_near(said.log_sum_exp, wide.logsumexp(-1).float(), sums, size)
-    assert_near(said.entropy, torch.special.entr(probs).sum(-1).float(), sums, size)
-    assert torch.equal(said.argmax, logits.argmax(-1))
-    assert torch.equal(said.maximum.double(), top[:, 0])
-    assert torch.equal(said.second.double(), top[:, 1] if vocabulary > 1 else torch.full((rows,), -math.inf).double())
-    assert torch.equal(said.log_ratio, ratio)
-    assert torch.equal(said.accepted, leading_true(ratio.exp() >= accept_at))
-    assert {getattr(said, name).dtype for name in FLOATS} == {torch.float32}
+    assert_near(found.log_sum_exp, wide.logsumexp(-1).float(), sums, size)
+    assert_near(found.entropy, torch.special.entr(probs).sum(-1).float(), sums, size)
+    assert torch.equal(found.argmax, logits.argmax(-1))
+    assert torch.equal(found.maximum.double(), top[:, 0])
+    assert torch.equal(found.second.double(), top[:, 1] if vocabulary > 1 else torch.full((rows,), -math.inf).double())
+    assert torch.equal(found.log_ratio, ratio)
+    assert {getattr(found, name).dtype for name in FLOATS} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", [name for name in cases() if name.startswith(("ties", "masked", "far", "one row"))])
 def test_the_reference_against_the_summary(name: str) -> None:
     """The numbers that traces and gates hold already."""
     case = cases()[name]
-    said, summary = logit_statistics_torch(case.logits, case.tokens), top_k_statistics(case.logits, 2)
-    assert torch.equal(said.argmax, summary.ids[:, 0])
+    found, summary = logit_statistics_torch(case.logits, case.tokens), top_k_statistics(case.logits, 2)
+    assert torch.equal(found.argmax, summary.ids[:, 0])
     for got, want in [
-        (said.log_sum_exp, summary.log_sum_exp),
-        (said.entropy, summary.entropy),
-        (said.log_top1, summary.log_probs[:, 0]),
-        (said.margin, summary.margin),
+        (found.log_sum_exp, summary.log_sum_exp),
+        (found.entropy, summary.entropy),
+        (found.log_top1, summary.log_probs[:, 0]),
+        (found.margin, summary.margin),
     ]:
         torch.testing.assert_close(got, want, rtol=1e-5, atol=4e-3 if name == "far from 0" else 1e-5)
 
 
 def test_the_first_of_equal_logits_is_chosen() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0, 2.0]])
-    said = logit_statistics(logits, TOKENS[:0])
-    assert (said.argmax.item(), said.margin.item(), said.accepted.item()) == (1, 0.0, 0)
+    found = logit_statistics(logits, TOKENS[:0])
+    assert (found.argmax.item(), found.margin.item()) == (1, 0.0)
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
@@ -97,23 +94,20 @@ def test_the_first_of_equal_logits_is_chosen() -> None:
 def test_a_row_that_is_no_distribution_shows(broken: float, dtype: torch.dtype) -> None:
     logits = cases()["float32"].logits.to(dtype, copy=True)
     logits[1, 5] = broken
-    said = logit_statistics(logits, TOKENS)
-    assert torch.isfinite(said.log_sum_exp).tolist() == [True, False, True, True]
-    assert all(getattr(said, name)[1].isnan() for name in FLOATS)
-    assert said.accepted.item() == 1
-    assert 0 <= said.argmax[1] < logits.shape[1]
+    found = logit_statistics(logits, TOKENS)
+    assert torch.isfinite(found.log_sum_exp).tolist() == [True, False, True, True]
+    assert all(getattr(found, name)[1].isnan() for name in FLOATS)
+    assert 0 <= found.argmax[1] < logits.shape[1]
 
 
 def test_a_row_without_a_possible_token_shows() -> None:
-    said = logit_statistics(torch.full((1, 9), -math.inf), TOKENS[:1])
-    assert said.log_sum_exp.item() == -math.inf
-    assert said.accepted.item() == 0
+    found = logit_statistics(torch.full((1, 9), -math.inf), TOKENS[:1])
+    assert found.log_sum_exp.item() == -math.inf
 
 
-def test_a_token_outside_the_vocabulary_is_not_accepted() -> None:
-    said = logit_statistics(torch.zeros(3, 4), torch.tensor([3, 4, -1]), accept_at=0.0)
-    assert said.log_ratio.isnan().tolist() == [False, True, True]
-    assert said.accepted.item() == 1
+def test_a_token_outside_the_vocabulary_has_no_ratio() -> None:
+    found = logit_statistics(torch.zeros(3, 4), torch.tensor([3, 4, -1]))
+    assert found.log_ratio.isnan().tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +116,7 @@ def test_a_token_outside_the_vocabulary_is_not_accepted() -> None:
         (torch.zeros(3), TOKENS, "must be \\[rows, vocabulary\\], not \\[3\\]"),
         (torch.zeros(3, 0), TOKENS, "must be \\[rows, vocabulary\\]"),
         (torch.zeros(3, 4, dtype=torch.complex64), TOKENS, "not torch.complex64"),
-        (torch.zeros(2, 4), TOKENS, "2 rows of logits judge tokens \\[k <= rows\\], not \\[3\\]"),
+        (torch.zeros(2, 4), TOKENS, "2 rows of logits go with tokens \\[k <= rows\\], not \\[3\\]"),
         (torch.zeros(3, 4), TOKENS[None], "not \\[1, 3\\]"),
         (torch.zeros(3, 4), TOKENS.float(), "must be integers"),
         (torch.zeros(3, 4), TOKENS.to("meta"), "tokens are on meta"),
@@ -136,14 +130,13 @@ def test_what_cannot_be_read_is_refused(logits: torch.Tensor, tokens: torch.Tens
 @pytest.mark.parametrize("name", list(cases()))
 def test_rows_are_read_alike_without_tokens(name: str) -> None:
     logits = cases()[name].logits
-    said, expected = logit_statistics(logits), logit_statistics(logits, TOKENS[:0])
-    assert differences(said, expected, logits.shape[1]) == []
-    assert said.log_ratio.shape == (0,)
-    assert said.accepted.item() == 0
+    found, expected = logit_statistics(logits), logit_statistics(logits, TOKENS[:0])
+    assert differences(found, expected, logits.shape[1]) == []
+    assert found.log_ratio.shape == (0,)
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "masked", "not a number", "tokens outside"])
-def test_readings_row_by_row_are_the_reading_of_all(name: str) -> None:
+def test_statistics_row_by_row_are_those_of_all(name: str) -> None:
     """Bit by bit: the decoder reads a row at a time, calibration whole texts."""
     logits = cases()[name].logits
     joined, expected = join_statistics([logit_statistics(row[None]) for row in logits]), logit_statistics(logits)
@@ -154,9 +147,8 @@ def test_readings_row_by_row_are_the_reading_of_all(name: str) -> None:
 
 
 def test_no_rows() -> None:
-    said = logit_statistics(torch.zeros(0, 5), TOKENS[:0])
-    assert said.entropy.shape == said.log_ratio.shape == (0,)
-    assert said.accepted.item() == 0
+    found = logit_statistics(torch.zeros(0, 5), TOKENS[:0])
+    assert found.entropy.shape == found.log_ratio.shape == (0,)
 
 
 # --- the kernels against the reference ---
@@ -186,13 +178,13 @@ def test_the_comparison_sees_other_logits() -> None:
 @pytest.mark.parametrize("name", [field.name for field in fields(LogitStatistics)])
 def test_the_comparison_sees_a_wrong_value(name: str) -> None:
     case = cases()["float32"]
-    said = logit_statistics_torch(case.logits, case.tokens, case.accept_at)
+    found = logit_statistics_torch(case.logits, case.tokens)
     vocabulary = case.logits.shape[1]
-    wrong = getattr(said, name).clone()
+    wrong = getattr(found, name).clone()
     wrong.view(-1)[-1] += 1 if wrong.dtype == torch.long else 1e-3
-    assert differences(said, said, vocabulary) == []
-    assert differences(replace(said, **{name: wrong}), said, vocabulary) == [name]
-    assert differences(replace(said, **{name: getattr(said, name).int()}), said, vocabulary) == [name]
+    assert differences(found, found, vocabulary) == []
+    assert differences(replace(found, **{name: wrong}), found, vocabulary) == [name]
+    assert differences(replace(found, **{name: getattr(found, name).int()}), found, vocabulary) == [name]
 
 
 # --- what a GPU would be given ---
@@ -234,7 +226,7 @@ def assert_is_for(compiled: Any, capability: int) -> None:
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("logits", LOGIT_TYPES)
 def test_blocks_compile_without_a_gpu(fresh_kernels: Any, logits: str, capability: int) -> None:
-    pointers = {"logits": f"*{logits}", "partials": "*fp32", "partial_ids": "*i32", "accepted": "*i64"}
+    pointers = {"logits": f"*{logits}", "partials": "*fp32", "partial_ids": "*i32"}
     block = WIDEST_BLOCK
     warps = block // fresh_kernels.LOGITS_PER_WARP
     compiled = compiled_for(capability, fresh_kernels.read_blocks, pointers, {"BLOCK": block}, warps)
@@ -255,14 +247,11 @@ def test_merging_compiles_without_a_gpu(fresh_kernels: Any, logits: str, capabil
         "partials": "*fp32",
         "partial_ids": "*i32",
         "tokens": "*i64",
-        "accept_at": "fp32",
         "floats": "*fp32",
         "argmax": "*i64",
-        "accepted": "*i64",
     }
     compiled = compiled_for(capability, fresh_kernels.merge_blocks, types, {"BLOCKS": 256}, 1)
     assert_is_for(compiled, capability)
-    assert "min.s64" in compiled.asm["ptx"]
 
 
 @given(rows=st.integers(1, 4096), vocabulary=st.integers(1, 300_000), processors=st.integers(1, 200))
@@ -282,7 +271,7 @@ sys.modules["triton"] = None  # as where it is not installed
 import viasd_calib.decoding.kernels.fused
 import torch
 from viasd_calib.decoding.kernels import logit_statistics
-print(logit_statistics(torch.tensor([[0.0, 1.0]]), torch.tensor([1])).accepted.item())
+print(logit_statistics(torch.tensor([[0.0, 1.0]]), torch.tensor([1])).argmax.item())
 """
 
 

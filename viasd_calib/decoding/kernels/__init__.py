@@ -1,6 +1,6 @@
-"""All that a gate reads off logits, in one pass over them.
+"""The statistics of logits that gates use, in one pass over them.
 
-``logit_statistics`` runs two Triton kernels on a GPU and plain torch elsewhere; both say the same. Triton is
+``logit_statistics`` runs two Triton kernels on a GPU and plain torch elsewhere, with equal results. Triton is
 optional (``pip install 'viasd_calib[gpu]'``, or with torch's CUDA wheels) and loaded at the first call that
 needs it.
 
@@ -33,15 +33,14 @@ from viasd_calib.decoding.kernels.reference import (
 __all__ = ["LogitStatistics", "join_statistics", "logit_statistics", "logit_statistics_torch"]
 
 
-def logit_statistics(logits: Tensor, tokens: Tensor | None = None, accept_at: float = 0.0) -> LogitStatistics:
-    """Read every row of ``logits`` once, and judge the tokens proposed at the leading rows.
+def logit_statistics(logits: Tensor, tokens: Tensor | None = None) -> LogitStatistics:
+    """Statistics of every row of ``logits``, and of the tokens proposed at the leading rows, reading each row once.
 
     Args:
         logits: of p, q' or q, [rows, vocabulary], float64, float32, bfloat16 or float16, of any strides, all read
             as float32; -inf marks an impossible token.
         tokens: the tokens proposed at the first k rows, [k], integers, k <= rows; may be empty or left
             out.
-        accept_at: the ratio to the likeliest token's probability at which a token is accepted, in [0, 1].
 
     Returns:
         A ``LogitStatistics`` on the logits' device; the host does not wait for it.
@@ -51,17 +50,17 @@ def logit_statistics(logits: Tensor, tokens: Tensor | None = None, accept_at: fl
 
     Example:
         >>> import torch
-        >>> said = logit_statistics(torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]]), torch.tensor([2]), accept_at=0.5)
-        >>> said.argmax.tolist(), said.margin.tolist(), said.log_ratio.tolist(), said.accepted.item()
-        ([1, 0], [1.0, 3.0], [-1.0], 0)
+        >>> found = logit_statistics(torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]]), torch.tensor([2]))
+        >>> found.argmax.tolist(), found.margin.tolist(), found.log_ratio.tolist()
+        ([1, 0], [1.0, 3.0], [-1.0])
     """
     if logits.is_cuda and logits.shape[0] > 0 and has_triton():
         from viasd_calib.decoding.kernels.fused import logit_statistics_fused
 
         tokens = no_tokens(logits) if tokens is None else tokens
         check(logits, tokens)
-        return logit_statistics_fused(logits, tokens, accept_at)
-    return logit_statistics_torch(logits, tokens, accept_at)
+        return logit_statistics_fused(logits, tokens)
+    return logit_statistics_torch(logits, tokens)
 
 
 @cache

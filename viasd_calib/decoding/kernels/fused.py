@@ -9,7 +9,7 @@ Bytes moved, for R rows of V logits of b bytes in blocks of B:
 
 - read by the first kernel: R V b; nothing else depends on V
 - written by the first and read by the second: 20 R ceil(V / B) each
-- written by the second: 28 R + 8; read for the proposed tokens: (8 + b) k
+- written by the second: 28 R; read for the proposed tokens: (8 + b) k
 
 Eight rows of 151,936 bfloat16 logits, B = 4096: 2.43 MB of logits, 6 kB of block results. At full memory
 bandwidth that is 0.73 microseconds on an H100 (3.35 TB/s) and 1.2 on an A100 (2.0 TB/s); 256,000 logits take
@@ -56,16 +56,14 @@ def jit(*scalars: str) -> Callable[[Callable[..., None]], Any]:
     return decorate
 
 
-@jit("n_tokens")
+@jit()
 def read_blocks(
     logits: tl.tensor,
     row_stride: tl.tensor,
     column_stride: tl.tensor,
     vocabulary: tl.tensor,
-    n_tokens: tl.tensor,
     partials: tl.tensor,
     partial_ids: tl.tensor,
-    accepted: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
     """Sum up one block of one row; grid (rows, blocks).
@@ -75,7 +73,6 @@ def read_blocks(
         partials: out, [4, rows, blocks], float32: the largest logit, the second largest, the sums of exp(d)
             and of d exp(d), where d is the distance to the largest of the block.
         partial_ids: out, [rows, blocks], int32: the lowest index of the largest logit.
-        accepted: out, [1], int64: the number of tokens, from which ``merge_blocks`` counts down.
     """
     row, block = tl.program_id(0), tl.program_id(1)
     rows, blocks = tl.num_programs(0), tl.num_programs(1)
@@ -102,8 +99,6 @@ def read_blocks(
     tl.store(partials + 2 * plane + place, tl.sum(weights, 0))
     tl.store(partials + 3 * plane + place, tl.sum(weighted, 0))
     tl.store(partial_ids + place, top_id)
-    if (row == 0) & (block == 0):
-        tl.store(accepted, n_tokens.to(tl.int64))
 
 
 @jit("n_tokens", "blocks")
@@ -117,20 +112,17 @@ def merge_blocks(
     vocabulary: tl.tensor,
     tokens: tl.tensor,
     n_tokens: tl.tensor,
-    accept_at: tl.tensor,
     floats: tl.tensor,
     argmax: tl.tensor,
-    accepted: tl.tensor,
     BLOCKS: tl.constexpr,
 ) -> None:
-    """Merge the blocks of one row and judge its token, if it has one; grid (rows,).
+    """Merge the blocks of one row and compare its token, if it has one, with the largest logit; grid (rows,).
 
     Args:
         partials: what ``read_blocks`` left, as ``partial_ids``; ``BLOCKS`` >= ``blocks`` is a power of two.
         tokens: [n_tokens], one for each leading row.
         floats: out, [5, rows], float32: the float fields of ``LogitStatistics`` in their order.
         argmax: out, [rows], int64.
-        accepted: in and out, [1], int64: lowered to the first row whose token is not accepted.
     """
     row, rows = tl.program_id(0), tl.num_programs(0)
     lane = tl.arange(0, BLOCKS)  # [BLOCKS]
@@ -161,7 +153,6 @@ def merge_blocks(
     start = logits + row.to(tl.int64) * row_stride
     own = tl.load(start + token * column_stride, mask=known, other=0.0).to(tl.float32)
     log_ratio = tl.where(known, own, float("nan")) - top
-    stands = tl.exp(log_ratio) >= accept_at  # false for NaN
 
     tl.store(floats + row, top)
     tl.store(floats + rows + row, top + tl.log(total))
@@ -169,12 +160,9 @@ def merge_blocks(
     tl.store(floats + 3 * rows + row, second)
     tl.store(floats + 4 * rows + row, log_ratio)
     tl.store(argmax + row, top_id.to(tl.int64))
-    tl.atomic_min(accepted, row.to(tl.int64), mask=(row < n_tokens) & (stands == 0))
 
 
-def logit_statistics_fused(
-    logits: Tensor, tokens: Tensor, accept_at: float = 0.0, block: int | None = None
-) -> LogitStatistics:
+def logit_statistics_fused(logits: Tensor, tokens: Tensor, block: int | None = None) -> LogitStatistics:
     """The same as ``logit_statistics`` by the kernels of this module; at least one row, arguments checked before.
 
     Args:
@@ -188,17 +176,14 @@ def logit_statistics_fused(
     partials = logits.new_empty(4, rows, blocks, dtype=torch.float32)
     partial_ids = logits.new_empty(rows, blocks, dtype=torch.int32)
     floats = logits.new_empty(5, rows, dtype=torch.float32)
-    integers = logits.new_empty(rows + 1, dtype=torch.int64)
-    argmax, accepted = integers[:rows], integers[rows:]
+    argmax = logits.new_empty(rows, dtype=torch.int64)
     layout = (logits.stride(0), logits.stride(1), vocabulary)
     with torch.cuda.device_of(logits):
         read_blocks[(rows, blocks)](
             logits,
             *layout,
-            n_tokens,
             partials,
             partial_ids,
-            accepted,
             BLOCK=block,
             num_warps=max(block // LOGITS_PER_WARP, 1),
         )
@@ -210,15 +195,13 @@ def logit_statistics_fused(
             *layout,
             tokens.contiguous(),
             n_tokens,
-            float(accept_at),  # an int would be another kernel
             floats,
             argmax,
-            accepted,
             BLOCKS=triton.next_power_of_2(blocks),
             num_warps=1,  # rows are few and blocks at most some hundreds: shuffles, no shared memory
         )
     maximum, log_sum_exp, entropy, second, log_ratio = floats
-    return LogitStatistics(maximum, log_sum_exp, argmax, entropy, second, log_ratio[:n_tokens], accepted[0])
+    return LogitStatistics(maximum, log_sum_exp, argmax, entropy, second, log_ratio[:n_tokens])
 
 
 def block_size(rows: int, vocabulary: int, n_processors: int) -> int:

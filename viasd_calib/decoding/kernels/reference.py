@@ -8,14 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from viasd_calib.decoding.acceptance import leading_true
-
 FAINTEST = -1e4
-"""Logits this far below the likeliest one, whose probability is 0 in float32, count as one another: so an impossible
+"""Logits this far below the largest one, whose probability is 0 in float32, count as one another: so an impossible
 token's -inf adds 0, not NaN."""
 
 ROWS = ("maximum", "log_sum_exp", "argmax", "entropy", "second")
-"""Fields of a reading that say something of every row."""
+"""Fields of statistics that have a value for every row."""
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Of logits; all are read as float32."""
@@ -23,7 +21,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class LogitStatistics:
-    """What rows of logits say, and of k tokens proposed at the first k rows.
+    """Statistics of rows of logits, and of k tokens proposed at the first k rows.
 
     A row that holds NaN or +inf is no distribution: its float fields are NaN, and ``argmax`` is any index
     within the vocabulary. A row of -inf alone has ``log_sum_exp`` -inf. So ``isfinite(log_sum_exp)`` tells
@@ -38,8 +36,6 @@ class LogitStatistics:
             vocabulary of one. [rows], float32.
         log_ratio: logit of the proposed token less ``maximum``, [k], float32; NaN for a token outside the
             vocabulary.
-        accepted: how many leading tokens have exp(``log_ratio``) >= the bound, scalar, long. Equal to
-            ``policies.leading_true`` of that comparison, up to the rounding of exp between devices.
     """
 
     maximum: Tensor
@@ -48,24 +44,22 @@ class LogitStatistics:
     entropy: Tensor
     second: Tensor
     log_ratio: Tensor
-    accepted: Tensor
 
     @property
     def margin(self) -> Tensor:
-        """Log-probability of the likeliest token less that of the second, in nats: [rows], float32."""
+        """Log-probability of the most likely token less that of the second, in nats: [rows], float32."""
         return self.maximum - self.second
 
     @property
     def log_top1(self) -> Tensor:
-        """Log-probability of the likeliest token, in nats: [rows], float32."""
+        """Log-probability of the most likely token, in nats: [rows], float32, at most 0."""
         return self.maximum - self.log_sum_exp
 
 
 def join_statistics(parts: Sequence[LogitStatistics]) -> LogitStatistics:
-    """Readings of rows, one at least, as a reading of them all; what they say of tokens is left out."""
+    """Statistics of rows, one at least, as statistics of them all; those of tokens are left out."""
     rows = {name: torch.cat([getattr(part, name) for part in parts]) for name in ROWS}
-    maximum, argmax = rows["maximum"], rows["argmax"]
-    return LogitStatistics(**rows, log_ratio=maximum[:0], accepted=argmax.new_zeros(()))
+    return LogitStatistics(**rows, log_ratio=rows["maximum"][:0])
 
 
 def check(logits: Tensor, tokens: Tensor) -> None:
@@ -79,7 +73,7 @@ def check(logits: Tensor, tokens: Tensor) -> None:
     if logits.dtype not in DTYPES:
         raise ValueError(f"logits must be float64, float32, bfloat16 or float16, not {logits.dtype}")
     if tokens.ndim != 1 or tokens.shape[0] > logits.shape[0]:
-        raise ValueError(f"{logits.shape[0]} rows of logits judge tokens [k <= rows], not {list(tokens.shape)}")
+        raise ValueError(f"{logits.shape[0]} rows of logits go with tokens [k <= rows], not {list(tokens.shape)}")
     if tokens.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"tokens must be integers, not {tokens.dtype}")
     if tokens.device != logits.device:
@@ -87,17 +81,17 @@ def check(logits: Tensor, tokens: Tensor) -> None:
 
 
 def no_tokens(logits: Tensor) -> Tensor:
-    """What is judged where nothing is: [0], long."""
+    """No tokens: [0], long."""
     return torch.empty(0, dtype=torch.long, device=logits.device)
 
 
-def logit_statistics_torch(logits: Tensor, tokens: Tensor | None = None, accept_at: float = 0.0) -> LogitStatistics:
+def logit_statistics_torch(logits: Tensor, tokens: Tensor | None = None) -> LogitStatistics:
     """The same as ``logit_statistics`` in torch operations, on any device.
 
     Example:
-        >>> said = logit_statistics_torch(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([2]))
-        >>> round(said.entropy.item(), 4), said.log_ratio.item(), said.accepted.item()
-        (0.6931, -inf, 1)
+        >>> found = logit_statistics_torch(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([2]))
+        >>> round(found.entropy.item(), 4), found.log_ratio.item()
+        (0.6931, -inf)
     """
     tokens = no_tokens(logits) if tokens is None else tokens
     check(logits, tokens)
@@ -113,10 +107,8 @@ def logit_statistics_torch(logits: Tensor, tokens: Tensor | None = None, accept_
     maximum, second = (value.masked_fill(broken, torch.nan) for value in (maximum, second))
     log_total = total.log()
     log_ratio = maximum[:0]
-    accepted = argmax.new_zeros(())
     if tokens.shape[0] > 0:  # a dozen small operations, for nothing
         log_ratio = _logits_of(tokens, values) - maximum[: tokens.shape[0]]  # [k]
-        accepted = leading_true(log_ratio.exp() >= accept_at)
     return LogitStatistics(
         maximum=maximum,
         log_sum_exp=maximum + log_total,
@@ -124,7 +116,6 @@ def logit_statistics_torch(logits: Tensor, tokens: Tensor | None = None, accept_
         entropy=log_total - weighted / total,
         second=second,
         log_ratio=log_ratio,
-        accepted=accepted,
     )
 
 
