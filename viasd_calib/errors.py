@@ -65,6 +65,10 @@ class DraftWarning(ViasdWarning):
     """Something of a draft model was taken for granted, or left out."""
 
 
+class JobWarning(ViasdWarning):
+    """Something about the input of a job, or about how it goes on, that a user should know."""
+
+
 class MachineWarning(ViasdWarning):
     """Something runs more slowly than it could on another machine."""
 

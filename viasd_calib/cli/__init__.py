@@ -67,12 +67,12 @@ COMMANDS: dict[str, Command] = {
     "schema": Command("export", "schema", "print the JSON Schema of a routing spec"),
     "profile": Command("profile", "profile", "measure what drafting, slim and full passes cost on this machine"),
     "route-quality": Command(
-        "route_quality", "route_quality", "measure how well the slim verifier speaks for the full one"
+        "route_quality", "route_quality", "measure how well the slim verifier predicts the full one"
     ),
     "search": Command("search", "search", "compare other ways of choosing a route on the same traces", going_on=SAME),
     "generate": Command("generate", "answer", "answer a prompt with a routing spec"),
-    "bench": Command("evaluate", "bench", "compare decoding methods on a prompt file", going_on=SAME),
-    "report": Command("evaluate", "report", "write one HTML page on a spec and its benchmark"),
+    "bench": Command("bench", "bench", "compare decoding methods on a prompt file", going_on=SAME),
+    "report": Command("report", "report", "write one HTML page on a spec and its benchmark"),
     "cache": Command("caches", "cache", "show where caches lie and how large they are, or empty one"),
 }
 

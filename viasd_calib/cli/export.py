@@ -3,237 +3,32 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
 from viasd_calib.cli.notices import say_written
-from viasd_calib.devices import check_device
-from viasd_calib.errors import SpecError
-from viasd_calib.file_names import CALIBRATE_FILE
-from viasd_calib.files import copy_file, read_json
+from viasd_calib.pipeline import export as job
 from viasd_calib.pipeline import lazy_types
-from viasd_calib.pipeline.checks import check_bench, check_calibrate_folder, check_out_file
+from viasd_calib.pipeline import validate as validation
+from viasd_calib.pipeline.options import ExportOptions
 from viasd_calib.shipped import shipped
-from viasd_calib.spec import (
-    Audit,
-    CausalLMDraft,
-    CombinedDraft,
-    Decoding,
-    DraftSpec,
-    DType,
-    Evidence,
-    PartEntry,
-    PromptHashes,
-    RelativeCost,
-    Route,
-    RoutingSpec,
-    ShallowDraft,
-    TensorFile,
-    VerifierRef,
-    check_verifier,
-    json_schema,
-    load_spec,
-    save_spec,
-    spec_problems,
-    tensor_file,
-)
+from viasd_calib.spec import json_schema
 
 
-def export(
-    calibrate: str,
-    out: str,
-    audit: Audit | None = None,
-    evidence: str | None = None,
-    fit: str | None = None,
-    verifier: str | None = None,
-    draft_model: str | None = None,
-    dtype: DType = "float32",
-    device: str = "cpu",
-    _load: lazy_types.LoadVerifier | None = None,
-) -> RoutingSpec:
-    """Write the routing spec, with its tensors beside it.
-
-    Args:
-        calibrate: folder that ``viasd calibrate`` wrote.
-        out: path of the spec (JSON).
-        audit: "strict" for the fastest exact policy, "off" for the certified one; the faster of the two where it is
-            left out.
-        evidence: JSON of ``viasd bench`` to record as evidence; it must have measured this policy, with a spec that was
-            exported before.
-        fit: where the fit is that was calibrated, if not where it was then.
-        verifier: where to find the verifier, in place of the name in the fit.
-        draft_model: the same for the draft model, where the fit names one.
-        dtype: number format the relative cost is measured in, and the decoder's default.
-        device: where the relative cost is measured.
-
-    Raises:
-        SpecError: an ``audit`` that nothing certifies.
-        BenchError: evidence of another policy.
-    """
-    check_out_file("--out", out)
-    check_device(device)
-    check_calibrate_folder("--calibrate", calibrate)
-    if evidence is not None:
-        check_bench("--evidence", evidence)
-
-    from viasd_calib.calibration.artifacts import CalibrateArtifact, load_fit_of
-    from viasd_calib.draft.places import draft_at
-    from viasd_calib.evaluation.bench import load_bench
-    from viasd_calib.evaluation.provenance import check_evidence
-    from viasd_calib.models import DTYPE_NAMES, load_verifier
-    from viasd_calib.pipeline.fitted import verifier_of
-    from viasd_calib.slim.cost import relative_cost
-    from viasd_calib.slim.loading import load_ready
-
-    calibrated = read_json(CalibrateArtifact, Path(calibrate) / CALIBRATE_FILE, "viasd calibrate")
-    fitted, fit_folder = load_fit_of(calibrated, Path(calibrate), fit)
-    measured = None if evidence is None else load_bench(evidence)
-    path = Path(out)
-    policy = calibrated.policy(audit)
-    draft, draft_folder = _draft_of(draft_at(fitted.draft, fit_folder), path.parent, draft_model)
-    load = _load or load_verifier
-    loaded = load(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device)
-    certified_on = calibrated.verifier
-    if certified_on is not None and not certified_on.says_the_same(loaded.ref):
-        raise SpecError(
-            f"{calibrate} was calibrated on {certified_on.name_or_path}, and {loaded.ref.name_or_path} has other "
-            "weights; give that verifier with --verifier, or calibrate on this one"
-        )
-    own = verifier_of(fitted.verifier, loaded.ref)
-    spec = RoutingSpec(
-        verifier=own.model_copy(update={"dtype": dtype, "name_or_path": seen_from(own.name_or_path, path.parent)}),
-        draft=draft,
-        route=fitted.route,
-        gates=policy.gates,
-        decoding=Decoding(
-            audit=policy.audit,
-            draft_length=calibrated.draft_length,
-            max_pending=calibrated.max_pending,
-        ),
-        certificate=policy.certificate,
-        prompts=PromptHashes(fit=fitted.prompts, calibrate=calibrated.prompts),
-    )
-    check_verifier(spec, loaded.ref)
-    if measured is not None and evidence is not None:
-        check_evidence(measured, spec, evidence)  # before the tensors of a spec that is there are written over
-        spec = spec.model_copy(update={"evidence": evidence_of(measured)})
-    spec = spec.model_copy(
-        update={
-            "draft": _copy_draft(draft, draft_folder, path.parent),
-            "route": _copy_route(fitted.route, fit_folder, path.parent),
-        }
-    )
-    routed = load_ready(loaded.model, spec.route, path.parent)
-    cost = RelativeCost(
-        measured={width: round(share, 4) for width, share in relative_cost(routed).items()},
-        device=device,
-        dtype=DTYPE_NAMES[loaded.model.dtype],
-    )
-    spec = spec.model_copy(update={"route": spec.route.model_copy(update={"relative_cost": cost})})
-    save_spec(spec, path)
-    shares = ", ".join(f"{share:.2f} at width {width}" for width, share in cost.measured.items())
-    say_written(path, f"audit {spec.decoding.audit}, relative cost {shares}")
-    return spec
+def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) -> None:
+    """Export, and print what a slim pass costs."""
+    spec = job.export(options, load)
+    cost = spec.route.relative_cost
+    shares = "not measured"
+    if cost is not None:
+        shares = ", ".join(f"{share:.2f} at width {width}" for width, share in cost.measured.items())
+    say_written(options.out, f"audit {spec.decoding.audit}, relative cost {shares}")
 
 
-def _draft_of(name: str, folder: Path, draft_model: str | None = None) -> tuple[DraftSpec, Path]:
-    """The drafter of this name as a spec in ``folder`` names it, and the folder its tensors are relative to now."""
-    from viasd_calib.draft.build import draft_weights, name_draft, relocated
-
-    draft, source = name_draft(name)
-    if draft_model is not None:
-        draft = relocated(draft, draft_model)
-    named = {"weights_sha256": draft_weights(draft, source)}
-    match draft:
-        case CausalLMDraft(name_or_path=place):
-            return draft.model_copy(update={**named, "name_or_path": seen_from(place, folder)}), source
-        case CombinedDraft(model=CausalLMDraft(name_or_path=place) as model):
-            moved = model.model_copy(update={**named, "name_or_path": seen_from(place, folder)})
-            return draft.model_copy(update={"model": moved}), source
-    return draft, source
-
-
-def _copy_draft(draft: DraftSpec, source: Path, folder: Path) -> DraftSpec:
-    """The drafter with what belongs to the spec copied into its folder."""
-    match draft:
-        case ShallowDraft():
-            return _copy_shallow(draft, source, folder)
-        case CombinedDraft(model=ShallowDraft() as model):
-            return draft.model_copy(update={"model": _copy_shallow(model, source, folder)})
-    return draft
-
-
-def seen_from(name_or_path: str, folder: Path) -> str:
-    """A model's name as a spec in ``folder`` writes it: a relative path leads there from the spec.
-
-    Example:
-        >>> seen_from("smollm2-135m", Path("specs"))
-        'smollm2-135m'
-    """
-    if os.path.isabs(name_or_path) or not os.path.exists(name_or_path):
-        return name_or_path
-    return Path(os.path.relpath(name_or_path, folder)).as_posix()
-
-
-def _copy_shallow(draft: ShallowDraft, source: Path, folder: Path) -> ShallowDraft:
-    target = folder / "draft" / Path(draft.tensors.path).name
-    copy_file(source / draft.tensors.path, target)
-    return draft.model_copy(update={"tensors": tensor_file(target, folder)})
-
-
-def _copy_route(route: Route, source: Path, folder: Path) -> Route:
-    """The route with the tensor files of its parts copied into a folder for each part."""
-    copied: dict[str, PartEntry] = {}
-    for name, entry in route.entries().items():
-        files: dict[str, TensorFile] = {}
-        for field, file in entry.files.items():
-            target = folder / name / Path(file.path).name
-            copy_file(source / file.path, target)
-            files[field] = tensor_file(target, folder)
-        copied[name] = entry.model_copy(update=files)
-    return route.model_copy(update=copied)
-
-
-def record_evidence(spec: str, evidence: str) -> RoutingSpec:
-    """Write the evidence of a benchmark into a spec that is there already; nothing is measured again.
-
-    Args:
-        spec: path of the spec.
-        evidence: JSON of ``viasd bench``, which must have measured the spec's policy.
-
-    Raises:
-        BenchError: it measured another one.
-    """
-    from viasd_calib.evaluation.bench import load_bench
-    from viasd_calib.evaluation.provenance import check_evidence
-
-    checked, measured = load_spec(spec), load_bench(evidence)
-    check_evidence(measured, checked, evidence)
-    updated = checked.model_copy(update={"evidence": evidence_of(measured)})
-    save_spec(updated, spec)
+def record_evidence(spec: str, evidence: str) -> None:
+    """Write the evidence of a benchmark into a spec, and say where it is."""
+    job.record_evidence(spec, evidence)
     say_written(spec, f"with the evidence of {evidence}")
-    return updated
-
-
-def evidence_of(bench: lazy_types.BenchResult) -> Evidence:
-    """What a benchmark says of ``three_tier``, as a spec records it; a speedup takes enough prompts for an interval."""
-    row = bench.methods["three_tier"]
-    speedups = {"autoregressive": row.speedup_vs_autoregressive, "speculative": row.speedup_vs_speculative}
-    return Evidence.model_validate(
-        {
-            "acceptance_length": row.acceptance_length,
-            "rejection_rate": row.rejection_rate or 0.0,
-            "full_passes_per_token": row.full_passes_per_token,
-            "tier_shares": row.tier_shares,
-            "speedup_vs": {
-                name: interval.median for name, interval in speedups.items() if interval and interval.bounds
-            },
-            "hardware": bench.hardware,
-        }
-    )
 
 
 def validate(spec: str, verifier: str | None = None) -> None:
@@ -242,52 +37,14 @@ def validate(spec: str, verifier: str | None = None) -> None:
     Args:
         spec: path of the spec.
         verifier: load this verifier too, and check that the spec was made for it.
-
-    Raises:
-        SpecError: listing every problem, one a line.
     """
-    spec = shipped(spec)
-    problems = spec_problems(spec)
-    if problems:
-        raise SpecError(_listed(spec, problems))
-    from viasd_calib.draft.checking import drafter_misfits
-    from viasd_calib.slim.checking import tensor_misfits
-
-    checked = load_spec(spec)
-    folder = Path(spec).parent
-    problems = tensor_misfits(checked, folder) + drafter_misfits(checked, folder)
-    if verifier is not None:
-        from viasd_calib.models import load_verifier
-
-        problems += verifier_misfits(checked, load_verifier(verifier).ref)
-    if problems:
-        raise SpecError(_listed(spec, problems))
+    checked = validation.validate(spec, verifier)
     certificate = checked.certificate
     bound = "no certificate" if certificate is None or certificate.bound is None else f"loss <= {certificate.bound}"
     Console().print(
-        f"{spec}: valid; {checked.verifier.name_or_path}, draft {checked.draft.kind}, "
+        f"{shipped(spec)}: valid; {checked.verifier.name_or_path}, draft {checked.draft.kind}, "
         f"audit {checked.decoding.audit}, {bound}"
     )
-
-
-def verifier_misfits(spec: RoutingSpec, verifier: VerifierRef) -> list[str]:
-    """Why a spec does not hold for a verifier as it is: of another shape, or with other weights."""
-    try:
-        check_verifier(spec, verifier)
-    except SpecError as error:
-        return [str(error)]
-    weights = spec.verifier.weights, verifier.weights
-    if None in weights or weights[0] == weights[1]:
-        return []
-    return [
-        f"the weights of {verifier.name_or_path} are not those the spec was made for: it decodes exactly with them, "
-        "and certifies nothing; load those weights, or calibrate with these"
-    ]
-
-
-def _listed(spec: str, problems: Sequence[str]) -> str:
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    return "\n".join([f"{spec} is not valid, {count}:", *(f"  {problem}" for problem in problems)])
 
 
 def schema() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from argparse import Action
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from typing import Any, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, auto_cli
@@ -155,11 +157,21 @@ def run_command(function: Callable[..., object], words: Sequence[str], prog: str
     Raises:
         UsageError: the words make no sense.
     """
-    auto_cli(
-        function,
+    kind = options_class(function)
+    read = auto_cli(
+        kind or function,
         args=list(words),
         as_positional=positional,
         prog=prog,
         parser_class=OptionsParser,
         formatter_class=HelpFormatter,
     )
+    if kind is not None:
+        function(read)
+
+
+def options_class(function: Callable[..., object]) -> type | None:
+    """The dataclass of options that a command takes; None for one whose parameters are its options."""
+    first, *_ = [*inspect.signature(function).parameters.values(), None]
+    kind = first and function.__globals__.get(str(first.annotation))
+    return kind if isinstance(kind, type) and is_dataclass(kind) else None

@@ -10,21 +10,31 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
 from viasd_calib.choices import FRACTIONS, SMOLLM2, StrategyName
-from viasd_calib.cli.calibrate import WORTH_PROMPTS, WORTH_TOKENS, calibrate, refuse_too_few
+from viasd_calib.cli.bench import bench
+from viasd_calib.cli.calibrate import calibrate
 from viasd_calib.cli.capture import capture
 from viasd_calib.cli.configurations import flattened, read_configuration
-from viasd_calib.cli.evaluate import bench, report
 from viasd_calib.cli.export import export, record_evidence, validate
 from viasd_calib.cli.fit import fit
 from viasd_calib.cli.fit_options import check_given
 from viasd_calib.cli.generate import answer, command_line_prompt
 from viasd_calib.cli.notices import announce
+from viasd_calib.cli.report import report
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
 from viasd_calib.files import read_json
 from viasd_calib.pipeline import lazy_types
+from viasd_calib.pipeline.calibrate import WORTH_PROMPTS, WORTH_TOKENS, refuse_too_few
 from viasd_calib.pipeline.checks import check_draft, check_model, check_out_folder
 from viasd_calib.pipeline.loading import SharedVerifiers
 from viasd_calib.pipeline.numbers import Count, Inside, Share
+from viasd_calib.pipeline.options import (
+    BenchOptions,
+    CalibrateOptions,
+    CaptureOptions,
+    ExportOptions,
+    GenerateOptions,
+    ReportOptions,
+)
 from viasd_calib.pipeline.prompt_choice import check_limit, of_split, take_turns
 from viasd_calib.prompt_copies import without_copies
 from viasd_calib.prompts import EMBEDDED, Prompt, draw_prompts, read_prompts
@@ -110,12 +120,12 @@ def run(
     traces, fitted, calibrated = folder / "traces", folder / "fit", folder / "calibrate"
     spec, measured = folder / "spec" / "routing.json", folder / "bench.json"
     load = SharedVerifiers()
-    common: dict[str, Any] = {"verifier": verifier, "prompts": prompts, "_load": load}
+    common: dict[str, Any] = {"verifier": verifier, "prompts": prompts}
     chosen_dtype = _dtype_of(dtype)
     refuse_overlong(load(verifier), chosen)
 
     announce("1/7 capture: what the verifier and the draft model say on the fit prompts")
-    capture(out=str(traces), draft=draft, **common, **captured.model_dump())
+    capture(CaptureOptions(out=str(traces), draft=draft, **common, **captured.model_dump()), load)
     announce("2/7 fit: route, adapter and first gates")
     if not (fitted / FIT_FILE).is_file():
         fit([
@@ -124,15 +134,18 @@ def run(
         ], _load=load)  # fmt: skip
     announce("3/7 calibrate: bounds for the gates, certified on the calibrate prompts")
     if not (calibrated / CALIBRATE_FILE).is_file():
-        calibrate(fit=str(fitted), out=str(calibrated), dtype=chosen_dtype, **common, **decided.model_dump())
+        certify = CalibrateOptions(
+            fit=str(fitted), out=str(calibrated), dtype=chosen_dtype, **common, **decided.model_dump()
+        )
+        calibrate(certify, load)
     announce("4/7 export and validate the routing spec")
-    export(calibrate=str(calibrated), out=str(spec), verifier=verifier, dtype=chosen_dtype, _load=load)
+    export(ExportOptions(calibrate=str(calibrated), out=str(spec), verifier=verifier, dtype=chosen_dtype), load)
     validate(str(spec))
     announce("5/7 bench: autoregressive, speculative and three-tier on test prompts")
-    bench(spec=str(spec), json=str(measured), split="test", **common, **benched.model_dump())
+    bench(BenchOptions(spec=str(spec), json=str(measured), split="test", **common, **benched.model_dump()), load)
     record_evidence(str(spec), str(measured))
     announce("6/7 report")
-    report(
+    page = ReportOptions(
         spec=str(spec),
         bench=str(measured),
         out=str(folder / "report.html"),
@@ -141,17 +154,18 @@ def run(
         max_new_tokens=REPORT_TOKENS,
         **common,
     )
+    report(page, load)
     announce("7/7 generate")
     best, sentences = _concluded(spec, measured, calibrated / CALIBRATE_FILE)
-    answer(
+    asked = GenerateOptions(
         spec=str(spec),
         prompt=sample_prompt,
         max_new_tokens=64,
         method=best,
         show_tiers=best == "three_tier",
         verifier=verifier,
-        _load=load,
     )
+    answer(asked, load)
     Console().print(f"\nspec: {spec}\nreport: {folder / 'report.html'}\nbenchmark: {measured}\n")
     for sentence in sentences:
         Console(highlight=False).print(sentence)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,9 @@ from typing import get_args
 from viasd_calib.errors import PromptError
 from viasd_calib.evaluation.provenance import PromptsMeasured
 from viasd_calib.pipeline import lazy_types
+from viasd_calib.pipeline.notices import notice
+from viasd_calib.pipeline.options import UnseenPrompts
+from viasd_calib.progress import say as report
 from viasd_calib.prompt_copies import known_prompts, without_copies
 from viasd_calib.prompts import Prompt, Split, SplitShares, read_prompt_file, split_of, split_sha256
 from viasd_calib.spec import RoutingSpec
@@ -41,16 +43,15 @@ def load_prompts(source: str) -> list[Prompt]:
     """
     found = read_prompt_file(source)
     read, *more = found.describe()
-    print(read)
+    report(read)
     for line in more:
-        print(f"notice: {line}", file=sys.stderr)
+        notice(line)
     distinct = without_copies(found.prompts)
     copies = len(found.prompts) - len(distinct)
     if copies:
-        print(
-            f"notice: {copies} of {len(found.prompts)} prompts are left out: copies of others, but for id, case and "
-            f"white space; {len(distinct)} distinct ones are left",
-            file=sys.stderr,
+        notice(
+            f"{copies} of {len(found.prompts)} prompts are left out: copies of others, but for id, case and "
+            f"white space; {len(distinct)} distinct ones are left"
         )
     return distinct
 
@@ -68,59 +69,46 @@ def of_split(
     """
     by_hash = [split_of(prompt.sha256, shares or SplitShares()) for prompt in prompts]
     counts = Counter(by_hash)
-    said = ", ".join(f"{name} {counts[name]}" for name in get_args(Split))
+    sizes = ", ".join(f"{name} {counts[name]}" for name in get_args(Split))
     chosen = [prompt for prompt, own in zip(prompts, by_hash, strict=True) if split in (None, own)]
     if not chosen:
         raise PromptError(
-            f"none of {len(prompts)} prompts is of the split {split!r} (by their hashes: {said}); "
+            f"none of {len(prompts)} prompts is of the split {split!r} (by their hashes: {sizes}); "
             "give more prompts, or other shares of the splits"
         )
     if say:
-        print(f"prompts by split: {said}; {'all' if split is None else f'those of {split!r}'} are taken")
+        report(f"prompts by split: {sizes}; {'all' if split is None else f'those of {split!r}'} are taken")
     return chosen
 
 
-def choose_unseen(
-    source: str,
-    split: Split | None,
-    shares: SplitShares | None,
-    limit: int | None,
-    spec: RoutingSpec,
-    *,
-    include_fitted: bool = False,
-) -> Unseen:
+def choose_unseen(options: UnseenPrompts, spec: RoutingSpec) -> Unseen:
     """Prompts of a file, by split, cut to ``limit`` with the tasks taking turns, for a spec to be measured on.
 
-    Those that it was fitted or calibrated on are left out: what it is like on those is no measure.
-
-    Args:
-        include_fitted: take those in all the same.
+    Those that it was fitted or calibrated on are left out, unless the options take them in: what it is like on those
+    is no measure.
 
     Raises:
         PromptError: they cannot be read, or none is left.
     """
-    check_limit(limit)
-    distinct = load_prompts(source)
-    prompts = of_split(distinct, split, shares)
+    check_limit(options.limit)
+    distinct = load_prompts(options.prompts)
+    prompts = of_split(distinct, options.split, options.shares)
     if spec.prompts is None or spec.prompts.fit is None:
-        print(
-            "notice: the spec does not say which prompts it was fitted on, an older version of viasd_calib wrote it or "
-            "its fit; whether these are among them cannot be told",
-            file=sys.stderr,
+        notice(
+            "the spec does not say which prompts it was fitted on, an older version of viasd_calib wrote it or "
+            "its fit; whether these are among them cannot be told"
         )
     known = known_prompts(prompts, frozenset() if spec.prompts is None else spec.prompts.all)
-    if known and include_fitted:
-        print(
-            f"notice: {len(prompts)} prompts, {len(known)} of which the spec was fitted or calibrated on; "
-            "what is measured on them flatters it",
-            file=sys.stderr,
+    if known and options.include_fitted:
+        notice(
+            f"{len(prompts)} prompts, {len(known)} of which the spec was fitted or calibrated on; "
+            "what is measured on them flatters it"
         )
     elif known:
         fitted = {prompt.id for prompt in known}
-        print(
-            f"notice: {len(prompts)} prompts, {len(known)} left out: the spec was fitted or calibrated on them "
-            "(--include-fitted true takes them in)",
-            file=sys.stderr,
+        notice(
+            f"{len(prompts)} prompts, {len(known)} left out: the spec was fitted or calibrated on them "
+            "(--include-fitted true takes them in)"
         )
         prompts = [prompt for prompt in prompts if prompt.id not in fitted]
         if not prompts:
@@ -128,13 +116,13 @@ def choose_unseen(
                 f"the spec was fitted or calibrated on all {len(known)} prompts; give others, or --include-fitted true "
                 "to measure on them all the same"
             )
-    return Unseen(take_turns(prompts, limit), 0 if include_fitted else len(known), distinct)
+    return Unseen(take_turns(prompts, options.limit), 0 if options.include_fitted else len(known), distinct)
 
 
 def notice_other_prompts(
     unseen: Unseen, measured: PromptsMeasured, spec: RoutingSpec, shares: SplitShares | None, names: tuple[str, str]
 ) -> None:
-    """Say on stderr that a benchmark measured other prompts than those chosen here, if it did.
+    """Warn that a benchmark measured other prompts than those chosen here, if it did.
 
     A benchmark notes the hash of its set of prompts: it is of this source where the same choice from it has that hash.
 
@@ -154,10 +142,9 @@ def notice_other_prompts(
     if of_source and {prompt.sha256 for prompt in unseen.prompts} <= {prompt.sha256 for prompt in split}:
         return
     chosen = f"split {measured.split!r}" if measured.split else "all splits"
-    print(
-        f"notice: the speeds are those of {benchmark}, measured on {measured.file} ({chosen}); the tier shares, the "
-        f"text and the rounds are of other prompts, {len(unseen.prompts)} of {source}",
-        file=sys.stderr,
+    notice(
+        f"the speeds are those of {benchmark}, measured on {measured.file} ({chosen}); the tier shares, the "
+        f"text and the rounds are of other prompts, {len(unseen.prompts)} of {source}"
     )
 
 
@@ -195,15 +182,13 @@ def check_prompts(verifier: lazy_types.Verifier, prompts: Sequence[Prompt], max_
     if found.may_end_early:
         named = ", ".join(map(repr, found.may_end_early[:SHOWN]))
         more = f" and {len(found.may_end_early) - SHOWN} others" if len(found.may_end_early) > SHOWN else ""
-        print(
-            f"notice: where answers are long, the context has no room for the later turns of {named}{more}; "
-            "such a conversation ends before the turn that does not fit",
-            file=sys.stderr,
+        notice(
+            f"where answers are long, the context has no room for the later turns of {named}{more}; "
+            "such a conversation ends before the turn that does not fit"
         )
     unused = unused_template_arguments(verifier, prompts)
     if unused:
-        print(
-            f"notice: the verifier's chat template does not hold {', '.join(unused)}; "
-            "as chat_template_kwargs of the prompts that changes nothing",
-            file=sys.stderr,
+        notice(
+            f"the verifier's chat template does not hold {', '.join(unused)}; "
+            "as chat_template_kwargs of the prompts that changes nothing"
         )

@@ -3,10 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.tiny import TinyFolder, tiny_model, tiny_shallow, tiny_shape, tiny_spec
-from viasd_calib.cli.export import _copy_draft, _draft_of, verifier_misfits
 from viasd_calib.draft.build import build_drafter, describe_shallow
 from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.shallow import ShallowDrafter, save_shallow
+from viasd_calib.pipeline.export import _copy_draft, _draft_of
+from viasd_calib.pipeline.validate import verifier_misfits
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import CombinedDraft, load_spec
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 from tests.tiny import TinyFolder, constant_gate, tiny_spec, verifier_ref
 from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.cli import main
-from viasd_calib.cli.calibrate import refuse_learned_from
-from viasd_calib.errors import CalibrationError
+from viasd_calib.errors import CalibrationError, JobWarning
 from viasd_calib.evaluation.bench import load_bench
 from viasd_calib.evaluation.provenance import PromptsMeasured
+from viasd_calib.pipeline.calibrate import refuse_learned_from
+from viasd_calib.pipeline.options import UnseenPrompts
 from viasd_calib.pipeline.prompt_choice import choose_unseen, notice_other_prompts
 from viasd_calib.prompt_copies import normalised_sha256, short_hashes
 from viasd_calib.prompts import Prompt, Split, split_sha256
@@ -110,24 +112,25 @@ def test_a_report_and_evidence_take_the_benchmark_of_this_spec_alone(
 @pytest.mark.parametrize("limit", [None, 2])
 def test_a_report_says_where_its_benchmark_is_of_other_prompts(
     measured_on: list[Prompt], measured_split: Split | None, split: Split | None, said: bool, limit: int | None,
-    tiny_folder: TinyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    tiny_folder: TinyFolder, tmp_path: Path,
 ) -> None:  # fmt: skip
     spec = load_spec(spec_knowing(tiny_folder, tmp_path, PROMPTS[:1]))
     other, source = write(tmp_path / "other.jsonl", measured_on), write(tmp_path / "prompts.jsonl", PROMPTS)
-    benched = choose_unseen(other, measured_split, None, 3, spec)
+    benched = choose_unseen(UnseenPrompts(prompts=other, split=measured_split, limit=3), spec)
     measured = PromptsMeasured(
         file="other.jsonl", sha256=split_sha256(benched.prompts), split=measured_split, limit=3,
         left_out=benched.left_out, fitted_included=False,
     )  # fmt: skip
-    unseen = choose_unseen(source, split, None, limit, spec)
-    capsys.readouterr()
-    notice_other_prompts(unseen, measured, spec, None, ("bench.json", "prompts.jsonl"))
-    told = capsys.readouterr().err
+    unseen = choose_unseen(UnseenPrompts(prompts=source, split=split, limit=limit), spec)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        notice_other_prompts(unseen, measured, spec, None, ("bench.json", "prompts.jsonl"))
+    told = [str(one.message) for one in shown]
     where = f"split {measured_split!r}" if measured_split else "all splits"
-    assert told == (
-        f"notice: the speeds are those of bench.json, measured on other.jsonl ({where}); the tier shares, the text and "
-        f"the rounds are of other prompts, {len(unseen.prompts)} of prompts.jsonl\n" if said else ""
-    )  # fmt: skip
+    assert told == ([
+        f"the speeds are those of bench.json, measured on other.jsonl ({where}); the tier shares, the text and "
+        f"the rounds are of other prompts, {len(unseen.prompts)} of prompts.jsonl"
+    ] if said else [])  # fmt: skip
 
 
 def fit(**changes: Any) -> FitArtifact:
@@ -139,14 +142,14 @@ def fit(**changes: Any) -> FitArtifact:
     return FitArtifact(**{**entries, **changes})
 
 
-def test_calibrate_refuses_what_the_fit_learned_from(capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibrate_refuses_what_the_fit_learned_from(recwarn: pytest.WarningsRecorder) -> None:
     learned = short_hashes(normalised_sha256(prompt) for prompt in PROMPTS[:2])
     refuse_learned_from(PROMPTS[2:], fit(prompts=learned))
     with pytest.raises(CalibrationError, match=r"learned from 1 of these 7 prompts \(the first is 'p/1'\)"):
         refuse_learned_from(PROMPTS[1:], fit(prompts=learned))
-    assert capsys.readouterr().err == ""
-    refuse_learned_from(PROMPTS, fit())
-    assert "the fit does not say which prompts it learned from" in capsys.readouterr().err
+    assert not recwarn.list
+    with pytest.warns(JobWarning, match="the fit does not say which prompts it learned from"):
+        refuse_learned_from(PROMPTS, fit())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import token_lists
 from tests.tiny import tiny_model, transformers_logits, transformers_text
-from viasd_calib.cli.evaluate import describe_differences, refuse_unexplained
+from viasd_calib.cli.bench import describe_differences, refuse_unexplained
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.bench import BenchResult
 from viasd_calib.evaluation.exactness import Difference, find_difference, first_place, near_tie_bound

@@ -10,9 +10,10 @@ import torch
 
 from tests.rounding import assert_near
 from tests.tiny import TinyFolder, tiny_model, tiny_prompts, tiny_spec, tiny_texts
-from viasd_calib.cli.route_quality import route_quality
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.route_quality import judge_at_distances, measure_quality
+from viasd_calib.pipeline.options import RouteQualityOptions
+from viasd_calib.pipeline.route_quality import route_quality
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
@@ -74,7 +75,9 @@ def test_the_command_writes_what_it_measured(tiny_folder: TinyFolder, tmp_path: 
     spec, out = tiny_spec(tiny_folder, tmp_path), tmp_path / "quality.json"
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(prompt.model_dump_json() + "\n" for prompt in tiny_prompts(6)), encoding="utf-8")
-    quality = route_quality(str(spec), str(out), prompts=str(prompts), limit=4, max_new_tokens=12)
+    quality = route_quality(
+        RouteQualityOptions(spec=str(spec), json=str(out), prompts=str(prompts), limit=4, max_new_tokens=12)
+    )
     written = json.loads(out.read_text(encoding="utf-8"))
     assert written["agreement"] == quality.agreement
     assert [*written["agreement_confident"]] == ["0.5", "0.6", "0.7", "0.9"]

@@ -10,13 +10,13 @@ import pytest
 
 from tests.tiny import TinyFolder, save_tiny, tiny_spec, write_gguf
 from viasd_calib.cli import main
-from viasd_calib.cli.export import seen_from
 from viasd_calib.decoding.engine import load_engine
 from viasd_calib.draft.places import relocated
 from viasd_calib.errors import ModelError, WeightsWarning
 from viasd_calib.model_names import is_path
 from viasd_calib.models import beside, load_verifier, weights_sha256
 from viasd_calib.models.names import resolve_model
+from viasd_calib.pipeline.export import seen_from
 from viasd_calib.spec import (
     CausalLMDraft,
     CombinedDraft,

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from tests.tiny import TinyFolder, tiny_traces
-from viasd_calib.cli.search import search
 from viasd_calib.file_names import FIT_FILE
+from viasd_calib.pipeline.options import SearchOptions
+from viasd_calib.pipeline.search import search
 from viasd_calib.prompts import SplitShares
 
 SCRIPT = Path(__file__).parents[3] / "train" / "ablations.py"
@@ -29,7 +30,12 @@ def run(
     traces = tiny_traces(tiny_folder, tmp_path / "traces", 24, max_new_tokens=12, batch_size=12)
     found, config, out = tmp_path / "search.json", tmp_path / "fit.yaml", tmp_path / "out"
     shares = SplitShares.model_validate(SHARES)
-    search(str(traces), str(found), 0.8, "span,even", shares=shares, validation_share=0.3)
+    search(
+        SearchOptions(
+            traces=str(traces), json=str(found), target_cost=0.8, methods="span,even", shares=shares,
+            validation_share=0.3,
+        )
+    )  # fmt: skip
     common = {
         "trainer": {"max_steps": 2, "accelerator": "cpu", "logger": False, "enable_checkpointing": False},
         "model": {"verifier": str(tiny_folder), "bridge_texts": 6, "adapter_rank": 2, "max_run": 3},

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.tiny import save_tiny
 from viasd_calib.cli import main
-from viasd_calib.cli.search import search
-from viasd_calib.errors import CalibrationError, TraceError, ViasdError
+from viasd_calib.errors import CalibrationError, JobWarning, TraceError, ViasdError
+from viasd_calib.pipeline.options import SearchOptions
+from viasd_calib.pipeline.search import search
 from viasd_calib.prompts import SplitShares
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training.search.compare import divide_texts
@@ -18,6 +20,13 @@ from viasd_calib.training.search.methods import CHOICES
 from viasd_calib.training.search.record import SearchResult, load_search
 
 SHARES = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
+
+
+def run(traces: Path, out: Path, methods: str = "even", **changes: Any) -> SearchResult:
+    given = {"target_cost": 0.8, "shares": SHARES, "validation_share": 0.3, "methods": methods, **changes}
+    return search(SearchOptions(traces=str(traces), json=str(out), **given))
+
+
 ALL = ["--shares", '{"fit": 1.0, "calibrate": 0.0, "test": 0.0}', "--validation_share", "0.3"]
 
 
@@ -71,43 +80,27 @@ def test_the_command_compares_every_method(traces: Path, tmp_path: Path, capsys:
 def test_what_was_found_is_kept_where_a_later_method_fails(traces: Path, tmp_path: Path) -> None:
     out = tmp_path / "search.json"
     with pytest.raises(CalibrationError, match="leave the method out"):
-        search(str(traces), str(out), 0.8, "even,greedy", budget=3, shares=SHARES, validation_share=0.3)
+        run(traces, out, "even,greedy", budget=3)
     assert [*load_search(out).found] == ["even"]
 
 
 def test_a_search_that_was_stopped_goes_on_with_the_next_method(
-    traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "search.json"
-
-    def run(methods: str) -> SearchResult:
-        return search(str(traces), str(out), 0.8, methods, budget=3, shares=SHARES, validation_share=0.3)
-
     with pytest.raises(CalibrationError, match="leave the method out"):
-        run("even,random,greedy")
+        run(traces, out, "even,random,greedy", budget=3)
     stopped = load_search(out).found
-    capsys.readouterr()
     monkeypatch.setitem(CHOICES, "even", lambda *_: pytest.fail("searched again"))
-    result = run("even,random,similarity")
+    with pytest.warns(JobWarning, match="goes on after 3 steps"):  # the costs, and two methods
+        result = run(traces, out, "even,random,similarity", budget=3)
     assert {method: result.found[method] for method in stopped} == stopped
     assert [*result.found] == ["even", "random", "similarity"]
-    assert "goes on after 3 steps" in capsys.readouterr().err  # the costs, and two methods
     assert list(tmp_path.iterdir()) == [out]
 
 
 def test_bridges_are_left_out_on_request(traces: Path, tmp_path: Path) -> None:
-    with_bridges, without = (
-        search(
-            str(traces),
-            str(tmp_path / "search.json"),
-            0.8,
-            "even",
-            bridges=bridges,
-            shares=SHARES,
-            validation_share=0.3,
-        )
-        for bridges in (True, False)
-    )
+    with_bridges, without = (run(traces, tmp_path / "search.json", bridges=bridges) for bridges in (True, False))
     assert (with_bridges.bridge_texts > 0, without.bridge_texts) == (True, 0)
     assert with_bridges.found["even"].route == without.found["even"].route
     assert with_bridges.found["even"].kl != without.found["even"].kl
@@ -123,19 +116,17 @@ def test_bridges_are_left_out_on_request(traces: Path, tmp_path: Path) -> None:
         ({"methods": "greedy", "budget": 3}, "raise budget to 4 or leave the method out"),
     ],
 )
-def test_what_cannot_be_searched_is_said(
-    traces: Path, tmp_path: Path, options: dict[str, object], message: str
-) -> None:
+def test_what_cannot_be_searched_is_said(traces: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     out = tmp_path / "search.json"
     with pytest.raises(ViasdError, match=message):
-        search(str(traces), str(out), shares=SHARES, validation_share=0.3, **{"target_cost": 0.8, **options})  # type: ignore[arg-type]
+        run(traces, out, **options)
     assert not out.exists()
 
 
 def test_another_verifier_is_refused(traces: Path, tmp_path: Path) -> None:
     other = save_tiny(tmp_path / "other", family="qwen2")
     with pytest.raises(TraceError, match="give the verifier they were captured on"):
-        search(str(traces), str(tmp_path / "search.json"), shares=SHARES, verifier=str(other))
+        run(traces, tmp_path / "search.json", verifier=str(other))
 
 
 def test_a_damaged_result_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""``viasd bench``."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from rich.console import Console
+
+from viasd_calib.cli import command_line
+from viasd_calib.cli.notices import say_written
+from viasd_calib.errors import BenchError
+from viasd_calib.pipeline import bench as job
+from viasd_calib.pipeline import lazy_types
+from viasd_calib.pipeline.options import BenchOptions
+
+
+def bench(options: BenchOptions, load: lazy_types.LoadVerifier | None = None) -> None:
+    """Measure, print the tables, and fail where a lossless method is not.
+
+    Raises:
+        BenchError: a lossless method differs by more than rounding.
+    """
+    result = job.bench(options, load, command_line.get())
+
+    from viasd_calib.evaluation.method_columns import bench_table
+
+    console = Console()
+    console.print(bench_table(result))
+    for task in result.by_task if len(result.by_task) > 1 else ():
+        console.print(bench_table(result, task))
+    for line in describe_differences(result):
+        console.print(line)
+    say_written(options.json)
+    refuse_unexplained(result)
+
+
+def describe_differences(result: lazy_types.BenchResult) -> list[str]:
+    """A line for each method of which some text leaves the autoregressive one at a near tie."""
+    lines = []
+    for name, method in result.methods.items():
+        gaps = [abs(found.gap) for found in method.differences if found.gap is not None and found.explained]
+        if gaps:
+            lines.append(
+                f"{name}: {len(gaps)} of {result.n_prompts} prompts leave the autoregressive text where the verifier is"
+                f" nearly tied: median gap {median(gaps):.3g}, widest {max(gaps):.3g} ({result.settings.dtype} logits)"
+            )
+    return lines
+
+
+def refuse_unexplained(result: lazy_types.BenchResult) -> None:
+    """Fail on a lossless method that differs by more than rounding.
+
+    Raises:
+        BenchError: naming the first such text.
+    """
+    from viasd_calib.evaluation.bench import unexplained
+
+    found = unexplained(result)
+    if found:
+        name, first = found[0]
+        gap = "an end of text" if first.gap is None else f"a gap of {first.gap:.3g}"
+        raise BenchError(
+            f"{name} is lossless, but left the autoregressive text at token {first.place} of {first.prompt_id} by "
+            f"{gap}, where rounding explains {first.near_tie:.3g} ({len(found)} such texts); the JSON is written, "
+            "please report it"
+        )

@@ -1,0 +1,215 @@
+"""Bounds for the gates, certified on prompts that nothing was learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from viasd_calib.devices import check_device
+from viasd_calib.errors import CalibrationError
+from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
+from viasd_calib.files import read_json, write_json
+from viasd_calib.ledger import ledger_beside
+from viasd_calib.pipeline import lazy_types
+from viasd_calib.pipeline.checks import check_fit_folder, check_model, check_out_folder
+from viasd_calib.pipeline.notices import notice, notice_resumed
+from viasd_calib.pipeline.options import CalibrateOptions
+from viasd_calib.pipeline.prompt_choice import check_limit, check_prompts, load_prompts, of_split
+from viasd_calib.profiling.profile import PassShape, ProfileSettings
+from viasd_calib.progress import say
+from viasd_calib.prompt_copies import known_prompts, normalised_sha256, short_hashes
+from viasd_calib.prompts import Prompt, SplitShares, draw_prompts, select_split, split_sha256
+from viasd_calib.spec import Audit, Decoding, Gates, file_sha256, prompts_needed
+
+WORTH_PROMPTS = 8
+"""Prompts on which policies are timed."""
+WORTH_TOKENS = 32
+"""Tokens of their answers at least: fewer say little about the time of one."""
+COST_REPEATS = 9
+"""Timed rounds over the passes whose costs decide where drafting stops."""
+
+
+def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = None) -> lazy_types.CalibrateArtifact:
+    """Propose bounds from traces, decode the calibrate split with each, and certify the fastest that holds.
+
+    What is certified is then timed beside exact decoding, with the slim tier and without it: the fastest is exported.
+    Where drafting stops is chosen by a replay of the fit's held-back texts at the costs of passes on this machine.
+    Prompts that are done are noted in ``out`` until the result is written: run again, a job that was stopped goes on.
+
+    Raises:
+        ViasdError: options that cannot be, most of them before a model is loaded.
+    """
+    if not 0 < options.max_loss < 1 or not 0 < options.confidence < 1:
+        raise CalibrationError("max_loss and confidence must lie between 0 and 1")
+    check_out_folder("--out", options.out)
+    check_device(options.device)
+    check_model(options.verifier)
+    check_model(options.draft_model)
+    check_fit_folder("--fit", options.fit, of_frontier=options.cost is not None)
+    check_limit(options.limit)
+    every = load_prompts(options.prompts)
+    split = options.shares or SplitShares()
+    chosen = draw_prompts(of_split(every, "calibrate", split), options.limit)
+    refuse_too_few(len(chosen), options.max_loss, options.confidence, options.allow_uncertified)
+    decoding = Decoding(draft_length=options.draft_length, max_pending=options.max_pending)
+
+    from viasd_calib.calibration.artifacts import (
+        CalibrateArtifact,
+        FitArtifact,
+        fit_beside,
+        load_scores,
+    )
+    from viasd_calib.calibration.candidates import DEFAULT_STOP, propose
+    from viasd_calib.calibration.certify import certify
+    from viasd_calib.calibration.draft_length import PassCosts, best_stop
+    from viasd_calib.calibration.policy_timing import time_policies, with_bound, without_slim
+    from viasd_calib.decoding.decoder import Decoder
+    from viasd_calib.evaluation.frontier import load_frontier
+    from viasd_calib.hardware import hardware
+    from viasd_calib.models import load_verifier
+    from viasd_calib.pipeline.fitted import decoder_at, open_fit
+
+    folder = Path(options.fit)
+    if options.cost is not None:
+        folder /= load_frontier(folder).best(options.cost).folder
+    fitted = read_json(FitArtifact, folder / FIT_FILE, "viasd fit")
+    refuse_learned_from(chosen, fitted)
+    name = options.verifier or fitted.verifier.name_or_path
+    loaded = (load or load_verifier)(name, dtype=options.dtype, device=options.device)
+    check_prompts(loaded, chosen, options.max_new_tokens)
+    timed = draw_prompts(chosen, WORTH_PROMPTS)
+    check_prompts(loaded, timed, max(options.max_new_tokens, WORTH_TOKENS))
+    engine = open_fit(fitted, folder, loaded, options.draft_model)
+    scores = load_scores(folder)
+    ledger = ledger_beside(
+        Path(options.out) / CALIBRATE_FILE,
+        {
+            "fit": [file_sha256(folder / name) for name in (FIT_FILE, SCORES_FILE)],
+            "draft": engine.spec.draft.model_dump(mode="json"),
+            "bounds": [options.max_loss, options.confidence, *options.fractions],
+            "decoding": [
+                options.max_new_tokens,
+                decoding.model_dump(mode="json"),
+                options.dtype,
+                options.verifier,
+                loaded.ref.weights,
+            ],
+            "hardware": hardware(engine.routed.device),
+        },
+    )
+    notice_resumed(ledger, "steps")
+    # Timed, so another run may come to another bound, and its candidates would be others.
+    costs = ledger.recall("what passes cost", PassCosts, lambda: measure_costs(engine, options.draft_length))
+    stop = best_stop(scores, options.draft_length, costs, DEFAULT_STOP)
+    candidates = propose(fitted.draft_gate, fitted.slim_gate, scores, options.max_loss, options.fractions, stop)
+    tokens = sum(len(prompt.turns) for prompt in chosen) * options.max_new_tokens
+    longest = len(candidates) * tokens * costs.full[0]
+    say(
+        f"{len(candidates)} candidates on {len(chosen)} prompts, at most {options.max_new_tokens} tokens a turn: "
+        f"{in_words(longest)} at most as an estimate, at {1000 * costs.full[0]:.0f} ms a full pass; less where "
+        "drafting helps, texts end early or a candidate fails"
+    )
+
+    def decoder_for(gates: Gates, audit: Audit) -> Decoder:
+        return decoder_at(engine, gates, decoding.model_copy(update={"audit": audit}))
+
+    certification = certify(
+        candidates, lambda candidate: decoder_for(candidate.gates, "off"), loaded, engine.routed, chosen,
+        max_loss=options.max_loss, confidence=options.confidence, max_new_tokens=options.max_new_tokens,
+        split_sha256={
+            "fit": fitted.fit_sha256,
+            "calibrate": split_sha256(chosen),
+            "test": split_sha256(select_split(every, "test", split)),
+        },
+        ledger=ledger,
+    )  # fmt: skip
+    gates = (certification.chosen or candidates[0]).gates
+    # Which prompts decide between an exact policy and a certified one is all the same to the certificate.
+    worth = time_policies(
+        decoder_for, gates, loaded, timed, max(options.max_new_tokens, WORTH_TOKENS),
+        certified=certification.chosen is not None,
+    )  # fmt: skip
+    artifact = CalibrateArtifact(
+        fit=fit_beside(folder, Path(options.out)),
+        verifier=engine.spec.verifier,
+        gates=with_bound(gates, worth.bound) if worth.pays else without_slim(gates),
+        certified_gates=gates if certification.chosen else None,
+        draft_length=options.draft_length,
+        max_pending=options.max_pending,
+        certificate=certification.certificate,
+        slim_worth=worth,
+        tested=certification.tested,
+        prompts=short_hashes(normalised_sha256(prompt) for prompt in chosen),
+    )
+    write_json(Path(options.out) / CALIBRATE_FILE, artifact)
+    ledger.close()
+    return artifact
+
+
+def refuse_too_few(n_prompts: int, max_loss: float, confidence: float, allow_uncertified: bool) -> None:
+    """Say how many prompts it takes, and stop before hours are spent on what cannot be certified.
+
+    Raises:
+        CalibrationError: there are too few, and the user does not want to go on with them.
+    """
+    needed = prompts_needed(max_loss, confidence)
+    takes = (
+        f"to certify a loss of {max_loss:g} with confidence {confidence:g} takes {needed} calibrate prompts at least"
+    )
+    if n_prompts >= needed:
+        say(f"{takes}, and more where some tokens diverge; there are {n_prompts}")
+    elif allow_uncertified:
+        notice(f"{takes}; with {n_prompts} nothing will be certified, and the spec decodes exactly")
+    else:
+        raise CalibrationError(
+            f"{takes}, even where none diverges, and there are {n_prompts}: give more prompts, a larger --max-loss, or "
+            "--allow-uncertified true for a spec that decodes exactly"
+        )
+
+
+def refuse_learned_from(chosen: Sequence[Prompt], fitted: lazy_types.FitArtifact) -> None:
+    """Refuse to certify on prompts that the fit has learned from: it knows them too well.
+
+    Raises:
+        CalibrationError: naming the first of them.
+    """
+    if fitted.prompts is None:
+        notice(
+            "the fit does not say which prompts it learned from, an older version of viasd_calib made it; "
+            "whether these are among them cannot be told"
+        )
+        return
+    known = known_prompts(chosen, frozenset(fitted.prompts))
+    if known:
+        raise CalibrationError(
+            f"the fit has learned from {len(known)} of these {len(chosen)} prompts (the first is {known[0].id!r}), so "
+            "that nothing can be certified on them; give the --shares that capture and fit had, or other prompts"
+        )
+
+
+def in_words(seconds: float) -> str:
+    """A time as people say it.
+
+    Example:
+        >>> in_words(0.4), in_words(40), in_words(700), in_words(9000)
+        ('1 s', '40 s', '12 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def measure_costs(engine: lazy_types.Engine, draft_length: int) -> lazy_types.PassCosts:
+    """What a draft step and full passes over 1 to ``draft_length`` + 1 tokens take here."""
+    from viasd_calib.calibration.draft_length import PassCosts
+    from viasd_calib.models import context_length
+    from viasd_calib.profiling.measure import decoder_passes, time_passes
+    from viasd_calib.slim.cost import CONTEXT
+
+    widths = tuple(range(1, draft_length + 2))
+    context = min(CONTEXT, context_length(engine.routed.config) - widths[-1])
+    settings = ProfileSettings(widths=widths, contexts=(context,), batches=(1,), repeats=COST_REPEATS)
+    wanted = {shape: run for shape, run in decoder_passes(engine, settings).items() if shape.tier in ("draft", "full")}
+    seconds = {one.shape: one.seconds for one in time_passes(wanted, COST_REPEATS, engine.routed.device)}
+    full = [seconds[PassShape("full", width, context, 1)] for width in widths]
+    return PassCosts(seconds[PassShape("draft", 1, context, 1)], full)

@@ -1,0 +1,353 @@
+"""The options of all jobs: what several jobs take is said once, and a command's parser is made of its class.
+
+A class's summary is the command's help, and its arguments are the help of its options. Annotations are evaluated here,
+not postponed, since the parser reads the ranges of numbers off them.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, dataclass_transform
+
+from viasd_calib.choices import FRACTIONS, SEARCH_METHODS, Backend, StrategyName
+from viasd_calib.pipeline.numbers import (
+    Count,
+    DraftLength,
+    Inside,
+    MaxPending,
+    Nonnegative,
+    OptionalCount,
+    Positive,
+    Seed,
+    Share,
+    ShareOrNone,
+)
+from viasd_calib.prompts import EMBEDDED, Split, SplitShares
+from viasd_calib.spec import Audit, DType
+
+Options = TypeVar("Options")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def options(kind: type[Options]) -> type[Options]:
+    """A frozen dataclass of keywords whose docstring also describes what it inherits."""
+    documented = (inspect.cleandoc(base.__doc__ or "") for base in kind.__bases__ if base is not object)
+    summary, _, own = inspect.cleandoc(kind.__doc__ or "").partition("\n\nArgs:\n")
+    inherited = (text.partition("\n\nArgs:\n")[2] for text in documented)  # before its own, which may say it anew
+    kind.__doc__ = "\n".join([f"{summary}\n\nArgs:", *inherited, own])
+    return dataclass(frozen=True, kw_only=True)(kind)
+
+
+@options
+class Models:
+    """Where models are found and run.
+
+    Args:
+        verifier: where to find the verifier, in place of the name that the input has for it.
+        device: where models run.
+    """
+
+    verifier: str | None = None
+    device: str = "cpu"
+
+
+@options
+class FitModels(Models):
+    """The same, where there is no spec yet.
+
+    Args:
+        draft_model: where to find the draft model, in place of its name, where there is one.
+        dtype: number format of the verifier.
+    """
+
+    draft_model: str | None = None
+    dtype: DType = "float32"
+
+
+@options
+class SpecModels(Models):
+    """The same, of a routing spec.
+
+    Args:
+        spec: path of the routing spec.
+        draft_model: where to find the draft model, in place of its name, where the spec names one.
+        dtype: number format, in place of the spec's.
+    """
+
+    spec: str
+    draft_model: str | None = None
+    dtype: DType | None = None
+
+
+@options
+class BackendModels(SpecModels):
+    """The same, by a backend.
+
+    Args:
+        backend: what runs models: eager, packed (CPU) or compiled (minutes to compile first); the faster one of the
+            first two where it is left out.
+    """
+
+    backend: Backend | None = None
+
+
+@options
+class PromptSource:
+    """Which prompts a job takes.
+
+    Args:
+        prompts: prompt file (JSONL or another: see README), NAME:SPLIT of a data set of the hub, or "embedded" for the
+            package's own.
+        shares: shares of the splits.
+        limit: take this many of the prompts that are left by split and exclusions; null takes all.
+    """
+
+    prompts: str = EMBEDDED
+    shares: SplitShares | None = None
+    limit: Count | None = None
+
+
+@options
+class UnseenPrompts(PromptSource):
+    """The same, of prompts that a spec was not made from.
+
+    Args:
+        split: take this split's prompts alone, by hash; null takes all.
+        include_fitted: take in the prompts that the spec was fitted or calibrated on, which are left out by default.
+        max_new_tokens: longest answer.
+    """
+
+    split: Split | None = None
+    include_fitted: bool = False
+    max_new_tokens: Count = 128
+
+
+@options
+class CaptureOptions(PromptSource, FitModels):
+    """Log what draft model and verifier say on prompts; a run that was stopped goes on where it was.
+
+    Args:
+        out: folder for the trace shards.
+        verifier: hub id, folder, .gguf file or "smollm2-135m"; where it is left out the spec's, or smollm2-135m.
+        draft: "prompt_lookup", a folder with a shallow drafter, a model with the verifier's vocabulary,
+            "prompt_lookup+" and one of the latter two for both together, or "none"; "int8:" or "int4:" before
+            folder or model gives it integer weights.
+        split: take this split's prompts alone, by hash; null takes all.
+        max_new_tokens: longest answer.
+        batch_size: texts generated together; also the texts of a shard.
+        top_k: tokens of each distribution that are logged.
+        temperature: 0 for greedy texts.
+        seed: of sampling.
+        spec: let the three-tier decoder of this routing spec write the texts, in place of the verifier, which says all
+            along what it would have chosen; proposals are those of ``draft``, whatever the spec decodes with.
+        audit: of that decoder, in place of the spec's; with "strict" the texts are the verifier's own.
+    """
+
+    out: str
+    draft: str = "prompt_lookup"
+    split: Split | None = "fit"
+    max_new_tokens: Count = 128
+    batch_size: Count = 32
+    top_k: Count = 16
+    temperature: Nonnegative = 0.0
+    seed: Seed = 0
+    spec: str | None = None
+    audit: Audit | None = None
+
+
+@options
+class CalibrateOptions(PromptSource, FitModels):
+    """Propose bounds from traces, decode the calibrate split with each, and certify the fastest that holds.
+
+    Args:
+        fit: folder that ``viasd fit`` wrote; with ``cost``, that ``viasd frontier`` wrote.
+        out: folder for the result.
+        cost: take the member of the frontier that agrees best among those whose slim pass costs at most this share of
+            a full one, measured at width 4.
+        max_loss: largest share of emitted tokens that the verifier would not have chosen.
+        confidence: that the bound holds on unseen prompts.
+        max_new_tokens: longest answer.
+        fractions: rising; a candidate is proposed at each of these fractions of max_loss.
+        allow_uncertified: go on with fewer prompts than can certify max_loss, to a spec that decodes exactly.
+        draft_length: most tokens drafted a round.
+        max_pending: most tokens that may wait for the full verifier.
+    """
+
+    fit: str
+    out: str
+    cost: Share | None = None
+    max_loss: Inside = 0.02
+    confidence: Inside = 0.95
+    max_new_tokens: Count = 64
+    fractions: Sequence[Share] = FRACTIONS
+    allow_uncertified: bool = False
+    draft_length: DraftLength = 6
+    max_pending: MaxPending = 12
+
+
+@options
+class ExportOptions(FitModels):
+    """Write the routing spec, with its tensors beside it.
+
+    Args:
+        calibrate: folder that ``viasd calibrate`` wrote.
+        out: path of the spec (JSON).
+        audit: "strict" for the fastest exact policy, "off" for the certified one; the faster of the two where it is
+            left out.
+        evidence: JSON of ``viasd bench`` to record as evidence; it must have measured this policy, with a spec that was
+            exported before.
+        fit: where the fit is that was calibrated, if not where it was then.
+    """
+
+    calibrate: str
+    out: str
+    audit: Audit | None = None
+    evidence: str | None = None
+    fit: str | None = None
+
+
+@options
+class ProfileOptions(BackendModels):
+    """Measure what draft steps, slim and full passes, the output head and decoded tokens take on this machine.
+
+    Args:
+        json: where the profile is written.
+        widths: new tokens of a pass.
+        contexts: cached tokens before them; also the lengths of the random texts that decoding is timed after.
+        batches: texts at once; draft steps are of one text.
+        repeats: timed rounds over everything, from which median and quartiles are taken.
+        plot: draw a picture of the profile here (.png, .svg or .pdf).
+    """
+
+    json: str
+    widths: Sequence[int] = (1, 2, 4, 8, 16)
+    contexts: Sequence[int] = (128, 512, 2048)
+    batches: Sequence[int] = (1, 4)
+    repeats: int = 15
+    plot: str | None = None
+
+
+@options
+class BenchOptions(UnseenPrompts, BackendModels):
+    """Compare decoding methods on a prompt file: same weights, same drafter, interleaved prompt by prompt.
+
+    Args:
+        json: where the result is written.
+        methods: comma-separated; an unknown one is answered with the list of those there are. transformers, its own
+            generate, always runs eager.
+        audit: of three_tier, in place of the spec's.
+        seed: of the order of methods and of the bootstrap.
+    """
+
+    json: str
+    methods: str = "autoregressive,speculative,three_tier"
+    audit: Audit | None = None
+    seed: Seed = 0
+
+
+@options
+class ReportOptions(UnseenPrompts, SpecModels):
+    """Write one self-contained HTML page: tables, route, gates, tiers, speed against loss, a text and a round.
+
+    Args:
+        bench: JSON that ``viasd bench`` wrote; it must have measured this spec's policy. A notice says where it
+            measured other prompts than those that are decoded here.
+        out: path of the page.
+        calibrate: folder that ``viasd calibrate`` wrote, for the gates' reliability and the candidates tested.
+        fit: where the fit is that was calibrated, if not where it was then.
+    """
+
+    bench: str
+    out: str
+    calibrate: str | None = None
+    fit: str | None = None
+    split: Split | None = "test"
+    limit: Count | None = 8
+    max_new_tokens: Count = 96
+
+
+@options
+class RouteQualityOptions(UnseenPrompts, BackendModels):
+    """Measure how well the slim verifier predicts the full one, and what a pass of it costs.
+
+    Args:
+        json: where the result is written.
+        batch_size: prompts answered at once.
+    """
+
+    json: str
+    batch_size: Count = 16
+
+
+@options
+class SearchOptions(Models):
+    """Choose a route in several ways, each with the same texts and budget, and compare the routes on held-back texts.
+
+    Args:
+        traces: trace folders, comma-separated.
+        json: where the result is written.
+        target_cost: measured cost of a slim pass over that of a full one, bridges left out.
+        methods: comma-separated; an unknown one is answered with the list of those there are.
+        budget: passes over the judging texts that each method may take.
+        limit_texts: texts to search on, a fifth of them for judging and the others for bridges; also the most that
+            routes are compared on. Null takes all.
+        bridges: whether bridges stand in for skipped runs.
+        bridge_rank: of the bridges; null for full ones.
+        keep_layers: layers that are never skipped; negative ones count from the end.
+        split: the split of prompts whose texts are taken, by hash.
+        shares: shares of the splits.
+        validation_share: prompts of the split that are held back, by hash.
+        seed: of the methods that draw.
+        dtype: number format of the verifier.
+    """
+
+    traces: str
+    json: str
+    target_cost: Share = 0.5
+    methods: str = ",".join(SEARCH_METHODS)
+    budget: Count = 200
+    limit_texts: Count | None = 60
+    bridges: bool = True
+    bridge_rank: Count | None = None
+    keep_layers: Sequence[int] = (0, -1)
+    split: Split = "fit"
+    shares: SplitShares | None = None
+    validation_share: Inside = 0.15
+    seed: Seed = 0
+    dtype: DType = "float32"
+
+
+@options
+class GenerateOptions(BackendModels):
+    """Answer a prompt with a routing spec, streaming each token once it is final.
+
+    Args:
+        prompt: the user's turn.
+        system: the system's message; where it is left out the chat template decides.
+        chat_template_kwargs: what the chat template is told beside them, as JSON: '{"enable_thinking": false}'.
+        max_new_tokens: longest answer.
+        method: as in viasd bench.
+        audit: in place of the spec's own.
+        show_tiers: show which tier decided each token: by colour, or where the output is no terminal, in a line a
+            token with the tier, a tab and the text as JSON.
+        temperature: 0 takes the likeliest token.
+        top_k: draw from so many of the likeliest tokens; 0 for all.
+        top_p: draw from the smallest set of tokens with this share of the mass.
+        min_p: draw from tokens with at least this share of the likeliest one's probability.
+        repetition_penalty: divides the scores of tokens that the text holds already.
+        seed: of the draws.
+    """
+
+    prompt: str
+    system: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    max_new_tokens: Count = 128
+    method: StrategyName = "three_tier"
+    audit: Audit | None = None
+    show_tiers: bool = False
+    temperature: Nonnegative = 0.0
+    top_k: OptionalCount = 0
+    top_p: Share = 1.0
+    min_p: ShareOrNone = 0.0
+    repetition_penalty: Positive = 1.0
+    seed: Seed = 0

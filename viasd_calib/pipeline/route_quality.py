@@ -1,0 +1,46 @@
+"""How well a slim verifier predicts the full one on unseen prompts."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from viasd_calib.devices import check_device
+from viasd_calib.files import write_json
+from viasd_calib.pipeline import lazy_types
+from viasd_calib.pipeline.checks import check_out_file, check_spec
+from viasd_calib.pipeline.opening import open_engine
+from viasd_calib.pipeline.options import RouteQualityOptions
+from viasd_calib.pipeline.prompt_choice import check_prompts, choose_unseen
+
+
+def route_quality(options: RouteQualityOptions, load: lazy_types.LoadVerifier | None = None) -> lazy_types.RouteQuality:
+    """Measure how well the slim verifier predicts the full one, and what a pass of it costs; write that as JSON.
+
+    The full verifier answers the prompts greedily; the slim one is asked at every place of these answers.
+
+    Raises:
+        ViasdError: options that cannot be, most of them before a model is loaded.
+    """
+    check_out_file("--json", options.json)
+    check_device(options.device)
+    path, spec = check_spec(options.spec, options.verifier, options.draft_model)
+    chosen = choose_unseen(options, spec).prompts
+
+    from viasd_calib.evaluation.route_quality import measure_quality
+    from viasd_calib.slim.cost import CONTEXT, relative_cost
+    from viasd_calib.traces.capture import capture
+    from viasd_calib.traces.data import read_texts
+    from viasd_calib.traces.folder import CaptureSettings
+
+    engine = open_engine(path, spec, options, load, options.backend)
+    check_prompts(engine.verifier, chosen, options.max_new_tokens)
+    engine.prepare_passes([CONTEXT])
+    cost = relative_cost(engine.routed)  # before other work warms or fills the caches
+    with tempfile.TemporaryDirectory(prefix="viasd-") as folder:
+        settings = CaptureSettings(max_new_tokens=options.max_new_tokens, batch_size=options.batch_size)
+        capture(engine.verifier, None, "none", chosen, Path(folder), settings)
+        texts = read_texts(Path(folder))
+    quality = measure_quality(engine.routed, texts, cost)
+    write_json(Path(options.json), quality)
+    return quality
