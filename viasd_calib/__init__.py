@@ -1,7 +1,7 @@
 """Router training and calibration for three-tier speculative decoding (VIA-SD).
 
 What most programs need is exported here and loaded when it is first asked for, so that ``import viasd_calib`` stays
-light. ``viasd_calib.generate`` is a ``custom_generate`` for transformers.
+light. ``viasd_calib.custom_generate`` makes a ``custom_generate`` for transformers.
 
 >>> import viasd_calib
 >>> viasd_calib.__version__
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from viasd_calib.decoding.engine import Engine, load_engine
     from viasd_calib.decoding.sampling import Sampling
     from viasd_calib.decoding.session import Generation
-    from viasd_calib.decoding.transformers_adapter import generate
+    from viasd_calib.decoding.transformers_adapter import custom_generate, generate
     from viasd_calib.errors import ViasdError
     from viasd_calib.models import Verifier, load_verifier
     from viasd_calib.prompts import Prompt, read_prompts
@@ -36,6 +36,7 @@ __all__ = [
     "Verifier",
     "ViasdError",
     "__version__",
+    "custom_generate",
     "generate",
     "load_engine",
     "load_spec",
@@ -53,6 +54,7 @@ _HOMES = {
     "Sampling": "decoding.sampling",
     "Verifier": "models",
     "ViasdError": "errors",
+    "custom_generate": "decoding.transformers_adapter",
     "generate": "decoding.transformers_adapter",
     "load_engine": "decoding.engine",
     "load_spec": "spec",

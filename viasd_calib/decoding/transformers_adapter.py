@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -82,8 +83,8 @@ def generate(
         stopping_criteria: all criteria, the limit and the end-of-text tokens among them.
         generation_config: greedy or sampling settings.
         viasd_spec: path of the routing spec, or an engine that holds this very model.
-        viasd_assume_stateless: take a user's word that their own processors and criteria are functions of what they
-            are given (:mod:`~viasd_calib.decoding.stateless`).
+        viasd_assume_stateless: accept processors and criteria of one's own without proof that they are functions of
+            what they are given (:mod:`~viasd_calib.decoding.stateless`).
         tokenizer: compared with the fingerprint too; without it, the model alone is.
         streamer: given each token once it is final; transformers gives it the prompt.
         assistant_model: refused; the spec names the draft model.
@@ -101,15 +102,92 @@ def generate(
             settings, or a processor or criterion may remember earlier calls.
         NumericsError: the verifier's logits are not finite.
     """
-    withheld = _withheld(sys._getframe(1))
-    streamer = withheld.get("streamer") if streamer is None else streamer
-    tokenizer = withheld.get("tokenizer") if tokenizer is None else tokenizer
-    assistant_model = withheld.get("assistant_model") if assistant_model is None else assistant_model
-    synced_gpus = synced_gpus or bool(withheld.get("synced_gpus"))
-    _check_settings(generation_config, assistant_model, synced_gpus)
-    read_processors(logits_processor, viasd_assume_stateless)
+    given = {"streamer": streamer, "tokenizer": tokenizer, "assistant_model": assistant_model}
+    withheld = _withheld(sys._getframe(1)) | {name: value for name, value in given.items() if value is not None}
+    if withheld.get("assistant_model") is not None:
+        raise ModelError("assistant_model is not supported: the routing spec names the draft model; leave it out")
+    if synced_gpus or withheld.get("synced_gpus"):
+        raise ModelError("synced_gpus is not supported; decode on one device")
+    arguments = (logits_processor, stopping_criteria, generation_config, model_kwargs)
+    extras = (withheld.get("tokenizer"), withheld.get("streamer"), viasd_assume_stateless)
+    return _decode(model, input_ids, *arguments, viasd_spec, *extras)
+
+
+CustomGenerate = Callable[..., Tensor | GenerateDecoderOnlyOutput]
+"""What transformers calls in the place of its own decoding."""
+
+
+def custom_generate(
+    spec: str | Path | Engine,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    streamer: BaseStreamer | None = None,
+    assume_stateless: bool = False,
+) -> CustomGenerate:
+    """:func:`generate` with its own arguments bound, for ``model.generate(custom_generate=...)``.
+
+    transformers hands a callable neither ``tokenizer`` nor ``streamer``, ``assistant_model`` or ``synced_gpus``. The
+    former two are given here; the latter two do not apply, and are not seen.
+
+    Args:
+        spec: path of the routing spec, or an engine that holds the model.
+        tokenizer: compared with the spec's fingerprint; without it, the model alone is.
+        streamer: given the prompt, and then each token once it is final.
+        assume_stateless: accept processors and criteria of one's own without proof that they are functions of what
+            they are given (:mod:`~viasd_calib.decoding.stateless`).
+
+    Returns:
+        What ``model.generate`` takes as ``custom_generate``; it raises what :func:`generate` raises.
+
+    Example:
+        With a model and its tokenizer from transformers::
+
+            decode = viasd_calib.custom_generate("routing.json", tokenizer=tokenizer, streamer=TextStreamer(tokenizer))
+            model.generate(**inputs, max_new_tokens=64, custom_generate=decode)
+    """
+
+    def decode(
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        *,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> Tensor | GenerateDecoderOnlyOutput:
+        if not model_kwargs.get("synced_gpus"):  # else it is refused like any other
+            model_kwargs.pop("synced_gpus", None)
+        arguments = (logits_processor, stopping_criteria, generation_config, model_kwargs)
+        return _decode(model, input_ids, *arguments, spec, tokenizer, streamer, assume_stateless, put_prompt=True)
+
+    return decode
+
+
+def _decode(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    model_kwargs: dict[str, Any],
+    spec: str | Path | Engine | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    streamer: BaseStreamer | None,
+    assume_stateless: bool,
+    *,
+    put_prompt: bool = False,
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """Decode one text; arguments as for :func:`generate`.
+
+    Args:
+        put_prompt: whether to give the streamer the prompt.
+    """
+    _check_settings(generation_config)
+    read_processors(logits_processor, assume_stateless)
     _check_prompt(input_ids, model_kwargs)
-    parts = _parts(model, viasd_spec, tokenizer)
+    parts = _parts(model, spec, tokenizer)
+    if put_prompt and streamer is not None:
+        streamer.put(input_ids.cpu())
     sampling = Sampling(temperature=1.0 if generation_config.do_sample else 0.0)  # the rest is among the processors
     check_certified(parts.spec, sampling, logits_processor)
     generator = _seeded(model.device) if generation_config.do_sample else None
@@ -120,7 +198,7 @@ def generate(
         _eos_ids(stopping_criteria),
         sampler=sampler_of(logits_processor, generator),
         certified_tokens=certified_tokens(parts.spec),
-        assume_stateless=viasd_assume_stateless,
+        assume_stateless=assume_stateless,
     )
     rest = [one for one in stopping_criteria if type(one) not in (EosTokenCriteria, MaxLengthCriteria)]
     room = _room(input_ids.shape[1], stopping_criteria, generation_config)
@@ -139,10 +217,11 @@ _GENERATE_CODE = inspect.unwrap(GenerationMixin.generate).__code__
 
 
 def _withheld(caller: FrameType) -> dict[str, Any]:
-    """Arguments of ``model.generate`` that transformers (5.23) does not hand on to a callable.
+    """Arguments of ``model.generate`` that transformers (5.16 to 5.24) does not hand on to a callable.
 
-    It drops them without a word: a streamer would wait for its end for ever, an assistant model would be
-    ignored. So they are read off the call itself, where ``generate`` is the caller.
+    It drops them silently, whatever the callable's signature names: a streamer would wait for its end for ever, an
+    assistant model would be ignored. So :func:`generate`, which is given to ``model.generate`` as it is, reads them off
+    the frame of its caller. :func:`custom_generate` does without.
     """
     if caller.f_code is not _GENERATE_CODE:
         return {}
@@ -151,20 +230,12 @@ def _withheld(caller: FrameType) -> dict[str, Any]:
     return {**found, "tokenizer": outer.get("tokenizer") if isinstance(outer, dict) else None}
 
 
-def _check_settings(
-    config: GenerationConfig,
-    assistant_model: PreTrainedModel | None,
-    synced_gpus: bool,
-) -> None:
+def _check_settings(config: GenerationConfig) -> None:
     """Refuse what three-tier decoding does not do.
 
     Raises:
         ModelError: naming the first such setting.
     """
-    if assistant_model is not None:
-        raise ModelError("assistant_model is not supported: the routing spec names the draft model; leave it out")
-    if synced_gpus:
-        raise ModelError("synced_gpus is not supported; decode on one device")
     for name in ("num_beams", "num_return_sequences"):
         if (getattr(config, name) or 1) > 1:
             raise ModelError(f"{name} is {getattr(config, name)}, only 1 is supported; set it to 1")

@@ -184,6 +184,25 @@ def test_a_streamer_for_another_thread_comes_to_its_end(model: Any, spec_path: P
     assert "".join(streamer) == tiny_tokenizer().decode(found[0, len(PROMPTS[0]) :])
 
 
+def test_arguments_may_be_bound_before(model: Any, spec_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nothing is read off the caller's frame."""
+    monkeypatch.setattr(transformers_adapter, "_withheld", None)
+    ours, theirs = Recorder(), Recorder()
+    expected = plain(model, PROMPTS[0], do_sample=False, max_new_tokens=12, streamer=theirs)
+    decode = viasd_calib.custom_generate(spec_path, tokenizer=tiny_tokenizer(), streamer=ours)
+    found = plain(model, PROMPTS[0], do_sample=False, max_new_tokens=12, custom_generate=decode)
+    assert found.tolist() == expected.tolist()
+    assert (ours.told, ours.ends) == (theirs.told, 1)
+    other = viasd_calib.custom_generate(spec_path, tokenizer=letter_tokenizer())
+    with pytest.raises(SpecError, match="tokenizer_sha256"):
+        plain(model, PROMPTS[0], max_new_tokens=4, custom_generate=other)
+    unproven = LogitsProcessorList([Unknown()])
+    with pytest.raises(SamplingError, match="Unknown, may remember earlier"):
+        plain(model, PROMPTS[0], max_new_tokens=4, custom_generate=decode, logits_processor=unproven)
+    trusting = viasd_calib.custom_generate(spec_path, assume_stateless=True)
+    plain(model, PROMPTS[0], max_new_tokens=4, custom_generate=trusting, logits_processor=unproven)
+
+
 SAMPLED = {"do_sample": True, "max_new_tokens": 20, "temperature": 0.9, "top_k": 12, "top_p": 0.95, "min_p": 0.01}
 
 
