@@ -21,46 +21,81 @@ if TYPE_CHECKING:
     from viasd_calib.decoding.transformers_adapter import custom_generate, generate
     from viasd_calib.errors import ViasdError
     from viasd_calib.models import Verifier, load_verifier
+    from viasd_calib.pipeline.bench import bench
+    from viasd_calib.pipeline.calibrate import calibrate
+    from viasd_calib.pipeline.capture import capture
+    from viasd_calib.pipeline.export import export
+    from viasd_calib.pipeline.options import (
+        BenchOptions,
+        CalibrateOptions,
+        CaptureOptions,
+        ExportOptions,
+        ReportOptions,
+    )
+    from viasd_calib.pipeline.report import report
+    from viasd_calib.pipeline.validate import validate
     from viasd_calib.prompts import Prompt, read_prompts
     from viasd_calib.spec import RoutingSpec, load_spec, save_spec
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BenchOptions",
+    "CalibrateOptions",
+    "CaptureOptions",
     "Decoder",
     "Engine",
+    "ExportOptions",
     "Generation",
     "Prompt",
+    "ReportOptions",
     "RoutingSpec",
     "Sampling",
     "Verifier",
     "ViasdError",
     "__version__",
+    "bench",
+    "calibrate",
+    "capture",
     "custom_generate",
+    "export",
     "generate",
     "load_engine",
     "load_spec",
     "load_verifier",
     "read_prompts",
+    "report",
     "save_spec",
+    "validate",
 ]
 
 _HOMES = {
+    "BenchOptions": "pipeline.options",
+    "CalibrateOptions": "pipeline.options",
+    "CaptureOptions": "pipeline.options",
     "Decoder": "decoding.decoder",
     "Engine": "decoding.engine",
+    "ExportOptions": "pipeline.options",
     "Generation": "decoding.session",
     "Prompt": "prompts",
+    "ReportOptions": "pipeline.options",
     "RoutingSpec": "spec",
     "Sampling": "decoding.sampling",
     "Verifier": "models",
     "ViasdError": "errors",
+    "bench": "pipeline.bench",
+    "calibrate": "pipeline.calibrate",
+    "capture": "pipeline.capture",
     "custom_generate": "decoding.transformers_adapter",
+    "export": "pipeline.export",
     "generate": "decoding.transformers_adapter",
     "load_engine": "decoding.engine",
     "load_spec": "spec",
     "load_verifier": "models",
     "read_prompts": "prompts",
+    "report": "pipeline.report",
     "save_spec": "spec",
+    "validate": "pipeline.validate",
 }
 """The module of each exported name."""
 

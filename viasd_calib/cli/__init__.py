@@ -47,7 +47,7 @@ command_line: ContextVar[str] = ContextVar("command_line", default="")
 SAME = "run the same command to go on where it stopped"
 
 COMMANDS: dict[str, Command] = {
-    "run": Command("pipeline", "run", "the main job: capture, fit, calibrate, export, bench, report", going_on=SAME),
+    "run": Command("run", "run", "the main job: capture, fit, calibrate, export, bench, report", going_on=SAME),
     "capture": Command("capture", "capture", "log what draft model and verifier say on your prompts", going_on=SAME),
     "fit": Command(
         "fit",

@@ -19,15 +19,14 @@ from viasd_calib.cli.parser import LogitStatistics, with_underscores
 from viasd_calib.devices import check_device
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import FIT_FILE, FRONTIER_FILE
-from viasd_calib.files import read_json, write_json
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.checks import check_model, check_out_folder
+from viasd_calib.pipeline.frontier import PICTURE, measure_frontier, member_folder
 from viasd_calib.pipeline.lists import runs
 from viasd_calib.pipeline.loading import SharedVerifiers
 from viasd_calib.spec import DType
 from viasd_calib.tables import new_table
 
-PICTURE = "frontier.png"
 OWN_OPTIONS = ("--model.target_cost", "--ckpt_path")
 """Options of ``viasd fit`` that differ from member to member."""
 
@@ -77,12 +76,8 @@ def fit_members(words: Sequence[str], out: Path, costs: Sequence[float]) -> None
 
 
 def write_frontier(out: Path, costs: Sequence[float], options: Namespace) -> lazy_types.Frontier:
-    """Measure the members, write table and picture, and say where they are."""
-    from viasd_calib.evaluation.plots import frontier_picture, write_figure
-
+    """Measure the members, print the table, and say where the results are."""
     found = measure_frontier(out, costs, options.verifier, options.dtype, options.device)
-    write_json(out / FRONTIER_FILE, found)
-    write_figure(frontier_picture(found), out / PICTURE)
     Console(highlight=False).print(frontier_table(found))
     say_written(out / FRONTIER_FILE)
     say_written(out / PICTURE)
@@ -132,45 +127,6 @@ def check_free(words: Sequence[str]) -> None:
     taken = [word for word in words if word.partition("=")[0] in OWN_OPTIONS]
     if taken:
         raise CalibrationError(f"{taken[0]} differs from member to member of a frontier, which sets it; leave it out")
-
-
-def member_folder(out: Path, cost: float) -> Path:
-    """Where the fit of a target cost lies.
-
-    Example:
-        >>> member_folder(Path("runs"), 0.50).as_posix()
-        'runs/cost-0.5'
-    """
-    return out / f"cost-{cost}"
-
-
-def measure_frontier(
-    out: Path, costs: Sequence[float], verifier: str | None, dtype: DType, device: str
-) -> lazy_types.Frontier:
-    """Measure the fits that lie in ``out``; the verifier is loaded anew for each, as a backend may change it in place.
-
-    Args:
-        verifier: where to find it, in place of the name in the fits.
-
-    Raises:
-        CalibrationError: a fit is missing or damaged, or the fits cannot be compared.
-    """
-    import torch
-
-    from viasd_calib.calibration.artifacts import FitArtifact
-    from viasd_calib.evaluation.frontier import Frontier, FrontierMember, check_comparable, measure_member
-    from viasd_calib.hardware import hardware
-    from viasd_calib.models import load_verifier
-    from viasd_calib.slim.loading import load_ready
-
-    folders = [member_folder(out, cost) for cost in costs]
-    fits = [read_json(FitArtifact, folder / FIT_FILE, "viasd fit") for folder in folders]
-    check_comparable(fits)
-    members: list[FrontierMember] = []
-    for cost, folder, fitted in zip(costs, folders, fits, strict=True):
-        model = load_verifier(verifier or fitted.verifier.name_or_path, dtype=dtype, device=device).model
-        members.append(measure_member(folder, cost, load_ready(model, fitted.route, folder)))
-    return Frontier(dtype=dtype, device=device, hardware=hardware(torch.device(device)), members=members)
 
 
 def frontier_table(frontier: lazy_types.Frontier) -> Table:

@@ -8,11 +8,12 @@ import pytest
 from tests.tiny import TinyFolder, even_costs, tiny_fit, tiny_prompts, tiny_traces
 from viasd_calib.calibration.artifacts import CalibrateArtifact, FitArtifact
 from viasd_calib.cli import main
-from viasd_calib.cli.frontier import PICTURE, parse_costs, parse_options
+from viasd_calib.cli.frontier import parse_costs, parse_options
 from viasd_calib.errors import CalibrationError
 from viasd_calib.evaluation.frontier import load_frontier
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, FRONTIER_FILE
 from viasd_calib.files import read_json, write_json
+from viasd_calib.pipeline.frontier import PICTURE
 from viasd_calib.training import router
 
 
