@@ -16,8 +16,10 @@ from viasd_calib.files import write_json
 from viasd_calib.pipeline.lists import runs
 from viasd_calib.prompt_copies import short_hashes
 from viasd_calib.prompts import SplitShares, combined_sha256
+from viasd_calib.replay.teacher import read_residuals
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.parts.adapter import adapter_ref, save_adapter
+from viasd_calib.slim.parts.base import FitInputs, fit_parts
 from viasd_calib.slim.parts.bridges import bridges_ref, save_bridges
 from viasd_calib.slim.parts.head_vocab import save_head_ids
 from viasd_calib.slim.parts.mlp_keep import save_widths
@@ -30,7 +32,7 @@ from viasd_calib.training.router import RouterModule
 
 
 def write_fit(router: RouterModule, data: TraceDataModule, out: Path, gate_folders: Sequence[str] = ()) -> FitArtifact:
-    """Write route, widths, bridges, adapter and head vocabulary, fit the first gates on them, and write those.
+    """Write the route with the tensors of its parts, fit the first gates on them, and write those.
 
     Args:
         gate_folders: traces for the gates; none for the texts that the route learned from, and those held back.
@@ -56,7 +58,9 @@ def write_fit(router: RouterModule, data: TraceDataModule, out: Path, gate_folde
     if head_ids is not None:
         route = route.model_copy(update={"head_vocab": save_head_ids(head_ids, out / HEAD_VOCAB_FILE, out)})
         outside = share_outside(head_ids, data.validation_texts())
-    routed = RoutedModel(router.model.model, route, router.slim_parts(head_ids))
+    inputs = FitInputs(router.model, route, data.drawn_texts(router.bridge_texts), read_residuals)
+    route, further = fit_parts(inputs, router.parts, out)
+    routed = RoutedModel(router.model.model, route, {**router.slim_parts(head_ids), **further})
     judged = gate_texts(gate_folders, data.seed) if gate_folders else data
     gates = fit_gates(routed, judged.training_texts(), judged.validation_texts(), router.max_run)
     artifact = _artifact(route, [data, judged], gates, outside, out)

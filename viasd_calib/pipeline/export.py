@@ -18,13 +18,10 @@ from viasd_calib.spec import (
     Decoding,
     DraftSpec,
     Evidence,
-    PartEntry,
     PromptHashes,
     RelativeCost,
-    Route,
     RoutingSpec,
     ShallowDraft,
-    TensorFile,
     check_verifier,
     load_spec,
     save_spec,
@@ -53,6 +50,7 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
     from viasd_calib.pipeline.fitted import verifier_of
     from viasd_calib.slim.cost import relative_cost
     from viasd_calib.slim.loading import load_ready
+    from viasd_calib.slim.parts.base import copy_parts
 
     calibrated = read_json(CalibrateArtifact, Path(options.calibrate) / CALIBRATE_FILE, "viasd calibrate")
     fitted, fit_folder = load_fit_of(calibrated, Path(options.calibrate), options.fit)
@@ -90,8 +88,8 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
         spec = spec.model_copy(update={"evidence": evidence_of(measured)})
     spec = spec.model_copy(
         update={
-            "draft": _copy_draft(draft, draft_folder, path.parent),
-            "route": _copy_route(fitted.route, fit_folder, path.parent),
+            "draft": copy_draft(draft, draft_folder, path.parent),
+            "route": copy_parts(fitted.route, fit_folder, path.parent),
         }
     )
     routed = load_ready(loaded.model, spec.route, path.parent)
@@ -122,7 +120,7 @@ def _draft_of(name: str, folder: Path, draft_model: str | None = None) -> tuple[
     return draft, source
 
 
-def _copy_draft(draft: DraftSpec, source: Path, folder: Path) -> DraftSpec:
+def copy_draft(draft: DraftSpec, source: Path, folder: Path) -> DraftSpec:
     """The drafter with what belongs to the spec copied into its folder."""
     match draft:
         case ShallowDraft():
@@ -148,19 +146,6 @@ def _copy_shallow(draft: ShallowDraft, source: Path, folder: Path) -> ShallowDra
     target = folder / "draft" / Path(draft.tensors.path).name
     copy_file(source / draft.tensors.path, target)
     return draft.model_copy(update={"tensors": tensor_file(target, folder)})
-
-
-def _copy_route(route: Route, source: Path, folder: Path) -> Route:
-    """The route with the tensor files of its parts copied into a folder for each part."""
-    copied: dict[str, PartEntry] = {}
-    for name, entry in route.entries().items():
-        files: dict[str, TensorFile] = {}
-        for field, file in entry.files.items():
-            target = folder / name / Path(file.path).name
-            copy_file(source / file.path, target)
-            files[field] = tensor_file(target, folder)
-        copied[name] = entry.model_copy(update=files)
-    return route.model_copy(update=copied)
 
 
 def record_evidence(spec: str, evidence: str) -> RoutingSpec:

@@ -22,6 +22,7 @@ from viasd_calib.replay.teacher import KnownCaches, refuse_foreign_traces
 from viasd_calib.slim.cost import TOLERANCE, SublayerCosts, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
 from viasd_calib.slim.parts.adapter import DEFAULT_TARGETS, adapted_layers, of_adapter
+from viasd_calib.slim.parts.base import options_of
 from viasd_calib.slim.parts.bridges import new_bridges, token_shift_ends
 from viasd_calib.slim.parts.mlp_keep import KeptNeurons, narrow_layers
 from viasd_calib.slim.plan import Sublayer
@@ -111,6 +112,8 @@ class RouterModule(LightningModule):
         mlp_keep: share of its neurons that each other MLP sublayer of q' has; 1 for whole ones.
         head_vocab: output tokens of q', the most frequent ones of the traces with those that end a text; 0 for all.
             They are chosen once q' is trained, on its whole output, and their head is what the target cost counts.
+        parts: further parts of the route, by name, each with its options; they are fitted once q' is trained, on the
+            texts that bridges are fitted on.
     """
 
     multiplier: Tensor
@@ -147,8 +150,10 @@ class RouterModule(LightningModule):
         keep_layers: Sequence[int] = (0, -1),
         mlp_keep: float = 1.0,
         head_vocab: int = 0,
+        parts: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
+        options_of(parts or {})
         if not 0 < target_cost <= 1:
             raise CalibrationError(f"target_cost is {target_cost}; give a share of q's cost between 0 and 1")
         if objective not in OBJECTIVES:
@@ -190,6 +195,7 @@ class RouterModule(LightningModule):
         self.keep_layers = tuple(keep_layers)
         self.mlp_keep = mlp_keep
         self.head_vocab = head_vocab
+        self.parts = parts or {}
         self._eos_ids: frozenset[int] = frozenset()
         self.agreement = MeanMetric()
         self.load_verifier: Callable[..., Verifier] = load_verifier

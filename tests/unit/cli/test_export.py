@@ -6,7 +6,7 @@ from tests.tiny import TinyFolder, tiny_model, tiny_shallow, tiny_shape, tiny_sp
 from viasd_calib.draft.build import build_drafter, describe_shallow
 from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.shallow import ShallowDrafter, save_shallow
-from viasd_calib.pipeline.export import _copy_draft, _draft_of
+from viasd_calib.pipeline.export import _draft_of, copy_draft
 from viasd_calib.pipeline.validate import verifier_misfits
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import CombinedDraft, load_spec
@@ -18,7 +18,7 @@ def test_tensors_of_a_combined_drafter_lie_beside_the_spec(tmp_path: Path) -> No
     folder.mkdir()
     save_shallow(tiny_shallow(routed), source / "drafter.safetensors")
     describe_shallow(source, tiny_shape())
-    draft = _copy_draft(*_draft_of(f"prompt_lookup+int8:{source}", folder), folder)
+    draft = copy_draft(*_draft_of(f"prompt_lookup+int8:{source}", folder), folder)
     assert isinstance(draft, CombinedDraft)
     assert draft.model.quantize == "int8"
     drafter = build_drafter(draft, folder, routed)

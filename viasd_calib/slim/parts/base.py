@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from viasd_calib.errors import ModelError, SpecError
+from viasd_calib.files import copy_file
 from viasd_calib.schema.route import PartEntry, import_part, register_entry
-from viasd_calib.spec import Route, VerifierRef
+from viasd_calib.spec import Route, TensorFile, VerifierRef, first_problem, tensor_file
 
 if TYPE_CHECKING:
+    from viasd_calib.slim.forward import RoutedModel
     from viasd_calib.slim.plan import SlimPlan
 
 Held = TypeVar("Held")
@@ -41,6 +45,48 @@ class Sizes:
     def of_ref(cls, verifier: VerifierRef) -> Sizes:
         """Those that a spec tells of its verifier."""
         return cls(verifier.num_layers, verifier.hidden_size, verifier.vocab_size)
+
+
+class PartOptions(BaseModel):
+    """Base of the options with which a part is fitted; those that a part does not know are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WrittenText(Protocol):
+    """A text that q wrote: prompt and answer."""
+
+    @property
+    def ids(self) -> Tensor:
+        """Prompt and answer, [length]."""
+        ...
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt."""
+        ...
+
+
+Replay = Callable[["RoutedModel", Tensor, Sequence[int]], Tensor]
+"""Runs q over ids ([batch, length]) and gives its residual stream before the sublayers of these numbers, which rise;
+their count stands for the end: [batch, length, numbers, hidden]; ``viasd_calib.replay.teacher.read_residuals``."""
+
+
+@dataclass(frozen=True)
+class FitInputs:
+    """What a part is fitted on.
+
+    Attributes:
+        full: q, opened.
+        route: as far as it has been found.
+        texts: that q wrote.
+        replay: runs q over them.
+    """
+
+    full: RoutedModel
+    route: Route
+    texts: Sequence[WrittenText]
+    replay: Replay
 
 
 @dataclass(frozen=True)
@@ -72,12 +118,34 @@ class RoutePart(Generic[Held]):
         title: of what it is, for messages: "a head vocabulary".
         contents: of its tensors, for messages: "its ids".
         entry: its entry in a spec; None for a part whose entries are :class:`~viasd_calib.spec.Route`'s own.
+        options: with which it is fitted.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     contents: ClassVar[str]
     entry: ClassVar[type[PartEntry] | None] = None
+    options: ClassVar[type[PartOptions]] = PartOptions
+
+    def fit(self, inputs: FitInputs, options: PartOptions) -> Held:
+        """Make what q' is to hold from texts; ``options`` are of the part's own type.
+
+        Asked of parts that ``viasd fit`` is told to add (``--model.parts``).
+        """
+        raise NotImplementedError(f"{self.title} cannot be fitted by itself")
+
+    def parameters(self, held: Held) -> list[nn.Parameter]:
+        """What distillation may train on: nothing, unless a part says otherwise."""
+        return []
+
+    def save(self, held: Held, route: Route, folder: Path, options: PartOptions) -> PartEntry:
+        """Write tensors to :meth:`tensors_path` in a fit's folder, atomically; returns the entry that names them.
+
+        Args:
+            route: as far as it has been found.
+            options: with which it was fitted.
+        """
+        raise NotImplementedError
 
     def load(self, route: Route, folder: Path, sizes: Sizes) -> Held:
         """Read what lies beside a spec, and check it.
@@ -181,6 +249,65 @@ def load_parts(route: Route, folder: Path, sizes: Sizes) -> dict[str, object]:
         SpecError: as :meth:`RoutePart.load` does.
     """
     return {name: part_named(name).load(route, folder, sizes) for name in route.entries()}
+
+
+def options_of(asked: Mapping[str, Mapping[str, Any]]) -> dict[str, PartOptions]:
+    """Options of parts that a fit is told to add, by their names.
+
+    Raises:
+        SpecError: there is no such part, it has no such options, or the fit has options for it already.
+    """
+    checked: dict[str, PartOptions] = {}
+    for name, given in asked.items():
+        if name in ("skips", *Route.model_fields):
+            raise SpecError(f"{name} is a part that viasd fit has options of its own for; leave it out of parts")
+        try:
+            checked[name] = part_named(name).options.model_validate(given)
+        except ValidationError as error:
+            raise SpecError(f"options of the part {name}: {first_problem(error)}") from error
+    return checked
+
+
+def fit_parts(
+    inputs: FitInputs, asked: Mapping[str, Mapping[str, Any]], folder: Path
+) -> tuple[Route, dict[str, object]]:
+    """Fit further parts one after the other, and write their tensors.
+
+    Args:
+        inputs: what they are fitted on.
+        asked: options of each part, by its name.
+        folder: of the fit.
+
+    Returns:
+        The route with their entries, and what they hold, by name.
+
+    Raises:
+        SpecError: as :func:`options_of` does.
+    """
+    route, held = inputs.route, dict[str, object]()
+    for name, options in options_of(asked).items():
+        part = part_named(name)
+        held[name] = part.fit(replace(inputs, route=route), options)
+        route = route.model_copy(update={name: part.save(held[name], route, folder, options)})
+    return route, held
+
+
+def copy_parts(route: Route, source: Path, folder: Path) -> Route:
+    """The route with the tensor files of its parts copied into a folder for each part.
+
+    Args:
+        source: folder that the route's files lie in now.
+        folder: of the spec that the route is copied for.
+    """
+    copied: dict[str, PartEntry] = {}
+    for name, entry in route.entries().items():
+        files: dict[str, TensorFile] = {}
+        for field, file in entry.files.items():
+            target = folder / name / Path(file.path).name
+            copy_file(source / file.path, target)
+            files[field] = tensor_file(target, folder)
+        copied[name] = entry.model_copy(update=files)
+    return route.model_copy(update=copied)
 
 
 def install_parts(plan: SlimPlan, held: Mapping[str, object]) -> None:
