@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from viasd_calib.passes.requests import Passes, Read, at_once
 from viasd_calib.slim.cache import CacheRow, SharedCache, keep_rows
@@ -152,6 +154,42 @@ class Drafter(ABC):
             Tokens [length] and logits [length, draft vocabulary] for the token *after* each place;
             a token of -1 means no proposal, logits are None without a distribution.
         """
+
+
+@dataclass(frozen=True)
+class DraftContext:
+    """What a drafter may be built from, beside its entry in a spec.
+
+    Attributes:
+        folder: of the spec; what the entry names lies relative to it.
+        verifier: the opened verifier.
+        tokenizer: the verifier's; None where it is missing.
+    """
+
+    folder: Path
+    verifier: RoutedModel
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+
+Builder = Callable[[Any, DraftContext], Drafter]
+"""Makes a drafter from its entry in a spec."""
+
+_BUILDERS: dict[type[object], Builder] = {}
+
+
+def builds(entry: type[object]) -> Callable[[Builder], Builder]:
+    """Register what builds the drafters that a kind of entry in a spec describes."""
+
+    def add(builder: Builder) -> Builder:
+        _BUILDERS[entry] = builder
+        return builder
+
+    return add
+
+
+def builder_of(entry: object) -> Builder:
+    """What builds the drafter of an entry; :func:`~viasd_calib.draft.build.build_drafter` has loaded them all."""
+    return _BUILDERS[type(entry)]
 
 
 class MemorylessDrafter(Drafter):

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
+from importlib import import_module
 from pathlib import Path
-from typing import get_args
+from pkgutil import iter_modules
+from typing import Any, get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from viasd_calib.draft.base import Drafter
-from viasd_calib.draft.causal import CausalDrafter
-from viasd_calib.draft.combined import CombinedDrafter
-from viasd_calib.draft.lookup import PromptLookup
+from viasd_calib.draft.base import DraftContext, Drafter, builder_of
 from viasd_calib.draft.places import LOOKUP, named_model
 from viasd_calib.draft.places import relocated as relocated
 from viasd_calib.draft.quantised import quantise_linears
-from viasd_calib.draft.shallow import ShallowDrafter, load_shallow
-from viasd_calib.errors import DraftWarning, ModelError
+from viasd_calib.errors import ModelError
 from viasd_calib.files import write_json
-from viasd_calib.models import DTYPE_NAMES, beside, first_difference, load_draft_model, weights_sha256
+from viasd_calib.models import beside, weights_sha256
 from viasd_calib.shipped import shipped
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import (
@@ -26,7 +23,7 @@ from viasd_calib.spec import (
     CombinedDraft,
     DraftSpec,
     ModelDraft,
-    PromptLookupDraft,
+    QuantisableDraft,
     ShallowDraft,
     ShallowShape,
     WeightFormat,
@@ -34,6 +31,13 @@ from viasd_calib.spec import (
 )
 
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
+_WITHOUT_SETTINGS: dict[str, type[Any]] = {
+    entry.model_fields["kind"].default: entry
+    for entry in get_args(get_args(DraftSpec)[0])
+    if not any(field.is_required() for field in entry.model_fields.values())
+}
+"""Entries of a spec that need no more than their kind, by that."""
+
 SHALLOW_FILE = "draft.json"
 SHALLOW_TENSORS = "drafter.safetensors"
 
@@ -50,77 +54,12 @@ def build_drafter(
     Raises:
         ModelError: the draft model is missing, damaged or of another tokenizer, or cannot be quantised as asked.
     """
-    if isinstance(spec, PromptLookupDraft):
-        return PromptLookup(spec.max_ngram, spec.min_ngram)
-    if isinstance(spec, CombinedDraft):
-        model = _build_model(spec.model, folder, verifier, tokenizer)
-        return CombinedDrafter(model, verifier.config.vocab_size, spec.lookup.max_ngram, spec.lookup.min_ngram)
-    return _build_model(spec, folder, verifier, tokenizer)
-
-
-def _build_model(
-    spec: ModelDraft, folder: Path, verifier: RoutedModel, tokenizer: PreTrainedTokenizerBase | None
-) -> Drafter:
-    drafter = _load_model(spec, folder, verifier, tokenizer)
-    if spec.quantize is not None:
+    for module in iter_modules([str(Path(__file__).parent)]):  # each registers what it builds
+        import_module(f"{__package__}.{module.name}")
+    drafter = builder_of(spec)(spec, DraftContext(folder, verifier, tokenizer))
+    if isinstance(spec, QuantisableDraft) and spec.quantize is not None:
         quantise_linears(drafter.networks, spec.quantize)
     return drafter
-
-
-def _load_model(
-    spec: ModelDraft, folder: Path, verifier: RoutedModel, tokenizer: PreTrainedTokenizerBase | None
-) -> Drafter:
-    if isinstance(spec, ShallowDraft):
-        return ShallowDrafter(load_shallow(verifier, spec, folder / spec.tensors.path))
-    model, own = load_draft_model(
-        beside(spec.name_or_path, folder),
-        dtype=DTYPE_NAMES[verifier.dtype],
-        device=str(verifier.device),
-        revision=spec.revision,
-    )
-    _check_tokens(spec.name_or_path, own, tokenizer, model.config.vocab_size, verifier.config.vocab_size)
-    return CausalDrafter(verifier.alike(model), verifier.config.vocab_size)
-
-
-def _check_tokens(
-    name: str,
-    own: PreTrainedTokenizerBase | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    rows: int,
-    verifier_rows: int,
-) -> None:
-    """Refuse a draft model of another tokenizer: what it proposes would be other tokens.
-
-    Args:
-        own: the draft model's tokenizer.
-        tokenizer: the verifier's.
-        rows: the draft model's output rows.
-    """
-    if own is not None and tokenizer is not None:
-        difference = first_difference(own, tokenizer)
-        if difference is not None:
-            number, there, here = difference
-            raise ModelError(
-                f"the draft model {name} has another tokenizer than the verifier: id {number} is {there} there and "
-                f"{here} here; choose a draft model with the verifier's tokenizer"
-            )
-        return
-    lacking = f"the draft model {name} has no tokenizer" if own is None else "the verifier comes without a tokenizer"
-    mend = (
-        "copy the verifier's tokenizer files into its folder if it is the same"
-        if own is None
-        else f"give the verifier's, so that it is compared with that of the draft model {name}"
-    )
-    if rows != verifier_rows:
-        raise ModelError(
-            f"{lacking}, and {name} has {rows} output rows beside the verifier's {verifier_rows}, so that nothing says "
-            f"that their tokens are the same; {mend}"
-        )
-    warnings.warn(
-        f"{lacking}: as both have {rows} output rows, their tokens are taken to be the same; {mend}",
-        DraftWarning,
-        stacklevel=2,
-    )
 
 
 def draft_weights(spec: DraftSpec, folder: Path) -> str | None:
@@ -136,15 +75,15 @@ def draft_weights(spec: DraftSpec, folder: Path) -> str | None:
 def name_draft(name: str) -> tuple[DraftSpec, Path]:
     """What a user means by a drafter's name, and the folder its tensors are relative to.
 
-    ``prompt_lookup``, a folder with a shallow drafter, or else a causal language model; ``int8:`` or ``int4:`` before
-    one of the latter two gives it integer weights; ``prompt_lookup+`` before one of them, or before both, takes lookup
-    where it is confident, and the model elsewhere.
+    The kind of a drafter that needs nothing else, as ``prompt_lookup``; a folder with a shallow drafter, or else a
+    causal language model. ``int8:`` or ``int4:`` before one of the latter two gives it integer weights;
+    ``prompt_lookup+`` before one of them, or before both, takes lookup where it is confident, and the model elsewhere.
 
     Raises:
         ModelError: the folder's description of a shallow drafter is damaged, or a prefix stands before no model.
     """
-    if name == LOOKUP:
-        return PromptLookupDraft(), Path()
+    if name in _WITHOUT_SETTINGS:
+        return _WITHOUT_SETTINGS[name](), Path()
     if name.startswith(f"{LOOKUP}+"):
         model, folder = _name_model(_after(f"{LOOKUP}+", name))
         return CombinedDraft(model=model), folder

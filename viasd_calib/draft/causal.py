@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from viasd_calib.draft.base import CachedDrafter, CachedTextDrafter, Pick, Proposal, StopRule, draft_stepwise
-from viasd_calib.models import context_length
+from viasd_calib.draft.base import (
+    CachedDrafter,
+    CachedTextDrafter,
+    DraftContext,
+    Pick,
+    Proposal,
+    StopRule,
+    builds,
+    draft_stepwise,
+)
+from viasd_calib.errors import DraftWarning, ModelError
+from viasd_calib.models import DTYPE_NAMES, beside, context_length, first_difference, load_draft_model
 from viasd_calib.passes.model_passes import ModelPass, PassResult
 from viasd_calib.passes.requests import Cost, Passes
 from viasd_calib.slim.cache import CacheRow, CacheWindow, SharedCache
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.spec import CausalLMDraft
 
 
 class DraftPass(ModelPass):
@@ -90,3 +104,63 @@ class CausalTextDrafter(CachedTextDrafter):
         self.row.mark_exact(start + ids.shape[0])
         self.steps += 1
         return result.logits[0, : drafter.columns]
+
+
+@builds(CausalLMDraft)
+def build_causal(entry: CausalLMDraft, context: DraftContext) -> CausalDrafter:
+    """The drafter of a spec's entry.
+
+    Raises:
+        ModelError: the model is missing, damaged or of another tokenizer.
+    """
+    verifier = context.verifier
+    model, own = load_draft_model(
+        beside(entry.name_or_path, context.folder),
+        dtype=DTYPE_NAMES[verifier.dtype],
+        device=str(verifier.device),
+        revision=entry.revision,
+    )
+    rows, verifier_rows = model.config.vocab_size, verifier.config.vocab_size
+    _check_tokens(entry.name_or_path, own, context.tokenizer, rows, verifier_rows)
+    return CausalDrafter(verifier.alike(model), verifier_rows)
+
+
+def _check_tokens(
+    name: str,
+    own: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    rows: int,
+    verifier_rows: int,
+) -> None:
+    """Refuse a draft model of another tokenizer: what it proposes would be other tokens.
+
+    Args:
+        own: the draft model's tokenizer.
+        tokenizer: the verifier's.
+        rows: the draft model's output rows.
+    """
+    if own is not None and tokenizer is not None:
+        difference = first_difference(own, tokenizer)
+        if difference is not None:
+            number, there, here = difference
+            raise ModelError(
+                f"the draft model {name} has another tokenizer than the verifier: id {number} is {there} there and "
+                f"{here} here; choose a draft model with the verifier's tokenizer"
+            )
+        return
+    lacking = f"the draft model {name} has no tokenizer" if own is None else "the verifier comes without a tokenizer"
+    mend = (
+        "copy the verifier's tokenizer files into its folder if it is the same"
+        if own is None
+        else f"give the verifier's, so that it is compared with that of the draft model {name}"
+    )
+    if rows != verifier_rows:
+        raise ModelError(
+            f"{lacking}, and {name} has {rows} output rows beside the verifier's {verifier_rows}, so that nothing says "
+            f"that their tokens are the same; {mend}"
+        )
+    warnings.warn(
+        f"{lacking}: as both have {rows} output rows, their tokens are taken to be the same; {mend}",
+        DraftWarning,
+        stacklevel=2,
+    )

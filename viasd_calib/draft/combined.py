@@ -8,10 +8,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from viasd_calib.draft.base import Drafter, Pick, Proposal, StopRule, TextDrafter
+from viasd_calib.draft.base import DraftContext, Drafter, Pick, Proposal, StopRule, TextDrafter, builds
+from viasd_calib.draft.build import build_drafter
 from viasd_calib.draft.lookup import find_continuation
 from viasd_calib.passes.requests import Passes
 from viasd_calib.slim.parts.head_vocab import over_vocabulary
+from viasd_calib.spec import CombinedDraft
 
 
 class CombinedDrafter(Drafter):
@@ -62,8 +64,8 @@ class CombinedDrafter(Drafter):
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         """As for every drafter.
 
-        A looked-up block that has proposed a wrong token does not come to the places after it: there it is the
-        model that speaks, as if the block were its own.
+        A looked-up block that has proposed a wrong token does not come to the places after it: there the
+        model drafts, as if the block were its own.
         """
         tokens, logits = self.model.score(text, tapped, depth)
         assert logits is not None, "the model has a distribution"
@@ -121,6 +123,14 @@ class CombinedTextDrafter(TextDrafter):
         drafted = yield from self.model.propose(text, limit, stop, pick)
         self.steps = self.model.steps
         return drafted
+
+
+@builds(CombinedDraft)
+def build_combined(entry: CombinedDraft, context: DraftContext) -> CombinedDrafter:
+    """The drafter of a spec's entry."""
+    model = build_drafter(entry.model, context.folder, context.verifier, context.tokenizer)
+    vocab_size = context.verifier.config.vocab_size
+    return CombinedDrafter(model, vocab_size, entry.lookup.max_ngram, entry.lookup.min_ngram)
 
 
 def repeat_to(tokens: Tensor, length: int) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from viasd_calib.draft.base import MemorylessDrafter, Proposal
+from viasd_calib.draft.base import DraftContext, MemorylessDrafter, Proposal, builds
+from viasd_calib.spec import PromptLookupDraft
 
 
 def find_continuation(text: Tensor, limit: int, max_ngram: int, min_ngram: int) -> Tensor:
@@ -55,3 +56,9 @@ class PromptLookup(MemorylessDrafter):
             if len(found):
                 tokens[place] = found[0]
         return tokens, None
+
+
+@builds(PromptLookupDraft)
+def build_lookup(entry: PromptLookupDraft, _context: DraftContext) -> PromptLookup:
+    """The drafter of a spec's entry."""
+    return PromptLookup(entry.max_ngram, entry.min_ngram)

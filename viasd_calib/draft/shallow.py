@@ -24,9 +24,11 @@ from transformers import PreTrainedConfig
 from viasd_calib.draft.base import (
     CachedDrafter,
     CachedTextDrafter,
+    DraftContext,
     Pick,
     Proposal,
     StopRule,
+    builds,
     draft_stepwise,
     to_verifier_ids,
 )
@@ -37,7 +39,7 @@ from viasd_calib.passes.requests import Cost, Passes, Request, bounds
 from viasd_calib.slim.cache import CacheRow, SharedCache, readable, repeat_last, window_of_rows
 from viasd_calib.slim.families import KeyValueStore
 from viasd_calib.slim.forward import MaskOf, RoutedModel, sublayers_of
-from viasd_calib.spec import ShallowShape
+from viasd_calib.spec import ShallowDraft, ShallowShape
 
 
 def draft_config(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
@@ -377,3 +379,13 @@ def unrolled_states(model: ShallowModel, ids: Tensor, tapped: Tensor, passes: in
         states.append(model(ids, conditions, positions, mask_of, store))
         said = model.own_condition(states[-1])
     return states
+
+
+@builds(ShallowDraft)
+def build_shallow(entry: ShallowDraft, context: DraftContext) -> ShallowDrafter:
+    """The drafter of a spec's entry.
+
+    Raises:
+        ModelError: its tensors are not of a drafter for this verifier.
+    """
+    return ShallowDrafter(load_shallow(context.verifier, entry, context.folder / entry.tensors.path))
