@@ -10,8 +10,8 @@ from unittest.mock import patch
 
 from tests.tiny import even_costs
 from viasd_calib.cli.fit import fit
-from viasd_calib.training import router
+from viasd_calib.training import student
 
 if __name__ == "__main__":
-    with patch.object(router, "sublayer_costs", even_costs):
+    with patch.object(student, "sublayer_costs", even_costs):
         fit(sys.argv[1:])

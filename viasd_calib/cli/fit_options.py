@@ -21,11 +21,6 @@ NOTHING = (
     ("trainer.max_epochs", "give the number of epochs to train, or -1 for no limit"),
 )
 """Options of the trainer with which nothing would be learned where they are 0."""
-ROUTERS_OWN = (
-    ("trainer.accumulate_grad_batches", (None, 1), "give --model.accumulate"),
-    ("trainer.gradient_clip_val", (None,), "leave it out: the router sets its steps itself"),
-)
-"""Options of the trainer that would do nothing, with the values that ask for nothing."""
 SEEDS = 2**32
 """numpy takes seeds below it."""
 
@@ -83,9 +78,12 @@ def check_given(options: Mapping[str, Any]) -> None:
     for name, mend in NOTHING:
         if name in options and type(options[name]) in (int, float) and options[name] == 0:
             raise CalibrationError(f"{dashed(name)} is 0, so nothing would be learned; {mend}")
-    for name, nothing, mend in ROUTERS_OWN:
-        if options.get(name) not in nothing:
-            raise CalibrationError(f"{dashed(name)} does nothing here, as the router takes its own steps; {mend}")
+    accumulate, same = options.get("model.accumulate"), options.get("trainer.accumulate_grad_batches")
+    if None not in (accumulate, same) and accumulate != same:
+        raise CalibrationError(
+            f"--model.accumulate is {accumulate} and --trainer.accumulate-grad-batches {same}; both are the batches of "
+            "a step, so give one of them"
+        )
     _check_seed(options.get("seed_everything"))
     _check_precision(options.get("trainer.precision"))
     _check_monitors(options)

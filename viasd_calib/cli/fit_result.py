@@ -27,42 +27,44 @@ from viasd_calib.spec import Route
 from viasd_calib.tables import new_table
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.traces.folder import read_manifest
+from viasd_calib.training.distillation import DistillationModule
 from viasd_calib.training.head_vocabulary import share_outside
-from viasd_calib.training.router import RouterModule
 
 
-def write_fit(router: RouterModule, data: TraceDataModule, out: Path, gate_folders: Sequence[str] = ()) -> FitArtifact:
+def write_fit(
+    module: DistillationModule, data: TraceDataModule, out: Path, gate_folders: Sequence[str] = ()
+) -> FitArtifact:
     """Write the route with the tensors of its parts, fit the first gates on them, and write those.
 
     Args:
         gate_folders: traces for the gates; none for the texts that the route learned from, and those held back.
     """
-    route = router.route
-    widths = {layer: kept for layer, kept in router.widths.items() if layer not in route.mlp_skip}
+    options, student, route = module.options, module.student, module.route
+    widths = {layer: kept for layer, kept in student.widths.items() if layer not in route.mlp_skip}
     if widths:
         route = route.model_copy(update={"mlp_keep": save_widths(widths, out / MLP_KEEP_FILE, out)})
-    if router.bridges is not None:
-        save_bridges(router.bridges, out / BRIDGES_FILE)
-        reference = bridges_ref(out / BRIDGES_FILE, out, router.bridge_rank, router.bridge_carry)
+    if module.bridges is not None:
+        save_bridges(module.bridges, out / BRIDGES_FILE)
+        reference = bridges_ref(out / BRIDGES_FILE, out, options.bridge_rank, options.bridge_carry)
         route = route.model_copy(update={"bridges": reference})
-    if router.slim_layers is not None:
-        save_adapter(router.slim_layers, route, out / ADAPTER_FILE)
-        kind = router.adapter_kind
+    if module.slim_layers is not None:
+        save_adapter(module.slim_layers, route, out / ADAPTER_FILE)
+        kind = options.adapter_kind
         adapter = adapter_ref(
-            out / ADAPTER_FILE, out, router.adapter_rank, router.adapter_alpha, router.adapter_targets,
-            kind=kind, folded=kind == "dora" or (kind == "lora" and router.fold_adapter),
+            out / ADAPTER_FILE, out, options.rank, options.adapter_alpha, options.targets,
+            kind=kind, folded=kind == "dora" or (kind == "lora" and options.fold_adapter),
         )  # fmt: skip
         route = route.model_copy(update={"adapter": adapter})
-    head_ids = router.head_ids(data.token_counts())
+    head_ids = student.head_ids(data.token_counts())
     outside = 0.0
     if head_ids is not None:
         route = route.model_copy(update={"head_vocab": save_head_ids(head_ids, out / HEAD_VOCAB_FILE, out)})
         outside = share_outside(head_ids, data.validation_texts())
-    inputs = FitInputs(router.model, route, data.drawn_texts(router.bridge_texts), read_residuals)
-    route, further = fit_parts(inputs, router.parts, out)
-    routed = RoutedModel(router.model.model, route, {**router.slim_parts(head_ids), **further})
+    inputs = FitInputs(student.model, route, data.drawn_texts(options.bridge_texts), read_residuals)
+    route, further = fit_parts(inputs, options.parts, out)
+    routed = RoutedModel(student.model.model, route, {**module.slim_parts(head_ids), **further})
     judged = gate_texts(gate_folders, data.seed) if gate_folders else data
-    gates = fit_gates(routed, judged.training_texts(), judged.validation_texts(), router.max_run)
+    gates = fit_gates(routed, judged.training_texts(), judged.validation_texts(), options.max_run)
     artifact = _artifact(route, [data, judged], gates, outside, out)
     save_scores(gates.scores, out)
     write_json(out / FIT_FILE, artifact)

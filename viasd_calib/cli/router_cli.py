@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from viasd_calib.errors import CalibrationError
 from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.prompts import SplitShares
 from viasd_calib.traces.data import TraceDataModule
-from viasd_calib.training.router import RouterModule
+from viasd_calib.training.fit import fit_slim_verifier
+from viasd_calib.training.options import FitOptions
 from viasd_calib.training.warm_start import save_warm_start
 
 
@@ -37,12 +39,17 @@ class RouterCLI(LightningCLI):
     def __init__(self, *, load: LoadVerifier, state: Path | None = None, **options: Any) -> None:
         self._load = load
         self._state = state
+        self._trained = False
         super().__init__(
-            model_class=RouterModule,
             datamodule_class=TraceDataModule,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"max_epochs": 1, "enable_model_summary": False, "num_sanity_val_steps": 0},
+            trainer_defaults={
+                "max_epochs": 1,
+                "gradient_clip_val": 1.0,
+                "enable_model_summary": False,
+                "num_sanity_val_steps": 0,
+            },
             **options,
         )
 
@@ -51,6 +58,13 @@ class RouterCLI(LightningCLI):
         parser = RouterParser(formatter_class=HelpFormatter, **options)
         parser.add_argument("-c", "--config", action="config", help="a configuration, YAML or JSON")
         return parser
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add trainer and traces, and the options of a fit in place of a module's: a fit may make two modules."""
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
+        parser.add_class_arguments(FitOptions, "model", sub_configs=True)
+        parser.add_lightning_class_args(TraceDataModule, "data")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that are not Lightning's."""
@@ -71,7 +85,7 @@ class RouterCLI(LightningCLI):
         )
 
     def before_fit(self) -> None:
-        """Let the router have its verifier from where this command has, and know whether it goes on.
+        """Refuse what cannot be trained in rounds.
 
         Raises:
             CalibrationError: several processes train in rounds.
@@ -81,16 +95,31 @@ class RouterCLI(LightningCLI):
                 f"rounds train in one process, not in {self.trainer.world_size}; set trainer.devices to 1, or leave "
                 "out --rounds and capture between two fits with viasd capture --spec"
             )
-        self.model.load_verifier = self._load
-        self.model.resumes = self.config["fit"]["ckpt_path"] is not None
 
-    def after_fit(self) -> None:
-        """Write what was learned, and fit the first gates on it; where several processes train, the first one alone."""
+    def instantiate_trainer(self, **changes: Any) -> Trainer:
+        """A trainer with callbacks of its own, as a fit may take two."""
+        callbacks = deepcopy(self._get(self.config_init, "trainer")["callbacks"])
+        return super().instantiate_trainer(callbacks=callbacks, **changes)
+
+    def trainer_with(self, **changes: Any) -> Trainer:
+        """The trainer that the options describe, or another for what they are not to be or for a further stage."""
+        options = self._get(self.config, "trainer")
+        if self._trained or any(options[name] != value for name, value in changes.items()):
+            self.trainer = self.instantiate_trainer(**changes)
+        self._trained = True
+        return self.trainer
+
+    def fit(self, model: FitOptions, datamodule: TraceDataModule, ckpt_path: str | None, **_: Any) -> None:
+        """Train all stages, and write what was learned; where several processes train, the first one alone."""
+        options = self.config["fit"]
+        steps = options["trainer"]["max_steps"]
+        module = fit_slim_verifier(
+            model, datamodule, self.trainer_with, max_steps=steps, ckpt_path=ckpt_path, load=self._load
+        )
         if self._state is not None:
             save_warm_start(self.trainer, self._state)
         if self.trainer.is_global_zero:
-            options = self.config["fit"]
-            write_fit(self.model, self.datamodule, Path(options["out"]), options["gate_folders"] or ())
+            write_fit(module, datamodule, Path(options["out"]), options["gate_folders"] or ())
 
 
 class OptionsCLI(RouterCLI):

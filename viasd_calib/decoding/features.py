@@ -92,7 +92,9 @@ def slim_features(
         "has_draft": lambda: zeros if draft is None else torch.ones_like(zeros),
         "same_choice": lambda: zeros if draft is None else (draft.tokens == slim.ids[..., 0]).float(),
         "draft_kl_slim": lambda: (
-            zeros if top_k is None else top_k_kl(top_k.ids, top_k.log_probs, slim_logits, slim.log_sum_exp)
+            zeros
+            if top_k is None
+            else top_k_kl(top_k.ids, top_k.log_probs, slim_logits, slim.log_sum_exp).clamp(max=MARGIN_CAP)
         ),
         "draft_log_top1": lambda: zeros if top_k is None else top_k.log_probs[..., 0],
         "draft_entropy": lambda: zeros if top_k is None else top_k.entropy,
@@ -121,4 +123,4 @@ def top_k_kl(ids: Tensor, log_probs: Tensor, slim_logits: Tensor, slim_log_sum_e
     rest = (1 - probs.sum(-1)).clamp(min=LEAST_MASS)
     slim_rest = (1 - slim_top.exp().sum(-1)).clamp(min=LEAST_MASS)
     buckets = impossible * (impossible / LEAST_MASS).log() + rest * (rest / slim_rest).log()
-    return (inside + buckets).clamp(0, MARGIN_CAP)
+    return (inside + buckets).clamp(min=0)

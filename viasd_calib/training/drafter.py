@@ -22,7 +22,7 @@ from viasd_calib.spec import ShallowDraft, ShallowShape
 from viasd_calib.traces.data import TraceBatch, TraceDataModule
 from viasd_calib.training.closed_form import fit_stand_in
 from viasd_calib.training.head_vocabulary import choose_tokens
-from viasd_calib.training.objectives import restricted_cross_entropy
+from viasd_calib.training.losses.restricted_cross_entropy import restricted_cross_entropy
 
 
 class DrafterModule(LightningModule):

@@ -1,4 +1,4 @@
-"""What one training hands to the next: the module's state and the optimizer's, without how far the first had come."""
+"""Warm start: a distillation begins with the state of another's module and optimizer, on texts and steps of its own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lightning import Trainer
 from viasd_calib.files import atomic_path
 
 STATE_FILE = "state.ckpt"
-WARM_START_KEYS = ("pytorch-lightning_version", "state_dict", "optimizer_states", "lr_schedulers", "gathered")
-"""Entries of a Lightning checkpoint that do not hang on the texts or the length of the training it was made in."""
+WARM_START_KEYS = ("pytorch-lightning_version", "state_dict", "optimizer_states", "lr_schedulers")
+"""Entries of a Lightning checkpoint that a warm start takes: none of its loops, callbacks or texts."""
 
 
 def save_warm_start(trainer: Trainer, path: Path) -> None:
@@ -26,4 +26,6 @@ def save_warm_start(trainer: Trainer, path: Path) -> None:
     with atomic_path(path) as temporary:
         trainer.save_checkpoint(temporary)
         whole = torch.load(temporary, map_location="cpu", weights_only=True)
-        torch.save({name: whole[name] for name in WARM_START_KEYS if name in whole}, temporary)
+        whole["state_dict"]["earlier_steps"] += whole["global_step"]  # the schedule spans both trainings
+        whole["lr_schedulers"] = []
+        torch.save({name: whole[name] for name in WARM_START_KEYS}, temporary)

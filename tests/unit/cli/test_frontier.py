@@ -14,7 +14,7 @@ from viasd_calib.evaluation.frontier import load_frontier
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, FRONTIER_FILE
 from viasd_calib.files import read_json, write_json
 from viasd_calib.pipeline.frontier import PICTURE
-from viasd_calib.training import router
+from viasd_calib.training import student
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def traces(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def words(tiny_folder: TinyFolder, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Words of ``viasd frontier`` for two costs, on any machine the same routes."""
-    monkeypatch.setattr(router, "sublayer_costs", even_costs)
+    monkeypatch.setattr(student, "sublayer_costs", even_costs)
     of_fit = tiny_fit(tiny_folder, [traces], tmp_path / "out")
     place = of_fit.index("--model.target_cost")
     return ["frontier", "--target-costs", "[0.8, 0.56]", *of_fit[:place], *of_fit[place + 2 :]]

@@ -26,7 +26,7 @@ from viasd_calib.traces import capture as capturing
 from viasd_calib.traces.capture import capture
 from viasd_calib.traces.data import read_texts
 from viasd_calib.traces.folder import CaptureSettings, read_manifest
-from viasd_calib.training import router
+from viasd_calib.training import student
 from viasd_calib.training.warm_start import STATE_FILE, WARM_START_KEYS
 
 STEPS = 3
@@ -39,7 +39,7 @@ def traces(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(autouse=True)
 def _costs_that_do_not_vary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(router, "sublayer_costs", even_costs)
+    monkeypatch.setattr(student, "sublayer_costs", even_costs)
 
 
 def run(verifier: TinyFolder, traces: Path, out: Path, *more: str) -> Path:
@@ -50,7 +50,7 @@ def run(verifier: TinyFolder, traces: Path, out: Path, *more: str) -> Path:
 @pytest.fixture(scope="module")
 def two_rounds(tiny_folder: TinyFolder, traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(router, "sublayer_costs", even_costs)
+        patch.setattr(student, "sublayer_costs", even_costs)
         return run(tiny_folder, traces, tmp_path_factory.mktemp("rounds") / "out", "--rounds", "2")
 
 

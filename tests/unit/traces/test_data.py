@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from viasd_calib.traces.data import LengthBatches, TraceDataModule, TraceLoader,
 
 LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=30)
 SEEDS = st.integers(0, 5)
+ALL = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
 
 
 def text_of(index: int, prompt: int, generated: int) -> TraceText:
@@ -226,3 +228,32 @@ def test_a_limit_takes_whole_texts_by_hash_and_no_others_when_it_grows(limit: in
     data.limit_tokens = limit + 10
     assert {text.index for text in taken} <= {text.index for text in data.training_texts()}
     assert len(data.validation_texts()) + len(every) == 20
+
+
+def test_a_split_without_texts_is_refused(traces: Path) -> None:
+    data = TraceDataModule([str(traces)], split="test", shares=ALL)
+    with pytest.raises(TraceError, match="no text of the split 'test'"):
+        data.setup()
+
+
+def test_held_back_texts_are_no_training_texts(traces: Path) -> None:
+    data = TraceDataModule([str(traces)], shares=ALL, validation_share=0.3)
+    data.setup()
+    fitted = {text.prompt_sha256 for text in data.training_texts()}
+    held = {text.prompt_sha256 for text in data.validation_texts()}
+    assert fitted
+    assert held
+    assert not fitted & held
+
+
+def test_batches_hold_every_text_once_within_the_limit(traces: Path) -> None:
+    data = TraceDataModule([str(traces)], shares=ALL, validation_share=0.0, max_batch_tokens=100)
+    data.setup()
+    seen: list[int] = []
+    for batch in data.train_dataloader():
+        assert batch.ids.numel() <= 100 or len(batch.indices) == 1
+        assert int(batch.predicts.sum()) == len(batch.q_ids)
+        nexts = batch.ids[:, 1:][batch.predicts[:, :-1]]
+        assert torch.equal(nexts, batch.q_ids[:, 0])  # greedy texts: the token after a place is q's likeliest
+        seen += batch.indices
+    assert sorted(seen) == [text.index for text in data.training_texts()]

@@ -9,8 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-
-from tests.rounding import assert_near
 from viasd_calib.training.objectives import (
     OBJECTIVES,
     margin_cost,
@@ -19,6 +17,8 @@ from viasd_calib.training.objectives import (
     top_k_tail_kl,
     total_variation,
 )
+
+from tests.rounding import assert_near
 
 VOCABULARY = 9
 SEEDS = st.integers(0, 10_000)

@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from viasd_calib.training.router import RouteChoice
 
 from tests.rounding import assert_trained_alike
 from tests.tiny import TinyFolder, tiny_traces
 from viasd_calib.file_names import ADAPTER_FILE, BRIDGES_FILE
-from viasd_calib.training.router import RouteChoice
 
 ROOT = Path(__file__).parents[3]
 TEXTS = 24

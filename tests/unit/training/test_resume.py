@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from viasd_calib.training.router import RouterModule
 
 from tests.rounding import rounding
 from tests.tiny import LAYERS, TinyFolder, even_costs
@@ -18,7 +19,6 @@ from viasd_calib.prompts import SplitShares
 from viasd_calib.traces.data import TraceBatch, TraceDataModule
 from viasd_calib.training import router as routing
 from viasd_calib.training.drafter import DrafterModule
-from viasd_calib.training.router import RouterModule
 
 MAX_TOKENS = 100
 LOSSES = ("adapter_kl", "route_kl", "train_loss")

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
+from viasd_calib.training.router import RouterModule
 
 from tests.tiny import TinyFolder, even_costs
 from viasd_calib.prompts import SplitShares
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training import router as routing
-from viasd_calib.training.router import RouterModule
 from viasd_calib.training.warm_start import save_warm_start
 
 

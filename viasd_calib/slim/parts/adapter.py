@@ -105,11 +105,11 @@ def adapter_tensors(layers: nn.Module) -> dict[str, Tensor]:
 
 def save_adapter(layers: nn.Module, skip: Route, path: Path) -> None:
     """Write the adapter of the sublayers that a route keeps, in bfloat16, atomically."""
-    kept = {name: tensor for name, tensor in adapter_tensors(layers).items() if not _is_skipped(name, skip)}
+    kept = {name: tensor for name, tensor in adapter_tensors(layers).items() if not is_skipped(name, skip)}
     write_bfloat16(kept, path)
 
 
-def _is_skipped(name: str, route: Route) -> bool:
+def is_skipped(name: str, route: Route) -> bool:
     """Whether no sublayer that the route keeps runs the module of this name; a layer's norms stay with either."""
     index, module = name.split(".")[:2]
     without = {"self_attn": [route.attention_skip], "mlp": [route.mlp_skip]}
@@ -165,7 +165,7 @@ def _to_run(layers: nn.ModuleList, route: Route, folded: bool) -> nn.ModuleList:
         for name, child in parent.named_children():
             if not isinstance(child, LoraLinear | LNTuningLayer):
                 continue
-            if _is_skipped(f"{path}.{name}", route):
+            if is_skipped(f"{path}.{name}", route):
                 setattr(parent, name, child.base_layer)
             elif isinstance(child, LoraLinear):
                 setattr(parent, name, _adapted(child, folded))
@@ -247,7 +247,7 @@ def _load_adapted(
     path, tensors = stored
     adapted = adapted_layers(layers, adapter.rank, adapter.alpha, adapter.targets, adapter.kind)
     own = adapter_tensors(adapted)
-    missing = sorted(name for name in own.keys() - tensors.keys() if not _is_skipped(name, route))
+    missing = sorted(name for name in own.keys() - tensors.keys() if not is_skipped(name, route))
     if missing:
         raise SpecError(f"{path}: {missing[0]} is missing; export the spec again")
     for name, tensor in tensors.items():
@@ -261,7 +261,7 @@ def _misfit(route: Route, adapter: AdapterRef, tensors: Mapping[str, Tensor], nu
     """How tensors differ from what a spec says of them; None where they do not."""
     parts = sorted({name.partition(".")[2] for name in tensors})
     every = (f"{layer}.{part}" for layer in range(num_layers) for part in parts)
-    wanted = {name for name in every if not _is_skipped(name, route)}
+    wanted = {name for name in every if not is_skipped(name, route)}
     for name in sorted(wanted ^ tensors.keys()):
         return f"{name} {'is missing' if name in wanted else 'is of no sublayer that the route keeps'}"
     wrong = _other_modules(adapter, tensors)

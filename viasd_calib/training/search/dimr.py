@@ -6,7 +6,7 @@ import importlib.util
 
 from viasd_calib.errors import CalibrationError
 from viasd_calib.spec import Route
-from viasd_calib.training.objectives import margin_cost
+from viasd_calib.training.losses.margin import margin_cost
 from viasd_calib.training.search.judge import RouteJudge
 from viasd_calib.training.search.space import SearchSpace
 
@@ -15,7 +15,7 @@ BAYES_EVERY = 5
 
 
 def dimr(space: SearchSpace, judge: RouteJudge, seed: int) -> Route:
-    """The route of least :func:`~viasd_calib.training.objectives.margin_cost` in as many trials as the budget holds.
+    """The route of least :func:`~viasd_calib.training.losses.margin.margin_cost` in as many trials as the budget holds.
 
     A trial gives each sublayer a number from 0 to 1; the highest ones go until the target is met, so that every trial
     is a route that may be chosen. Most trials draw the numbers at random. Every ``BAYES_EVERY``-th takes them from a

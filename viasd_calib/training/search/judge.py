@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from viasd_calib.errors import CalibrationError
 from viasd_calib.replay.agreement import directly_after, read_for_judging, slim_logits_along
@@ -16,10 +16,8 @@ from viasd_calib.slim.forward import RoutedModel, sublayers_of
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceText
 from viasd_calib.training.bridge_fit import BridgeFitter
-from viasd_calib.training.objectives import top_k_tail_kl
-
-PlaceLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From q's top ids and log-probabilities ([places, k] each) and the logits of q' ([places, vocabulary]) to [places]."""
+from viasd_calib.training.losses import TrainingLoss
+from viasd_calib.training.losses.kl import kl_divergence
 
 
 class ReadText(NamedTuple):
@@ -93,7 +91,7 @@ class RouteJudge:
         """The bridges that a route is judged with; none where it is judged without."""
         return nn.ModuleDict() if self._bridges is None else self._bridges.fit(route)
 
-    def loss(self, route: Route, of: PlaceLoss = top_k_tail_kl) -> float:
+    def loss(self, route: Route, of: TrainingLoss = kl_divergence) -> float:
         """Mean loss of a route over all places, for one pass.
 
         Raises:

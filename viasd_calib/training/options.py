@@ -1,0 +1,129 @@
+"""Options of ``viasd fit``: how the route of the slim verifier is found, and how the slim verifier is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from viasd_calib.choices import SMOLLM2, SearchMethod
+from viasd_calib.errors import CalibrationError
+from viasd_calib.slim.parts.adapter import DEFAULT_TARGETS
+from viasd_calib.slim.parts.base import options_of
+from viasd_calib.spec import AdapterKind
+from viasd_calib.training.losses import LOSSES
+
+RouteChoice = Literal["span", "gates", "given"]
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a slim verifier is found and trained.
+
+    The route comes first. ``span`` takes the one run of layers whose bridge, fitted in closed form, leaves the least
+    KL(q || q') (:mod:`viasd_calib.training.spans`), whatever the objective. ``gates`` learns for ``route_steps`` which
+    sublayers are kept (:mod:`viasd_calib.training.gate_learning`). ``given`` takes a route that ``viasd search`` found.
+    Bridges are fitted in closed form, and then they and the adapter are distilled
+    (:mod:`viasd_calib.training.distillation`).
+
+    Narrow MLPs (``mlp_keep``) come before all that: neurons are ranked on the texts that bridges are fitted on
+    (:mod:`viasd_calib.training.neuron_ranking`), and costs, route, bridges and adapter are those of a q' that has them.
+
+    Args:
+        verifier: name or path of the verifier.
+        target_cost: measured cost of a slim pass over that of a full one.
+        objective: loss of gates and distillation (:mod:`viasd_calib.training.losses`): kl, total_variation or margin.
+        accumulate: batches that each process learns from in a step; the trainer's accumulate_grad_batches.
+        route_choice: how the route is found.
+        route_file: what ``viasd search`` wrote, for a given route; target cost and kept layers are then the search's.
+        route_method: the search's method whose route is taken.
+        route_steps: optimiser steps for the gates, out of the trainer's max_steps; none are taken otherwise.
+        route_learning_rate: of the gates.
+        cost_learning_rate: of the multiplier.
+        bridges: whether skipped runs are bridged.
+        bridge_rank: of the bridges; None for full ones.
+        bridge_carry: whether a bridge also reads the stream after its run at the place before
+            (:mod:`viasd_calib.slim.token_shift`).
+        bridge_texts: texts that bridges are fitted on in closed form; spans are compared on a fifth of them.
+        bridge_learning_rate: of the bridges, after their closed form.
+        adapter_kind: products of low rank, LoRA's or DoRA's, or other weights of norms, which cost a pass nothing.
+        adapter_rank: of LoRA and DoRA; 0 for no adapter.
+        adapter_targets: module names the adapter sits on; None for those usual with its kind.
+        adapter_learning_rate: of the adapter.
+        fold_adapter: whether the decoder adds the adapter into copies of the weights it sits on: faster where a
+            pass is many small products, as of a small verifier on a CPU, for the copies' memory.
+        max_run: longest run of pending places that q' is trained for.
+        cache_gib: host memory, in GiB, for q's keys and values along texts that were read: later epochs then read them
+            no more. 0 keeps none.
+        keep_layers: layers whose sublayers are never skipped nor narrowed; negative ones count from the end.
+        mlp_keep: share of its neurons that each other MLP sublayer of q' has; 1 for whole ones.
+        head_vocab: output tokens of q', the most frequent ones of the traces with those that end a text; 0 for all.
+            They are chosen once q' is trained, on its whole output, and their head is what the target cost counts.
+        parts: further parts of the route, by name, each with its options; they are fitted once q' is trained, on the
+            texts that bridges are fitted on.
+
+    Raises:
+        CalibrationError: an option is out of its range, or options contradict each other.
+
+    Example:
+        >>> options = FitOptions(target_cost=0.7, adapter_rank=8)
+        >>> options.adapter_alpha
+        16
+    """
+
+    verifier: str = SMOLLM2
+    target_cost: float = 0.5
+    objective: str = "kl"
+    accumulate: int = 1
+    route_choice: RouteChoice = "span"
+    route_file: str | None = None
+    route_method: SearchMethod | None = None
+    route_steps: int = 60
+    route_learning_rate: float = 0.15
+    cost_learning_rate: float = 0.5
+    bridges: bool = True
+    bridge_rank: int | None = None
+    bridge_carry: bool = True
+    bridge_texts: int = 200
+    bridge_learning_rate: float = 1e-4
+    adapter_kind: AdapterKind = "lora"
+    adapter_rank: int = 32
+    adapter_targets: Sequence[str] | None = None
+    adapter_learning_rate: float = 1e-3
+    fold_adapter: bool = False
+    max_run: int = 8
+    cache_gib: float = 0.0
+    keep_layers: Sequence[int] = (0, -1)
+    mlp_keep: float = 1.0
+    head_vocab: int = 0
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        options_of(self.parts)
+        if not 0 < self.target_cost <= 1:
+            raise CalibrationError(f"target_cost is {self.target_cost}; give a share of q's cost between 0 and 1")
+        if self.objective not in LOSSES:
+            raise CalibrationError(f"objective is {self.objective!r}; give one of {', '.join(LOSSES)}")
+        if not 0 < self.mlp_keep <= 1:
+            raise CalibrationError(f"mlp_keep is {self.mlp_keep}; give a share of neurons above 0, at most 1")
+        if self.accumulate < 1:
+            raise CalibrationError(f"accumulate is {self.accumulate}; give 1 batch a step or more")
+        if {self.route_file is not None, self.route_method is not None} != {self.route_choice == "given"}:
+            raise CalibrationError(
+                "route_file and route_method say which route is taken; give both, with route_choice given, or neither"
+            )
+
+    @property
+    def rank(self) -> int | None:
+        """Rank of the adapter; 0 for no adapter, None for a kind that has no rank."""
+        return None if self.adapter_kind == "norms" else self.adapter_rank
+
+    @property
+    def adapter_alpha(self) -> int | None:
+        """Twice the rank: products of low rank begin with a weight of 2; None for a kind that has no rank."""
+        return None if self.rank is None else 2 * self.rank
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Module names the adapter sits on."""
+        return tuple(self.adapter_targets or DEFAULT_TARGETS[self.adapter_kind])
