@@ -36,14 +36,19 @@ class Trainers:
     def __init__(self, folder: Path | None, callbacks: Sequence[Callback] = (), **settings: Any) -> None:
         self.folder = folder
         self.callbacks = callbacks
-        self.settings: dict[str, Any] = {"limit_val_batches": 1, "max_epochs": 100, "gradient_clip_val": 1.0, **settings}
+        self.settings: dict[str, Any] = {
+            "limit_val_batches": 1,
+            "max_epochs": 100,
+            "gradient_clip_val": 1.0,
+            **settings,
+        }
         self.made: list[Trainer] = []
 
     def __call__(self, **changes: Any) -> Trainer:
         own = [ModelCheckpoint(self.folder, save_last=True, every_n_train_steps=1, save_top_k=0)] if self.folder else []
         trainer = Trainer(
             accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-            num_sanity_val_steps=0, enable_checkpointing=self.folder is not None,
+            num_sanity_val_steps=0, enable_checkpointing=self.folder is not None, gradient_clip_val=1.0,
             callbacks=[*self.callbacks, *own], **{**self.settings, **changes},
         )  # fmt: skip
         self.made.append(trainer)

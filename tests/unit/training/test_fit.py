@@ -16,10 +16,10 @@ from tests.small_fits import Trainers, fit, learn_gates, small_options, traced
 from tests.tiny import EOS, TINY_FAMILIES, VOCAB, TinyFolder, even_costs, tiny_model, transformers_logits, verifier_ref
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import load_verifier
-from viasd_calib.slim.parts.adapter import DEFAULT_TARGETS, adapted_layers, adapter_tensors
-from viasd_calib.slim.parts.skips import skipped_runs
 from viasd_calib.slim.cost import SublayerCosts
+from viasd_calib.slim.parts.adapter import DEFAULT_TARGETS, adapted_layers, adapter_tensors
 from viasd_calib.slim.parts.mlp_keep import NarrowMLP
+from viasd_calib.slim.parts.skips import skipped_runs
 from viasd_calib.spec import AdapterKind, Route
 from viasd_calib.training import student
 from viasd_calib.training.distillation import DistillationModule
@@ -332,7 +332,7 @@ def test_a_step_takes_the_mean_of_its_batches(
 
     frozen = options(tiny_folder, route_learning_rate=0.0, cost_learning_rate=0.0)
     for batches, kept in ((1, alone), (3, together)):
-        settings = {"accumulate_grad_batches": batches, "gradient_clip_val": None, "limit_train_batches": 3}
+        settings = {"accumulate_grad_batches": batches, "limit_train_batches": 3}
         learn_gates(frozen, traces, 3 // batches, callbacks=[Note(kept)], **settings)
     assert_near(together[0], torch.stack(alone).mean(0))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,20 +11,24 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from viasd_calib.training.router import RouterModule
 
 from tests.rounding import rounding
 from tests.tiny import LAYERS, TinyFolder, even_costs
 from viasd_calib.errors import TraceError
 from viasd_calib.prompts import SplitShares
 from viasd_calib.traces.data import TraceBatch, TraceDataModule
-from viasd_calib.training import router as routing
+from viasd_calib.training import student
+from viasd_calib.training.distillation import DistillationModule
 from viasd_calib.training.drafter import DrafterModule
+from viasd_calib.training.fit import fit_slim_verifier
+from viasd_calib.training.options import FitOptions
 
 MAX_TOKENS = 100
 LOSSES = ("adapter_kl", "route_kl", "train_loss")
-"""What the modules log; the router's first stage logs the second, which then stays known."""
-MakeModule = Callable[[str], LightningModule]
+"""What the modules log."""
+GATE_STEPS = 6
+MakeModule = Callable[[str], LightningModule | FitOptions]
+"""A module to train, or the options of a fit, whose stages are trained one after the other."""
 
 
 class Step(NamedTuple):
@@ -38,7 +43,7 @@ class Killed(Exception):
 
 
 class Recorder(Callback):
-    """Notes every step, and kills the run before step ``kill_at``."""
+    """Notes every step of all stages, and kills the run before step ``kill_at``."""
 
     def __init__(self, kill_at: int | None = None) -> None:
         self.kill_at = kill_at
@@ -46,22 +51,31 @@ class Recorder(Callback):
         self.epochs: dict[int, int] = {}
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == self.kill_at:
+        if self.step(trainer) == self.kill_at:
             raise Killed
 
     def on_train_batch_end(self, trainer: Trainer, _module: Any, _outputs: Any, batch: TraceBatch, *_: Any) -> None:
         known = trainer.callback_metrics
         loss = next(float(known[name]) for name in LOSSES if name in known)
-        self.steps[trainer.global_step] = Step(tuple(batch.indices), loss)
-        self.epochs[trainer.global_step] = trainer.current_epoch
+        self.steps[self.step(trainer)] = Step(tuple(batch.indices), loss)
+        self.epochs[self.step(trainer)] = trainer.current_epoch
+
+    @staticmethod
+    def step(trainer: Trainer) -> int:
+        """Steps done, those of gates included that came before."""
+        options = getattr(trainer.lightning_module, "options", None)
+        second = isinstance(trainer.lightning_module, DistillationModule) and options.route_choice == "gates"
+        return trainer.global_step + GATE_STEPS * second
 
 
-def make_router(verifier: str) -> LightningModule:
-    return RouterModule(verifier, target_cost=0.7, route_choice="gates", route_steps=6, adapter_rank=2, max_run=4)
+def gates(verifier: str) -> FitOptions:
+    return FitOptions(
+        verifier, target_cost=0.7, route_choice="gates", route_steps=GATE_STEPS, adapter_rank=2, max_run=4
+    )
 
 
-def make_span_router(verifier: str) -> LightningModule:
-    return RouterModule(verifier, target_cost=0.7, adapter_rank=2, max_run=4)
+def span(verifier: str) -> FitOptions:
+    return FitOptions(verifier, target_cost=0.7, adapter_rank=2, max_run=4)
 
 
 def make_drafter(verifier: str) -> LightningModule:
@@ -70,7 +84,7 @@ def make_drafter(verifier: str) -> LightningModule:
 
 @pytest.fixture(autouse=True)
 def _costs_that_do_not_vary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routing, "sublayer_costs", even_costs)
+    monkeypatch.setattr(student, "sublayer_costs", even_costs)
 
 
 def data_of(traces: Path, **changes: Any) -> TraceDataModule:
@@ -81,7 +95,7 @@ def data_of(traces: Path, **changes: Any) -> TraceDataModule:
 
 
 def train(
-    module: LightningModule,
+    made: LightningModule | FitOptions,
     data: TraceDataModule,
     folder: Path,
     *,
@@ -93,17 +107,25 @@ def train(
     """Train, and note the steps; with ``resume`` from the last checkpoint in ``folder``."""
     torch.manual_seed(0)
     recorder = Recorder(kill_at)
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=1,
-        callbacks=[recorder, ModelCheckpoint(folder, save_last=True, every_n_train_steps=save_every, save_top_k=0)],
-        **settings,
-    )
-    trainer.fit(module, datamodule=data, ckpt_path=str(folder / "last.ckpt") if resume else None)
+    save = partial(ModelCheckpoint, folder, save_last=True, every_n_train_steps=save_every, save_top_k=0)
+
+    def trainer(**changes: Any) -> Trainer:
+        return Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            limit_val_batches=1,
+            callbacks=[recorder, save()],
+            **{**settings, **changes},
+        )
+
+    last = str(folder / "last.ckpt") if resume else None
+    if isinstance(made, FitOptions):
+        fit_slim_verifier(made, data, trainer, max_steps=settings.get("max_steps", -1), ckpt_path=last)
+    else:
+        trainer().fit(made, datamodule=data, ckpt_path=last)
     return recorder
 
 
@@ -122,7 +144,7 @@ def epoch_length(traces: Path) -> int:
 
 
 @pytest.mark.parametrize("by", ["epochs", "steps"])
-@pytest.mark.parametrize("make", [make_router, make_span_router, make_drafter], ids=["gates", "span", "drafter"])
+@pytest.mark.parametrize("make", [gates, span, make_drafter], ids=["gates", "span", "drafter"])
 def test_wherever_it_is_killed_the_resumed_run_has_the_same_losses(
     make: MakeModule, by: str, tiny_folder: TinyFolder, traces: Path, tmp_path: Path
 ) -> None:
@@ -133,7 +155,10 @@ def test_wherever_it_is_killed_the_resumed_run_has_the_same_losses(
         settings = {"max_epochs": 100, "max_steps": 3 * length - 1, "val_check_interval": length + 1,
                     "check_val_every_n_epoch": None}  # fmt: skip
     whole = train(make(str(tiny_folder)), data_of(traces), tmp_path / "whole", **settings)
-    assert len(whole.steps) == (3 * length if by == "epochs" else 3 * length - 1)
+    if by == "steps":
+        assert len(whole.steps) == 3 * length - 1
+    else:  # those of the distillation; gates take as many as their steps need
+        assert len(whole.steps) == 3 * length + GATE_STEPS * (make is gates)
     for kill_at in (2, length, length + 2):
         folder = tmp_path / str(kill_at)
         with pytest.raises(Killed):
@@ -143,7 +168,7 @@ def test_wherever_it_is_killed_the_resumed_run_has_the_same_losses(
         assert rest.epochs.items() <= whole.epochs.items()
 
 
-@pytest.mark.parametrize("make", [make_router, make_span_router, make_drafter], ids=["gates", "span", "drafter"])
+@pytest.mark.parametrize("make", [gates, span, make_drafter], ids=["gates", "span", "drafter"])
 def test_steps_behind_the_last_checkpoint_are_done_again(
     make: MakeModule, tiny_folder: TinyFolder, traces: Path, tmp_path: Path
 ) -> None:
@@ -172,8 +197,8 @@ def test_a_resumed_run_does_not_warn_of_its_loader(
     tiny_folder: TinyFolder, traces: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     with pytest.raises(Killed):
-        train(make_router(str(tiny_folder)), data_of(traces), tmp_path, kill_at=2, max_epochs=1)
-    train(make_router(str(tiny_folder)), data_of(traces), tmp_path, resume=True, max_epochs=1)
+        train(gates(str(tiny_folder)), data_of(traces), tmp_path, kill_at=2, max_epochs=1)
+    train(gates(str(tiny_folder)), data_of(traces), tmp_path, resume=True, max_epochs=1)
     assert not [str(warning.message) for warning in recwarn if "resum" in str(warning.message)]
 
 

@@ -1,4 +1,4 @@
-"""Objectives against the full distributions they stand for."""
+"""Training losses against the full distributions they stand for."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from viasd_calib.training.objectives import (
-    OBJECTIVES,
-    margin_cost,
-    restricted_cross_entropy,
-    top_k_and_rest,
-    top_k_tail_kl,
-    total_variation,
-)
 
 from tests.rounding import assert_near
+from viasd_calib.training.losses import LOSSES, training_loss
+from viasd_calib.training.losses.buckets import top_k_and_rest
+from viasd_calib.training.losses.kl import kl_divergence
+from viasd_calib.training.losses.margin import margin_cost
+from viasd_calib.training.losses.restricted_cross_entropy import restricted_cross_entropy
+from viasd_calib.training.losses.total_variation import total_variation
 
 VOCABULARY = 9
 SEEDS = st.integers(0, 10_000)
 SIZES = st.integers(1, VOCABULARY)
 SCALES = st.sampled_from([0.3, 2.0, 30.0])
-each_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+each_objective = pytest.mark.parametrize("objective", LOSSES.values(), ids=LOSSES)
 
 
 def two_models(seed: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -39,7 +37,7 @@ def test_tail_bucket_never_exceeds_the_true_divergence(seed: int, k: int) -> Non
     log_q, model = two_models(seed, 2.0)
     top = log_q.topk(k)
     whole = (log_q.exp() * (log_q - model.log_softmax(-1))).sum(-1)
-    merged = top_k_tail_kl(top.indices, top.values, model)
+    merged = kl_divergence(top.indices, top.values, model)
     assert (merged <= whole + 1e-4).all()
     assert (merged >= -1e-4).all()
 
@@ -49,7 +47,7 @@ def test_all_tokens_in_the_top_give_the_true_divergence() -> None:
     log_q = q.log_softmax(-1)
     top = log_q.topk(6)
     whole = (log_q.exp() * (log_q - model.log_softmax(-1))).sum(-1)
-    assert torch.allclose(top_k_tail_kl(top.indices, top.values, model), whole, atol=1e-4)
+    assert torch.allclose(kl_divergence(top.indices, top.values, model), whole, atol=1e-4)
 
 
 def test_restricted_cross_entropy_of_the_choice_alone() -> None:
@@ -147,3 +145,8 @@ def test_a_slim_verifier_that_understates_only_costs_no_margin() -> None:
     assert margin_cost(ids, said.log(), slim).item() == 0
     assert total_variation(ids, said.log(), slim).item() == pytest.approx(0.18, abs=1e-5)
     assert margin_cost(ids, said.log(), slim, alpha=0.0).item() > 0
+
+
+def test_a_name_is_given_once() -> None:
+    with pytest.raises(ValueError, match="there is a training loss 'kl' already"):
+        training_loss("kl")(kl_divergence)
