@@ -79,7 +79,7 @@ def check_given(options: Mapping[str, Any]) -> None:
         if name in options and type(options[name]) in (int, float) and options[name] == 0:
             raise CalibrationError(f"{dashed(name)} is 0, so nothing would be learned; {mend}")
     accumulate, same = options.get("model.accumulate"), options.get("trainer.accumulate_grad_batches")
-    if None not in (accumulate, same) and accumulate != same:
+    if len({accumulate, same} - {None, 1}) == 2:
         raise CalibrationError(
             f"--model.accumulate is {accumulate} and --trainer.accumulate-grad-batches {same}; both are the batches of "
             "a step, so give one of them"

@@ -39,6 +39,7 @@ class GateModule(StudentModule):
     multiplier: Tensor
     shares: Tensor
     rest: Tensor
+    always: Tensor
 
     def __init__(self, options: FitOptions, load: LoadVerifier = load_verifier) -> None:
         super().__init__(options, load)

@@ -21,8 +21,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"trainer.limit_train_batches": 0.0}, "leave it out to train on all"),
     ({"trainer.max_steps": 0}, "or -1 for no limit"),
     ({"trainer.max_epochs": 0}, "--trainer.max-epochs is 0"),
-    ({"trainer.accumulate_grad_batches": 2}, "give --model.accumulate"),
-    ({"trainer.gradient_clip_val": 1.0}, "--trainer.gradient-clip-val does nothing here"),
+    ({"trainer.accumulate_grad_batches": 2, "model.accumulate": 3}, "both are the batches of a step, so give one"),
     ({"seed_everything": -3}, "--seed-everything is -3; give a whole number of at least 0 and below 2**32"),
     ({"seed_everything": 2**32}, "below 2**32"),
     ({"ckpt_path": "none.ckpt"}, "there is no checkpoint none.ckpt"),
@@ -46,7 +45,7 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
     [
         {},
         {"trainer.precision": "bf16-mixed", "trainer.max_steps": -1, "trainer.limit_train_batches": 1.0},
-        {"trainer.accumulate_grad_batches": 1, "trainer.gradient_clip_val": None, "seed_everything": True},
+        {"trainer.accumulate_grad_batches": 2, "trainer.gradient_clip_val": 0.5, "seed_everything": True},
         {"trainer.callbacks": [{"init_args": {"monitor": "agreement"}}], "ckpt_path": "last"},
         {"trainer.callbacks.monitor": "route_tv", "model.route_choice": "gates", "model.objective": "tv"},
     ],

@@ -83,7 +83,7 @@ def test_q_judges_every_place_of_the_decoders_texts(tiny_folder: TinyFolder, tra
 def test_training_goes_on_and_learns_from_old_and_new_texts(traces: Path, two_rounds: Path) -> None:
     first, second = (torch.load(two_rounds / f"round-{n}" / STATE_FILE, weights_only=True) for n in (1, 2))
     assert set(first) <= set(WARM_START_KEYS)
-    assert [int(state["state_dict"]["steps_done"]) for state in (first, second)] == [STEPS, 2 * STEPS]
+    assert [int(state["state_dict"]["earlier_steps"]) for state in (first, second)] == [STEPS, 2 * STEPS]
     assert torch.equal(first["state_dict"]["kept"], second["state_dict"]["kept"])
     taken = [next(iter(state["optimizer_states"][0]["state"].values()))["step"] for state in (first, second)]
     assert [int(step) for step in taken] == [STEPS, 2 * STEPS], "Adam's moments go on too"
@@ -155,7 +155,7 @@ def test_one_round_more_goes_on_from_those_there_are(tiny_folder: TinyFolder, tr
     run(tiny_folder, traces, out, "--rounds", "3", "--gate_folders", f"[{traces}]")
     assert (out / "round-2" / FIT_FILE).stat().st_mtime_ns == first
     state = torch.load(out / "round-3" / STATE_FILE, weights_only=True)["state_dict"]
-    assert int(state["steps_done"]) == 3 * STEPS
+    assert int(state["earlier_steps"]) == 3 * STEPS
     assert read_manifest(out / "round-2/traces").policy != read_manifest(out / "round-1/traces").policy
     assert (out / FIT_FILE).read_bytes() == (out / "round-3" / FIT_FILE).read_bytes()
     assert (out / "round-2/gate_traces").is_dir(), (

@@ -9,7 +9,6 @@ from itertools import combinations
 
 import pytest
 import torch
-from viasd_calib.training.objectives import margin_cost
 
 from tests.rounding import assert_near
 from tests.tiny import tiny_model, tiny_texts
@@ -21,6 +20,7 @@ from viasd_calib.slim.parts.skips import skipped_numbers
 from viasd_calib.spec import Route
 from viasd_calib.training import bridge_fit
 from viasd_calib.training.bridge_fit import BridgeFitter, all_streams, fit_bridges
+from viasd_calib.training.losses.margin import margin_cost
 from viasd_calib.training.search.ablation import ablation_losses, ablation_order, greedy_removal, knapsack
 from viasd_calib.training.search.baselines import best_random, best_span, evenly_spaced
 from viasd_calib.training.search.dimr import BAYES_EVERY, dimr
