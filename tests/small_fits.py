@@ -36,12 +36,7 @@ class Trainers:
     def __init__(self, folder: Path | None, callbacks: Sequence[Callback] = (), **settings: Any) -> None:
         self.folder = folder
         self.callbacks = callbacks
-        self.settings: dict[str, Any] = {
-            "limit_val_batches": 1,
-            "max_epochs": 100,
-            "gradient_clip_val": 1.0,
-            **settings,
-        }
+        self.settings: dict[str, Any] = {"limit_val_batches": 1, "max_epochs": 100, **settings}
         self.made: list[Trainer] = []
 
     def __call__(self, **changes: Any) -> Trainer:

@@ -11,10 +11,9 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from viasd_calib.models import LoadVerifier, load_verifier
-from viasd_calib.slim.forward import SlimParts, Sublayer, sublayers_of
+from viasd_calib.slim.forward import sublayers_of
 from viasd_calib.slim.parts.adapter import adapted_layers, is_skipped, of_adapter
 from viasd_calib.slim.parts.bridges import new_bridges, token_shift_ends
-from viasd_calib.slim.forward import sublayers_of
 from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceBatch
