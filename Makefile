@@ -21,7 +21,7 @@ CONSTRAINTS := $(addprefix -c ,$(VERSIONS))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv quickstart test lint types unit integration docs notebooks lowest newest constraints clean
+.PHONY: help venv quickstart test lint types unit integration duplicates coverage docs notebooks lowest newest constraints clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,12 @@ unit: $(INSTALLED)  ## run unit tests and doctests
 integration: $(INSTALLED)  ## run the remaining tests: integration and statistical
 	$(PYTEST) tests --ignore=tests/unit
 
+duplicates: $(INSTALLED)  ## find code that stands twice (minutes)
+	$(BIN)/pylint viasd_calib train
+
+coverage: $(INSTALLED)  ## run unit tests and say which lines of the package they reach
+	$(PYTEST) tests/unit --cov=viasd_calib --cov-report=term:skip-covered --cov-report=html
+
 docs: $(INSTALLED)  ## build the documentation, under site/
 	$(BIN)/python docs/generate.py
 	$(BIN)/zensical build --clean --strict
@@ -82,5 +88,5 @@ constraints:  ## write constraints.txt and constraints-lowest.txt anew from setu
 	mv constraints-lowest.txt.new constraints-lowest.txt
 
 clean:  ## remove caches and build output; .venv and runs/ stay
-	rm -rf build dist site .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis lightning_logs
+	rm -rf build dist site .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov lightning_logs
 	find viasd_calib train tests notebooks -depth \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +

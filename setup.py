@@ -60,9 +60,11 @@ DEV = [
     "pytest>=8.4,<10",
     "pytest-timeout>=2.3.1,<3",
     "pytest-xdist>=3.6.1,<4",
+    "pytest-cov>=6,<8",
     "hypothesis>=6.130,<7",
     "ruff>=0.17,<0.18",  # a new minor version may format differently
     "mypy>=2.4,<2.5",
+    "pylint>=4,<5",  # for code that stands twice, which ruff does not look for
     "pre-commit>=4,<5",
     *DOCS,
     *NOTEBOOKS,
