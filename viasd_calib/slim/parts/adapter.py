@@ -17,7 +17,7 @@ from viasd_calib.errors import SpecError
 from viasd_calib.slim.linears import linear_of
 from viasd_calib.slim.lora_linear import LoRALinear
 from viasd_calib.slim.onednn_linear import refuse_packed
-from viasd_calib.slim.parts.base import RoutePart, Sizes, register
+from viasd_calib.slim.parts.base import PartOptions, RoutePart, Sizes, register
 from viasd_calib.slim.plan import SlimPlan, share_parameters
 from viasd_calib.slim.tensors import read_tensors, write_bfloat16
 from viasd_calib.spec import AdapterKind, AdapterRef, Route, TensorFile, tensor_file
@@ -196,6 +196,16 @@ class StoredAdapter(NamedTuple):
     tensors: dict[str, Tensor]
 
 
+class AdapterOptions(PartOptions):
+    """Shape of the adapter, as :class:`~viasd_calib.spec.AdapterRef` has it."""
+
+    kind: AdapterKind = "lora"
+    rank: int | None = None
+    alpha: int | None = None
+    targets: tuple[str, ...]
+    folded: bool = False
+
+
 @register
 class Adapter(RoutePart[StoredAdapter | nn.ModuleList]):
     """The adapter: its tensors, or layers that have it already."""
@@ -203,6 +213,20 @@ class Adapter(RoutePart[StoredAdapter | nn.ModuleList]):
     name = "adapter"
     title = "an adapter"
     contents = "its tensors"
+    options = AdapterOptions
+
+    def parameters(self, held: StoredAdapter | nn.ModuleList) -> list[nn.Parameter]:
+        assert isinstance(held, nn.ModuleList), "an adapter is trained on the layers it sits on"
+        return [parameter for name, parameter in held.named_parameters() if of_adapter(name)]
+
+    def save(self, held: StoredAdapter | nn.ModuleList, route: Route, folder: Path, options: PartOptions) -> AdapterRef:
+        """Write the adapter of the sublayers that the route keeps."""
+        assert isinstance(held, nn.ModuleList), "an adapter is saved from the layers it sits on"
+        assert isinstance(options, AdapterOptions)
+        path = self.tensors_path(folder)
+        save_adapter(held, route, path)
+        shape = options.model_dump(exclude={"kind", "folded"})
+        return adapter_ref(path, folder, **shape, kind=options.kind, folded=options.folded)
 
     def load(self, route: Route, folder: Path, sizes: Sizes) -> StoredAdapter:
         assert route.adapter is not None, "asked of a route with an adapter"

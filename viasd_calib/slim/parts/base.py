@@ -268,6 +268,20 @@ def options_of(asked: Mapping[str, Mapping[str, Any]]) -> dict[str, PartOptions]
     return checked
 
 
+def save_parts(route: Route, held: Mapping[str, object], options: Mapping[str, PartOptions], folder: Path) -> Route:
+    """Write the tensors of parts into a fit's folder; returns the route with their entries.
+
+    Args:
+        held: what each part holds, by its name; None for nothing.
+        options: with which they were fitted, by name; a part that is not named has none.
+    """
+    for name, found in held.items():
+        if found is not None:
+            entry = part_named(name).save(found, route, folder, options.get(name, PartOptions()))
+            route = route.model_copy(update={name: entry})
+    return route
+
+
 def fit_parts(
     inputs: FitInputs, asked: Mapping[str, Mapping[str, Any]], folder: Path
 ) -> tuple[Route, dict[str, object]]:
@@ -286,9 +300,8 @@ def fit_parts(
     """
     route, held = inputs.route, dict[str, object]()
     for name, options in options_of(asked).items():
-        part = part_named(name)
-        held[name] = part.fit(replace(inputs, route=route), options)
-        route = route.model_copy(update={name: part.save(held[name], route, folder, options)})
+        held[name] = part_named(name).fit(replace(inputs, route=route), options)
+        route = save_parts(route, {name: held[name]}, {name: options}, folder)
     return route, held
 
 

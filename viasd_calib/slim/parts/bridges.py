@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from viasd_calib.errors import SpecError
-from viasd_calib.slim.parts.base import Mark, RoutePart, Sizes, register
+from viasd_calib.slim.parts.base import Mark, PartOptions, RoutePart, Sizes, register
 from viasd_calib.slim.parts.skips import skipped_runs
 from viasd_calib.slim.plan import SlimPlan, StandIn
 from viasd_calib.slim.tensors import read_tensors, write_bfloat16
@@ -133,6 +134,13 @@ def _first_misfit(own: dict[str, Tensor], found: dict[str, Tensor]) -> str | Non
     return next((name for name in names if name not in found or shapes.get(name) != found[name].shape), None)
 
 
+class BridgeOptions(PartOptions):
+    """Shape of the maps: their rank, None for full ones, and whether each has a second map, of the previous token."""
+
+    rank: int | None = Field(None, ge=1)
+    carry: bool = False
+
+
 @register
 class Bridges(RoutePart[nn.ModuleDict]):
     """Linear maps in place of skipped runs, by the names of the runs."""
@@ -140,6 +148,16 @@ class Bridges(RoutePart[nn.ModuleDict]):
     name = "bridges"
     title = "bridges"
     contents = "their maps"
+    options = BridgeOptions
+
+    def parameters(self, held: nn.ModuleDict) -> list[nn.Parameter]:
+        return [*held.parameters()]
+
+    def save(self, held: nn.ModuleDict, route: Route, folder: Path, options: PartOptions) -> BridgesRef:
+        assert isinstance(options, BridgeOptions)
+        path = self.tensors_path(folder)
+        save_bridges(held, path)
+        return bridges_ref(path, folder, options.rank, options.carry)
 
     def load(self, route: Route, folder: Path, sizes: Sizes) -> nn.ModuleDict:
         """The bridges, in float32 on the host."""

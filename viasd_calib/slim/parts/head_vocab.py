@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from viasd_calib.errors import SpecError
 from viasd_calib.files import write_bytes
 from viasd_calib.slim.linears import linear_of
-from viasd_calib.slim.parts.base import RoutePart, Sizes, register
+from viasd_calib.slim.parts.base import PartOptions, RoutePart, Sizes, register
 from viasd_calib.slim.plan import SlimPlan
 from viasd_calib.slim.tensors import read_tensors
 from viasd_calib.spec import HeadVocab, Route, tensor_file
@@ -86,6 +86,9 @@ class HeadVocabulary(RoutePart[Tensor]):
     name = "head_vocab"
     title = "a head vocabulary"
     contents = "its ids"
+
+    def save(self, held: Tensor, route: Route, folder: Path, options: PartOptions) -> HeadVocab:
+        return save_head_ids(held, self.tensors_path(folder), folder)
 
     def load(self, route: Route, folder: Path, sizes: Sizes) -> Tensor:
         entry = route.head_vocab

@@ -20,7 +20,7 @@ from viasd_calib.errors import ModelError, SpecError
 from viasd_calib.files import write_bytes
 from viasd_calib.slim.linears import linear_of
 from viasd_calib.slim.onednn_linear import refuse_packed
-from viasd_calib.slim.parts.base import Mark, RoutePart, Sizes, register
+from viasd_calib.slim.parts.base import Mark, PartOptions, RoutePart, Sizes, register
 from viasd_calib.slim.plan import SlimPlan, share_parameters
 from viasd_calib.slim.tensors import read_tensors
 from viasd_calib.spec import MlpWidths, Route, tensor_file
@@ -187,6 +187,12 @@ class MlpKeep(RoutePart[Mapping[int, KeptNeurons] | nn.ModuleList]):
     name = "mlp_keep"
     title = "widths of MLPs"
     contents = "their neurons"
+
+    def save(
+        self, held: Mapping[int, KeptNeurons] | nn.ModuleList, route: Route, folder: Path, options: PartOptions
+    ) -> MlpWidths:
+        assert not isinstance(held, nn.ModuleList), "an order of neurons is saved, not the layers"
+        return save_widths(held, self.tensors_path(folder), folder)
 
     def load(self, route: Route, folder: Path, sizes: Sizes) -> dict[int, KeptNeurons]:
         entry = route.mlp_keep

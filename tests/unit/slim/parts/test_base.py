@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.metadata import EntryPoint
+
 import pytest
 from matplotlib.patches import Rectangle
+from pydantic import ValidationError
 
 from tests.tiny import tiny_model
 from viasd_calib.errors import ModelError, SpecError
 from viasd_calib.evaluation import plots
+from viasd_calib.schema import route as route_schema
+from viasd_calib.schema.route import _OTHER_ENTRIES, PARTS_GROUP
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.parts import base
 from viasd_calib.slim.parts.base import Mark, part_named, parts_of, route_words
 from viasd_calib.spec import AdapterRef, BridgesRef, HeadVocab, MlpWidths, Route, TensorFile
 
@@ -54,6 +61,24 @@ def test_each_part_is_drawn() -> None:
 def test_a_part_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(SpecError, match="is no part of a route that this release knows"):
         part_named(name)
+
+
+def test_a_part_of_another_package_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint(name="mean_update", value="tests.toy_part", group=PARTS_GROUP)
+    monkeypatch.setattr(route_schema, "entry_points", lambda group, name: [point][: name == point.name])
+    for known, name in ((sys.modules, "tests.toy_part"), (base._PARTS, point.name), (_OTHER_ENTRIES, point.name)):
+        monkeypatch.delitem(known, name, raising=False)
+    entry = {"scale": 0.5, "tensors": TENSORS.model_dump()}
+    route = Route.model_validate({"mlp_skip": [1], "mean_update": entry})
+    assert [part.title for part in parts_of(route)] == ["skipped sublayers", "mean updates"]
+    assert route.files == [TENSORS]
+    assert Route.model_validate_json(route.model_dump_json()) == route
+
+
+@pytest.mark.parametrize("name", ["nowhere", "base"])
+def test_an_entry_of_no_part_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        Route.model_validate({name: {"tensors": TENSORS.model_dump()}})
 
 
 @pytest.mark.parametrize(
