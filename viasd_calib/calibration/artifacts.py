@@ -104,7 +104,7 @@ class CalibrateArtifact(BaseModel):
         if found.bound is None or worth.seconds_per_token_certified is None:
             return found
         note = (
-            f"exact: never diverges. A policy that diverges at most at {found.bound} of tokens is certified too "
+            f"exact: never diverges. A policy with a {found.loss} of at most {found.bound} is certified too "
             f"(observed {found.observed:.4f}) and took {1000 * worth.seconds_per_token_certified:.1f} ms a token, this "
             f"one {1000 * worth.seconds_per_token_exact:.1f}; viasd export --audit off writes it"
         )

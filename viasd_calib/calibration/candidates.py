@@ -1,4 +1,4 @@
-"""Candidate bounds for the gates, proposed from traces; on-policy certification decides among them."""
+"""Candidate thresholds for the gates, proposed from traces; on-policy certification decides among them."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ def tier_scores(draft: LogisticGate, slim: LogisticGate, texts: Sequence[ScoredT
 
 @dataclass(frozen=True)
 class Candidate:
-    """Gates with bounds, and what a replay of traces expects of them.
+    """Gates with thresholds, and what a replay of traces expects of them.
 
     Attributes:
         gates: ready for a spec.
-        bound: the score at which any tier trusts a token; one bound for all, since a token's risk is its
+        threshold: the score at which any tier trusts a token; one threshold for all, since a token's risk is its
             score whichever tier asks.
         replayed_loss: *simulated* share of tokens that would be emitted and are not q's choice.
         replayed_trust: *simulated* share of tokens that would not need q.
     """
 
     gates: Gates
-    bound: float
+    threshold: float
     replayed_loss: float
     replayed_trust: float
 
@@ -89,45 +89,45 @@ def propose(
     """
     candidates: list[Candidate] = []
     for fraction in fractions:
-        bound = lowest_bound(scores, fraction * max_loss)
-        if candidates and bound >= candidates[-1].bound:
+        threshold = lowest_threshold(scores, fraction * max_loss)
+        if candidates and threshold >= candidates[-1].threshold:
             continue
-        loss, trust = replay(scores, bound)
+        loss, trust = replay(scores, threshold)
         gates = Gates(
             draft=draft,
             slim=slim,
             draft_stop_below=stop_below,
-            draft_accept_at=bound,
-            accept_at=bound,
-            regenerate_at=bound,
+            draft_accept_at=threshold,
+            accept_at=threshold,
+            regenerate_at=threshold,
         )
-        candidates.append(Candidate(gates, bound, loss, trust))
+        candidates.append(Candidate(gates, threshold, loss, trust))
     return candidates
 
 
-def replay(scores: TierScores, bound: float) -> tuple[float, float]:
-    """*Simulated* loss and trust of one bound: the draft gate, then q' on the draft, then q' alone.
+def replay(scores: TierScores, threshold: float) -> tuple[float, float]:
+    """*Simulated* loss and trust of one threshold: the draft gate, then q' on the draft, then q' alone.
 
     Example:
         >>> yes, no = torch.tensor([True]), torch.tensor([False])
         >>> sure, unsure = torch.tensor([0.9]), torch.tensor([0.1])
-        >>> replay(TierScores(torch.tensor([0]), unsure, no, sure, sure, yes), bound=0.5)
+        >>> replay(TierScores(torch.tensor([0]), unsure, no, sure, sure, yes), threshold=0.5)
         (1.0, 1.0)
     """
-    by_draft = scores.draft >= bound
-    by_accept = ~by_draft & (scores.accept >= bound)
-    by_own = ~by_draft & ~by_accept & (scores.own >= bound)
+    by_draft = scores.draft >= threshold
+    by_accept = ~by_draft & (scores.accept >= threshold)
+    by_own = ~by_draft & ~by_accept & (scores.own >= threshold)
     wrong = ((by_draft | by_accept) & ~scores.draft_agrees) | (by_own & ~scores.own_agrees)
     trusted = by_draft | by_accept | by_own
     return float(wrong.float().mean()), float(trusted.float().mean())
 
 
-def lowest_bound(scores: TierScores, max_loss: float) -> float:
-    """The lowest of a grid of bounds whose replayed loss, and that of all above it, is within ``max_loss``."""
+def lowest_threshold(scores: TierScores, max_loss: float) -> float:
+    """The lowest of a grid of thresholds whose replayed loss, and that of all above it, is within ``max_loss``."""
     grid = 1 - torch.logspace(-4, -0.3, 75, dtype=torch.float64)  # 0.9999 down to 0.5
     best = 1.0
-    for bound in grid.tolist():
-        if replay(scores, bound)[0] > max_loss:
+    for threshold in grid.tolist():
+        if replay(scores, threshold)[0] > max_loss:
             break
-        best = bound
+        best = threshold
     return best

@@ -10,7 +10,7 @@ from functools import partial
 from pydantic import BaseModel, ConfigDict
 
 from viasd_calib.calibration.candidates import Candidate
-from viasd_calib.calibration.losses import diverging
+from viasd_calib.calibration.losses.base import CertificateLoss, loss_named
 from viasd_calib.calibration.risk import PROCEDURE, best_p_value, certified, p_value
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Decoder
@@ -69,6 +69,7 @@ def certify(
     confidence: float,
     max_new_tokens: int,
     split_sha256: dict[Split, str],
+    loss: str = "divergence",
     ledger: Ledger | None = None,
 ) -> Certification:
     """Test candidates from the most careful to the fastest and certify as far as they hold.
@@ -80,66 +81,72 @@ def certify(
         candidates: most careful first.
         decoder_for: a decoder with a candidate's gates and audit ``off``.
         prompts: of the calibrate split; one loss each.
+        loss: name of what is bounded.
         ledger: holds the losses that are known; their prompts are not decoded again.
 
     Raises:
         PromptError: prompts do not fit the verifier's context; nothing is decoded.
     """
     check_lengths(verifier, prompts, max_new_tokens)
-    kept = ledger or Ledger()
+    kept, measured = ledger or Ledger(), loss_named(loss)
     tested: list[TestedCandidate] = []
     enough = len(prompts) >= prompts_needed(max_loss, confidence)
     for number, candidate in enumerate(candidates if enough else ()):
-        decode = partial(_decode, decoder_for(candidate), verifier, routed, max_new_tokens)
+        decode = partial(_decode, decoder_for(candidate), verifier, routed, measured, max_new_tokens)
         losses = (
-            kept.recall(f"candidate {number}, prompt {name}", PromptLoss, partial(decode, prompt))
+            kept.recall(f"candidate {number}, prompt {name}", DecodedPrompt, partial(decode, prompt))
             for name, prompt in zip(step_names(prompts), prompts, strict=True)
         )
-        shown = tracked(losses, f"certify bound {candidate.bound:.4f}", len(prompts), "prompts")
+        shown = tracked(losses, f"certify threshold {candidate.threshold:.4f}", len(prompts), "prompts")
         with closing(shown):  # testing may end before all prompts are decoded
             result = _test(candidate, shown, len(prompts), max_loss, confidence)
         tested.append(result)
         if result.p_value > 1 - confidence:
             break
-    return _certification(candidates, tested, len(prompts), max_loss, confidence, max_new_tokens, split_sha256)
+    return _certification(candidates, tested, len(prompts), loss, max_loss, confidence, max_new_tokens, split_sha256)
 
 
 @dataclass(frozen=True)
-class PromptLoss:
+class DecodedPrompt:
     """What decoding one prompt came to."""
 
-    diverged: int
+    loss: float
     tokens: int
     full_passes: int
 
 
 def _decode(
-    decoder: Decoder, verifier: Verifier, routed: RoutedModel, max_new_tokens: int, prompt: Prompt
-) -> PromptLoss:
-    """Decode a prompt and let q judge every emitted token."""
+    decoder: Decoder,
+    verifier: Verifier,
+    routed: RoutedModel,
+    measured: CertificateLoss,
+    max_new_tokens: int,
+    prompt: Prompt,
+) -> DecodedPrompt:
+    """Decode a prompt and measure its loss."""
     turns = list(converse(decoder, verifier, prompt, max_new_tokens))
-    return PromptLoss(
-        diverged=sum(int(diverging(routed, turn.prompt_ids, turn.generation.tokens).sum()) for turn in turns),
+    return DecodedPrompt(
+        loss=measured.of_prompt(routed, turns),
         tokens=sum(len(turn.generation.tokens) for turn in turns),
         full_passes=sum(turn.generation.counts.full_passes for turn in turns),
     )
 
 
 def _test(
-    candidate: Candidate, decoded: Iterable[PromptLoss], n_prompts: int, max_loss: float, confidence: float
+    candidate: Candidate, decoded: Iterable[DecodedPrompt], n_prompts: int, max_loss: float, confidence: float
 ) -> TestedCandidate:
     """Test one candidate; give up as soon as no prompt still to come could save it."""
-    seen: list[PromptLoss] = []
+    seen: list[DecodedPrompt] = []
     losses: list[float] = []
     for prompt in decoded:
         seen.append(prompt)
-        losses.append(prompt.diverged / prompt.tokens)
+        losses.append(prompt.loss)
         if best_p_value(losses, n_prompts, max_loss) > 1 - confidence:
             break
     spent = sum(prompt.full_passes for prompt in seen) / sum(prompt.tokens for prompt in seen)
     complete = len(losses) == n_prompts
     return TestedCandidate(
-        bound=candidate.bound,
+        bound=candidate.threshold,
         replayed_loss=candidate.replayed_loss,
         replayed_trust=candidate.replayed_trust,
         observed_loss=sum(losses) / len(losses),
@@ -153,6 +160,7 @@ def _certification(
     candidates: Sequence[Candidate],
     tested: list[TestedCandidate],
     n_prompts: int,
+    loss: str,
     max_loss: float,
     confidence: float,
     max_new_tokens: int,
@@ -163,6 +171,7 @@ def _certification(
     chosen = candidates[count - 1] if count else None
     note = "" if held else _why_nothing(tested, n_prompts, max_loss, confidence)
     certificate = Certificate(
+        loss=loss,
         bound=max_loss if held else None,
         confidence=confidence,
         procedure=PROCEDURE,

@@ -1,4 +1,4 @@
-"""Where drafting should stop: the bound that a replay of traced blocks finds fastest, at measured costs."""
+"""Where drafting should stop: the threshold that a replay of traced blocks finds fastest, at measured costs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from viasd_calib.decoding.acceptance import leading_true
 GRID = tuple(step / 20 for step in range(20))
 """Bounds that are tried; at 0 drafting never stops early."""
 FEWEST_BLOCKS = 50
-"""Fewer blocks say too little: the bound then stays where it was."""
+"""Fewer blocks say too little: the threshold then stays where it was."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def seconds_per_token(blocks: Blocks, stop_below: float, costs: PassCosts) -> fl
 
 
 def best_stop(scores: TierScores, length: int, costs: PassCosts, default: float) -> float:
-    """The bound of ``GRID`` with the fewest *simulated* seconds a token; ``default`` where too few blocks are known.
+    """The threshold of ``GRID`` with the fewest *simulated* seconds a token; ``default`` for too few blocks.
 
     Args:
         scores: of texts the gate was not fitted on.
@@ -94,4 +94,4 @@ def best_stop(scores: TierScores, length: int, costs: PassCosts, default: float)
     blocks = whole_blocks(scores, min(length, int(scores.depth.max()) + 1))
     if len(blocks.scores) < FEWEST_BLOCKS:
         return default
-    return min(GRID, key=lambda bound: seconds_per_token(blocks, bound, costs))
+    return min(GRID, key=lambda threshold: seconds_per_token(blocks, threshold, costs))

@@ -15,9 +15,9 @@ from viasd_calib.progress import steps
 from viasd_calib.prompts import Prompt
 from viasd_calib.spec import Audit, Gates
 
-STRICT_BOUNDS = (0.5, 0.7, 0.85)
-"""Bounds that are tried beside the candidate's: with audit ``strict`` a wrong pending token costs time alone, so that
-less careful ones than a stated loss asks for may be faster."""
+STRICT_THRESHOLDS = (0.5, 0.7, 0.85)
+"""Thresholds that are tried beside the candidate's: with audit ``strict`` a wrong pending token costs time alone, so
+that less careful ones than a stated loss asks for may be faster."""
 
 
 FEWEST_PROMPTS = 6
@@ -42,14 +42,14 @@ class PolicyTiming(BaseModel):
     n_prompts: int = Field(ge=1)
 
     @property
-    def bound(self) -> float:
-        """The fastest bound."""
+    def threshold(self) -> float:
+        """The fastest threshold."""
         return min(self.by_bound, key=self.by_bound.__getitem__)
 
     @property
     def seconds_per_token(self) -> float:
-        """With the slim tier, at that bound."""
-        return self.by_bound[self.bound]
+        """With the slim tier, at that threshold."""
+        return self.by_bound[self.threshold]
 
     @property
     def seconds_per_token_exact(self) -> float:
@@ -83,9 +83,9 @@ def without_slim(gates: Gates) -> Gates:
     return gates.model_copy(update={"accept_at": NEVER, "regenerate_at": NEVER})
 
 
-def with_bound(gates: Gates, bound: float) -> Gates:
-    """Calibrated gates of which every tier trusts a token from the score ``bound`` on."""
-    return gates.model_copy(update={"draft_accept_at": bound, "accept_at": bound, "regenerate_at": bound})
+def with_threshold(gates: Gates, threshold: float) -> Gates:
+    """Calibrated gates of which every tier trusts a token from the score ``threshold`` on."""
+    return gates.model_copy(update={"draft_accept_at": threshold, "accept_at": threshold, "regenerate_at": threshold})
 
 
 def time_policies(
@@ -99,23 +99,23 @@ def time_policies(
 ) -> PolicyTiming:
     """Decode ``prompts`` by several policies in turns: drift strikes all alike.
 
-    They are exact decoding with the slim tier at several bounds, exact decoding without it and, where ``gates`` are
+    They are exact decoding with the slim tier at several thresholds, exact decoding without it and, where ``gates`` are
     certified, they themselves with audit ``off``.
 
     Args:
         decoder_for: a decoder with these gates and this audit.
-        gates: with a bound for all tiers; it is tried beside ``STRICT_BOUNDS``.
+        gates: with a threshold for all tiers; it is tried beside ``STRICT_THRESHOLDS``.
         prompts: one at least; the first one is also the warm-up.
     """
-    bounds = sorted({*STRICT_BOUNDS, gates.accept_at})
-    decoders = [*(decoder_for(with_bound(gates, bound), "strict") for bound in bounds)]
+    thresholds = sorted({*STRICT_THRESHOLDS, gates.accept_at})
+    decoders = [*(decoder_for(with_threshold(gates, threshold), "strict") for threshold in thresholds)]
     decoders.append(decoder_for(without_slim(gates), "strict"))
     if certified:
         decoders.append(decoder_for(gates, "off"))
     seconds = _seconds_per_token(decoders, verifier, prompts, max_new_tokens)
     return PolicyTiming(
-        by_bound=dict(zip(bounds, seconds[: len(bounds)], strict=True)),
-        seconds_per_token_without=seconds[len(bounds)],
+        by_bound=dict(zip(thresholds, seconds[: len(thresholds)], strict=True)),
+        seconds_per_token_without=seconds[len(thresholds)],
         seconds_per_token_certified=seconds[-1] if certified else None,
         n_prompts=len(prompts),
     )

@@ -60,7 +60,7 @@ COMMANDS: dict[str, Command] = {
         "frontier", "frontier", "fit for several target costs: agreement against cost", raw=True, going_on=SAME
     ),
     "calibrate": Command(
-        "calibrate", "calibrate", "choose the gates' bounds and certify them on-policy", going_on=SAME
+        "calibrate", "calibrate", "choose the gates' thresholds and certify them on-policy", going_on=SAME
     ),
     "export": Command("export", "export", "write the routing spec"),
     "validate": Command("export", "validate", "check a routing spec and the tensors beside it", positional=True),

@@ -24,13 +24,15 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
 def _say(artifact: lazy_types.CalibrateArtifact) -> None:
     table = new_table(
         "candidates, most careful first",
-        ["", "bound", "loss (replayed, simulated)", "loss (observed)", "prompts", "p-value", "full/token"],
+        ["", "threshold", "loss (replayed, simulated)", "loss (observed)", "prompts", "p-value", "full/token"],
     )
     for number, row in enumerate(artifact.tested, start=1):
         table.add_row(
             str(number), f"{row.bound:.4f}", f"{row.replayed_loss:.4f}", f"{row.observed_loss:.4f}",
             str(row.n_prompts), f"{row.p_value:.3g}", f"{row.full_passes_per_token:.2f}",
         )  # fmt: skip
+    from viasd_calib.calibration.losses.base import loss_named
+
     console = Console()
     console.print(table)
     certificate = artifact.certificate
@@ -38,14 +40,14 @@ def _say(artifact: lazy_types.CalibrateArtifact) -> None:
         console.print(certificate.note)
     else:
         console.print(
-            f"certified: at most {certificate.bound} of emitted tokens diverge from the full verifier, "
+            f"certified: at most {certificate.bound} {loss_named(certificate.loss).claim}, "
             f"confidence {certificate.confidence}, observed {certificate.observed:.4f} "
             f"on {certificate.n_prompts} prompts"
         )
     worth = artifact.slim_worth
     console.print(
         f"exact decoding takes {1000 * worth.seconds_per_token:.1f} ms a token with the slim tier "
-        f"(bound {worth.bound:.2f}), {1000 * worth.seconds_per_token_without:.1f} without "
+        f"(threshold {worth.threshold:.2f}), {1000 * worth.seconds_per_token_without:.1f} without "
         f"({worth.n_prompts} prompts): it is {_slim_words(worth)}"
     )
     if worth.seconds_per_token_certified is not None:

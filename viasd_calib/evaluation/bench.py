@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from viasd_calib.calibration.losses import diverging
+from viasd_calib.calibration.losses.divergence import count_diverged
 from viasd_calib.choices import Backend, BenchMethod
 from viasd_calib.decoding.conversation import Answering, Turn, converse
 from viasd_calib.decoding.decoder import Decoder
@@ -199,7 +199,7 @@ def _reference(
 def _judge(
     engine: Engine, prompt: Prompt, turns: list[Turn], seconds: float, reference: list[list[int]]
 ) -> PromptResult:
-    diverged = sum(int(diverging(engine.routed, turn.prompt_ids, turn.generation.tokens).sum()) for turn in turns)
+    diverged = count_diverged(engine.routed, turns)
     found = (
         find_difference(engine.routed, prompt.id, place, turn.prompt_ids, turn.generation.tokens, expected)
         for place, (turn, expected) in enumerate(zip(turns, reference, strict=False))

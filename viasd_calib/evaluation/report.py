@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from viasd_calib.calibration.losses.base import loss_named
 from viasd_calib.calibration.risk import certified
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.evaluation import plots
@@ -167,8 +168,7 @@ def certificate_sentence(certificate: Certificate | None) -> str:
         return f"{begin}, audit strict: every token is the full verifier's choice."
     return (
         f"Certified with {percent(certificate.confidence, 0)} confidence: on prompts like the calibration prompts, "
-        f"at most {percent(certificate.bound)} of a text's tokens, on average over prompts, are not what the "
-        "full verifier would have chosen."
+        f"at most {percent(certificate.bound)} {loss_named(certificate.loss).claim}."
     )
 
 

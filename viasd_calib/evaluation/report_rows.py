@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
+from viasd_calib.calibration.losses.base import loss_named
 from viasd_calib.evaluation.bench import BenchResult
 from viasd_calib.evaluation.method_columns import NOTHING, percent
 from viasd_calib.slim.parts.base import route_words
@@ -97,18 +98,18 @@ def _gate_rows(gates: Gates) -> list[tuple[str, str]]:
     rows = [
         ("gates", gates.convention),
         ("stop drafting below", f"{gates.draft_stop_below:.4g}"),
-        ("draft gate accepts at", _bound_words(gates.draft_accept_at)),
-        ("accept at", _bound_words(gates.accept_at)),
+        ("draft gate accepts at", _threshold_words(gates.draft_accept_at)),
+        ("accept at", _threshold_words(gates.accept_at)),
     ]
     if gates.regenerate_at is not None:
-        rows.append(("regenerate at", _bound_words(gates.regenerate_at)))
+        rows.append(("regenerate at", _threshold_words(gates.regenerate_at)))
     if gates.escalate_below is not None:
         rows.append(("escalate below", f"{gates.escalate_below:.4g}"))
     return rows
 
 
-def _bound_words(bound: float) -> str:
-    return "never" if bound > 1 else f"score {bound:.4g}"
+def _threshold_words(threshold: float) -> str:
+    return "never" if threshold > 1 else f"score {threshold:.4g}"
 
 
 def certificate_rows(certificate: Certificate | None) -> list[tuple[str, str]]:
@@ -116,7 +117,7 @@ def certificate_rows(certificate: Certificate | None) -> list[tuple[str, str]]:
     if certificate is None:
         return []
     rows = [
-        ("loss", f"{certificate.loss}: share of a text's tokens the full verifier would not have chosen"),
+        ("loss", f"{certificate.loss}: {loss_named(certificate.loss).meaning}"),
         ("bound", "none" if certificate.bound is None else percent(certificate.bound, 2)),
         ("confidence", percent(certificate.confidence, 0)),
         ("observed", percent(certificate.observed, 2)),

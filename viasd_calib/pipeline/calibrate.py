@@ -1,4 +1,4 @@
-"""Bounds for the gates, certified on prompts that nothing was learned from."""
+"""Thresholds for the gates, certified on prompts that nothing was learned from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COST_REPEATS = 9
 
 
 def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = None) -> lazy_types.CalibrateArtifact:
-    """Propose bounds from traces, decode the calibrate split with each, and certify the fastest that holds.
+    """Propose thresholds from traces, decode the calibrate split with each, and certify the fastest that holds.
 
     What is certified is then timed beside exact decoding, with the slim tier and without it: the fastest is exported.
     Where drafting stops is chosen by a replay of the fit's held-back texts at the costs of passes on this machine.
@@ -62,7 +62,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     from viasd_calib.calibration.candidates import DEFAULT_STOP, propose
     from viasd_calib.calibration.certify import certify
     from viasd_calib.calibration.draft_length import PassCosts, best_stop
-    from viasd_calib.calibration.policy_timing import time_policies, with_bound, without_slim
+    from viasd_calib.calibration.policy_timing import time_policies, with_threshold, without_slim
     from viasd_calib.decoding.decoder import Decoder
     from viasd_calib.evaluation.frontier import load_frontier
     from viasd_calib.hardware import hardware
@@ -86,7 +86,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         {
             "fit": [file_sha256(folder / name) for name in (FIT_FILE, SCORES_FILE)],
             "draft": engine.spec.draft.model_dump(mode="json"),
-            "bounds": [options.max_loss, options.confidence, *options.fractions],
+            "bounds": [options.loss, options.max_loss, options.confidence, *options.fractions],
             "decoding": [
                 options.max_new_tokens,
                 decoding.model_dump(mode="json"),
@@ -98,7 +98,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         },
     )
     notice_resumed(ledger, "steps")
-    # Timed, so another run may come to another bound, and its candidates would be others.
+    # Timed, so another run may come to another threshold, and its candidates would be others.
     costs = ledger.recall("what passes cost", PassCosts, lambda: measure_costs(engine, options.draft_length))
     stop = best_stop(scores, options.draft_length, costs, DEFAULT_STOP)
     candidates = propose(fitted.draft_gate, fitted.slim_gate, scores, options.max_loss, options.fractions, stop)
@@ -121,7 +121,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
             "calibrate": split_sha256(chosen),
             "test": split_sha256(select_split(every, "test", split)),
         },
-        ledger=ledger,
+        loss=options.loss, ledger=ledger,
     )  # fmt: skip
     gates = (certification.chosen or candidates[0]).gates
     # Which prompts decide between an exact policy and a certified one is all the same to the certificate.
@@ -132,7 +132,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     artifact = CalibrateArtifact(
         fit=fit_beside(folder, Path(options.out)),
         verifier=engine.spec.verifier,
-        gates=with_bound(gates, worth.bound) if worth.pays else without_slim(gates),
+        gates=with_threshold(gates, worth.threshold) if worth.pays else without_slim(gates),
         certified_gates=gates if certification.chosen else None,
         draft_length=options.draft_length,
         max_pending=options.max_pending,

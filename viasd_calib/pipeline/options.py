@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, dataclass_transform
 
 from pydantic import BaseModel, ConfigDict
 
-from viasd_calib.choices import FRACTIONS, SEARCH_METHODS, SMOLLM2, Backend, StrategyName
+from viasd_calib.choices import FRACTIONS, SEARCH_METHODS, SMOLLM2, Backend, CertificateLossName, StrategyName
 from viasd_calib.pipeline.numbers import (
     Count,
     DraftLength,
@@ -159,14 +159,15 @@ class CaptureOptions(PromptSource, FitModels):
 
 @options
 class CalibrateOptions(PromptSource, FitModels):
-    """Propose bounds from traces, decode the calibrate split with each, and certify the fastest that holds.
+    """Propose thresholds from traces, decode the calibrate split with each, and certify the fastest that holds.
 
     Args:
         fit: folder that ``viasd fit`` wrote; with ``cost``, that ``viasd frontier`` wrote.
         out: folder for the result.
         cost: take the member of the frontier that agrees best among those whose slim pass costs at most this share of
             a full one, measured at width 4.
-        max_loss: largest share of emitted tokens that the verifier would not have chosen.
+        loss: what is bounded; divergence is the share of emitted tokens that the verifier would not have chosen.
+        max_loss: largest mean of it over prompts.
         confidence: that the bound holds on unseen prompts.
         max_new_tokens: longest answer.
         fractions: rising; a candidate is proposed at each of these fractions of max_loss.
@@ -178,6 +179,7 @@ class CalibrateOptions(PromptSource, FitModels):
     fit: str
     out: str
     cost: Share | None = None
+    loss: CertificateLossName = "divergence"
     max_loss: Inside = 0.02
     confidence: Inside = 0.95
     max_new_tokens: Count = 64

@@ -118,7 +118,7 @@ def run(options: RunOptions, jobs: Jobs) -> None:
         words = ["--config", fit_config, "--out", str(fitted), "--model.verifier", options.verifier]
         words += ["--data.folders", f"[{traces}]", "--trainer.default_root_dir", str(fitted)]
         jobs.fit(words, load)
-    jobs.announce("3/7 calibrate: bounds for the gates, certified on the calibrate prompts")
+    jobs.announce("3/7 calibrate: thresholds for the gates, certified on the calibrate prompts")
     if not (calibrated / CALIBRATE_FILE).is_file():
         step = CalibrateOptions(fit=str(fitted), out=str(calibrated), dtype=dtype, **common, **decided.model_dump())
         jobs.calibrate(step, load)

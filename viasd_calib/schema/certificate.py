@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from viasd_calib.choices import CertificateLossName
 from viasd_calib.schema.base import Sha256, Share, SpecModel, refuse
 
 ROUNDING = 1e-6
@@ -41,7 +42,7 @@ class Certificate(SpecModel):
     What cannot be is refused: a bound below the observed loss, or one that so many prompts cannot show.
     """
 
-    loss: Literal["divergence"] = Field(
+    loss: CertificateLossName = Field(
         "divergence",
         description="what is bounded; divergence: share of a text's tokens that the full verifier would not choose",
     )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import constant_gate
-from viasd_calib.calibration.candidates import TierScores, lowest_bound, propose, replay
+from viasd_calib.calibration.candidates import TierScores, lowest_threshold, propose, replay
 from viasd_calib.errors import CalibrationError
 
 
@@ -24,7 +24,7 @@ def honest_scores(seed: int, places: int = 4000) -> TierScores:
 @given(seed=st.integers(0, 1000), max_loss=st.floats(0.001, 0.3))
 def test_the_bound_holds_in_the_replay(seed: int, max_loss: float) -> None:
     scores = honest_scores(seed, 500)
-    assert replay(scores, lowest_bound(scores, max_loss))[0] <= max_loss
+    assert replay(scores, lowest_threshold(scores, max_loss))[0] <= max_loss
 
 
 def test_candidates_run_from_careful_to_fast() -> None:
@@ -32,7 +32,7 @@ def test_candidates_run_from_careful_to_fast() -> None:
     slim = constant_gate("slim_margin", 0.0)
     found = propose(gate, slim, honest_scores(0), max_loss=0.1)
     assert len(found) > 1
-    assert [c.bound for c in found] == sorted((c.bound for c in found), reverse=True)
+    assert [c.threshold for c in found] == sorted((c.threshold for c in found), reverse=True)
     assert [c.replayed_trust for c in found] == sorted(c.replayed_trust for c in found)
     assert all(c.replayed_loss <= 0.05 for c in found)
 

@@ -11,6 +11,8 @@ import pytest
 from tests.tiny import constant_gate, make_drafter, tiny_prompts
 from viasd_calib.calibration.candidates import Candidate
 from viasd_calib.calibration.certify import certify
+from viasd_calib.calibration.losses import base
+from viasd_calib.calibration.losses.base import CertificateLoss
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.errors import PromptError
@@ -58,7 +60,7 @@ def run(
         max_loss=max_loss, confidence=0.9, max_new_tokens=12, split_sha256=HASHES,  # type: ignore[arg-type]
         ledger=ledger,
     )  # fmt: skip
-    chosen = None if result.chosen is None else result.chosen.bound
+    chosen = None if result.chosen is None else result.chosen.threshold
     assert (chosen is None) == (result.certificate.bound is None)
     return chosen, result.certificate.candidates_tested, [tested.observed_loss for tested in result.tested]
 
@@ -134,3 +136,10 @@ def test_all_prompts_are_checked_before_any_is_decoded(tiny_verifier: Verifier, 
     with pytest.raises(PromptError, match="prompt 'long' has 303 tokens"):
         run(tiny_verifier, [0.9], 40, 0.06, ledger, [*tiny_prompts(40), long])
     assert ledger.computed == []
+
+
+def test_the_loss_that_is_named_is_certified(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another loss exact decoding is as wrong as can be."""
+    worst = CertificateLoss(lambda *_: 1.0, "always 1", "of everything")
+    monkeypatch.setitem(base._losses, "divergence", worst)
+    assert run(tiny_verifier, [0.9], 40, max_loss=0.06) == (None, 1, [1.0])

@@ -68,10 +68,10 @@ def test_the_clock_decides(
     assert measured.pays is pays
     assert (measured.seconds_per_token_certified is not None) == certified
     assert measured.n_prompts == policy_timing.FEWEST_PROMPTS
-    assert sorted(measured.by_bound) == [0.4, *policy_timing.STRICT_BOUNDS]  # the gates' own is tried too
+    assert sorted(measured.by_bound) == [0.4, *policy_timing.STRICT_THRESHOLDS]  # the gates' own is tried too
     assert measured.by_bound[0.7] == pytest.approx(measured.by_bound[0.85])  # no score of 0.5 meets them
     if pays:
-        assert measured.bound <= 0.5
+        assert measured.threshold <= 0.5
         assert measured.seconds_per_token < measured.by_bound[0.7]
         if certified:  # nothing diverges from a q' that is q, and cheap slim passes settle all
             assert measured.seconds_per_token_certified < measured.seconds_per_token_without  # type: ignore[operator]
@@ -89,7 +89,7 @@ def test_of_too_few_prompts_nothing_pays() -> None:
 
 
 def test_a_bound_is_that_of_every_tier() -> None:
-    gates = policy_timing.with_bound(GATES, 0.6)
+    gates = policy_timing.with_threshold(GATES, 0.6)
     assert (gates.draft_accept_at, gates.accept_at, gates.regenerate_at) == (0.6, 0.6, 0.6)
     assert gates.slim == GATES.slim
 

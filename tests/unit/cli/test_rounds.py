@@ -13,7 +13,7 @@ import torch
 from tests.rounding import assert_near, assert_trained_alike
 from tests.tiny import TinyFolder, even_costs, tiny_fit, tiny_prompts, tiny_traces
 from viasd_calib.calibration.artifacts import FitArtifact
-from viasd_calib.calibration.losses import diverging
+from viasd_calib.calibration.losses.divergence import diverging
 from viasd_calib.cli import main, router_cli
 from viasd_calib.cli.fit import fit
 from viasd_calib.cli.rounds import settings_like
