@@ -41,10 +41,10 @@ def certified_tokens(spec: RoutingSpec, audit: Audit | None = None) -> int | Non
 
 
 class CertifiedLength:
-    """Says once that a text may become longer than those that a certificate was made from.
+    """Warns once that a text may become longer than those that a certificate was made from.
 
     Args:
-        tokens: the certificate holds for; None where there is nothing to say.
+        tokens: the certificate holds for; None where it holds for any length.
     """
 
     def __init__(self, tokens: int | None) -> None:

@@ -75,10 +75,9 @@ class Decoder(InProcess):
         processors: a user's own logits processors, for p, q' and q alike.
         tokenizer: the verifier's; stop strings need it.
         sampler: a ready-made one, in place of ``sampling`` and ``processors``.
-        certified_tokens: most new tokens that a certificate holds for, if texts may diverge; a warning says where more
-            are asked for.
-        assume_stateless: take a user's word that their own processors and stopping criteria are functions of what they
-            are given; without it, those that may remember earlier calls are refused
+        certified_tokens: most new tokens that a certificate holds for, if texts may diverge; more give a warning.
+        assume_stateless: accept processors and stopping criteria of one's own without proof that they are functions
+            of what they are given; without it, those that may remember earlier calls are refused
             (:mod:`~viasd_calib.decoding.stateless`).
 
     Raises:
@@ -132,9 +131,9 @@ class Decoder(InProcess):
             prompt: token ids, at least one; a list, or a tensor of shape [length] or [1, length].
             max_new_tokens: most tokens to add.
             stop_strings: the text ends after the token that completes one of them in the new text.
-            criteria: transformers' stopping criteria, on prompt and new text; which may run, says
+            criteria: transformers' stopping criteria, on prompt and new text; which may run: see
                 :mod:`~viasd_calib.decoding.stateless`.
-            cancelled: asked once a round; what is final when it says yes is the text.
+            cancelled: asked once a round; what is final when it is true is the text.
             number: the text's own, from which its draws follow; the next one where it is left out.
 
         Raises:
@@ -176,7 +175,7 @@ class Decoder(InProcess):
                 taken in their order, so put those of like length together.
             stop_strings: as for :meth:`generate`.
             criteria: the same; each text is shown to them alone.
-            cancelled: asked once a round of each text; once it has said yes, all texts end where they are final, those
+            cancelled: asked once a round of each text; once it is true, all texts end where they are final, those
                 whose turn has not come with no token.
 
         Returns:
@@ -289,12 +288,12 @@ class Decoder(InProcess):
         self, ids: list[int], count: int, ending: Ending, sampler: TokenSampler, cancelled: Cancelled | None
     ) -> Iterator[Emitted]:
         """The tokens that each round makes final."""
-        session, told = self._open(ids, count, ending, sampler), 0
+        session, yielded = self._open(ids, count, ending, sampler), 0
         while self._advance(session, cancelled):
             final = self.strategy.final_length(session)
-            tokens = session.text[session.prompt_length + told : final].tolist()
-            yield from (Emitted(*pair) for pair in zip(tokens, session.tiers[told:], strict=False))
-            told += len(tokens)
+            tokens = session.text[session.prompt_length + yielded : final].tolist()
+            yield from (Emitted(*pair) for pair in zip(tokens, session.tiers[yielded:], strict=False))
+            yielded += len(tokens)
 
     def _stop_criterion(self, stop_strings: str | Sequence[str]) -> StopStringCriteria | None:
         """Made once for all texts: it looks through the whole vocabulary."""

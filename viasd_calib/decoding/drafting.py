@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from viasd_calib.decoding.acceptance import leading_true
-from viasd_calib.decoding.draws import looks_at_scores_alone
+from viasd_calib.decoding.draws import ignore_text
 from viasd_calib.decoding.features import DraftStatistics, draft_features
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.kernels import LogitStatistics, join_statistics, logit_statistics
@@ -141,7 +141,7 @@ def allowed_only(session: Session, block: Block) -> Passes[Block]:
     Prompt lookup asks no processor, and without verification nothing else would.
     """
     sampler, tokens = session.sampler, block.tokens
-    if len(block) == 0 or looks_at_scores_alone(sampler.processors):
+    if len(block) == 0 or ignore_text(sampler.processors):
         return block
     text = torch.cat([session.text[: session.length], tokens[:-1]])
     certain = certain_logits(tokens, session.verifier.config.vocab_size)  # no cut by mass removes a certain token

@@ -14,13 +14,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-TEXT_BLIND = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
-"""Processors that look at the scores alone, so that the rows of a block can go through them at once."""
+TEXT_INDEPENDENT = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+"""Processors that depend on the scores alone, so that the rows of a block can go through them at once."""
 
 
-def looks_at_scores_alone(processors: LogitsProcessorList) -> bool:
-    """Whether no processor looks at the text; a subclass of one that does not may."""
-    return all(type(processor) in TEXT_BLIND for processor in processors)
+def ignore_text(processors: LogitsProcessorList) -> bool:
+    """Whether no processor depends on the text; a subclass of one that does not may."""
+    return all(type(processor) in TEXT_INDEPENDENT for processor in processors)
 
 
 def process_rows(processors: LogitsProcessorList, logits: Tensor, text: Tensor) -> Tensor:
@@ -35,10 +35,10 @@ def process_rows(processors: LogitsProcessorList, logits: Tensor, text: Tensor) 
     """
     scores: Any = logits.float()  # transformers asks for its narrower tensor types
     ids: Any = text[None]  # [1, length]
-    if looks_at_scores_alone(processors):
+    if ignore_text(processors):
         return processors(ids, scores) if processors else scores
     rows, length = scores.shape[0], text.shape[0]
-    # Cloned, since many a processor writes into what it is given, and gates look at the same logits later.
+    # Cloned, since many a processor writes into what it is given, and gates read the same logits later.
     done = [processors(ids[:, : length - rows + 1 + row], scores[row : row + 1].clone()) for row in range(rows)]
     return torch.cat(done)
 

@@ -61,8 +61,8 @@ class Engine(InProcess):
             audit: in place of the spec's own, on the caller's responsibility; ``three_tier`` alone takes one.
             sampling: how tokens are chosen; greedily where it is left out.
             processors: a user's own logits processors.
-            assume_stateless: take a user's word that these, and stopping criteria, are functions of what they are
-                given (:mod:`~viasd_calib.decoding.stateless`).
+            assume_stateless: accept these, and stopping criteria, without proof that they are functions of what they
+                are given (:mod:`~viasd_calib.decoding.stateless`).
 
         Raises:
             MethodError: there is no such strategy or audit.
@@ -91,7 +91,7 @@ class Engine(InProcess):
         )
 
     def __repr__(self) -> str:
-        """In one line; the fields say the rest."""
+        """In one line."""
         weights = f"{self.verifier.ref.name_or_path!r}, {self.verifier.ref.dtype} on {self.routed.device}"
         audit = self.spec.decoding.audit
         return f"Engine({weights}, {type(self.drafter).__name__}, audit={audit!r}, backend={self.backend!r})"
@@ -138,7 +138,7 @@ def load_engine(
     """Load a routing spec and every model it names.
 
     With other weights than the spec was made for, its certificate is void: the engine's spec then has audit
-    ``strict``, and a :class:`~viasd_calib.errors.WeightsWarning` says why.
+    ``strict``, and a :class:`~viasd_calib.errors.WeightsWarning` gives the reason.
 
     Args:
         spec_path: of the spec; what it names lies relative to it.
@@ -161,7 +161,7 @@ def load_engine(
     if draft_model is not None:
         spec = spec.model_copy(update={"draft": relocated(spec.draft, draft_model)})
     drafting = named_model(spec.draft)
-    if drafting is not None:  # said before the verifier is loaded, which may take long
+    if drafting is not None:  # refused before the verifier is loaded, which may take long
         check_model(beside(drafting.name_or_path, folder), drafting.revision)
     name = beside(spec.verifier.name_or_path, folder) if verifier is None else verifier
     loaded = load(name, dtype=dtype or spec.verifier.dtype, device=device)

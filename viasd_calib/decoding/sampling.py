@@ -22,10 +22,10 @@ class Sampling:
     """How tokens are chosen; the same for draft model, slim and full verifier.
 
     Attributes:
-        temperature: 0 takes the likeliest token; else at least 1e-30, below which scores in float32 overflow.
-        top_k: draw from so many of the likeliest tokens; 0 for all.
+        temperature: 0 takes the most likely token; else at least 1e-30, below which scores in float32 overflow.
+        top_k: draw from so many of the most likely tokens; 0 for all.
         top_p: draw from the smallest set of tokens with this share of the mass.
-        min_p: draw from tokens with at least this share of the likeliest one's probability.
+        min_p: draw from tokens with at least this share of the most likely one's probability.
         repetition_penalty: divides the scores of tokens that the text holds already; greedy texts heed it too.
         seed: of the draws.
 
@@ -72,11 +72,11 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken, and nothing drawn."""
+        """Whether the most likely token is taken, and nothing drawn."""
         return self.temperature == 0
 
     def processors(self, extra: Sequence[LogitsProcessor] = ()) -> LogitsProcessorList:
-        """The processors these settings stand for, in the order of transformers' ``generate``.
+        """The processors of these settings, in the order of transformers' ``generate``.
 
         Args:
             extra: a user's own; they come after the repetition penalty and before the temperature.

@@ -26,7 +26,7 @@ class Counts:
         full_passes: passes of q, the prompt's own not counted.
         slim_passes: passes of q'.
         draft_steps: forward passes of the draft model.
-        rejected: drafted tokens that q, q' or the audit refused; a tail that nobody judged is not counted.
+        rejected: drafted tokens that q, q' or the audit refused; a tail that was not verified is not counted.
     """
 
     full_passes: int = 0
@@ -141,7 +141,7 @@ class Session:
         self.proposal_probs.clear()
 
     def result(self) -> Generation:
-        """The text as it stands."""
+        """The text so far."""
         if self.drafter is not None:
             self.counts.draft_steps = self.drafter.steps
         tokens = self.text[self.prompt_length : self.length].tolist()
@@ -156,7 +156,7 @@ def open_session(
     ending: Ending,
     sampler: TokenSampler,
 ) -> Session:
-    """Run q over a prompt, all but its last token, and stand ready to decode.
+    """Run q over a prompt, all but its last token.
 
     Args:
         prompt: at least one token, as :func:`~viasd_calib.token_ids.read_token_ids` gives them.
@@ -181,7 +181,7 @@ def new_session(
     sampler: TokenSampler,
     row: CacheRow,
 ) -> Session:
-    """A text that nobody has read yet.
+    """A text whose prompt has not been read yet.
 
     Args:
         drafter: of this text.
@@ -207,7 +207,7 @@ def read_prompt(session: Session) -> Passes[None]:
 
 
 def keep_sessions(sessions: Sequence[Session]) -> None:
-    """Drop from a batch all texts but these, in their order; where none is left there is nothing to do."""
+    """Drop all texts but these from a batch, in their order; does nothing where none is left."""
     if not sessions:
         return
     keep_rows([session.row for session in sessions])

@@ -5,7 +5,7 @@ drafter or verifier asked of before. A processor that answers by what it remembe
 processors do that advance by one token a call, would silently break what it is there to keep. So these run:
 
 - transformers' own classes that are functions of the text and the scores they are given (``STATELESS``);
-- an object that says so of itself, with an attribute ``stateless = True``;
+- an object that declares it with an attribute ``stateless = True``;
 - an object with a method ``rollback(length)``, see :class:`RollsBack`;
 - any other callable, where the user vouches for it (``assume_stateless``).
 """
@@ -63,7 +63,7 @@ STATELESS = frozenset(
 )
 """transformers' own classes whose answer follows from text and scores alone (from the time too, for the time limit).
 
-A class that is in neither list is refused until somebody has looked at it; a test looks for such."""
+A class that is in neither list is refused until it has been examined; a test finds such classes."""
 
 STATEFUL = {
     "ConfidenceCriteria": "needs scores, which are not kept",
@@ -72,7 +72,7 @@ STATEFUL = {
     "UnbatchedClassifierFreeGuidanceLogitsProcessor": "remembers earlier calls",
     "WhisperNoSpeechDetection": "keeps what it was shown",
 }
-"""transformers' own classes that cannot run, and why; no word of a user makes them."""
+"""transformers' own classes that cannot run, and why; ``assume_stateless`` does not change it."""
 
 CALLS_BACK = {"PrefixConstrainedLogitsProcessor": "calls a function of yours"}
 """transformers' own classes that are what somebody's function makes of them."""
@@ -85,8 +85,8 @@ class RollsBack(Protocol):
     """A processor or criterion that advances by one token a call, and can go back.
 
     It is called as transformers' ``generate`` would call it: first with the prompt (a criterion: with the prompt and
-    one token), then each time with one token more. Before a call that does not go on from the last one, it is told
-    how far it still holds; tokens after that which it has not seen are shown to it one by one, and what it
+    one token), then each time with one token more. Before a call that does not go on from the last one, it is given
+    the length that still holds; tokens after that which it has not seen are shown to it one by one, and what it
     answers to those is thrown away.
 
     Example:
@@ -110,7 +110,7 @@ def read_processors(processors: Iterable[LogitsProcessor], assume_stateless: boo
     """Logits processors that may run under speculation, as they are; :func:`follow_text` is for those that roll back.
 
     Args:
-        assume_stateless: take a user's word that their own are functions of text and scores.
+        assume_stateless: accept a user's own without proof that they are functions of text and scores.
 
     Raises:
         SamplingError: no list of processors, or one that may remember earlier calls.

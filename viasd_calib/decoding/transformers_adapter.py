@@ -47,7 +47,7 @@ from viasd_calib.spec import RoutingSpec, check_draft_weights, check_verifier, c
 
 UNSUPPORTED_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 OUTPUT_SETTINGS = frozenset({"use_cache", "logits_to_keep", "return_dict"})
-"""Arguments of a model's forward that say what it returns, not what it computes: the decoder asks in its own way."""
+"""Arguments of a model's forward that select what it returns, not what it computes: the decoder has its own."""
 
 
 def generate(
@@ -280,12 +280,12 @@ def _eos_ids(criteria: StoppingCriteriaList) -> frozenset[int]:
 
 
 def _room(prompt_length: int, criteria: StoppingCriteriaList, config: GenerationConfig) -> int:
-    """Most tokens to add; a user's own limit stands in place of the configuration's, as in transformers."""
+    """Most tokens to add; a user's own limit replaces the configuration's, as in transformers."""
     limits = [one.max_length for one in criteria if type(one) is MaxLengthCriteria]
     limit = min(limits) if limits else config.max_length
     if limit is None:
         raise PromptError("the text has no limit; give max_new_tokens")
-    return max(limit - prompt_length, 1)  # transformers looks at its limit after the first token
+    return max(limit - prompt_length, 1)  # transformers checks its limit after the first token
 
 
 def _seeded(device: torch.device) -> torch.Generator:
@@ -318,7 +318,7 @@ class _Loaded(dict[tuple[object, ...], _Parts]):
     _weights: tuple[str | None] | None = None
 
     def weights_of(self, model: PreTrainedModel) -> str | None:
-        """Hash of the model's weights, looked at before the first spec reorders neurons; None where it is unknown."""
+        """Hash of the model's weights, computed before the first spec reorders neurons; None where it is unknown."""
         if self._weights is None:
             self._weights = (weights_in_memory(model),)
         return self._weights[0]

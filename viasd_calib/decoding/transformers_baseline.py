@@ -46,7 +46,7 @@ class TransformersDecoder:
 
 
 def with_plain_generation(model: PreTrainedModel, eos_ids: Collection[int]) -> PreTrainedModel:
-    """The same model, whose ``generate`` takes nothing from the generation settings that lie beside its weights.
+    """The same model, whose ``generate`` takes nothing from the generation settings that came with its weights.
 
     transformers fills in what a call leaves open from ``model.generation_config``, also where the call brings a whole
     configuration of its own. So a shallow copy, which shares all modules and weights, gets a fresh one; ``model``

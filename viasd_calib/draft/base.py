@@ -62,13 +62,13 @@ class GreedyPick(Pick):
 
 @dataclass(frozen=True)
 class Proposal:
-    """Drafted tokens, and what the draft model said at each.
+    """Drafted tokens, and the draft model's logits at each.
 
     Attributes:
         tokens: [k], long; k may be 0.
         logits: [k, draft vocabulary]; None for a drafter without a distribution.
         vocabulary: verifier ids of the logits' columns, [draft vocabulary]; None where they are the verifier's. An id
-            may stand in several columns.
+            may be in several columns.
     """
 
     tokens: Tensor
@@ -99,7 +99,7 @@ class TextDrafter(ABC):
         is a generator that yields its forwards.
         """
 
-    def observe(self, start: int, tapped: Tensor) -> None:  # noqa: B027 - most drafters do not look
+    def observe(self, start: int, tapped: Tensor) -> None:  # noqa: B027 - most drafters do not read it
         """Take a verifier's residual stream at the taps ([width, taps, hidden]) for positions from ``start`` on."""
 
     def rollback(self, length: int) -> None:  # noqa: B027 - most drafters remember nothing
@@ -142,7 +142,7 @@ class Drafter(ABC):
 
     @abstractmethod
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Say what would have been drafted at every place of a text that the verifier wrote.
+        """What would have been drafted at every place of a text that the verifier wrote.
 
         Args:
             text: [length], long.

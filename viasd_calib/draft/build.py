@@ -49,7 +49,7 @@ def build_drafter(
 
     Args:
         tokenizer: the verifier's; a draft model's is compared with it, token by token. Where one of the two is missing
-            the draft model must have as many output rows as the verifier, and a warning says so.
+            the draft model must have as many output rows as the verifier, with a warning.
 
     Raises:
         ModelError: the draft model is missing, damaged or of another tokenizer, or cannot be quantised as asked.
@@ -80,7 +80,7 @@ def name_draft(name: str) -> tuple[DraftSpec, Path]:
     ``prompt_lookup+`` before one of them, or before both, takes lookup where it is confident, and the model elsewhere.
 
     Raises:
-        ModelError: the folder's description of a shallow drafter is damaged, or a prefix stands before no model.
+        ModelError: the folder's description of a shallow drafter is damaged, or no model follows a prefix.
     """
     if name in _WITHOUT_SETTINGS:
         return _WITHOUT_SETTINGS[name](), Path()

@@ -38,7 +38,7 @@ class CausalDrafter(CachedDrafter):
 
     Matrices of models with one tokenizer may be padded to different heights. Rows beyond the verifier's are left out,
     so that no id is proposed which the verifier does not have; where the draft model has fewer, its own are the only
-    ones proposed, and an id that it does not have, which stands for no token, it reads as its last one.
+    ones proposed, and an id that it does not have, which is of no token, it reads as its last one.
 
     Args:
         model: the draft model; its tokenizer is the verifier's.

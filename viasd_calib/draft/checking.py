@@ -1,4 +1,4 @@
-"""Whether the tensors of a spec's shallow drafter fit what the spec says of it, as far as it shows without a model."""
+"""Whether the tensors of a spec's shallow drafter fit its entry in the spec, as far as it shows without a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from viasd_calib.spec import CombinedDraft, RoutingSpec, ShallowDraft
 
 MEND = "export the spec again, or train the drafter for this verifier"
-"""What is to be done about a drafter that does not fit."""
+"""How to mend a drafter that does not fit."""
 
 
 def drafter_misfits(spec: RoutingSpec, folder: Path) -> list[str]:

@@ -19,15 +19,15 @@ from viasd_calib.spec import CombinedDraft
 class CombinedDrafter(Drafter):
     """The longest confident proposal of prompt lookup and a draft model.
 
-    Lookup is confident where a tail of at least ``min_ngram`` tokens has stood in the text before. Its proposal is
+    Lookup is confident where a tail of at least ``min_ngram`` tokens has occurred in the text before. Its proposal is
     then as long as may be drafted: one that comes to the end of the text goes on as a repetition does, with its own
     beginning. The model could not draft a longer one, so it is not asked, and no step of it is paid for. Elsewhere
     the model drafts the whole block, and stops by its own confidence; the stop rule is not asked of a looked-up
     block, whose tokens cost nothing. Which of the two drafts follows from the text alone, before anything is drawn.
 
     A looked-up token comes with logits that are certain of it (0, and -inf elsewhere), in a proposal and in
-    ``score`` alike, so that gates are fitted on what they will see: entropy 0, top-1 mass 1, no bound to the margin.
-    A proposal has the vocabulary of whoever made it: the model's own, or the looked-up tokens. ``score`` says both in
+    ``score`` alike, so that gates are fitted on what they will see: entropy 0, top-1 mass 1, no limit to the margin.
+    A proposal has the vocabulary of whoever made it: the model's own, or the looked-up tokens. ``score`` has both in
     one tensor, so there ``vocabulary`` is None even where the model's own is smaller; its logits are -inf outside.
 
     Args:

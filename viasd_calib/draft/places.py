@@ -1,4 +1,4 @@
-"""Names of drafters, in specs and in files that may be moved, and the places that they stand for."""
+"""Names of drafters, in specs and in files that may be moved, and the places that they name."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _resolved(name: str, folder: Path) -> tuple[str, str | Path]:
 
 
 def prefix_and_model(name: str) -> tuple[str, str]:
-    """What stands before the draft model's own name in a drafter's, and that.
+    """What comes before the draft model's own name in a drafter's, and that.
 
     Example:
         >>> prefix_and_model("prompt_lookup+int8:runs/draft"), prefix_and_model("prompt_lookup")

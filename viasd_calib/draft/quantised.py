@@ -136,7 +136,7 @@ class Int4Linear(QuantisedLinear):
 
 
 class RoundedLinear(QuantisedLinear):
-    """What one of the others says, without a kernel for integers: the rounded weight, multiplied in bfloat16."""
+    """What one of the others computes, without a kernel for integers: the rounded weight, multiplied in bfloat16."""
 
     def __init__(self, linear: nn.Linear, weight_format: WeightFormat) -> None:
         super().__init__(linear)
@@ -175,7 +175,7 @@ def quantise_linears(modules: Iterable[nn.Module], weight_format: WeightFormat) 
     """Exchange, in place, every linear layer inside ``modules`` for one with integer weights.
 
     Give it what is the draft model's alone. An embedding that shares its weight with the output head keeps it. On a CPU
-    without the kernels the rounded weights are multiplied in bfloat16, and a warning says so: what is drafted is nearly
+    without the kernels the rounded weights are multiplied in bfloat16, with a warning: what is drafted is nearly
     the same, and takes longer.
 
     Raises:

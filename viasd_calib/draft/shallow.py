@@ -1,4 +1,4 @@
-"""A shallow drafter: the verifier's last layers after a linear stand-in for all that came before them.
+"""A shallow drafter: the verifier's last layers after a linear replacement of all that came before them.
 
 The drafter reads, at each place, the token and the verifier's residual stream of the place before, at
 several depths (Li et al. 2024, EAGLE, arXiv 2401.15077, section 4.1; Li et al. 2025, EAGLE-3, arXiv
@@ -35,7 +35,7 @@ from viasd_calib.draft.base import (
 from viasd_calib.draft.checking import MEND
 from viasd_calib.errors import ModelError
 from viasd_calib.files import write_bytes
-from viasd_calib.passes.requests import Cost, Passes, Request, bounds
+from viasd_calib.passes.requests import Cost, Passes, Request, ranges_of
 from viasd_calib.slim.cache import CacheRow, SharedCache, readable, repeat_last, window_of_rows
 from viasd_calib.slim.families import KeyValueStore
 from viasd_calib.slim.forward import MaskOf, RoutedModel, sublayers_of
@@ -116,7 +116,7 @@ class ShallowModel(nn.Module):
         return self.verifier.embed(ids) / self.token_size
 
     def condition(self, tapped: Tensor) -> Tensor:
-        """What the verifier's residual stream ([..., taps, hidden]) says to the place after: [..., hidden]."""
+        """From the verifier's residual stream ([..., taps, hidden]) the condition of the place after: [..., hidden]."""
         return self.from_taps(unit_size(tapped).flatten(-2))  # type: ignore[no-any-return]
 
     def own_condition(self, states: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class ShallowModel(nn.Module):
 
         Args:
             ids: tokens, [batch, width].
-            conditions: what the place *before* each token says, [batch, width, hidden].
+            conditions: of each token, from the place *before* it, [batch, width, hidden].
             positions: [1 or batch, width].
         """
         hidden: Tensor = self.from_token(self.embed(ids)) + conditions  # [batch, width, hidden]
@@ -198,11 +198,11 @@ class Step(NamedTuple):
 
     Attributes:
         logits: after the last token, [draft vocabulary].
-        said: what the places for which no verifier has spoken say to the next ones, [width - known, hidden].
+        conditions: for the places after those that no verifier has run on, [width - known, hidden].
     """
 
     logits: Tensor
-    said: Tensor
+    conditions: Tensor
 
 
 @dataclass(frozen=True)
@@ -213,8 +213,8 @@ class ShallowStep(Request[Step]):
         row: the drafter's keys and values.
         start: position of the first token.
         ids: [width], long.
-        conditions: what the place before each token says, [width, hidden].
-        known: leading places that a verifier has spoken for.
+        conditions: of each token, from the place before it, [width, hidden].
+        known: leading places that a verifier has run on.
     """
 
     cost = Cost.DRAFT
@@ -238,10 +238,10 @@ class ShallowStep(Request[Step]):
         ids, conditions = repeat_last([r.ids for r in requests]), repeat_last([r.conditions for r in requests])
         states = model(ids, conditions, window.positions(), window.mask, window)  # [batch, widest, hidden]
         own = [rows[request.known : width] for rows, request, width in zip(states, requests, widths, strict=True)]
-        said = model.own_condition(torch.cat(own))  # [places without a verifier, hidden]
+        after = model.own_condition(torch.cat(own))  # [places without a verifier, hidden]
         logits = model.logits(torch.stack([rows[width - 1] for rows, width in zip(states, widths, strict=True)]))
-        ends = bounds([rows.shape[0] for rows in own])
-        return [Step(one, said[begin:end]) for one, (begin, end) in zip(logits, ends, strict=True)]
+        ends = ranges_of([rows.shape[0] for rows in own])
+        return [Step(one, after[begin:end]) for one, (begin, end) in zip(logits, ends, strict=True)]
 
 
 class ShallowDrafter(CachedDrafter):
@@ -275,7 +275,7 @@ class ShallowTextDrafter(CachedTextDrafter):
         model: what drafts.
 
     Attributes:
-        conditions: row i + 1 is what place i says to the next; row 0 stands before the text, [capacity + 1, hidden].
+        conditions: row i + 1 comes from place i; row 0 is before the text, [capacity + 1, hidden].
         observed: leading positions whose condition a verifier gave.
     """
 
@@ -304,7 +304,7 @@ class ShallowTextDrafter(CachedTextDrafter):
     def _advance(self, ids: Tensor) -> Passes[Tensor]:
         """Read tokens: at once as far as the place before has spoken, one by one after that.
 
-        Only tokens that another has drafted, and nobody verified, lie so far after.
+        Only tokens that were drafted otherwise, and not verified, are so far after.
         """
         ready = max(self.observed - self.row.exact, 0) + 1
         logits = yield from self._step(ids[:ready])
@@ -315,9 +315,9 @@ class ShallowTextDrafter(CachedTextDrafter):
     def _step(self, ids: Tensor) -> Passes[Tensor]:
         start, width = self.row.exact, ids.shape[0]
         conditions = self.conditions[start : start + width]  # [width, hidden]
-        known = max(self.observed - start, 0)  # leading places that a verifier has spoken for already
+        known = max(self.observed - start, 0)  # leading places that a verifier has run on already
         step: Step = yield ShallowStep(self._model, self.row, start, ids, conditions, known)
-        self.conditions[start + known + 1 : start + width + 1] = step.said
+        self.conditions[start + known + 1 : start + width + 1] = step.conditions
         self.row.mark_exact(start + width)
         self.steps += 1
         return step.logits
@@ -340,10 +340,10 @@ class UnrolledStore:
 def unrolled_mask(length: int, passes: int, device: torch.device, sliding: int | None = None) -> Tensor:
     """What a place may read in pass ``passes`` (from 1): bool [1, 1, length, passes * length].
 
-    A token drafted j places after the last verified one reads the slots up to that one as they stand with
-    the verifier's features (pass 1), and each of the j slots between as it stood when it was drafted
+    A token drafted j places after the last verified one reads the slots up to that one with
+    the verifier's features (pass 1), and each of the j slots between as when it was drafted
     (Li et al. 2025, EAGLE-3, arXiv 2503.01840, training-time test). A place reads ``sliding`` positions at
-    most, its own included; None is no such bound.
+    most, its own included; None is no such limit.
 
     Example:
         >>> unrolled_mask(3, 2, torch.device("cpu")).int()[0, 0].tolist()
@@ -371,13 +371,13 @@ def unrolled_states(model: ShallowModel, ids: Tensor, tapped: Tensor, passes: in
     length = ids.shape[1]
     positions = torch.arange(length, device=ids.device)[None]
     store = UnrolledStore()
-    said = model.condition(tapped)  # [batch, length, hidden]
+    given = model.condition(tapped)  # [batch, length, hidden]
     states: list[Tensor] = []
     for number in range(1, passes + 1):
-        conditions = nn.functional.pad(said[:, :-1], (0, 0, 1, 0))  # of the place before: [batch, length, hidden]
+        conditions = nn.functional.pad(given[:, :-1], (0, 0, 1, 0))  # of the place before: [batch, length, hidden]
         mask_of = partial(unrolled_mask, length, number, ids.device)
         states.append(model(ids, conditions, positions, mask_of, store))
-        said = model.own_condition(states[-1])
+        given = model.own_condition(states[-1])
     return states
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from viasd_calib.passes.requests import Cost, Request, bounds
+from viasd_calib.passes.requests import Cost, Request, ranges_of
 from viasd_calib.slim.cache import CacheRow, CacheWindow, repeat_last, window_of_rows
 from viasd_calib.slim.forward import RoutedModel, States
 
@@ -75,7 +75,7 @@ class ModelPass(Request[PassResult]):
         places = [last[width - want : width] for last, width, want in ends]  # [wanted, hidden] each
         logits = first._read_out(torch.cat(places))  # [all that is wanted, vocabulary]
         tapped = [rows[:width] for rows, width in zip(states.tapped, widths, strict=True)]
-        return [PassResult(logits[begin:end], own) for (begin, end), own in zip(bounds(wanted), tapped, strict=True)]
+        return [PassResult(logits[begin:end], own) for (begin, end), own in zip(ranges_of(wanted), tapped, strict=True)]
 
 
 class FullPass(ModelPass):

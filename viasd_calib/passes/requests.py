@@ -41,7 +41,7 @@ class Request(ABC, Generic[T]):
 
     @classmethod
     def run_together(cls, requests: Sequence[Self]) -> list[T]:
-        """Do it for several texts; one after the other, where a kind of request knows no better."""
+        """Do it for several texts; one after the other, unless a kind of request shares work."""
         return [request.run() for request in requests]
 
 
@@ -95,14 +95,14 @@ class Read(Request[list[int]]):
     @classmethod
     def run_together(cls, requests: Sequence[Self]) -> list[list[int]]:
         together = torch.cat([request.values.long() for request in requests]).tolist()
-        return [together[begin:end] for begin, end in bounds([request.values.shape[0] for request in requests])]
+        return [together[begin:end] for begin, end in ranges_of([request.values.shape[0] for request in requests])]
 
 
-def bounds(sizes: Sequence[int]) -> list[tuple[int, int]]:
+def ranges_of(sizes: Sequence[int]) -> list[tuple[int, int]]:
     """Where pieces of these sizes begin and end in a row.
 
     Example:
-        >>> bounds([2, 0, 3])
+        >>> ranges_of([2, 0, 3])
         [(0, 2), (2, 2), (2, 5)]
     """
     return list(pairwise(accumulate(sizes, initial=0)))

@@ -4,15 +4,15 @@
 optional (``pip install 'viasd_calib[gpu]'``, or with torch's CUDA wheels) and loaded at the first call that
 needs it.
 
-Who calls it:
+It is called for:
 
 - A drafted token that the draft gate is asked of: ``argmax`` is the token, the rest its features.
 - The slim tier under a calibrated or a margin rule: q''s features at the block and after it.
 - Every summary in traces (:func:`viasd_calib.decoding.top_k.top_k_statistics`), so that gates are fitted on the numbers
   that they see.
 
-Who does not: catch-up and the ratio rule look at no more than the largest logit of a row. In torch that is one cheap
-reduction, and the sums of a whole reading would be for nothing; on a GPU it is as few launches.
+Not by catch-up and the ratio rule, which need no more than the largest logit of a row. In torch that is one cheap
+reduction, and the other statistics would be for nothing; on a GPU it is as few launches.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ class LogitStatistics:
     """Statistics of rows of logits, and of k tokens proposed at the first k rows.
 
     A row that holds NaN or +inf is no distribution: its float fields are NaN, and ``argmax`` is any index
-    within the vocabulary. A row of -inf alone has ``log_sum_exp`` -inf. So ``isfinite(log_sum_exp)`` tells
-    usable rows from others.
+    within the vocabulary. A row of -inf alone has ``log_sum_exp`` -inf. So ``isfinite(log_sum_exp)``
+    separates usable rows from others.
 
     Attributes:
         maximum: the largest logit, [rows], float32.

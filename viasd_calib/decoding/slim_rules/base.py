@@ -34,7 +34,7 @@ class SlimRule(ABC):
 
     @property
     def draft_top(self) -> int:
-        """How many of the draft model's most likely tokens the rule looks at; 0 where it needs none of its logits."""
+        """How many of the draft model's most likely tokens the rule reads; 0 where it needs none of its logits."""
         return 1
 
     @abstractmethod

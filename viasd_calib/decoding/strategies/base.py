@@ -27,7 +27,7 @@ class Strategy(ABC):
         needs_drafter: whether rounds draft with the spec's draft model.
         lossless: whether greedy texts are q's own, and sampled ones have its distribution, by design.
         takes_audit: whether the spec's audit applies, or the caller's: then it is lossless under ``strict``, and the
-            spec's certificate speaks of it.
+            spec's certificate is about it.
         audit: which audit pending tokens go through.
     """
 

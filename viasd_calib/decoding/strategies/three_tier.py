@@ -77,7 +77,7 @@ class ThreeTier(Strategy):
         if session.closed:
             yield from self._catch_up(session, no_block(session))
             return
-        # Decided before anything is drawn: a choice that looked at the block would bend a sampled text.
+        # Decided before anything is drawn: a choice that depended on the block would bias a sampled text.
         full = session.pending + draft_limit(session, self.draft_length) + 1 > self.max_pending
 
         block = yield from self._draft(session)
@@ -175,7 +175,7 @@ class ThreeTier(Strategy):
         """The rule's masks from what is known before tokens are drawn: p's most likely ones in place of the drawn ones.
 
         Raises:
-            SamplingError: the rule looks at the drawn token, and the audit is to keep the text q's.
+            SamplingError: the rule depends on the drawn token, and the audit is to keep the text q's.
         """
         if not rule.sees_draw:
             top = draft.top_k
