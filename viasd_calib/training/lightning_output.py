@@ -6,8 +6,23 @@ import logging
 import re
 import warnings
 
-ADVERTISEMENT = "Tip: For seamless cloud"
-"""How Lightning begins its advertisements of other packages."""
+CHATTER = (
+    "Tip: For seamless cloud",  # an advertisement of other packages
+    "Seed set to",
+    "GPU available:",
+    "TPU available:",
+    "HPU available:",
+    "LOCAL_RANK:",
+    "`Trainer.fit` stopped: `max_",  # the end that was asked for
+)
+"""What Lightning logs on every run; the bar and what is printed after it say the same, or nobody asked."""
+
+LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+    "lightning.pytorch.accelerators.cuda",
+)
+"""Where it logs that."""
 
 BESIDE_THE_POINT = (
     # Lightning's own use of torch: nothing a user could mend.
@@ -21,18 +36,20 @@ BESIDE_THE_POINT = (
 
 
 def quiet_lightning() -> None:
-    """Silence Lightning's advertisements and the warnings in ``BESIDE_THE_POINT``, and nothing else."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(no_advertisement)
+    """Silence Lightning's ``CHATTER`` and the warnings in ``BESIDE_THE_POINT``, and nothing else."""
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(no_chatter)
     for beginning in BESIDE_THE_POINT:
         warnings.filterwarnings("ignore", message=re.escape(beginning), module=r"lightning\.")
 
 
-def no_advertisement(record: logging.LogRecord) -> bool:
-    """Whether a log record may be shown.
+def no_chatter(record: logging.LogRecord) -> bool:
+    """Whether a log record may be shown: a warning always, and else what is not of every run.
 
     Example:
-        >>> said = logging.makeLogRecord({"msg": "Tip: For seamless cloud logging, try ..."})
-        >>> no_advertisement(said), no_advertisement(logging.makeLogRecord({"msg": "GPU available: False"}))
+        >>> seed = logging.makeLogRecord({"msg": "Seed set to 0", "levelno": logging.INFO})
+        >>> ended = logging.makeLogRecord({"msg": "`Trainer.fit` stopped: No data.", "levelno": logging.INFO})
+        >>> no_chatter(seed), no_chatter(ended)
         (False, True)
     """
-    return ADVERTISEMENT not in record.getMessage()
+    return record.levelno >= logging.WARNING or not any(words in record.getMessage() for words in CHATTER)
