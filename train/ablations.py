@@ -21,12 +21,12 @@ from rich.table import Table
 
 from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.cli.fit import fit
-from viasd_calib.cli.fit_result import gate_texts
 from viasd_calib.cli.router_cli import OptionsCLI
 from viasd_calib.file_names import FIT_FILE
 from viasd_calib.files import read_json, write_json
 from viasd_calib.host_memory import keep_freed_memory
 from viasd_calib.models import Verifier, load_verifier
+from viasd_calib.pipeline.fit import gate_texts
 from viasd_calib.replay.agreement import JudgedPlaces, directly_after, judge_places, read_for_judging
 from viasd_calib.replay.student import run_starts
 from viasd_calib.slim.loading import load_routed

@@ -1,106 +1,12 @@
-"""What ``viasd fit`` writes: route with its tensors, first gates, and a few words on both."""
+"""What ``viasd fit`` prints at its end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from rich.console import Console
 
-from viasd_calib.calibration.artifacts import FitArtifact, save_scores
-from viasd_calib.calibration.gate_fitting import FittedGates, fit_gates
-from viasd_calib.cli.notices import say_written
-from viasd_calib.draft.places import draft_at, draft_from
-from viasd_calib.file_names import ADAPTER_FILE, BRIDGES_FILE, FIT_FILE, HEAD_VOCAB_FILE, MLP_KEEP_FILE
-from viasd_calib.files import write_json
+from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.pipeline.lists import runs
-from viasd_calib.prompt_copies import short_hashes
-from viasd_calib.prompts import SplitShares, combined_sha256
-from viasd_calib.replay.teacher import read_residuals
-from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.parts.adapter import adapter_ref, save_adapter
-from viasd_calib.slim.parts.base import FitInputs, fit_parts
-from viasd_calib.slim.parts.bridges import bridges_ref, save_bridges
-from viasd_calib.slim.parts.head_vocab import save_head_ids
-from viasd_calib.slim.parts.mlp_keep import save_widths
-from viasd_calib.spec import Route
 from viasd_calib.tables import new_table
-from viasd_calib.traces.data import TraceDataModule
-from viasd_calib.traces.folder import read_manifest
-from viasd_calib.training.distillation import DistillationModule
-from viasd_calib.training.head_vocabulary import share_outside
-
-
-def write_fit(
-    module: DistillationModule, data: TraceDataModule, out: Path, gate_folders: Sequence[str] = ()
-) -> FitArtifact:
-    """Write the route with the tensors of its parts, fit the first gates on them, and write those.
-
-    Args:
-        gate_folders: traces for the gates; none for the texts that the route learned from, and those held back.
-    """
-    options, student, route = module.options, module.student, module.route
-    widths = {layer: kept for layer, kept in student.widths.items() if layer not in route.mlp_skip}
-    if widths:
-        route = route.model_copy(update={"mlp_keep": save_widths(widths, out / MLP_KEEP_FILE, out)})
-    if module.bridges is not None:
-        save_bridges(module.bridges, out / BRIDGES_FILE)
-        reference = bridges_ref(out / BRIDGES_FILE, out, options.bridge_rank, options.bridge_carry)
-        route = route.model_copy(update={"bridges": reference})
-    if module.slim_layers is not None:
-        save_adapter(module.slim_layers, route, out / ADAPTER_FILE)
-        kind = options.adapter_kind
-        adapter = adapter_ref(
-            out / ADAPTER_FILE, out, options.rank, options.adapter_alpha, options.targets,
-            kind=kind, folded=kind == "dora" or (kind == "lora" and options.fold_adapter),
-        )  # fmt: skip
-        route = route.model_copy(update={"adapter": adapter})
-    head_ids = student.head_ids(data.token_counts())
-    outside = 0.0
-    if head_ids is not None:
-        route = route.model_copy(update={"head_vocab": save_head_ids(head_ids, out / HEAD_VOCAB_FILE, out)})
-        outside = share_outside(head_ids, data.validation_texts())
-    inputs = FitInputs(student.model, route, data.drawn_texts(options.bridge_texts), read_residuals)
-    route, further = fit_parts(inputs, options.parts, out)
-    routed = RoutedModel(student.model.model, route, {**module.slim_parts(head_ids), **further})
-    judged = gate_texts(gate_folders, data.seed) if gate_folders else data
-    gates = fit_gates(routed, judged.training_texts(), judged.validation_texts(), options.max_run)
-    artifact = _artifact(route, [data, judged], gates, outside, out)
-    save_scores(gates.scores, out)
-    write_json(out / FIT_FILE, artifact)
-    say_fit(artifact)
-    say_written(out / FIT_FILE)
-    return artifact
-
-
-def gate_texts(folders: Sequence[str], seed: int) -> TraceDataModule:
-    """Traces for gates alone: every text of them, a third held back to judge the gates on."""
-    everything = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
-    data = TraceDataModule([*folders], shares=everything, validation_share=1 / 3, seed=seed)
-    data.setup()
-    return data
-
-
-def _artifact(
-    route: Route, sources: Sequence[TraceDataModule], gates: FittedGates, outside: float, out: Path
-) -> FitArtifact:
-    """What was learned from ``sources``: the texts of the route, and those of the gates; it will lie in ``out``."""
-    data, judged = sources
-    traces = judged.folders[0]
-    return FitArtifact(
-        verifier=data.verifier_ref(),
-        draft=draft_from(draft_at(read_manifest(traces).draft, traces), out),
-        route=route,
-        draft_gate=gates.draft.gate,
-        slim_gate=gates.slim.gate,
-        reliability={"draft": gates.draft.reliability, "slim": gates.slim.reliability},
-        agreement=gates.agreement,
-        outside_head_vocab=outside,
-        fit_sha256=combined_sha256([text.prompt_sha256 for source in sources for text in source.texts]),
-        prompts=short_hashes(
-            text.normalised_sha256 or text.prompt_sha256 for source in sources for text in source.texts
-        ),
-    )
 
 
 def say_fit(artifact: FitArtifact) -> None:

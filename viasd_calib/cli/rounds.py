@@ -11,13 +11,13 @@ from jsonargparse import Namespace
 
 from viasd_calib.calibration.artifacts import FitArtifact, load_scores
 from viasd_calib.calibration.candidates import propose
-from viasd_calib.cli.fit_result import gate_texts
 from viasd_calib.cli.notices import announce, say_written
 from viasd_calib.cli.router_cli import RouterCLI, data_of
 from viasd_calib.draft.places import draft_at, draft_from
 from viasd_calib.file_names import FIT_FILE, SCORES_FILE
 from viasd_calib.files import copy_file, read_json, write_json
 from viasd_calib.models import LoadVerifier, Verifier
+from viasd_calib.pipeline.fit import gate_texts
 from viasd_calib.pipeline.fitted import decoder_at, open_fit
 from viasd_calib.spec import Decoding
 from viasd_calib.traces.capture import CaptureReport, capture_again

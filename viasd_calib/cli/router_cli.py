@@ -12,10 +12,13 @@ from jsonargparse.typing import PositiveInt
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from viasd_calib.cli.fit_result import write_fit
+from viasd_calib.cli.fit_result import say_fit
+from viasd_calib.cli.notices import say_written
 from viasd_calib.cli.parser import HelpFormatter, LogitStatistics
 from viasd_calib.errors import CalibrationError
+from viasd_calib.file_names import FIT_FILE
 from viasd_calib.models import LoadVerifier, load_verifier
+from viasd_calib.pipeline.fit import write_fit
 from viasd_calib.prompts import SplitShares
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training.fit import fit_slim_verifier
@@ -119,7 +122,9 @@ class RouterCLI(LightningCLI):
         if self._state is not None:
             save_warm_start(self.trainer, self._state)
         if self.trainer.is_global_zero:
-            write_fit(module, datamodule, Path(options["out"]), options["gate_folders"] or ())
+            out = Path(options["out"])
+            say_fit(write_fit(module, datamodule, out, options["gate_folders"] or ()))
+            say_written(out / FIT_FILE)
 
 
 class OptionsCLI(RouterCLI):
