@@ -1,0 +1,91 @@
+"""What ``viasd calibrate`` prints of a result, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.certificates import make_certificate
+from tests.tiny import constant_gate
+from viasd_calib.calibration.artifacts import CalibrateArtifact
+from viasd_calib.calibration.certify import TestedCandidate
+from viasd_calib.calibration.policy_timing import PolicyTiming
+from viasd_calib.cli import calibrate as command
+from viasd_calib.cli import main
+from viasd_calib.pipeline import calibrate as job
+from viasd_calib.pipeline.options import CalibrateOptions
+from viasd_calib.spec import Gates
+
+GATES = Gates(
+    draft=constant_gate("draft_margin", 0.0), slim=constant_gate("slim_margin", 0.0), accept_at=0.9, regenerate_at=0.9
+)
+
+
+def result(bound: float | None, without: float, n_prompts: int = 8) -> CalibrateArtifact:
+    """A result whose slim tier takes 20 ms a token, decoding without it ``without`` seconds."""
+    tested = TestedCandidate(
+        bound=0.9123, replayed_loss=0.004, replayed_trust=0.5, observed_loss=0.0031, n_prompts=150, p_value=0.012,
+        full_passes_per_token=0.345,
+    )  # fmt: skip
+    timing = PolicyTiming(
+        by_bound={0.5: 0.03, 0.7: 0.02}, seconds_per_token_without=without,
+        seconds_per_token_certified=0.01 if bound else None, n_prompts=n_prompts,
+    )  # fmt: skip
+    return CalibrateArtifact(
+        fit="fit", gates=GATES, certified_gates=GATES if bound else None, draft_length=6, max_pending=12,
+        certificate=make_certificate(bound), slim_worth=timing, tested=[tested],
+    )  # fmt: skip
+
+
+def printed(artifact: CalibrateArtifact, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setattr(job, "calibrate", lambda *_: artifact)
+    command.calibrate(CalibrateOptions(fit="fit", out="out"))
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_a_certified_policy_that_is_faster_is_said_to_be_exported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = printed(result(0.05, without=0.03), monkeypatch, capsys)
+    assert "1 0.9123 0.0040 0.0031 150 0.012 0.34" in said
+    assert "certified: at most 0.05 of a text's tokens" in said
+    assert "takes 20.0 ms a token with the slim tier (threshold 0.70), 30.0 without (8 prompts): it is kept" in said
+    assert "the certified policy takes 10.0 ms a token" in said
+    assert "exported with audit off" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"without": 0.01}, "it is left out"),
+        ({"without": 0.03, "n_prompts": 2}, "it is left out, as so few prompts do not show that it pays"),
+    ],
+)
+def test_a_slim_tier_that_does_not_pay_is_said_to_be_left_out(
+    changes: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = printed(result(None, **changes), monkeypatch, capsys)
+    assert words in said
+    assert "exported with audit strict" in said
+    assert "certified:" not in said
+
+
+def test_a_result_is_said_to_be_written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(result(None, without=0.01), monkeypatch, capsys).endswith("wrote out/calibrate.json")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--max-loss", "1.5", "--max-loss is '1.5'; give a number above 0 and below 1"),
+        ("--loss", "shame", "--loss is 'shame'; give one of divergence"),
+        ("--limit", "0", "--limit is '0'; give a whole number, at least 1, or null"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    option: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["calibrate", "--fit", str(tmp_path), "--out", str(tmp_path / "out"), option, value]) == 2
+    assert message in capsys.readouterr().err
