@@ -83,10 +83,10 @@ def tiny_verifier(tiny_folder: TinyFolder) -> Verifier:
 @pytest.fixture(scope="module")
 def traces(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with traces of the tiny verifier."""
-    from viasd_calib.traces.capture import capture
+    from viasd_calib.traces.capture import capture_traces
     from viasd_calib.traces.folder import CaptureSettings
 
     folder = tmp_path_factory.mktemp("traces")
     settings = CaptureSettings(max_new_tokens=16, batch_size=8)
-    capture(load_verifier(str(tiny_folder)), None, "none", tiny_prompts(24), folder, settings)
+    capture_traces(load_verifier(str(tiny_folder)), None, "none", tiny_prompts(24), folder, settings)
     return folder

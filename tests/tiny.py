@@ -60,7 +60,7 @@ from viasd_calib.spec import (
     VerifierRef,
     save_spec,
 )
-from viasd_calib.traces.capture import capture
+from viasd_calib.traces.capture import capture_traces
 from viasd_calib.traces.data import TraceText
 from viasd_calib.traces.folder import CaptureSettings
 
@@ -407,7 +407,7 @@ def tiny_prompts(count: int, *, turns: int = 1, longest: int = 6) -> list[Prompt
 def tiny_traces(verifier: TinyFolder, folder: Path, count: int, **settings: Any) -> Path:
     """Fill ``folder`` with the verifier's answers to ``count`` prompts, and what prompt lookup proposes along them."""
     prompts, chosen = tiny_prompts(count), CaptureSettings(**settings)
-    capture(load_verifier(str(verifier)), PromptLookup(), "prompt_lookup", prompts, folder, chosen)
+    capture_traces(load_verifier(str(verifier)), PromptLookup(), "prompt_lookup", prompts, folder, chosen)
     return folder
 
 
@@ -423,7 +423,7 @@ def tiny_texts(count: int, length: int = 40, model: RoutedModel | None = None) -
                 index=index, prompt_id=str(index), prompt_sha256=f"{index:064x}", task="qa", turn=0,
                 ids=ids, prompt_length=5,
                 q_ids=said.indices, q_log_probs=said.values,
-                p_token=nothing, p_depth=nothing, p_said=None, p_entropy=nothing, p_margin=nothing,
+                p_token=nothing, p_depth=nothing, p_top_k=None, p_entropy=nothing, p_margin=nothing,
             )
         )  # fmt: skip
     return found

@@ -27,7 +27,7 @@ from viasd_calib.files import read_json, write_json
 from viasd_calib.host_memory import keep_freed_memory
 from viasd_calib.models import Verifier, load_verifier
 from viasd_calib.pipeline.fit import gate_texts
-from viasd_calib.replay.agreement import JudgedPlaces, directly_after, judge_places, read_for_judging
+from viasd_calib.replay.agreement import ComparedPlaces, compare_places, directly_after, text_cache
 from viasd_calib.replay.student import run_starts
 from viasd_calib.slim.loading import load_routed
 from viasd_calib.tables import new_table
@@ -130,18 +130,18 @@ def judge(verifier: Verifier, folder: Path, texts: Sequence[TraceText]) -> Row:
     fitted = read_json(FitArtifact, folder / FIT_FILE, "viasd fit")
     routed = load_routed(verifier.model, fitted.route, folder)
     draw = torch.Generator().manual_seed(0)
-    after: list[JudgedPlaces] = []
-    pending: list[JudgedPlaces] = []
+    after: list[ComparedPlaces] = []
+    pending: list[ComparedPlaces] = []
     for text in texts:
-        cache = read_for_judging(routed, text)
+        cache = text_cache(routed, text)
         starts = run_starts(len(text.ids) - 1, RUN, draw)
-        after.append(judge_places(routed, routed.slim_sublayers, text, cache, directly_after(text)))
-        pending.append(judge_places(routed, routed.slim_sublayers, text, cache, starts))
-    close = JudgedPlaces.joined(after)
+        after.append(compare_places(routed, routed.slim_sublayers, text, cache, directly_after(text)))
+        pending.append(compare_places(routed, routed.slim_sublayers, text, cache, starts))
+    close = ComparedPlaces.joined(after)
     return Row(
         agreement=close.agreement(),
         confident=close.agreement(0.6),
-        pending=JudgedPlaces.joined(pending).agreement(),
+        pending=ComparedPlaces.joined(pending).agreement(),
         kl=float(close.kl.mean()),
     )
 

@@ -25,7 +25,7 @@ from viasd_calib.files import write_text
 from viasd_calib.host_memory import keep_freed_memory
 from viasd_calib.models import Verifier, load_verifier
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.traces.generation import generate_batch
+from viasd_calib.traces.generation import answer_batch
 
 OPENINGS: dict[str, tuple[str, ...]] = {
     "chat": ("", "", "", "", "I want to", "Can you help me"),
@@ -80,7 +80,7 @@ def trim_to_sentence(text: str) -> str:
 
 def sample_turns(verifier: Verifier, opening: str, count: int, max_tokens: int, seed: int) -> Iterator[str]:
     """Sample ``count`` user turns that begin with ``opening``."""
-    rows = generate_batch(
+    rows = answer_batch(
         RoutedModel(verifier.model),
         [user_turn_prefix(verifier, opening)] * count,
         max_new_tokens=max_tokens,

@@ -31,17 +31,17 @@ class FittedGates:
 def fit_gates(
     model: RoutedModel, texts: Sequence[TraceText], held_back: Sequence[TraceText], max_run: int
 ) -> FittedGates:
-    """Fit draft and slim gate on ``texts`` and judge them on ``held_back``; texts without a drafter are left out.
+    """Fit draft and slim gate on ``texts`` and evaluate them on ``held_back``; texts without a drafter are left out.
 
     Raises:
         TraceError: the traces were captured without a drafter.
         CalibrationError: q agreed always or never.
     """
     fitted_on = _score(model, texts, max_run, "scoring fit texts")
-    judged_on = _score(model, held_back, max_run, "scoring held-back texts")
-    draft = fit_draft_gate(fitted_on, judged_on)
-    slim = fit_slim_gate(fitted_on, judged_on)
-    scores = tier_scores(draft.gate, slim.gate, judged_on)
+    evaluated_on = _score(model, held_back, max_run, "scoring held-back texts")
+    draft = fit_draft_gate(fitted_on, evaluated_on)
+    slim = fit_slim_gate(fitted_on, evaluated_on)
+    scores = tier_scores(draft.gate, slim.gate, evaluated_on)
     return FittedGates(draft, slim, scores, float(scores.own_agrees.float().mean()))
 
 

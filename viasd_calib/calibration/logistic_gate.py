@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
-from viasd_calib.calibration.scoring import Judged, ScoredText, join
+from viasd_calib.calibration.scoring import LabelledTokens, ScoredText, join
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.errors import CalibrationError
 from viasd_calib.spec import DRAFT_FEATURES, SLIM_FEATURES, LogisticGate
@@ -50,14 +50,14 @@ class FittedGate:
     reliability: Reliability
 
 
-def fit_gate(judged: Judged, held_back: Judged, names: Sequence[str]) -> FittedGate:
-    """Fit a logistic gate and judge it on held-back candidates.
+def fit_gate(fitted_on: LabelledTokens, held_back: LabelledTokens, names: Sequence[str]) -> FittedGate:
+    """Fit a logistic gate and evaluate it on held-back candidates.
 
     Raises:
         CalibrationError: q agreed always or never, so that there is nothing to learn.
     """
-    features = _matrix(judged, names)
-    labels = judged.agrees.numpy()
+    features = _matrix(fitted_on, names)
+    labels = fitted_on.agrees.numpy()
     if labels.all() or not labels.any():
         raise CalibrationError(
             f"all {len(labels)} candidates have one outcome; capture more prompts or check the draft model"
@@ -78,8 +78,8 @@ def fit_gate(judged: Judged, held_back: Judged, names: Sequence[str]) -> FittedG
     )
 
 
-def _matrix(judged: Judged, names: Sequence[str]) -> np.ndarray:
-    return torch.stack([judged.features[name] for name in names], -1).double().numpy()
+def _matrix(fitted_on: LabelledTokens, names: Sequence[str]) -> np.ndarray:
+    return torch.stack([fitted_on.features[name] for name in names], -1).double().numpy()
 
 
 def assess(scores: Tensor, agrees: Tensor) -> Reliability:
@@ -114,5 +114,5 @@ def fit_slim_gate(texts: Sequence[ScoredText], held_back: Sequence[ScoredText]) 
     return fit_gate(_slim_candidates(texts), _slim_candidates(held_back), SLIM_FEATURES)
 
 
-def _slim_candidates(texts: Sequence[ScoredText]) -> Judged:
+def _slim_candidates(texts: Sequence[ScoredText]) -> LabelledTokens:
     return join([kind for text in texts for kind in (text.accept, text.own, text.own_alone)])

@@ -19,8 +19,8 @@ from viasd_calib.traces.data import TraceText
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Candidate tokens with their features and q's verdict.
+class LabelledTokens:
+    """Candidate tokens with their features and a label: whether q agrees.
 
     Attributes:
         features: each [n], float32.
@@ -30,9 +30,9 @@ class Judged:
     features: dict[str, Tensor]
     agrees: Tensor
 
-    def at(self, places: Tensor) -> Judged:
+    def at(self, places: Tensor) -> LabelledTokens:
         """Those at some places ([n], bool)."""
-        return Judged({name: values[places] for name, values in self.features.items()}, self.agrees[places])
+        return LabelledTokens({name: values[places] for name, values in self.features.items()}, self.agrees[places])
 
 
 @dataclass(frozen=True)
@@ -47,31 +47,31 @@ class ScoredText:
         own_alone: q's slim choices where nothing was drafted, [n].
     """
 
-    draft: Judged
-    accept: Judged
-    own: Judged
-    own_alone: Judged
+    draft: LabelledTokens
+    accept: LabelledTokens
+    own: LabelledTokens
+    own_alone: LabelledTokens
 
 
-def draft_statistics(text: TraceText) -> DraftStatistics:
-    """What the draft model said along a text.
+def traced_draft_statistics(text: TraceText) -> DraftStatistics:
+    """Statistics of the draft model's proposals along a text.
 
     Raises:
         TraceError: the traces were captured without a drafter.
     """
     if len(text.p_token) == 0:
         raise TraceError("the traces hold no proposals; capture them with the drafter the decoder will use")
-    said = None
-    if text.p_said is not None:
-        ids, log_probs = text.p_said
+    top_k = None
+    if text.p_top_k is not None:
+        ids, log_probs = text.p_top_k
         unused = torch.zeros_like(text.p_entropy)  # features look at no log-sum-exp of p
-        said = TopKStatistics(ids, log_probs, unused, text.p_entropy, text.p_margin)
-    return DraftStatistics(text.p_token, said, text.p_depth)
+        top_k = TopKStatistics(ids, log_probs, unused, text.p_entropy, text.p_margin)
+    return DraftStatistics(text.p_token, top_k, text.p_depth)
 
 
 @torch.inference_mode()
 def score_texts(model: RoutedModel, texts: Sequence[TraceText], max_run: int, seed: int = 0) -> Iterator[ScoredText]:
-    """Run q' over traced texts as it will run, and judge what the gates would be asked.
+    """Run q' over traced texts as it will run, and label what the gates would be asked.
 
     Args:
         model: the verifier with its route.
@@ -87,30 +87,34 @@ def score_texts(model: RoutedModel, texts: Sequence[TraceText], max_run: int, se
         begin = text.prompt_length - 1
         logits = model.slim_logits(states[0, begin:]).cpu()  # [n, vocabulary]
         pending = (torch.arange(ids.shape[1]) - starts.cpu())[begin:]  # [n]
-        yield _judge(text, logits, pending)
+        yield _score(text, logits, pending)
 
 
-def _judge(text: TraceText, logits: Tensor, pending: Tensor) -> ScoredText:
+def _score(text: TraceText, logits: Tensor, pending: Tensor) -> ScoredText:
     choice = text.q_ids[:, 0]  # [n]
-    said = draft_statistics(text)
-    drafted = said.tokens.clamp(min=0)  # -1 stands for no proposal; it never agrees
-    reading = logit_statistics(logits, drafted)
-    slim = top_k_of(reading, logits, 1)
+    draft = traced_draft_statistics(text)
+    drafted = draft.tokens.clamp(min=0)  # -1 stands for no proposal; it never agrees
+    statistics = logit_statistics(logits, drafted)
+    slim = top_k_of(statistics, logits, 1)
     own = slim.ids[:, 0]
     own_ratio = torch.zeros_like(slim.entropy)
-    place = said.depth
-    agrees = said.tokens == choice
-    asked = torch.ones_like(agrees) if said.top_k is None else said.tokens >= 0
+    place = draft.depth
+    agrees = draft.tokens == choice
+    asked = torch.ones_like(agrees) if draft.top_k is None else draft.tokens >= 0
     return ScoredText(
-        draft=Judged(draft_features(said), agrees).at(asked),
-        accept=Judged(slim_features(reading.log_ratio, logits, slim, said, place, pending), agrees).at(asked),
-        own=Judged(slim_features(own_ratio, logits, slim, said, place, pending), own == choice).at(asked),
-        own_alone=Judged(slim_features(own_ratio, logits, slim, None, torch.zeros_like(place), pending), own == choice),
+        draft=LabelledTokens(draft_features(draft), agrees).at(asked),
+        accept=LabelledTokens(slim_features(statistics.log_ratio, logits, slim, draft, place, pending), agrees).at(
+            asked
+        ),
+        own=LabelledTokens(slim_features(own_ratio, logits, slim, draft, place, pending), own == choice).at(asked),
+        own_alone=LabelledTokens(
+            slim_features(own_ratio, logits, slim, None, torch.zeros_like(place), pending), own == choice
+        ),
     )
 
 
-def join(parts: Sequence[Judged]) -> Judged:
+def join(parts: Sequence[LabelledTokens]) -> LabelledTokens:
     """All candidates of several texts or kinds as one."""
     names = parts[0].features.keys()
     features = {name: torch.cat([part.features[name] for part in parts]) for name in names}
-    return Judged(features, torch.cat([part.agrees for part in parts]))
+    return LabelledTokens(features, torch.cat([part.agrees for part in parts]))

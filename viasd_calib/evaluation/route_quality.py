@@ -10,7 +10,7 @@ from torch import Tensor
 
 from viasd_calib.errors import BenchError
 from viasd_calib.progress import tracked
-from viasd_calib.replay.agreement import JudgedPlaces, judge_places, read_for_judging
+from viasd_calib.replay.agreement import ComparedPlaces, compare_places, text_cache
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.data import TraceText
 
@@ -57,7 +57,7 @@ def measure_quality(
     shown = tracked(texts, "judging q' after q", len(texts), "texts")
     by_text = [judge_at_distances(model, text, distances) for text in shown]
     direct = [found[0] for found in by_text]
-    together = JudgedPlaces.joined(direct)
+    together = ComparedPlaces.joined(direct)
     by_distance = [torch.cat([found[distance].agrees for found in by_text]) for distance in range(distances)]
     return RouteQuality(
         agreement=round(together.agreement(), 4),
@@ -76,27 +76,27 @@ def _mean(values: Tensor) -> float:
     return round(float(values.float().mean()), 4)
 
 
-def judge_at_distances(model: RoutedModel, text: TraceText, distances: int) -> list[JudgedPlaces]:
+def judge_at_distances(model: RoutedModel, text: TraceText, distances: int) -> list[ComparedPlaces]:
     """q' at every place of a text, 0, 1, ... tokens after what q has seen.
 
     A place nearer to the prompt's end than a distance is left out there. Runs of ``distances`` places, begun one place
     further in each forward, bring every place to every distance in as many forwards.
     """
     begin, length = text.prompt_length - 1, len(text.ids) - 1
-    cache = read_for_judging(model, text)
+    cache = text_cache(model, text)
     own = torch.arange(length - begin)  # places of the text that q wrote, [n]
-    judged: list[tuple[Tensor, JudgedPlaces]] = []
+    judged: list[tuple[Tensor, ComparedPlaces]] = []
     for offset in range(min(distances, len(own))):
         after = (own - offset) % distances  # [n], in a run that begins before the first place where it is larger
         starts = torch.cat([torch.arange(begin), begin + (own - after).clamp(min=0)])
-        places = judge_places(model, model.slim_sublayers, text, cache, starts)
+        places = compare_places(model, model.slim_sublayers, text, cache, starts)
         judged.append((torch.where(after <= own, after, -1), places))
     return [_of_distance(judged, distance) for distance in range(distances)]
 
 
-def _of_distance(judged: Sequence[tuple[Tensor, JudgedPlaces]], distance: int) -> JudgedPlaces:
+def _of_distance(judged: Sequence[tuple[Tensor, ComparedPlaces]], distance: int) -> ComparedPlaces:
     chosen = [(after == distance, places) for after, places in judged]
-    return JudgedPlaces(
+    return ComparedPlaces(
         torch.cat([places.kl[mask] for mask, places in chosen]),
         torch.cat([places.agrees[mask] for mask, places in chosen]),
         torch.cat([places.confidence[mask] for mask, places in chosen]),

@@ -79,7 +79,7 @@ def capture(options: CaptureOptions, load: lazy_types.LoadVerifier | None = None
         seed=options.seed,
     )
     out = Path(options.out)
-    report = capturing.capture(loaded, drafter, draft_from(options.draft, out), chosen, out, settings, policy)
+    report = capturing.capture_traces(loaded, drafter, draft_from(options.draft, out), chosen, out, settings, policy)
     if report.kept:
         notice(f"{report.kept} of {report.asked} prompts had been captured before; what is not asked is left out")
     return report

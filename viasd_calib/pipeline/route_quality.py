@@ -29,7 +29,7 @@ def route_quality(options: RouteQualityOptions, load: lazy_types.LoadVerifier | 
 
     from viasd_calib.evaluation.route_quality import measure_quality
     from viasd_calib.slim.cost import CONTEXT, relative_cost
-    from viasd_calib.traces.capture import capture
+    from viasd_calib.traces.capture import capture_traces
     from viasd_calib.traces.data import read_texts
     from viasd_calib.traces.folder import CaptureSettings
 
@@ -39,7 +39,7 @@ def route_quality(options: RouteQualityOptions, load: lazy_types.LoadVerifier | 
     cost = relative_cost(engine.routed)  # before other work warms or fills the caches
     with tempfile.TemporaryDirectory(prefix="viasd-") as folder:
         settings = CaptureSettings(max_new_tokens=options.max_new_tokens, batch_size=options.batch_size)
-        capture(engine.verifier, None, "none", chosen, Path(folder), settings)
+        capture_traces(engine.verifier, None, "none", chosen, Path(folder), settings)
         texts = read_texts(Path(folder))
     quality = measure_quality(engine.routed, texts, cost)
     write_json(Path(options.json), quality)

@@ -63,7 +63,9 @@ def search(options: SearchOptions, load: lazy_types.LoadVerifier | None = None) 
     model = RoutedModel(loaded.model)
     job = {
         "settings": settings.model_dump(mode="json", exclude={"methods"}),
-        "texts": [[text.prompt_sha256 for text in group] for group in (texts.bridges, texts.judging, texts.held_back)],
+        "texts": [
+            [text.prompt_sha256 for text in group] for group in (texts.bridges, texts.evaluation, texts.held_back)
+        ],
         "verifier": [loaded.ref.config_sha256, loaded.ref.weights, options.dtype],
         "hardware": hardware(model.device),
     }
@@ -74,7 +76,7 @@ def search(options: SearchOptions, load: lazy_types.LoadVerifier | None = None) 
         verifier=loaded.ref,
         settings=settings,
         bridge_texts=len(texts.bridges) if options.bridges else 0,
-        judging_texts=len(texts.judging),
+        judging_texts=len(texts.evaluation),
         held_back_texts=len(texts.held_back),
         prompts_sha256=combined_sha256([text.prompt_sha256 for text in data.texts]),
         found={},

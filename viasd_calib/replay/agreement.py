@@ -1,4 +1,4 @@
-"""How well q' speaks for q, place by place, on texts that q wrote."""
+"""Agreement and divergence of q' and q, place by place, on texts that q wrote."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from viasd_calib.traces.data import TraceText
 
 
 @dataclass(frozen=True)
-class JudgedPlaces:
+class ComparedPlaces:
     """q' against q at the n places of a text where q wrote.
 
     Attributes:
@@ -32,7 +32,7 @@ class JudgedPlaces:
     confidence: Tensor
 
     @classmethod
-    def joined(cls, parts: Sequence[JudgedPlaces]) -> JudgedPlaces:
+    def joined(cls, parts: Sequence[ComparedPlaces]) -> ComparedPlaces:
         """The places of several texts, one text after the other."""
         return cls(
             torch.cat([part.kl for part in parts]),
@@ -44,7 +44,7 @@ class JudgedPlaces:
         """Agreement on this share of the places, those where q' is most confident of its choice; on one at least.
 
         Example:
-            >>> places = JudgedPlaces(torch.zeros(2), torch.tensor([True, False]), torch.tensor([0.9, 0.2]))
+            >>> places = ComparedPlaces(torch.zeros(2), torch.tensor([True, False]), torch.tensor([0.9, 0.2]))
             >>> places.agreement(), places.agreement(0.5)
             (0.5, 1.0)
         """
@@ -54,13 +54,13 @@ class JudgedPlaces:
 def most_confident_agreement(agrees: Tensor, confidence: Tensor, share: float) -> float:
     """Share of ``agrees`` ([n], bool) that holds on the ``share`` of places with the highest ``confidence`` ([n]).
 
-    One place at least is looked at; of equally sure ones, the earlier.
+    At least one place counts; of equally confident ones, the earlier.
     """
     most_confident = confidence.argsort(descending=True, stable=True)
     return float(agrees[most_confident[: max(1, round(share * len(most_confident)))]].float().mean())
 
 
-def read_for_judging(model: RoutedModel, text: TraceText) -> SharedCache:
+def text_cache(model: RoutedModel, text: TraceText) -> SharedCache:
     """q's keys and values along a text."""
     return read_text(model, text.ids[None, :-1].to(model.device))[1]
 
@@ -78,7 +78,7 @@ def slim_logits_along(
 
     Args:
         sublayers: what q' runs.
-        cache: q's, as :func:`read_for_judging` gives it.
+        cache: q's, as :func:`text_cache` gives it.
         starts: of each place's run of pending tokens, [length - 1].
 
     Returns:
@@ -89,13 +89,13 @@ def slim_logits_along(
     return model.slim_logits(states[0]).float().cpu()
 
 
-def judge_places(
+def compare_places(
     model: RoutedModel, sublayers: Sequence[Sublayer], text: TraceText, cache: SharedCache, starts: Tensor
-) -> JudgedPlaces:
+) -> ComparedPlaces:
     """Run q' along a text, as :func:`slim_logits_along` does, and compare it with q."""
     logits = slim_logits_along(model, sublayers, text, cache, starts)
     top, log_sum_exp = logits.max(-1), logits.logsumexp(-1)
-    return JudgedPlaces(
+    return ComparedPlaces(
         kl=top_k_kl(text.q_ids, text.q_log_probs, logits, log_sum_exp),
         agrees=top.indices == text.q_ids[:, 0],
         confidence=(top.values - log_sum_exp).exp(),

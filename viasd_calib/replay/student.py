@@ -51,10 +51,10 @@ class MixedStore:
         length = self._starts.shape[0]
         exact = torch.nn.functional.pad(self._teacher.carried[slot], (0, 0, 1, 0))[:, self._begin : length]
         places = torch.arange(self._begin, length, device=local.device)
-        behind_start = places - self._starts[self._begin :].clamp(min=self._begin)  # [length - begin]
+        distances = places - self._starts[self._begin :].clamp(min=self._begin)  # [length - begin]
         stream = local + onward(exact)  # right where a run begins
-        for distance in range(1, int(behind_start.max()) + 1):
-            due = (behind_start == distance).nonzero().squeeze(1)
+        for distance in range(1, int(distances.max()) + 1):
+            due = (distances == distance).nonzero().squeeze(1)
             stream = stream.index_copy(1, due, local[:, due] + onward(stream[:, due - 1]))
         return stream
 

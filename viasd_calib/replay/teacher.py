@@ -46,7 +46,7 @@ def read_residuals(verifier: RoutedModel, ids: Tensor, numbers: Sequence[int]) -
 
 
 def refuse_foreign_traces(trainer: Trainer, verifier: VerifierRef) -> None:
-    """Refuse to learn for ``verifier`` from what another one said.
+    """Refuse to learn for ``verifier`` from the texts of another one.
 
     Raises:
         TraceError: the trainer's traces are of another verifier, or of other weights.
@@ -78,19 +78,19 @@ class TappedStates:
 
 
 class KnownCaches:
-    """q's caches along texts, computed once and kept on the host, as far as there is room.
+    """q's caches along texts, computed once and kept on the host, as far as memory is allowed.
 
     A token takes 2 x layers x key/value heads x head width numbers, and the stream's width for each bridge with a
     carry: 48 kB for SmolLM2-135M in float32, 63 kB for Qwen2.5-1.5B. Where texts are mostly prompt, reading them is
     most of a training step.
 
     Args:
-        room: bytes; texts that find none are read anew each time.
+        limit: bytes; texts beyond it are read anew each time.
     """
 
-    def __init__(self, verifier: RoutedModel, room: float) -> None:
+    def __init__(self, verifier: RoutedModel, limit: float) -> None:
         self._verifier = verifier
-        self._room = room
+        self._left = limit
         self._kept: dict[int, tuple[Tensor, ...]] = {}
 
     def of(self, indices: Sequence[int], ids: Tensor) -> SharedCache:
@@ -110,9 +110,9 @@ class KnownCaches:
 
     def _keep(self, index: int, cache: SharedCache) -> None:
         size = sum(part.nbytes for part in _parts(cache))
-        if index in self._kept or size > self._room:
+        if index in self._kept or size > self._left:
             return
-        self._room -= size
+        self._left -= size
         self._kept[index] = tuple(part[:, 0].cpu().clone() for part in _parts(cache))
 
 

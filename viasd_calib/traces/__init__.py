@@ -1,1 +1,1 @@
-"""Draft traces: what p and q said at every position of texts that q, or a policy in its place, wrote."""
+"""Draft traces: statistics of p and q at every position of texts that q, or a policy in its place, wrote."""

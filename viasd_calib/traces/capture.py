@@ -1,4 +1,4 @@
-"""Capture: let q, or a policy in its place, answer prompts in batches and log what p and q said at every place.
+"""Capture: let q, or a policy in its place, answer prompts in batches and log statistics of p and q at every place.
 
 A text follows from its prompt, its turn and the settings, not from the batch in which it was written, nor from what
 else is asked: so a folder (:mod:`~viasd_calib.traces.folder`) keeps what it holds when other prompts are asked.
@@ -36,7 +36,7 @@ from viasd_calib.traces.folder import (
     text_sha256,
     write_shard,
 )
-from viasd_calib.traces.generation import Answer, generate_batch
+from viasd_calib.traces.generation import Answer, answer_batch
 from viasd_calib.traces.on_policy import Policy
 from viasd_calib.traces.schema import top_k_columns
 
@@ -93,7 +93,7 @@ class CaptureReport:
     kept: int
 
 
-def capture(
+def capture_traces(
     verifier: Verifier,
     drafter: Drafter | None,
     draft_name: str,
@@ -104,7 +104,7 @@ def capture(
 ) -> CaptureReport:
     """Fill ``folder`` with the traces of ``prompts``; what it holds of them is kept, and what is not asked left out.
 
-    A later turn for which the answers before it have left no room in the context is not asked.
+    A later turn that does not fit into the context with the answers before it is not asked.
 
     Args:
         drafter: whose proposals are logged beside q's choices; None logs q alone.
@@ -137,7 +137,7 @@ def capture_again(
 ) -> CaptureReport:
     """Fill ``folder`` with a policy's answers to what earlier traces were asked, as :func:`capture` does.
 
-    A later turn stands after the answers that it stood after in the earlier traces.
+    A later turn follows the answers that it followed in the earlier traces.
 
     Raises:
         TraceError: the folder holds other traces.
@@ -222,7 +222,7 @@ class _Tracer:
                 "turn": one.turn,
                 "prompt_tokens": one.ids,
                 "tokens": answer.tokens,
-                **top_k_columns("q", stack_top_k(answer.said)),
+                **top_k_columns("q", stack_top_k(answer.top_k)),
                 **draft_columns(self.drafter, one.ids, answer, self.settings, seed=self.settings.seed + one.number),
             }
             for one, answer in zip(asked, answers, strict=True)
@@ -240,7 +240,7 @@ class _Tracer:
                 taps=taps,
                 numbers=numbers,
             )
-        return generate_batch(
+        return answer_batch(
             self.model,
             prompts,
             max_new_tokens=settings.max_new_tokens,
@@ -258,9 +258,9 @@ def _trace_turns(tracer: _Tracer, verifier: Verifier, prompts: Sequence[Prompt])
     for turn in range(max(len(prompt.turns) for prompt in prompts)):
         asked: list[Asked] = []
         for prompt in prompts:
-            said = answers[prompt.sha256]
-            if turn == len(said) and turn < len(prompt.turns):  # else there was no room for an earlier one
-                ids = encode_turn(verifier, prompt, said, tracer.settings.max_new_tokens)
+            earlier = answers[prompt.sha256]
+            if turn == len(earlier) and turn < len(prompt.turns):  # else an earlier one did not fit into the context
+                ids = encode_turn(verifier, prompt, earlier, tracer.settings.max_new_tokens)
                 if ids is not None:
                     known_by = normalised_sha256(prompt)
                     asked.append(Asked(prompt.id, prompt.sha256, prompt.task, turn, ids, known_by))
@@ -284,9 +284,9 @@ def draft_columns(
     begin = len(prompt) - 1
     depth = random_depths(text.shape[0], MAX_DEPTH, seed).to(tapped.device)
     drafted, logits = drafter.score(text, tapped, depth)
-    said = None if logits is None else top_k_statistics(logits[begin:], settings.top_k, drafter.vocabulary)
+    top_k = None if logits is None else top_k_statistics(logits[begin:], settings.top_k, drafter.vocabulary)
     return {
-        **top_k_columns("p", said),
+        **top_k_columns("p", top_k),
         "p_token": drafted[begin:].tolist(),
         "p_depth": depth[begin:].tolist(),
     }

@@ -36,7 +36,7 @@ class TraceText:
         q_log_probs: their log-probabilities, [n, k], float32.
         p_token: what the draft model proposed, [n], long; -1 for no proposal, empty without a drafter.
         p_depth: drafted, unverified tokens before each proposal, [n], long.
-        p_said: top ids [n, k] and log-probabilities [n, k] of p; None without a distribution.
+        p_top_k: top ids [n, k] and log-probabilities [n, k] of p; None without a distribution.
         p_entropy: of p's whole distribution, in nats, [n].
         p_margin: of p's two likeliest tokens, in nats, [n].
         normalised_sha256: of the prompt's normalised text; empty in traces of earlier releases.
@@ -53,7 +53,7 @@ class TraceText:
     q_log_probs: Tensor
     p_token: Tensor
     p_depth: Tensor
-    p_said: tuple[Tensor, Tensor] | None
+    p_top_k: tuple[Tensor, Tensor] | None
     p_entropy: Tensor
     p_margin: Tensor
     normalised_sha256: str = ""
@@ -125,9 +125,9 @@ def read_texts(folder: Path) -> list[TraceText]:
 
 def _text(index: int, row: dict[str, Any]) -> TraceText:
     n = len(row["tokens"])
-    p_said = None
+    p_top_k = None
     if row["p_ids"]:
-        p_said = (
+        p_top_k = (
             torch.tensor(row["p_ids"]).view(n, -1),
             torch.tensor(row["p_log_probs"], dtype=torch.float32).view(n, -1),
         )
@@ -143,7 +143,7 @@ def _text(index: int, row: dict[str, Any]) -> TraceText:
         q_log_probs=torch.tensor(row["q_log_probs"], dtype=torch.float32).view(n, -1),
         p_token=torch.tensor(row["p_token"], dtype=torch.long),
         p_depth=torch.tensor(row["p_depth"], dtype=torch.long),
-        p_said=p_said,
+        p_top_k=p_top_k,
         p_entropy=torch.tensor(row["p_entropy"], dtype=torch.float32),
         p_margin=torch.tensor(row["p_margin"], dtype=torch.float32),
         normalised_sha256=row.get("normalised_sha256") or "",
@@ -264,7 +264,7 @@ class LengthBatches(Sampler[list[int]]):
 
 
 class TraceLoader:
-    """Batches of texts, read in this process, with a state that says how far the epoch has come.
+    """Batches of texts, read in this process, whose state is how far the epoch has come.
 
     It is no :class:`torch.utils.data.DataLoader`: texts lie in memory, nothing is fetched ahead, so that what was given
     is what was trained on, and Lightning does not replace the batches by a distributed sampler's.

@@ -140,7 +140,7 @@ def _differs(name: str, found: Manifest, wanted: Manifest) -> bool:
 
 
 def refuse_other_verifier(traced: VerifierRef, loaded: VerifierRef) -> None:
-    """Refuse to learn from what another verifier said.
+    """Refuse to learn from the texts of another verifier.
 
     Raises:
         TraceError: naming both.

@@ -19,22 +19,22 @@ from viasd_calib.slim.forward import RoutedModel
 
 @dataclass
 class Answer:
-    """A text that q wrote after a prompt, and what it said on the way.
+    """A text that q wrote after a prompt, and statistics of its logits.
 
     Attributes:
         tokens: the new tokens, up to and including the first end-of-text token.
         tapped: q's residual stream for the prompt and every new token but the last, in pieces of
             [any, taps, hidden].
-        said: summaries of q's logits, one a token.
+        top_k: statistics of q's logits, one a token.
     """
 
     tokens: list[int]
     tapped: list[Tensor]
-    said: list[TopKStatistics]
+    top_k: list[TopKStatistics]
 
 
 @torch.inference_mode()
-def generate_batch(
+def answer_batch(
     verifier: RoutedModel,
     prompts: Sequence[Sequence[int]],
     *,
@@ -45,7 +45,7 @@ def generate_batch(
     taps: Sequence[int] = (),
     numbers: Sequence[int] | None = None,
 ) -> list[Answer]:
-    """Let q answer a batch of prompts, and note what it says at every token.
+    """Let q answer a batch of prompts, and keep statistics of its logits at every token.
 
     Args:
         prompts: token ids, each at least one long.
@@ -75,14 +75,14 @@ def generate_batch(
     live = list(answers)
     for step in range(max_new_tokens):
         logits = verifier.logits(hidden)  # [live, vocabulary]
-        said = top_k_statistics(logits, summary_top)
+        top_k = top_k_statistics(logits, summary_top)
         tokens = _choose(logits, sampling, processors, generators)
-        finite, *values = torch.cat([torch.isfinite(said.log_sum_exp).all().long()[None], tokens]).tolist()
+        finite, *values = torch.cat([torch.isfinite(top_k.log_sum_exp).all().long()[None], tokens]).tolist()
         if not finite:
             raise NumericsError("the verifier's logits are not finite; load it in float32 or check its weights")
         for row, (answer, token) in enumerate(zip(live, values, strict=True)):
             answer.tokens.append(token)
-            answer.said.append(said[row])
+            answer.top_k.append(top_k[row])
         keep = torch.nonzero(~torch.isin(tokens, stops))[:, 0]
         if len(keep) == 0 or step == max_new_tokens - 1:
             break

@@ -1,4 +1,4 @@
-"""Texts that a policy decodes in place of q, and what q says at every place of them.
+"""Texts that a policy decodes in place of q, and statistics of q at every place of them.
 
 Gates and q' see their own text at run time; one that learned from q's texts alone never saw what follows a token that
 diverged (exposure bias; DAgger, arXiv 1011.0686, mends it in the same way: the learner acts, the expert labels).
@@ -43,7 +43,7 @@ class Policy:
         taps: Sequence[int],
         numbers: Sequence[int] | None = None,
     ) -> list[Answer]:
-        """Decode a batch of prompts, and let q judge each text in one teacher-forced pass.
+        """Decode a batch of prompts, and read each text with q in one teacher-forced pass.
 
         Args:
             prompts: token ids, each at least one long.
@@ -59,8 +59,8 @@ class Policy:
         texts = self._texts(prompts, max_new_tokens, range(len(prompts)) if numbers is None else numbers)
         for prompt, text in zip(prompts, texts, strict=True):
             logits, tapped = read_answer(self.decoder.verifier, prompt, text.tokens, taps)
-            said = top_k_statistics(logits, summary_top)
-            found.append(Answer(text.tokens, [tapped], [said[row] for row in range(len(text.tokens))]))
+            top_k = top_k_statistics(logits, summary_top)
+            found.append(Answer(text.tokens, [tapped], [top_k[row] for row in range(len(text.tokens))]))
         return found
 
     def _texts(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, numbers: Sequence[int]) -> list[Generation]:

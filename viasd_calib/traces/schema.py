@@ -10,7 +10,7 @@ from datasets import Features, Sequence, Value
 from viasd_calib.decoding.top_k import TopKStatistics
 
 SIDES = ("q", "p")
-"""Prefixes of the columns that tell what the verifier and the draft model said."""
+"""Prefixes of the columns that tell what the verifier and the draft model top_k."""
 
 
 def trace_features() -> Features:
@@ -40,15 +40,15 @@ def trace_features() -> Features:
     return Features(columns)
 
 
-def top_k_columns(side: str, said: TopKStatistics | None) -> dict[str, list[float] | list[int]]:
+def top_k_columns(side: str, top_k: TopKStatistics | None) -> dict[str, list[float] | list[int]]:
     """Columns of one side of a text; all empty where that side has no distribution."""
-    if said is None:
+    if top_k is None:
         return {f"{side}_{name}": [] for name in ("ids", "log_probs", "log_sum_exp", "entropy", "margin")}
     lowest = torch.finfo(torch.float16).min
     return {
-        f"{side}_ids": said.ids.flatten().tolist(),
-        f"{side}_log_probs": said.log_probs.clamp(min=lowest).half().flatten().tolist(),
-        f"{side}_log_sum_exp": said.log_sum_exp.tolist(),
-        f"{side}_entropy": said.entropy.half().tolist(),
-        f"{side}_margin": said.margin.clamp(max=-lowest).half().tolist(),
+        f"{side}_ids": top_k.ids.flatten().tolist(),
+        f"{side}_log_probs": top_k.log_probs.clamp(min=lowest).half().flatten().tolist(),
+        f"{side}_log_sum_exp": top_k.log_sum_exp.tolist(),
+        f"{side}_entropy": top_k.entropy.half().tolist(),
+        f"{side}_margin": top_k.margin.clamp(max=-lowest).half().tolist(),
     }

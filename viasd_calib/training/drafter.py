@@ -160,7 +160,7 @@ class DrafterModule(LightningModule):
             )
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the drafter as it stands."""
+        """Write the drafter."""
         if self.out is not None and not self.trainer.sanity_checking:
             save_shallow(self._parts()[0], self.out / SHALLOW_TENSORS)
             describe_shallow(self.out, self.shape)

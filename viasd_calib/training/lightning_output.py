@@ -1,4 +1,4 @@
-"""What Lightning says that does not help, named one by one; everything else it says is shown."""
+"""Lightning's messages that do not help, named one by one; all others are shown."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ LOGGERS = (
 BESIDE_THE_POINT = (
     # Lightning's own use of torch: nothing a user could mend.
     "`isinstance(treespec, LeafSpec)` is deprecated",
-    # A checkpoint is to hold the state after the step, so that a resumed run goes on with the next one.
-    "Using ModelCheckpoint with manual optimization and every_n_train_steps, but no pre-optimization state",
-    # That is how `viasd fit` hands over the words after its own.
+    # `viasd fit` passes on its own arguments so.
     "LightningCLI's args parameter is intended to run from within Python",
 )
 """How warnings begin that are wrong for this package's training."""

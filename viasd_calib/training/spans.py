@@ -1,7 +1,7 @@
 """Choosing a route without training: which run of layers does a bridge replace best?
 
 Measured on SmolLM2-135M, one long run with a bridge does as well as several short ones, and the place of the run
-decides: so a handful of candidates is judged, each with its bridge, on q's own texts.
+decides: so a handful of candidates is compared, each with its bridge, on q's own texts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from viasd_calib.errors import CalibrationError
-from viasd_calib.replay.agreement import directly_after, judge_places, read_for_judging
+from viasd_calib.replay.agreement import compare_places, directly_after, text_cache
 from viasd_calib.slim.cost import TOLERANCE, SublayerCosts
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
 from viasd_calib.slim.parts.bridges import token_shift_ends
@@ -61,7 +61,9 @@ def span_routes(costs: SublayerCosts, target_cost: float, always: Sequence[int],
     return found
 
 
-def judge_routes(model: RoutedModel, routes: Sequence[Sequence[Sublayer]], texts: Iterable[TraceText]) -> list[float]:
+def route_divergences(
+    model: RoutedModel, routes: Sequence[Sequence[Sublayer]], texts: Iterable[TraceText]
+) -> list[float]:
     """KL(q || q') of several q' directly after q, mean over the places where q wrote, in nats.
 
     Args:
@@ -69,9 +71,9 @@ def judge_routes(model: RoutedModel, routes: Sequence[Sequence[Sublayer]], texts
     """
     found: list[list[Tensor]] = [[] for _ in routes]
     for text in texts:
-        cache = read_for_judging(model, text)
+        cache = text_cache(model, text)
         for divergence, sublayers in zip(found, routes, strict=True):
-            divergence.append(judge_places(model, sublayers, text, cache, directly_after(text)).kl)
+            divergence.append(compare_places(model, sublayers, text, cache, directly_after(text)).kl)
     return [float(torch.cat(divergence).mean()) for divergence in found]
 
 
@@ -79,7 +81,7 @@ def choose_span(
     model: RoutedModel,
     routes: Sequence[Route],
     fit_on: Sequence[TraceText],
-    judge_on: Sequence[TraceText],
+    compare_on: Sequence[TraceText],
     rank: int | None = None,
     carry: bool = False,
 ) -> tuple[Route, nn.ModuleDict]:
@@ -87,7 +89,7 @@ def choose_span(
 
     Args:
         fit_on: texts for the bridges.
-        judge_on: other texts, for the choice.
+        compare_on: other texts, for the choice.
         rank: of the bridges; None for full ones.
         carry: whether they read the stream at the place before.
     """
@@ -103,7 +105,7 @@ def choose_span(
         sublayers_of(model.slim_layers, model.layer_types, route, bridges)
         for route, bridges in zip(routes, fitted, strict=True)
     ]
-    divergence = judge_routes(model, kept, judge_on)
+    divergence = route_divergences(model, kept, compare_on)
     model.token_shift_ends = ()
     best = min(range(len(routes)), key=divergence.__getitem__)
     return routes[best], fitted[best]

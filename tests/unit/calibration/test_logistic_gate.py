@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from viasd_calib.calibration.logistic_gate import assess, fit_gate
-from viasd_calib.calibration.scoring import Judged
+from viasd_calib.calibration.scoring import LabelledTokens
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.errors import CalibrationError
 
 
-def drawn(seed: int, count: int = 6000) -> Judged:
+def drawn(seed: int, count: int = 6000) -> LabelledTokens:
     """Candidates that agree with chance sigmoid(2 margin - entropy)."""
     generator = torch.Generator().manual_seed(seed)
     margin, entropy = torch.randn(2, count, generator=generator).unbind()
     chance = torch.sigmoid(2 * margin - entropy)
     agrees = torch.rand(count, generator=generator) < chance
-    return Judged({"draft_margin": margin, "draft_entropy": entropy}, agrees)
+    return LabelledTokens({"draft_margin": margin, "draft_entropy": entropy}, agrees)
 
 
 def test_a_logistic_truth_is_found_again() -> None:
@@ -33,7 +33,7 @@ def test_a_logistic_truth_is_found_again() -> None:
 def test_one_outcome_is_refused() -> None:
     judged = drawn(0)
     with pytest.raises(CalibrationError, match="one outcome"):
-        fit_gate(Judged(judged.features, torch.ones_like(judged.agrees)), judged, ["draft_margin"])
+        fit_gate(LabelledTokens(judged.features, torch.ones_like(judged.agrees)), judged, ["draft_margin"])
 
 
 def test_reliability_bins() -> None:

@@ -12,7 +12,7 @@ from viasd_calib.calibration.scoring import score_texts
 from viasd_calib.models import Verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
-from viasd_calib.traces.capture import capture
+from viasd_calib.traces.capture import capture_traces
 from viasd_calib.traces.data import TraceText, read_texts
 from viasd_calib.traces.folder import CaptureSettings
 from viasd_calib.training.head_vocabulary import share_outside
@@ -21,7 +21,7 @@ from viasd_calib.training.head_vocabulary import share_outside
 @pytest.fixture
 def texts(tiny_verifier: Verifier, tmp_path: Path) -> list[TraceText]:
     drafter = make_drafter("near", RoutedModel(tiny_verifier.model))
-    capture(tiny_verifier, drafter, "near", tiny_prompts(6), tmp_path, CaptureSettings(max_new_tokens=16))
+    capture_traces(tiny_verifier, drafter, "near", tiny_prompts(6), tmp_path, CaptureSettings(max_new_tokens=16))
     return read_texts(tmp_path)
 
 

@@ -23,7 +23,7 @@ from viasd_calib.models import load_verifier
 from viasd_calib.pipeline.fitted import open_fit
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces import capture as capturing
-from viasd_calib.traces.capture import capture
+from viasd_calib.traces.capture import capture_traces
 from viasd_calib.traces.data import read_texts
 from viasd_calib.traces.folder import CaptureSettings, read_manifest
 from viasd_calib.training import student
@@ -167,7 +167,7 @@ def test_settings_are_greedy_and_as_short_as_the_shortest(tiny_folder: TinyFolde
     loaded = load_verifier(str(tiny_folder))
     for name, length, temperature in (("a", 6, 0.7), ("b", 4, 0.0)):
         settings = CaptureSettings(max_new_tokens=length, temperature=temperature, top_k=3)
-        capture(loaded, None, "none", tiny_prompts(2), tmp_path / name, settings)
+        capture_traces(loaded, None, "none", tiny_prompts(2), tmp_path / name, settings)
     found = settings_like([tmp_path / "a", tmp_path / "b"])
     assert found == CaptureSettings(max_new_tokens=4, temperature=0.0, top_k=3)
 

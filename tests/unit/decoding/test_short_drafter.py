@@ -30,7 +30,7 @@ from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.models import load_verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
-from viasd_calib.traces.capture import CaptureSettings, capture
+from viasd_calib.traces.capture import CaptureSettings, capture_traces
 from viasd_calib.traces.data import read_texts
 
 CONTEXT = 16
@@ -78,7 +78,7 @@ def test_traces_of_long_texts_say_where_nothing_is_drafted(tmp_path: Path) -> No
     """And gates learn from the other places alone."""
     verifier = load_verifier(str(save_tiny(tmp_path / "verifier", eos=None)))
     drafter = drafter_of(SHORT["plain"])
-    capture(verifier, drafter, "short", tiny_prompts(3), tmp_path / "traces", CaptureSettings(max_new_tokens=24))
+    capture_traces(verifier, drafter, "short", tiny_prompts(3), tmp_path / "traces", CaptureSettings(max_new_tokens=24))
     texts = read_texts(tmp_path / "traces")
     for text, scored in zip(texts, score_texts(RoutedModel(verifier.model), texts, 4), strict=True):
         places = torch.arange(text.prompt_length - 1, len(text.ids) - 1)

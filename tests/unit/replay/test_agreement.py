@@ -6,14 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viasd_calib.replay.agreement import JudgedPlaces
+from viasd_calib.replay.agreement import ComparedPlaces
 
 PLACES = st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=30)
 
 
-def judged(places: list[tuple[bool, float]]) -> JudgedPlaces:
+def judged(places: list[tuple[bool, float]]) -> ComparedPlaces:
     agrees, confidence = zip(*places, strict=True)
-    return JudgedPlaces(torch.zeros(len(places)), torch.tensor(agrees), torch.tensor(confidence, dtype=torch.float64))
+    return ComparedPlaces(torch.zeros(len(places)), torch.tensor(agrees), torch.tensor(confidence, dtype=torch.float64))
 
 
 @given(PLACES, st.floats(0.01, 1))
@@ -25,7 +25,7 @@ def test_agreement_is_that_of_the_surest_places(places: list[tuple[bool, float]]
 
 @given(PLACES, PLACES)
 def test_joined_places_are_those_of_all_texts(one: list[tuple[bool, float]], other: list[tuple[bool, float]]) -> None:
-    joined, together = JudgedPlaces.joined([judged(one), judged(other)]), judged(one + other)
+    joined, together = ComparedPlaces.joined([judged(one), judged(other)]), judged(one + other)
     assert torch.equal(joined.agrees, together.agrees)
     assert torch.equal(joined.confidence, together.confidence)
     assert len(joined.kl) == len(together.kl)

@@ -12,7 +12,7 @@ from viasd_calib.cli.capture import agreement_table
 from viasd_calib.models import Verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.agreement import DraftAgreement, draft_agreement
-from viasd_calib.traces.capture import capture
+from viasd_calib.traces.capture import capture_traces
 from viasd_calib.traces.data import read_texts
 from viasd_calib.traces.folder import CaptureSettings
 
@@ -21,7 +21,7 @@ def test_shares_are_those_of_the_texts(tiny_verifier: Verifier, tmp_path: Path) 
     """Against the texts as training reads them, one place after the other, over several shards."""
     drafter = make_drafter("near", RoutedModel(tiny_verifier.model))
     settings = CaptureSettings(max_new_tokens=24, batch_size=4, top_k=3)
-    capture(tiny_verifier, drafter, "near", tiny_prompts(10), tmp_path, settings)
+    capture_traces(tiny_verifier, drafter, "near", tiny_prompts(10), tmp_path, settings)
     found = draft_agreement(tmp_path)
     counted: dict[tuple[str, int], list[bool]] = defaultdict(list)
     for text in read_texts(tmp_path):

@@ -39,7 +39,7 @@ from viasd_calib.models import Verifier, load_verifier
 from viasd_calib.prompts import Prompt
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.traces.capture import MAX_DEPTH, CaptureReport, capture, random_depths
+from viasd_calib.traces.capture import MAX_DEPTH, CaptureReport, capture_traces, random_depths
 from viasd_calib.traces.folder import CaptureSettings, logit_statistics, read_manifest
 
 SETTINGS = CaptureSettings(max_new_tokens=12, batch_size=3, top_k=4)
@@ -54,7 +54,7 @@ def run(
     **changes: Any,
 ) -> CaptureReport:
     settings = SETTINGS.model_copy(update=changes)
-    return capture(verifier, drafter, "none" if drafter is None else "drafter", prompts, folder, settings)
+    return capture_traces(verifier, drafter, "none" if drafter is None else "drafter", prompts, folder, settings)
 
 
 def shards_of(folder: Path) -> list[Path]:
@@ -234,7 +234,7 @@ import torch
 from viasd_calib.models import load_verifier
 from viasd_calib.prompts import read_prompts
 from viasd_calib.traces import capture as capturing
-from viasd_calib.traces.capture import capture
+from viasd_calib.traces.capture import capture_traces
 from viasd_calib.traces.folder import CaptureSettings
 torch.set_num_threads(1)
 model, prompts, folder, settings = sys.argv[1:]
@@ -245,7 +245,7 @@ def dying(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return write(*arguments)
 capturing.write_shard = dying
-capture(load_verifier(model), None, "none", read_prompts(prompts), Path(folder), settings)
+capture_traces(load_verifier(model), None, "none", read_prompts(prompts), Path(folder), settings)
 """
 
 
@@ -256,7 +256,7 @@ def test_a_killed_process_loses_and_doubles_no_text(tiny_folder: TinyFolder, tmp
     prompts = tiny_prompts(12)
     settings = SETTINGS.model_copy(update={"batch_size": 1, "max_new_tokens": 24})
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    capture(verifier, None, "none", prompts, whole, settings)
+    capture_traces(verifier, None, "none", prompts, whole, settings)
 
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(prompt.model_dump_json() + "\n" for prompt in prompts))
@@ -266,7 +266,7 @@ def test_a_killed_process_loses_and_doubles_no_text(tiny_folder: TinyFolder, tmp
     assert child.returncode == -signal.SIGKILL
     assert len(shards_of(killed)) == 3
 
-    report = capture(verifier, None, "none", prompts, killed, settings)
+    report = capture_traces(verifier, None, "none", prompts, killed, settings)
     assert report.kept == 3
     assert report.texts == len(prompts)
     assert logit_statistics(killed) == logit_statistics(whole)

@@ -38,7 +38,7 @@ def text_of(index: int, prompt: int, generated: int) -> TraceText:
         q_log_probs=-torch.stack([places, places + 1], 1).float(),
         p_token=torch.full((generated,), -1),
         p_depth=torch.zeros(generated, dtype=torch.long),
-        p_said=None,
+        p_top_k=None,
         p_entropy=torch.zeros(generated),
         p_margin=torch.zeros(generated),
     )

@@ -16,7 +16,7 @@ from viasd_calib.file_names import MANIFEST
 from viasd_calib.models import Verifier
 from viasd_calib.prompts import Prompt
 from viasd_calib.traces.agreement import draft_agreement
-from viasd_calib.traces.capture import CaptureReport, capture
+from viasd_calib.traces.capture import CaptureReport, capture_traces
 from viasd_calib.traces.data import read_texts
 from viasd_calib.traces.folder import CaptureSettings, logit_statistics, read_manifest
 
@@ -26,7 +26,7 @@ CHANGED = PROMPTS[4].model_copy(update={"turns": ["w9 w8 w7"]})
 
 def run(verifier: Verifier, folder: Path, prompts: Sequence[Prompt], **changes: Any) -> CaptureReport:
     settings = CaptureSettings(max_new_tokens=8, batch_size=3, top_k=4).model_copy(update=changes)
-    return capture(verifier, PromptLookup(), "prompt_lookup", prompts, folder, settings)
+    return capture_traces(verifier, PromptLookup(), "prompt_lookup", prompts, folder, settings)
 
 
 def shards_of(folder: Path) -> dict[Path, int]:

@@ -11,7 +11,7 @@ from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.top_k import stack_top_k
 from viasd_calib.errors import NumericsError, PromptError, SamplingError
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.traces.generation import Answer, generate_batch, pad_right
+from viasd_calib.traces.generation import Answer, answer_batch, pad_right
 
 
 def answers(
@@ -22,7 +22,7 @@ def answers(
     seed: int = 0,
     family: str = "llama",
 ) -> list[Answer]:
-    return generate_batch(
+    return answer_batch(
         RoutedModel(tiny_model(seed, family)),
         prompts,
         max_new_tokens=count,
@@ -61,7 +61,7 @@ def test_what_is_noted_is_what_the_verifier_says(
         tapped = torch.stack([states[tap][0] for tap in TAPS], 1)
         torch.testing.assert_close(torch.cat(answer.tapped), tapped, atol=1e-4, rtol=1e-4)
         log_probs = transformers_logits(model, text)[len(prompt) - 1 : -1].log_softmax(-1)
-        said = stack_top_k(answer.said)
+        said = stack_top_k(answer.top_k)
         torch.testing.assert_close(said.log_probs, log_probs.topk(4).values, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(said.log_probs, log_probs.gather(-1, said.ids), atol=1e-4, rtol=1e-4)
         if temperature == 0:
@@ -92,7 +92,7 @@ def test_a_repetition_penalty_is_refused() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_not_finite_are_refused(temperature: float) -> None:
     with pytest.raises(NumericsError, match="not finite; load it in float32"):
-        generate_batch(
+        answer_batch(
             RoutedModel(spoil(tiny_model())),
             [[3, 4], [5]],
             max_new_tokens=4,

@@ -20,7 +20,7 @@ from viasd_calib.errors import TraceError
 from viasd_calib.models import Verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Decoding, RelativeCost, Route
-from viasd_calib.traces.capture import capture, capture_again
+from viasd_calib.traces.capture import capture_again, capture_traces
 from viasd_calib.traces.data import read_texts
 from viasd_calib.traces.folder import CaptureSettings, read_manifest
 from viasd_calib.traces.on_policy import Policy, policy_name, read_answer
@@ -56,13 +56,13 @@ def test_the_policy_writes_and_q_judges(prompts: list[list[int]]) -> None:
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer.tokens == writer.decoder.generate(prompt, 6).tokens
         logits = transformers_logits(tiny_model(), [*prompt, *answer.tokens])[len(prompt) - 1 : -1]
-        assert stack_top_k(answer.said).ids[:, 0].tolist() == logits.argmax(-1).tolist()
+        assert stack_top_k(answer.top_k).ids[:, 0].tolist() == logits.argmax(-1).tolist()
         assert torch.cat(answer.tapped).shape[:2] == (len(prompt) + len(answer.tokens) - 1, len(TAPS))
 
 
 def test_traces_of_a_policy_hold_its_text_and_what_q_would_have_said(tiny_verifier: Verifier, tmp_path: Path) -> None:
     prompts = tiny_prompts(8, turns=2)
-    capture(tiny_verifier, PromptLookup(), "prompt_lookup", prompts, tmp_path, SETTINGS, policy())
+    capture_traces(tiny_verifier, PromptLookup(), "prompt_lookup", prompts, tmp_path, SETTINGS, policy())
     assert read_manifest(tmp_path).policy == "slim"
     texts = read_texts(tmp_path)
     assert len(texts) == sum(len(prompt.turns) for prompt in prompts)
@@ -75,17 +75,17 @@ def test_traces_of_a_policy_hold_its_text_and_what_q_would_have_said(tiny_verifi
 
 def test_texts_of_a_policy_are_not_mistaken_for_q_s(tiny_verifier: Verifier, tmp_path: Path) -> None:
     prompts = tiny_prompts(3)
-    capture(tiny_verifier, None, "none", prompts, tmp_path, SETTINGS, policy())
+    capture_traces(tiny_verifier, None, "none", prompts, tmp_path, SETTINGS, policy())
     for other in (None, policy("another")):
         with pytest.raises(TraceError, match="made with another policy"):
-            capture(tiny_verifier, None, "none", prompts, tmp_path, SETTINGS, other)
+            capture_traces(tiny_verifier, None, "none", prompts, tmp_path, SETTINGS, other)
 
 
 def test_with_audit_strict_a_policy_writes_q_s_own_traces(tiny_verifier: Verifier, tmp_path: Path) -> None:
     prompts = tiny_prompts(6, turns=2)
     for name, writer in (("q", None), ("strict", policy(audit="strict"))):
         strict = None if writer is None else Policy("strict", _with_end(writer.decoder, tiny_verifier))
-        capture(tiny_verifier, PromptLookup(), "prompt_lookup", prompts, tmp_path / name, SETTINGS, strict)
+        capture_traces(tiny_verifier, PromptLookup(), "prompt_lookup", prompts, tmp_path / name, SETTINGS, strict)
     for own, found in zip(read_texts(tmp_path / "q"), read_texts(tmp_path / "strict"), strict=True):
         assert found.asked == own.asked
         assert torch.equal(found.ids, own.ids)
@@ -99,7 +99,7 @@ def _with_end(decoder: Decoder, verifier: Verifier) -> Decoder:
 
 def test_what_was_asked_is_asked_again(tiny_verifier: Verifier, tmp_path: Path) -> None:
     """A later turn stands after the answers that q gave, whatever the policy says."""
-    capture(tiny_verifier, None, "none", tiny_prompts(8, turns=2), tmp_path / "q", SETTINGS)
+    capture_traces(tiny_verifier, None, "none", tiny_prompts(8, turns=2), tmp_path / "q", SETTINGS)
     asked = [text.asked for text in read_texts(tmp_path / "q")]
     assert any(one.turn == 1 for one in asked)
     arguments = (tiny_verifier, PromptLookup(), "prompt_lookup", asked, tmp_path / "again", SETTINGS, policy())
@@ -119,7 +119,7 @@ def test_a_drawn_text_hangs_on_no_other(tiny_verifier: Verifier, tmp_path: Path)
     drawing = Policy("drawing", Decoder(routed, PromptLookup(), method, sampling=Sampling(temperature=1.0, seed=5)))
     prompts = tiny_prompts(8, turns=2)
     for name, some in (("whole", prompts), ("some", prompts[::2])):
-        capture(tiny_verifier, None, "none", some, tmp_path / name, SETTINGS, drawing)
+        capture_traces(tiny_verifier, None, "none", some, tmp_path / name, SETTINGS, drawing)
     whole = {(text.prompt_id, text.turn): text.ids.tolist() for text in read_texts(tmp_path / "whole")}
     for text in read_texts(tmp_path / "some"):
         assert text.ids.tolist() == whole[text.prompt_id, text.turn]

@@ -14,7 +14,7 @@ from viasd_calib.slim.parts.bridges import Bridge
 from viasd_calib.spec import Route
 from viasd_calib.training.bridge_fit import fit_bridges, generated_residuals, set_least_squares
 from viasd_calib.training.closed_form import LeastSquares
-from viasd_calib.training.spans import judge_routes
+from viasd_calib.training.spans import route_divergences
 
 ROUTE = Route(attention_skip=[1, 2], mlp_skip=[1, 2])
 
@@ -101,7 +101,7 @@ def test_bridges_leave_less_divergence_than_nothing(rank: int | None) -> None:
     seen, unseen = tiny_texts(60)[:50], tiny_texts(60)[50:]
     (bridges,) = fit_bridges(model, [ROUTE], seen, rank)
     kept = [sublayers_of(model.layers, model.layer_types, ROUTE, one) for one in (bridges, None)]
-    bridged, bare = judge_routes(model, kept, unseen)
+    bridged, bare = route_divergences(model, kept, unseen)
     assert bridged < 0.8 * bare
 
 

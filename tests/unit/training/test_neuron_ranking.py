@@ -12,7 +12,7 @@ from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.parts.mlp_keep import KeptNeurons, narrow_layers
 from viasd_calib.training.neuron_ranking import rank_neurons
-from viasd_calib.training.spans import judge_routes
+from viasd_calib.training.spans import route_divergences
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
@@ -62,6 +62,6 @@ def test_the_first_ones_leave_less_divergence_than_the_last_ones() -> None:
         model = copy.deepcopy(tiny_model())
         widths = {layer: KeptNeurons(order, 20) for layer, order in orders.items()}
         routed = RoutedModel(model, held={"mlp_keep": narrow_layers(model.get_decoder().layers, widths)})
-        divergence += judge_routes(routed, [routed.slim_sublayers], texts[8:])
+        divergence += route_divergences(routed, [routed.slim_sublayers], texts[8:])
     best, worst = divergence
     assert best < 0.8 * worst

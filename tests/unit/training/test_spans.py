@@ -13,7 +13,7 @@ from viasd_calib.slim.cost import SublayerCosts
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
 from viasd_calib.spec import Route
 from viasd_calib.training.bridge_fit import fit_bridges
-from viasd_calib.training.spans import choose_span, judge_routes, span_routes
+from viasd_calib.training.spans import choose_span, route_divergences, span_routes
 
 
 def even(layers: int) -> SublayerCosts:
@@ -59,6 +59,8 @@ def test_the_span_with_the_least_divergence_is_taken() -> None:
         sublayers_of(model.layers, model.layer_types, tried, fitted)
         for tried, fitted in zip(routes, fit_bridges(model, routes, seen), strict=True)
     ]
-    divergence = {tried.mlp_skip[0]: kl for tried, kl in zip(routes, judge_routes(model, kept, judges), strict=True)}
+    divergence = {
+        tried.mlp_skip[0]: kl for tried, kl in zip(routes, route_divergences(model, kept, judges), strict=True)
+    }
     assert route.mlp_skip[0] == min(divergence, key=divergence.__getitem__)
     assert [*bridges] == [f"attention_{route.mlp_skip[0]}"]

@@ -5,19 +5,19 @@ from __future__ import annotations
 import random
 
 from viasd_calib.spec import Route
-from viasd_calib.training.search.judge import RouteJudge
+from viasd_calib.training.search.evaluator import RouteEvaluator
 from viasd_calib.training.search.space import SearchSpace, whole
 from viasd_calib.training.spans import span_routes
 
 
-def best_random(space: SearchSpace, judge: RouteJudge, seed: int) -> Route:
+def best_random(space: SearchSpace, evaluator: RouteEvaluator, seed: int) -> Route:
     """The best of as many random routes as the budget holds: sublayers go in a random order until the target is met."""
     draw = random.Random(seed)
-    routes = [space.route(space.until_met(draw.sample(space.free, len(space.free)))) for _ in range(judge.left)]
-    return min(routes, key=judge.loss)
+    routes = [space.route(space.until_met(draw.sample(space.free, len(space.free)))) for _ in range(evaluator.left)]
+    return min(routes, key=evaluator.loss)
 
 
-def evenly_spaced(space: SearchSpace, _judge: RouteJudge, _seed: int) -> Route:
+def evenly_spaced(space: SearchSpace, _evaluator: RouteEvaluator, _seed: int) -> Route:
     """Whole layers at even distances, as few as the target takes; no pass."""
     layers = space.free_layers
     for count in range(1, len(layers)):
@@ -27,8 +27,8 @@ def evenly_spaced(space: SearchSpace, _judge: RouteJudge, _seed: int) -> Route:
     return space.route(space.free)
 
 
-def best_span(space: SearchSpace, judge: RouteJudge, _seed: int) -> Route:
+def best_span(space: SearchSpace, evaluator: RouteEvaluator, _seed: int) -> Route:
     """The one run of whole layers that leaves the least KL(q || q'), as ``viasd fit`` takes it by default."""
     routes = span_routes(space.costs, space.target_cost, space.always, space.layers)
-    judge.need(len(routes))
-    return min(routes, key=judge.loss)
+    evaluator.need(len(routes))
+    return min(routes, key=evaluator.loss)

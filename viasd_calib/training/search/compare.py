@@ -13,13 +13,13 @@ from viasd_calib.choices import SearchMethod
 from viasd_calib.errors import TraceError
 from viasd_calib.ledger import Ledger
 from viasd_calib.progress import steps
-from viasd_calib.replay.agreement import JudgedPlaces, directly_after, judge_places, read_for_judging
+from viasd_calib.replay.agreement import ComparedPlaces, compare_places, directly_after, text_cache
 from viasd_calib.slim.cost import SublayerCosts, relative_cost, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.parts.skips import skipped_numbers
 from viasd_calib.traces.data import TraceDataModule, TraceText
 from viasd_calib.training.bridge_fit import BridgeFitter, all_streams
-from viasd_calib.training.search.judge import RouteJudge, read_once
+from viasd_calib.training.search.evaluator import RouteEvaluator, cache_texts
 from viasd_calib.training.search.methods import CHOICES
 from viasd_calib.training.search.record import CONFIDENT_SHARES, FoundRoute, SearchSettings
 from viasd_calib.training.search.space import SearchSpace
@@ -33,12 +33,12 @@ class SearchTexts:
     """Texts that q wrote on, by what they are for; no prompt of the last is among the others."""
 
     bridges: Sequence[TraceText]
-    judging: Sequence[TraceText]
+    evaluation: Sequence[TraceText]
     held_back: Sequence[TraceText]
 
 
 def divide_texts(data: TraceDataModule, limit: int | None = None) -> SearchTexts:
-    """A fifth of the training texts to judge on, the others for bridges, and the validation texts to compare on.
+    """A fifth of the training texts to evaluate on, the others for bridges, and the validation texts to compare on.
 
     Args:
         data: read already.
@@ -57,8 +57,8 @@ def divide_texts(data: TraceDataModule, limit: int | None = None) -> SearchTexts
             f"{len(fit)} texts to search on and {len(kept)} to compare on are too few; capture more prompts, or change "
             "limit_texts or validation_share"
         )
-    judges = max(1, len(fit) // 5)
-    return SearchTexts(bridges=fit[judges:], judging=fit[:judges], held_back=kept)
+    evaluated = max(1, len(fit) // 5)
+    return SearchTexts(bridges=fit[evaluated:], evaluation=fit[:evaluated], held_back=kept)
 
 
 def measured_space(model: RoutedModel, settings: SearchSettings, ledger: Ledger) -> SearchSpace:
@@ -86,7 +86,7 @@ def compare_choices(
 ) -> Iterator[tuple[SearchMethod, FoundRoute]]:
     """Let one method after the other choose a route, and measure each route on the texts that were held back.
 
-    q is read once for all methods. Each has a budget and bridges of its own, so that none lives on what another paid.
+    q is read once for all methods. Each has a budget and bridges of its own, so that none profits from another's.
 
     Args:
         ledger: holds what methods that are done have found; they do not search again.
@@ -94,29 +94,29 @@ def compare_choices(
     Raises:
         CalibrationError: the budget does not hold what a method takes, or a library is missing.
     """
-    read = read_once(model, texts.judging)
+    read = cache_texts(model, texts.evaluation)
     streams = all_streams(model, texts.bridges) if settings.bridges else None
     for method in settings.methods:
         with steps(method, settings.budget, "passes") as running:
             fitter = None if streams is None else BridgeFitter(model, streams, settings.bridge_rank)
-            judge = RouteJudge(model, read, settings.budget, fitter, running.advance)
-            choose = partial(_chosen, method, space, judge, texts.held_back, settings.seed)
+            evaluator = RouteEvaluator(model, read, settings.budget, fitter, running.advance)
+            choose = partial(_chosen, method, space, evaluator, texts.held_back, settings.seed)
             found = ledger.recall(method, FoundRoute, choose)
             running.update(found.passes, found.passes)
         yield method, found
 
 
 def _chosen(
-    method: SearchMethod, space: SearchSpace, judge: RouteJudge, held_back: Sequence[TraceText], seed: int
+    method: SearchMethod, space: SearchSpace, evaluator: RouteEvaluator, held_back: Sequence[TraceText], seed: int
 ) -> FoundRoute:
     begin = time.perf_counter()
-    route = CHOICES[method](space, judge, seed)
+    route = CHOICES[method](space, evaluator, seed)
     seconds = time.perf_counter() - begin
-    bridges = judge.bridges(route)
-    routed = RoutedModel(judge.model.model, route, {"bridges": bridges})
-    places = JudgedPlaces.joined(
+    bridges = evaluator.bridges(route)
+    routed = RoutedModel(evaluator.model.model, route, {"bridges": bridges})
+    places = ComparedPlaces.joined(
         [
-            judge_places(routed, routed.slim_sublayers, text, read_for_judging(routed, text), directly_after(text))
+            compare_places(routed, routed.slim_sublayers, text, text_cache(routed, text), directly_after(text))
             for text in held_back
         ]
     )
@@ -127,6 +127,6 @@ def _chosen(
         kl=round(float(places.kl.mean()), 4),
         expected_cost=round(space.cost(skipped_numbers(route)), 4),
         relative_cost=round(relative_cost(routed, widths=[COST_WIDTH])[COST_WIDTH], 4),
-        passes=judge.spent,
+        passes=evaluator.spent,
         seconds=round(seconds, 2),
     )

@@ -7,14 +7,14 @@ import importlib.util
 from viasd_calib.errors import CalibrationError
 from viasd_calib.spec import Route
 from viasd_calib.training.losses.margin import margin_cost
-from viasd_calib.training.search.judge import RouteJudge
+from viasd_calib.training.search.evaluator import RouteEvaluator
 from viasd_calib.training.search.space import SearchSpace
 
 BAYES_EVERY = 5
 """Trials from one Bayesian step to the next."""
 
 
-def dimr(space: SearchSpace, judge: RouteJudge, seed: int) -> Route:
+def dimr(space: SearchSpace, evaluator: RouteEvaluator, seed: int) -> Route:
     """The route of least :func:`~viasd_calib.training.losses.margin.margin_cost` in as many trials as the budget holds.
 
     A trial gives each sublayer a number from 0 to 1; the highest ones go until the target is met, so that every trial
@@ -35,10 +35,10 @@ def dimr(space: SearchSpace, judge: RouteJudge, seed: int) -> Route:
     numbers: dict[str, optuna.distributions.BaseDistribution] = {
         str(number): optuna.distributions.FloatDistribution(0, 1) for number in space.free
     }
-    for count in range(1, judge.left + 1):
+    for count in range(1, evaluator.left + 1):
         study.sampler = drawing if count % BAYES_EVERY else modelling
         trial = study.ask(numbers)
-        study.tell(trial, judge.loss(_route(space, trial.params), of=margin_cost))
+        study.tell(trial, evaluator.loss(_route(space, trial.params), of=margin_cost))
     return _route(space, study.best_params)
 
 

@@ -25,12 +25,12 @@ def dearest_within(weights: Sequence[int], values: Sequence[float], capacity: in
     most = [0.0] * (capacity + 1)  # by capacity
     taken: list[list[bool]] = []
     for weight, value in zip(weights, values, strict=True):
-        takes = [room >= weight and most[room - weight] + value > most[room] for room in range(capacity + 1)]
-        most = [most[room - weight] + value if takes[room] else most[room] for room in range(capacity + 1)]
+        takes = [left >= weight and most[left - weight] + value > most[left] for left in range(capacity + 1)]
+        most = [most[left - weight] + value if takes[left] else most[left] for left in range(capacity + 1)]
         taken.append(takes)
-    room, chosen = capacity, []
+    left, chosen = capacity, []
     for place in reversed(range(len(weights))):
-        if taken[place][room]:
+        if taken[place][left]:
             chosen.append(place)
-            room -= weights[place]
+            left -= weights[place]
     return chosen[::-1]

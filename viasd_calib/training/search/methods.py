@@ -9,12 +9,12 @@ from viasd_calib.spec import Route
 from viasd_calib.training.search.ablation import ablation_order, greedy_removal, knapsack
 from viasd_calib.training.search.baselines import best_random, best_span, evenly_spaced
 from viasd_calib.training.search.dimr import dimr
-from viasd_calib.training.search.judge import RouteJudge
+from viasd_calib.training.search.evaluator import RouteEvaluator
 from viasd_calib.training.search.similarity import most_alike
 from viasd_calib.training.search.space import SearchSpace
 
-Choice = Callable[[SearchSpace, RouteJudge, int], Route]
-"""From the routes there are, the judge with the budget, and a seed to the route that is chosen."""
+Choice = Callable[[SearchSpace, RouteEvaluator, int], Route]
+"""From the routes there are, the evaluator with the budget, and a seed to the route that is chosen."""
 
 CHOICES: dict[SearchMethod, Choice] = {
     "span": best_span,

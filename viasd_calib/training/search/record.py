@@ -21,9 +21,9 @@ class SearchSettings(BaseModel):
     Attributes:
         target_cost: measured cost of a slim pass over that of a full one, bridges left out.
         methods: the ways of choosing, in the order they are run.
-        budget: passes over the judging texts that each method may take.
+        budget: passes over the evaluation texts that each method may take.
         keep_layers: layers whose sublayers stay; negative ones count from the end.
-        bridges: whether routes are judged, compared and timed with bridges in place of skipped runs.
+        bridges: whether routes are evaluated, compared and timed with bridges in place of skipped runs.
         bridge_rank: of the bridges; None for full ones.
         seed: of the methods that draw.
     """
@@ -40,7 +40,7 @@ class SearchSettings(BaseModel):
 
 
 class FoundRoute(BaseModel):
-    """The route that a method chose, and how well it speaks for q on texts that were held back.
+    """The route that a method chose, and how well q' agrees with q on texts that were held back.
 
     Attributes:
         agreement: share of places where q' and q choose the same token, q' directly after q.
@@ -48,7 +48,7 @@ class FoundRoute(BaseModel):
         kl: KL(q || q') over q's traced top k and the rest, in nats.
         expected_cost: sum of the measured shares of what the route keeps; bridges are not counted.
         relative_cost: time of a slim pass, bridges included, over that of a full pass, interleaved.
-        passes: passes over the judging texts that the method took.
+        passes: passes over the evaluation texts that the method took.
         seconds: wall clock of the choice; what all methods share, reading q, is not in it.
     """
 
@@ -69,7 +69,7 @@ class SearchResult(BaseModel):
 
     Attributes:
         bridge_texts: texts that bridges were fitted on.
-        judging_texts: texts that methods were judged on.
+        judging_texts: texts that methods evaluated routes on.
         held_back_texts: texts that the routes were compared on.
         prompts_sha256: hash of the set of prompts after the texts, held back or not.
         found: by method, those that are done.

@@ -8,12 +8,12 @@ from torch.nn import functional
 
 from viasd_calib.spec import Route
 from viasd_calib.training.bridge_fit import generated_residuals
-from viasd_calib.training.search.judge import RouteJudge
+from viasd_calib.training.search.evaluator import RouteEvaluator
 from viasd_calib.training.search.space import SearchSpace
 from viasd_calib.training.spans import span_routes
 
 
-def most_alike(space: SearchSpace, judge: RouteJudge, _seed: int) -> Route:
+def most_alike(space: SearchSpace, evaluator: RouteEvaluator, _seed: int) -> Route:
     """The run of whole layers whose input and output are most alike, by cosine; one pass, of q.
 
     Gromov et al. 2024 (arXiv 2403.17887, section 3.2) take the run of least angle at the last token of each text,
@@ -23,19 +23,19 @@ def most_alike(space: SearchSpace, judge: RouteJudge, _seed: int) -> Route:
     if space.meets([]):
         return space.route([])
     routes = span_routes(space.costs, space.target_cost, space.always, space.layers)
-    judge.spend()
-    alike = cosines(judge)
+    evaluator.spend()
+    alike = cosines(evaluator)
     return max(routes, key=lambda route: float(alike[route.mlp_skip[0], route.mlp_skip[-1] + 1]))
 
 
-def cosines(judge: RouteJudge) -> Tensor:
+def cosines(evaluator: RouteEvaluator) -> Tensor:
     """Mean cosine of the residual streams that enter two layers; the last one is the end: [layers + 1, layers + 1]."""
-    layers = len(judge.model.layers)
+    layers = len(evaluator.model.layers)
     numbers = range(0, 2 * layers + 1, 2)
     total, places = torch.zeros(layers + 1, layers + 1), 0
-    for text, _ in judge.texts:
+    for text, _ in evaluator.texts:
         unit = functional.normalize(
-            generated_residuals(judge.model, text, numbers).cpu(), dim=-1
+            generated_residuals(evaluator.model, text, numbers).cpu(), dim=-1
         )  # [n, layers + 1, hidden]
         total += torch.einsum("nah,nbh->ab", unit, unit)
         places += unit.shape[0]

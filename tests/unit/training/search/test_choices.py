@@ -24,11 +24,11 @@ from viasd_calib.training.losses.margin import margin_cost
 from viasd_calib.training.search.ablation import ablation_losses, ablation_order, greedy_removal, knapsack
 from viasd_calib.training.search.baselines import best_random, best_span, evenly_spaced
 from viasd_calib.training.search.dimr import BAYES_EVERY, dimr
-from viasd_calib.training.search.judge import RouteJudge, read_once
+from viasd_calib.training.search.evaluator import RouteEvaluator, cache_texts
 from viasd_calib.training.search.methods import CHOICES
 from viasd_calib.training.search.similarity import cosines, most_alike
 from viasd_calib.training.search.space import SearchSpace, whole
-from viasd_calib.training.spans import judge_routes, span_routes
+from viasd_calib.training.spans import route_divergences, span_routes
 
 ATTENTION, MLP, REST = 0.06, 0.12, 0.1
 LAYERS = 5
@@ -42,11 +42,11 @@ def verifier() -> RoutedModel:
     return RoutedModel(tiny_model(layers=LAYERS))
 
 
-def new_judge(budget: int, bridged: bool = False, model: RoutedModel | None = None) -> RouteJudge:
+def new_judge(budget: int, bridged: bool = False, model: RoutedModel | None = None) -> RouteEvaluator:
     model = model or verifier()
     texts = tiny_texts(24, model=model)
     fitter = BridgeFitter(model, all_streams(model, texts[4:])) if bridged else None
-    return RouteJudge(model, read_once(model, texts[:4]), budget, fitter)
+    return RouteEvaluator(model, cache_texts(model, texts[:4]), budget, fitter)
 
 
 @pytest.mark.parametrize("bridged", [True, False])
@@ -55,9 +55,9 @@ def test_a_choice_keeps_to_target_layers_budget_and_seed(method: SearchMethod, b
     space, budget = new_space(0.65, always=(0, 3)), 14
     routes = []
     for _ in range(2):
-        judge = new_judge(budget, bridged)
-        routes.append(CHOICES[method](space, judge, 3))
-        assert judge.spent <= budget
+        evaluator = new_judge(budget, bridged)
+        routes.append(CHOICES[method](space, evaluator, 3))
+        assert evaluator.spent <= budget
     assert routes[0] == routes[1]
     skipped = skipped_numbers(routes[0])
     assert space.meets(skipped)
@@ -66,21 +66,21 @@ def test_a_choice_keeps_to_target_layers_budget_and_seed(method: SearchMethod, b
 
 def test_a_budget_that_is_spent_is_refused() -> None:
     seen: list[int] = []
-    judge = new_judge(2)
-    judge = RouteJudge(judge.model, judge.texts, 2, on_pass=lambda: seen.append(1))
-    judge.loss(Route(mlp_skip=[1]))
-    judge.spend()
+    evaluator = new_judge(2)
+    evaluator = RouteEvaluator(evaluator.model, evaluator.texts, 2, on_pass=lambda: seen.append(1))
+    evaluator.loss(Route(mlp_skip=[1]))
+    evaluator.spend()
     with pytest.raises(CalibrationError, match="1 passes, 0 of 2 are left; raise budget to 3"):
-        judge.loss(Route(mlp_skip=[1]))
-    assert len(seen) == judge.spent == 2
+        evaluator.loss(Route(mlp_skip=[1]))
+    assert len(seen) == evaluator.spent == 2
 
 
 @pytest.mark.parametrize("choice", [ablation_order, greedy_removal, knapsack, best_span])
 def test_what_the_budget_cannot_hold_is_refused_before_the_first_pass(choice: Callable[..., Route]) -> None:
-    judge = new_judge(1)
+    evaluator = new_judge(1)
     with pytest.raises(CalibrationError, match="raise budget to"):
-        choice(new_space(), judge, 0)
-    assert judge.spent == 0
+        choice(new_space(), evaluator, 0)
+    assert evaluator.spent == 0
 
 
 def test_a_route_is_judged_with_its_bridges() -> None:
@@ -89,7 +89,7 @@ def test_a_route_is_judged_with_its_bridges() -> None:
     route = Route(attention_skip=[1, 2], mlp_skip=[1])
     (bridges,) = fit_bridges(model, [route], texts[4:])
     kept = [sublayers_of(model.layers, model.layer_types, route, one) for one in (bridges, None)]
-    for bridged, divergence in zip((True, False), judge_routes(model, kept, texts[:4]), strict=True):
+    for bridged, divergence in zip((True, False), route_divergences(model, kept, texts[:4]), strict=True):
         assert new_judge(1, bridged).loss(route) == pytest.approx(divergence, rel=1e-4)
 
 
@@ -134,10 +134,10 @@ def test_a_layer_that_does_nothing_is_found(choice: Callable[..., Route], layer:
 def test_greedy_removal_with_budget_enough_tries_all_that_are_left() -> None:
     space = new_space(0.7)
     found = skipped_numbers(greedy_removal(space, new_judge(200), 0))
-    judge, skipped, loss = new_judge(200), [], 0.0
+    evaluator, skipped, loss = new_judge(200), [], 0.0
     while not space.meets(skipped):
         left = [number for number in space.free if number not in skipped]
-        losses = {number: judge.loss(space.route([*skipped, number])) for number in left}
+        losses = {number: evaluator.loss(space.route([*skipped, number])) for number in left}
         best = min(left, key=lambda number: (losses[number] - loss) / space.share(number))
         skipped.append(best)
         loss = losses[best]
@@ -146,9 +146,9 @@ def test_greedy_removal_with_budget_enough_tries_all_that_are_left() -> None:
 
 def test_greedy_removal_goes_on_where_its_budget_ends() -> None:
     space = new_space(0.4)
-    judge = new_judge(len(space.free))
-    assert space.meets(skipped_numbers(greedy_removal(space, judge, 0)))
-    assert judge.left == 0
+    evaluator = new_judge(len(space.free))
+    assert space.meets(skipped_numbers(greedy_removal(space, evaluator, 0)))
+    assert evaluator.left == 0
 
 
 def test_the_knapsack_loses_least_of_all_routes_that_meet_the_target() -> None:
@@ -173,9 +173,9 @@ def test_the_ablation_order_begins_with_what_is_missed_least() -> None:
 
 
 def test_random_routes_are_as_many_as_the_budget_and_the_best_is_taken() -> None:
-    space, judge = new_space(), new_judge(9)
-    more = best_random(space, judge, 5)
-    assert judge.left == 0
+    space, evaluator = new_space(), new_judge(9)
+    more = best_random(space, evaluator, 5)
+    assert evaluator.left == 0
     fewer = best_random(space, new_judge(2), 5)
     judged = new_judge(2)
     assert judged.loss(more) <= judged.loss(fewer)
@@ -189,36 +189,36 @@ def test_evenly_spaced_layers_take_no_pass(target: float, expected: list[int]) -
 
 
 def test_the_span_is_the_best_of_all_runs() -> None:
-    space, judge = new_space(), new_judge(20, bridged=True)
-    route = best_span(space, judge, 0)
+    space, evaluator = new_space(), new_judge(20, bridged=True)
+    route = best_span(space, evaluator, 0)
     others = span_routes(space.costs, space.target_cost, space.always, LAYERS)
     assert len(others) > 1
-    assert judge.loss(route) == min(judge.loss(other) for other in others)
+    assert evaluator.loss(route) == min(evaluator.loss(other) for other in others)
 
 
 def test_layers_are_alike_by_the_cosine_of_the_streams_between_them() -> None:
-    judge = new_judge(1)
-    alike = cosines(judge)
+    evaluator = new_judge(1)
+    alike = cosines(evaluator)
     assert alike.shape == (LAYERS + 1, LAYERS + 1)
     assert_near(alike.diagonal(), torch.ones(LAYERS + 1))
-    streams = all_streams(judge.model, [text for text, _ in judge.texts])
+    streams = all_streams(evaluator.model, [text for text, _ in evaluator.texts])
     expected = torch.cosine_similarity(streams[2], streams[6], dim=-1).mean()
     assert float(alike[1, 3]) == pytest.approx(float(expected), abs=1e-5)
-    route = most_alike(new_space(), judge, 0)
+    route = most_alike(new_space(), evaluator, 0)
     runs = span_routes(new_space().costs, 0.6, (0,), LAYERS)
     by_cosine = {run.mlp_skip[0]: float(alike[run.mlp_skip[0], run.mlp_skip[-1] + 1]) for run in runs}
     assert route.mlp_skip[0] == max(by_cosine, key=by_cosine.__getitem__)
-    assert judge.spent == 1
+    assert evaluator.spent == 1
 
 
 def test_dimr_takes_the_trial_of_least_margin_cost() -> None:
     space = new_space()
     tried: list[Route] = []
-    judge = new_judge(2 * BAYES_EVERY)
-    loss = judge.loss
-    judge.loss = lambda route, of: tried.append(route) or loss(route, of)  # type: ignore[method-assign, assignment]
-    route = dimr(space, judge, 1)
-    assert len(tried) == judge.spent == 2 * BAYES_EVERY
+    evaluator = new_judge(2 * BAYES_EVERY)
+    loss = evaluator.loss
+    evaluator.loss = lambda route, of: tried.append(route) or loss(route, of)  # type: ignore[method-assign, assignment]
+    route = dimr(space, evaluator, 1)
+    assert len(tried) == evaluator.spent == 2 * BAYES_EVERY
     again = new_judge(len(tried) + 1)
     costs = [again.loss(one, of=margin_cost) for one in tried]
     assert again.loss(route, of=margin_cost) == min(costs) < max(costs)

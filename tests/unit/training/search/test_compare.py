@@ -40,7 +40,7 @@ def read(traces: Path, validation_share: float = 0.3) -> TraceDataModule:
 def test_no_prompt_is_on_two_sides(traces: Path, share: float) -> None:
     texts = divide_texts(read(traces, share))
     judging, bridges, held_back = (
-        {text.index for text in part} for part in (texts.judging, texts.bridges, texts.held_back)
+        {text.index for text in part} for part in (texts.evaluation, texts.bridges, texts.held_back)
     )
     assert not judging & bridges
     assert not (judging | bridges) & held_back
@@ -50,7 +50,7 @@ def test_no_prompt_is_on_two_sides(traces: Path, share: float) -> None:
 
 def test_a_limit_is_of_both_sides(traces: Path) -> None:
     texts = divide_texts(read(traces), limit=5)
-    assert (len(texts.judging), len(texts.bridges), len(texts.held_back)) == (1, 4, 5)
+    assert (len(texts.evaluation), len(texts.bridges), len(texts.held_back)) == (1, 4, 5)
 
 
 def test_too_few_texts_are_refused(traces: Path) -> None:

@@ -1,4 +1,4 @@
-"""The judge that every choice asks: what a route loses on some texts, for a counted pass."""
+"""Evaluating routes on some texts, by counted passes: what every method of a search calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from viasd_calib.errors import CalibrationError
-from viasd_calib.replay.agreement import directly_after, read_for_judging, slim_logits_along
+from viasd_calib.replay.agreement import directly_after, slim_logits_along, text_cache
 from viasd_calib.slim.cache import SharedCache
 from viasd_calib.slim.cost import nothing
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
@@ -20,19 +20,19 @@ from viasd_calib.training.losses import TrainingLoss
 from viasd_calib.training.losses.kl import kl_divergence
 
 
-class ReadText(NamedTuple):
+class CachedText(NamedTuple):
     """A text, and q's keys and values along it."""
 
     text: TraceText
     cache: SharedCache
 
 
-def read_once(model: RoutedModel, texts: Iterable[TraceText]) -> list[ReadText]:
-    """Read q along texts that many routes are judged on; its keys and values stay in memory."""
-    return [ReadText(text, read_for_judging(model, text)) for text in texts]
+def cache_texts(model: RoutedModel, texts: Iterable[TraceText]) -> list[CachedText]:
+    """Read q along texts that many routes are evaluated on; its keys and values stay in memory."""
+    return [CachedText(text, text_cache(model, text)) for text in texts]
 
 
-class RouteJudge:
+class RouteEvaluator:
     """Gives the loss of routes, directly after q at the places where q wrote, until its budget is spent.
 
     A pass is one run of a route over all texts.
@@ -41,14 +41,14 @@ class RouteJudge:
         model: the opened verifier.
         texts: with at least one place where q wrote.
         budget: passes.
-        bridges: fits the bridges that a route is judged with; None judges routes without.
+        bridges: fits the bridges that a route is evaluated with; None evaluates routes without.
         on_pass: called after every pass.
     """
 
     def __init__(
         self,
         model: RoutedModel,
-        texts: Sequence[ReadText],
+        texts: Sequence[CachedText],
         budget: int,
         bridges: BridgeFitter | None = None,
         on_pass: Callable[[], object] = nothing,
@@ -88,7 +88,7 @@ class RouteJudge:
         self._on_pass()
 
     def bridges(self, route: Route) -> nn.ModuleDict:
-        """The bridges that a route is judged with; none where it is judged without."""
+        """The bridges that a route is evaluated with; none where it is evaluated without."""
         return nn.ModuleDict() if self._bridges is None else self._bridges.fit(route)
 
     def loss(self, route: Route, of: TrainingLoss = kl_divergence) -> float:
