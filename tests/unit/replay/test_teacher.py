@@ -49,7 +49,7 @@ def test_texts_are_read_once_and_remembered_for_any_batch(monkeypatch: pytest.Mo
     model.token_shift_ends = [3]
     ids = torch.randint(24, (3, 9))
     read = count_reads(monkeypatch)
-    caches = KnownCaches(model, room=1e9)
+    caches = KnownCaches(model, limit=1e9)
     caches.of([0, 1], ids[:2])
     caches.of([2], ids[2:, :7])  # a shorter text
     for indices, length in (([1, 0], 9), ([2, 0], 9), ([1, 2], 7)):  # padded, and cut to another batch's length
@@ -66,7 +66,7 @@ def test_what_finds_no_room_is_read_anew(monkeypatch: pytest.MonkeyPatch) -> Non
     ids = torch.randint(24, (2, 9))
     _, one = read_text(model, ids[:1])
     read = count_reads(monkeypatch)
-    caches = KnownCaches(model, room=one.keys.nbytes + one.values.nbytes)
+    caches = KnownCaches(model, limit=one.keys.nbytes + one.values.nbytes)
     for _ in range(2):
         caches.of([0], ids[:1])
         caches.of([1], ids[1:])
