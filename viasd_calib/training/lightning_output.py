@@ -13,6 +13,7 @@ CHATTER = (
     "TPU available:",
     "HPU available:",
     "LOCAL_RANK:",
+    "Loading `train_dataloader` to estimate",
     "`Trainer.fit` stopped: `max_",  # the end that was asked for
 )
 """What Lightning logs on every run; the bar and what is printed after it say the same, or nobody asked."""
