@@ -8,17 +8,13 @@ from pathlib import Path
 from viasd_calib.calibration.artifacts import FitArtifact, save_scores
 from viasd_calib.calibration.gate_fitting import FittedGates, fit_gates
 from viasd_calib.draft.places import draft_at, draft_from
-from viasd_calib.file_names import ADAPTER_FILE, BRIDGES_FILE, FIT_FILE, HEAD_VOCAB_FILE, MLP_KEEP_FILE
+from viasd_calib.file_names import FIT_FILE
 from viasd_calib.files import write_json
 from viasd_calib.prompt_copies import short_hashes
 from viasd_calib.prompts import SplitShares, combined_sha256
 from viasd_calib.replay.teacher import read_residuals
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.parts.adapter import adapter_ref, save_adapter
-from viasd_calib.slim.parts.base import FitInputs, fit_parts
-from viasd_calib.slim.parts.bridges import bridges_ref, save_bridges
-from viasd_calib.slim.parts.head_vocab import save_head_ids
-from viasd_calib.slim.parts.mlp_keep import save_widths
+from viasd_calib.slim.parts.base import FitInputs, fit_parts, save_parts
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.traces.folder import read_manifest
@@ -34,30 +30,14 @@ def write_fit(
     Args:
         gate_folders: traces for the gates; none for the texts that the route learned from, and those held back.
     """
-    options, student, route = module.options, module.student, module.route
-    widths = {layer: kept for layer, kept in student.widths.items() if layer not in route.mlp_skip}
-    if widths:
-        route = route.model_copy(update={"mlp_keep": save_widths(widths, out / MLP_KEEP_FILE, out)})
-    if module.bridges is not None:
-        save_bridges(module.bridges, out / BRIDGES_FILE)
-        reference = bridges_ref(out / BRIDGES_FILE, out, options.bridge_rank, options.bridge_carry)
-        route = route.model_copy(update={"bridges": reference})
-    if module.slim_layers is not None:
-        save_adapter(module.slim_layers, route, out / ADAPTER_FILE)
-        kind = options.adapter_kind
-        adapter = adapter_ref(
-            out / ADAPTER_FILE, out, options.rank, options.adapter_alpha, options.targets,
-            kind=kind, folded=kind == "dora" or (kind == "lora" and options.fold_adapter),
-        )  # fmt: skip
-        route = route.model_copy(update={"adapter": adapter})
+    options, student = module.options, module.student
     head_ids = student.head_ids(data.token_counts())
-    outside = 0.0
-    if head_ids is not None:
-        route = route.model_copy(update={"head_vocab": save_head_ids(head_ids, out / HEAD_VOCAB_FILE, out)})
-        outside = share_outside(head_ids, data.validation_texts())
+    held = module.slim_parts(head_ids)
+    route = save_parts(module.route, held, options.part_options, out)
     inputs = FitInputs(student.model, route, data.drawn_texts(options.bridge_texts), read_residuals)
     route, further = fit_parts(inputs, options.parts, out)
-    routed = RoutedModel(student.model.model, route, {**module.slim_parts(head_ids), **further})
+    outside = 0.0 if head_ids is None else share_outside(head_ids, data.validation_texts())
+    routed = RoutedModel(student.model.model, route, {**held, **further})
     judged = gate_texts(gate_folders, data.seed) if gate_folders else data
     gates = fit_gates(routed, judged.training_texts(), judged.validation_texts(), options.max_run)
     artifact = _artifact(route, [data, judged], gates, outside, out)

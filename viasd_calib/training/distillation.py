@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.slim.forward import sublayers_of
-from viasd_calib.slim.parts.adapter import adapted_layers, is_skipped, of_adapter
+from viasd_calib.slim.parts.adapter import adapted_layers
+from viasd_calib.slim.parts.base import part_named
 from viasd_calib.slim.parts.bridges import new_bridges, token_shift_ends
 from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import Route
@@ -88,14 +89,14 @@ class DistillationModule(StudentModule):
         options, student = self.options, self.student
         self.register_buffer("kept", student.kept(route).to(self.device))
         if bridges is not None:
-            self.bridges = bridges.to(device=student.model.device, dtype=student.model.dtype).requires_grad_(True)
+            self.bridges = bridges.to(device=student.model.device, dtype=student.model.dtype)
+            _train(part_named("bridges").parameters(bridges, route))
             student.read_streams(token_shift_ends(route, bridges))
         if options.rank != 0:
             layers = student.model.slim_layers
             adapted = adapted_layers(layers, options.rank, options.adapter_alpha, options.targets, options.adapter_kind)
-            for name, parameter in adapted.named_parameters():
-                parameter.requires_grad_(of_adapter(name) and not is_skipped(name, route))
-            self.slim_layers = adapted.train()  # copied from a verifier that is in eval mode
+            self.slim_layers = adapted.train().requires_grad_(False)  # copied from a verifier that is in eval mode
+            _train(part_named("adapter").parameters(adapted, route))
 
     @property
     def route(self) -> Route:
@@ -114,8 +115,10 @@ class DistillationModule(StudentModule):
         Args:
             head_ids: as :meth:`~viasd_calib.training.student.Student.head_ids` gives them.
         """
+        skipped = self.route.mlp_skip
+        widths = {layer: kept for layer, kept in self.student.widths.items() if layer not in skipped}
         return {
-            "mlp_keep": self.student.narrow_layers,
+            "mlp_keep": widths or None,
             "bridges": None if self.bridges is None else self.bridges.eval(),
             "head_vocab": head_ids,
             "adapter": None if self.slim_layers is None else self.slim_layers.eval(),
@@ -169,3 +172,8 @@ class DistillationModule(StudentModule):
             route, new_bridges(route, hidden, options.bridge_rank, options.bridge_carry) if options.bridges else None
         )
         self.check_state(state)
+
+
+def _train(parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(True)

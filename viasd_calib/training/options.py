@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from viasd_calib.choices import SMOLLM2, SearchMethod
 from viasd_calib.errors import CalibrationError
-from viasd_calib.slim.parts.adapter import DEFAULT_TARGETS
-from viasd_calib.slim.parts.base import options_of
+from viasd_calib.slim.parts.adapter import DEFAULT_TARGETS, AdapterOptions
+from viasd_calib.slim.parts.base import PartOptions, options_of
+from viasd_calib.slim.parts.bridges import BridgeOptions
 from viasd_calib.spec import AdapterKind
 from viasd_calib.training.losses import LOSSES
 
@@ -127,3 +128,15 @@ class FitOptions:
     def targets(self) -> tuple[str, ...]:
         """Module names the adapter sits on."""
         return tuple(self.adapter_targets or DEFAULT_TARGETS[self.adapter_kind])
+
+    @property
+    def part_options(self) -> dict[str, PartOptions]:
+        """Options of the parts that are trained, by name."""
+        kind = self.adapter_kind
+        folded = kind == "dora" or (kind == "lora" and self.fold_adapter)
+        return {
+            "bridges": BridgeOptions(rank=self.bridge_rank, carry=self.bridge_carry),
+            "adapter": AdapterOptions(
+                kind=kind, rank=self.rank, alpha=self.adapter_alpha, targets=self.targets, folded=folded
+            ),
+        }

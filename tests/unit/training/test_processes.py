@@ -20,7 +20,6 @@ from torch import Tensor
 
 from tests.rounding import assert_trained_alike
 from tests.tiny import TinyFolder, tiny_traces
-from viasd_calib.file_names import ADAPTER_FILE, BRIDGES_FILE
 from viasd_calib.training.options import RouteChoice
 
 ROOT = Path(__file__).parents[3]
@@ -74,7 +73,10 @@ class Fitted(NamedTuple):
     @property
     def written(self) -> dict[str, Tensor]:
         """The tensors that the slim verifier is decoded with."""
-        return {**load_file(self.folder / "fit" / ADAPTER_FILE), **load_file(self.folder / "fit" / BRIDGES_FILE)}
+        return {
+            **load_file(self.folder / "fit" / "adapter.safetensors"),
+            **load_file(self.folder / "fit" / "bridges.safetensors"),
+        }
 
 
 def run_fit(

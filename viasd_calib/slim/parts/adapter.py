@@ -215,9 +215,11 @@ class Adapter(RoutePart[StoredAdapter | nn.ModuleList]):
     contents = "its tensors"
     options = AdapterOptions
 
-    def parameters(self, held: StoredAdapter | nn.ModuleList) -> list[nn.Parameter]:
+    def parameters(self, held: StoredAdapter | nn.ModuleList, route: Route) -> list[nn.Parameter]:
         assert isinstance(held, nn.ModuleList), "an adapter is trained on the layers it sits on"
-        return [parameter for name, parameter in held.named_parameters() if of_adapter(name)]
+        return [
+            parameter for name, parameter in held.named_parameters() if of_adapter(name) and not is_skipped(name, route)
+        ]
 
     def save(self, held: StoredAdapter | nn.ModuleList, route: Route, folder: Path, options: PartOptions) -> AdapterRef:
         """Write the adapter of the sublayers that the route keeps."""

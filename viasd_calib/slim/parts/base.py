@@ -134,8 +134,8 @@ class RoutePart(Generic[Held]):
         """
         raise NotImplementedError(f"{self.title} cannot be fitted by itself")
 
-    def parameters(self, held: Held) -> list[nn.Parameter]:
-        """What distillation may train on: nothing, unless a part says otherwise."""
+    def parameters(self, held: Held, route: Route) -> list[nn.Parameter]:
+        """What distillation trains of what q' runs: nothing, unless a part says otherwise."""
         return []
 
     def save(self, held: Held, route: Route, folder: Path, options: PartOptions) -> PartEntry:

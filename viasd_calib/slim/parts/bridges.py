@@ -150,7 +150,7 @@ class Bridges(RoutePart[nn.ModuleDict]):
     contents = "their maps"
     options = BridgeOptions
 
-    def parameters(self, held: nn.ModuleDict) -> list[nn.Parameter]:
+    def parameters(self, held: nn.ModuleDict, route: Route) -> list[nn.Parameter]:
         return [*held.parameters()]
 
     def save(self, held: nn.ModuleDict, route: Route, folder: Path, options: PartOptions) -> BridgesRef:
