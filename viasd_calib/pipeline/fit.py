@@ -15,11 +15,11 @@ from viasd_calib.prompts import SplitShares, combined_sha256
 from viasd_calib.replay.teacher import read_residuals
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.parts.base import FitInputs, fit_parts, save_parts
+from viasd_calib.slim.parts.head_vocab import share_outside
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.traces.folder import read_manifest
 from viasd_calib.training.distillation import DistillationModule
-from viasd_calib.training.head_vocabulary import share_outside
 
 
 def write_fit(

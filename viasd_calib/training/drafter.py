@@ -18,10 +18,10 @@ from viasd_calib.errors import ModelError
 from viasd_calib.models import load_verifier
 from viasd_calib.replay.teacher import TappedStates, refuse_foreign_traces
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.parts.head_vocab import choose_tokens
 from viasd_calib.spec import ShallowDraft, ShallowShape
 from viasd_calib.traces.data import TraceBatch, TraceDataModule
 from viasd_calib.training.closed_form import fit_stand_in
-from viasd_calib.training.head_vocabulary import choose_tokens
 from viasd_calib.training.losses.restricted_cross_entropy import restricted_cross_entropy
 
 

@@ -13,11 +13,11 @@ from viasd_calib.replay.student import run_starts, student_states
 from viasd_calib.replay.teacher import KnownCaches
 from viasd_calib.slim.cost import SublayerCosts, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.parts.head_vocab import check_size, choose_tokens
 from viasd_calib.slim.parts.mlp_keep import KeptNeurons, narrow_layers
 from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceBatch, TraceText
-from viasd_calib.training.head_vocabulary import check_size, choose_tokens
 from viasd_calib.training.neuron_ranking import rank_neurons
 from viasd_calib.training.options import FitOptions
 

@@ -11,11 +11,11 @@ from tests.tiny import VOCAB, make_drafter, tiny_prompts
 from viasd_calib.calibration.scoring import score_texts
 from viasd_calib.models import Verifier
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.parts.head_vocab import share_outside
 from viasd_calib.spec import Route
 from viasd_calib.traces.capture import capture_traces
 from viasd_calib.traces.data import TraceText, read_texts
 from viasd_calib.traces.folder import CaptureSettings
-from viasd_calib.training.head_vocabulary import share_outside
 
 
 @pytest.fixture

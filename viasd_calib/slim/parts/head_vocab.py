@@ -7,13 +7,17 @@ A token that q' cannot say has the logit -inf in it: q' leaves it to q.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from viasd_calib.errors import SpecError
+from viasd_calib.errors import CalibrationError, SpecError
 from viasd_calib.files import write_bytes
 from viasd_calib.slim.linears import linear_of
 from viasd_calib.slim.parts.base import PartOptions, RoutePart, Sizes, register
@@ -63,6 +67,67 @@ def over_vocabulary(logits: Tensor, vocabulary: Tensor | None, vocab_size: int) 
     places = torch.arange(logits.shape[-1], device=logits.device) if vocabulary is None else vocabulary
     whole = logits.new_full((*logits.shape[:-1], vocab_size), -torch.inf)
     return whole.index_copy_(-1, places, logits)
+
+
+class ChosenText(Protocol):
+    """A text of which it is known what q chose."""
+
+    @property
+    def q_ids(self) -> Tensor:
+        """q's most probable tokens at each place where it wrote, the first its choice: [places, k]."""
+        ...
+
+
+def check_size(size: int, vocab_size: int, always: Collection[int] = ()) -> None:
+    """Refuse a head vocabulary that cannot be.
+
+    Raises:
+        CalibrationError: it has fewer than two tokens, more than the verifier, or no room for ``always``.
+    """
+    least = max(2, len(set(always)))
+    if not least <= size <= vocab_size:
+        raise CalibrationError(
+            f"head_vocab is {size}; give {least} to {vocab_size} tokens: the verifier has {vocab_size}, "
+            f"{len(set(always))} of which end a text"
+        )
+
+
+def choose_tokens(counts: Counter[int], size: int, vocab_size: int, always: Collection[int] = ()) -> Tensor:
+    """The most frequent tokens, then the lowest ids.
+
+    Args:
+        counts: how often q chose each token.
+        size: of the head vocabulary.
+        vocab_size: of the verifier.
+        always: tokens that are among them whatever their count.
+
+    Returns:
+        Verifier ids, [size], long, rising.
+
+    Raises:
+        CalibrationError: the size cannot be.
+
+    Example:
+        >>> choose_tokens(Counter({7: 9, 3: 5, 8: 1}), size=3, vocab_size=10, always=[2]).tolist()
+        [2, 3, 7]
+    """
+    check_size(size, vocab_size, always)
+    frequent = (token for token, _ in counts.most_common())
+    ranked = dict.fromkeys([*always, *frequent, *range(vocab_size)])  # each once, in this order
+    return torch.tensor(sorted(islice(ranked, size)))
+
+
+def share_outside(ids: Tensor, texts: Sequence[ChosenText]) -> float:
+    """Share of generated places at which q's choice is none of ``ids`` ([n]): the agreement that is lost at most.
+
+    Example:
+        >>> share_outside(torch.tensor([2, 3]), [])
+        0.0
+    """
+    if not texts:
+        return 0.0
+    choices = torch.cat([text.q_ids[:, 0] for text in texts])  # [places]
+    return float((~torch.isin(choices, ids)).float().mean())
 
 
 def save_head_ids(ids: Tensor, path: Path, folder: Path) -> HeadVocab:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.tiny import VOCAB
 from viasd_calib.errors import CalibrationError
+from viasd_calib.slim.parts.head_vocab import choose_tokens, share_outside
 from viasd_calib.traces.data import TraceText
-from viasd_calib.training.head_vocabulary import choose_tokens, share_outside
 
 TOKENS = st.integers(0, VOCAB - 1)
 
