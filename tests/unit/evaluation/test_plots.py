@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from tests.tiny import small_disk, tiny_profile
+from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.errors import StorageError
+from viasd_calib.evaluation import plots
 from viasd_calib.evaluation.pictures import picture_format
 from viasd_calib.evaluation.plots import inline_svg, latency_profile, write_figure
 from viasd_calib.profiling.profile import LatencyProfile, PassShape, ProfileSettings, RoundTimes
+from viasd_calib.spec import BridgesRef, Route, TensorFile
+
+TIERS = [[Tier.ACCEPT, Tier.REGENERATE, Tier.ESCALATE] * 4, [Tier.ESCALATE]]
+TENSORS = TensorFile(path="bridges/bridges.safetensors", sha256="0" * 64)
 
 
 def cost(shape: PassShape) -> float:
@@ -94,3 +102,39 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
     with small_disk(64), pytest.raises(StorageError):
         write_figure(latency_profile(profile()), tmp_path / "profile.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_route_map_shows_every_sublayer() -> None:
+    figure = plots.route_map(Route(attention_skip=[0], mlp_skip=[0, 2]), num_layers=5)
+    cells = figure.axes[0].patches
+    assert len(cells) == 10
+    assert sorted(cell.get_xy() for cell in cells if cell.get_hatch()) == [(-0.42, 0), (-0.42, 1), (1.58, 0)]
+
+
+def test_the_route_map_shows_each_bridge_over_its_run() -> None:
+    route = Route(attention_skip=[1, 2, 4], mlp_skip=[1], bridges=BridgesRef(tensors=TENSORS))
+    bars = [patch for patch in plots.route_map(route, num_layers=5).axes[0].patches if patch.get_y() > 2]
+    assert [(bar.get_x(), bar.get_width()) for bar in bars] == [
+        (pytest.approx(0.58), pytest.approx(1.84)),  # layer 1 and the attention of layer 2
+        (pytest.approx(3.58), pytest.approx(0.84)),
+    ]
+
+
+def test_shares_by_place_count_only_texts_that_reach_a_place() -> None:
+    placed = plots.shares_by_place(TIERS, width=8)
+    assert placed.tokens.tolist() == [9, 4]
+    assert placed.shares[1].tolist() == [0.25, 0.25, 0.5]
+
+
+def test_colours_of_a_picture_follow_the_page() -> None:
+    svg = plots.inline_svg(plots.route_map(Route(attention_skip=[0]), 3), "route", 'a "route"')
+    assert 'aria-label="a &quot;route&quot;"' in svg
+    assert "var(--accept)" in svg
+    assert not re.search(r"#[0-9a-f]{6}\b", svg.replace("#ffffff", ""))
+
+
+def test_plots_make_figures_of_their_own() -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    before = pyplot.get_fignums()
+    assert isinstance(plots.tier_shares(TIERS), Figure)
+    assert pyplot.get_fignums() == before

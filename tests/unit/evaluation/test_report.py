@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 
 from tests.tiny import constant_gate, verifier_ref
 from viasd_calib.calibration.certify import TestedCandidate
@@ -403,22 +402,6 @@ def test_write_report_writes_the_page(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "report.html").read_text(encoding="utf-8") == render_report(minimal())
 
 
-def test_the_route_map_shows_every_sublayer() -> None:
-    figure = plots.route_map(Route(attention_skip=[0], mlp_skip=[0, 2]), num_layers=5)
-    cells = figure.axes[0].patches
-    assert len(cells) == 10
-    assert sorted(cell.get_xy() for cell in cells if cell.get_hatch()) == [(-0.42, 0), (-0.42, 1), (1.58, 0)]
-
-
-def test_the_route_map_shows_each_bridge_over_its_run() -> None:
-    route = Route(attention_skip=[1, 2, 4], mlp_skip=[1], bridges=BridgesRef(tensors=TENSORS))
-    bars = [patch for patch in plots.route_map(route, num_layers=5).axes[0].patches if patch.get_y() > 2]
-    assert [(bar.get_x(), bar.get_width()) for bar in bars] == [
-        (pytest.approx(0.58), pytest.approx(1.84)),  # layer 1 and the attention of layer 2
-        (pytest.approx(3.58), pytest.approx(0.84)),
-    ]
-
-
 @pytest.mark.parametrize(
     ("skipped", "words"), [([1, 2], "a bridge for the run skipped"), ([1, 3], "bridges for the 2 runs skipped")]
 )
@@ -427,26 +410,6 @@ def test_bridges_are_named(skipped: list[int], words: str) -> None:
     spec = full().spec
     assert words in render_report(full(spec=spec.model_copy(update={"route": route})))
     assert "bridge" not in route_words(Route(attention_skip=[1]), 5)
-
-
-def test_shares_by_place_count_only_texts_that_reach_a_place() -> None:
-    placed = plots.shares_by_place(TIERS, width=8)
-    assert placed.tokens.tolist() == [9, 4]
-    assert placed.shares[1].tolist() == [0.25, 0.25, 0.5]
-
-
-def test_colours_of_a_picture_follow_the_page() -> None:
-    svg = plots.inline_svg(plots.route_map(Route(attention_skip=[0]), 3), "route", 'a "route"')
-    assert 'aria-label="a &quot;route&quot;"' in svg
-    assert "var(--accept)" in svg
-    assert not re.search(r"#[0-9a-f]{6}\b", svg.replace("#ffffff", ""))
-
-
-def test_plots_make_figures_of_their_own() -> None:
-    pyplot = pytest.importorskip("matplotlib.pyplot")
-    before = pyplot.get_fignums()
-    assert isinstance(plots.tier_shares(TIERS), Figure)
-    assert pyplot.get_fignums() == before
 
 
 def test_a_round_is_drawn_on_one_axis_of_milliseconds() -> None:
