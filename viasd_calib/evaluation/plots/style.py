@@ -106,10 +106,12 @@ def method_label(name: str) -> str:
 
 
 def canvas(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches."""
     return Figure(figsize=(width, height), layout="constrained", facecolor="none")  # inches
 
 
 def one_panel(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of this size in inches with one pair of axes."""
     figure = canvas(width, height)
     axes = figure.subplots()
     dress(axes)
@@ -117,6 +119,7 @@ def one_panel(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def dress(axes: Axes) -> None:
+    """Give axes the style that all plots share."""
     axes.set_facecolor("none")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(LINE)
@@ -134,14 +137,17 @@ def legend(axes: Axes, **more: Any) -> None:
 
 
 def mark_bound(axes: Axes, bound: float | None) -> None:
+    """Draw the certified bound, a share, as a vertical line; nothing where there is none."""
     if bound is not None:
         axes.axvline(100 * bound, color=INK, linewidth=1, linestyle=(0, (5, 3)), label="certified bound")
 
 
 def percent_axis(axes: Axes) -> None:
+    """Label the horizontal axis, which is in percent."""
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.3g} %"))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
 
 
 def plain(text: str) -> str:
+    """A label in which a dollar sign begins no formula."""
     return text.replace("$", r"\$")  # no formula
