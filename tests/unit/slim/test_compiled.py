@@ -23,8 +23,10 @@ from transformers import PreTrainedModel
 from tests.cases import METHODS, Case, cases, lively_case
 from tests.rounding import assert_near
 from tests.tiny import TINY_FAMILIES, VOCAB, make_drafter, make_model, tiny_config, tiny_model
+from tests.unit.test_progress import Noted
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.errors import ModelError, PromptError
+from viasd_calib.progress import reporting
 from viasd_calib.slim.backends import open_model, prepare
 from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.compiled import WIDTHS, CompiledModel, StaticPass, static_capacity
@@ -213,8 +215,8 @@ def test_graphs_stay_few_as_texts_grow() -> None:
     assert len(verifier._held) == 2  # what a text and the warm-up beside it took, each text found again
 
 
-def test_passes_are_prepared_ahead(capsys: pytest.CaptureFixture[str]) -> None:
-    """Those of the texts' lengths and widths, once, with a message; decoding then compiles nothing."""
+def test_passes_are_prepared_ahead() -> None:
+    """Those of the texts' lengths and widths, once, and who listens is told; decoding then compiles nothing."""
     made: list[str] = []
 
     def compiler(run: StaticPass) -> StaticPass:
@@ -222,13 +224,16 @@ def test_passes_are_prepared_ahead(capsys: pytest.CaptureFixture[str]) -> None:
         return run
 
     model = CompiledModel(tiny_model(), ROUTE, compiler=compiler)
-    model.prepare_passes([7, 250, 256], 5)
+    noted = Noted()
+    with reporting(noted):
+        model.prepare_passes([7, 250, 256], 5)
     assert made == [f"{tier}_pass_{width}_of_256" for tier in ("full", "slim") for width in (1, 4, 8)]
-    assert "6/6 passes" in capsys.readouterr().out
-    model.prepare_passes([256], 8)
+    assert noted.told == [("compile", 6, "passes", 0, False), *[1] * 6, "finished"]
+    with reporting(noted):
+        model.prepare_passes([256], 8)
     model.full(row([3, 4, 5]), over(model.new_cache(100), 0, 3))
     assert len(made) == 6
-    assert capsys.readouterr().out == ""
+    assert noted.told.count("finished") == 1
     model.slim(row(list(range(9))), over(model.new_cache(100), 0, 9))
     assert made[6:] == ["slim_pass_16_of_256"]
 
