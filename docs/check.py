@@ -8,15 +8,12 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from generate import ROOT, modules
 
 
-def public_objects(package: Path) -> Iterator[str]:
-    """Dotted names of the public classes and functions of a package, and of their public methods."""
-    for path in sorted(package.rglob("*.py")):
-        module = ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
-        if any(part.startswith("_") for part in module.split(".")):
-            continue
+def public_objects() -> Iterator[str]:
+    """Dotted names of the public classes and functions of the package."""
+    for module, path in modules():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
                 yield f"{module}.{node.name}"
@@ -33,7 +30,7 @@ def documented(inventory: Path) -> set[str]:
 
 def main() -> int:
     """Print what is missing; the exit status is 0 where nothing is."""
-    missing = sorted(set(public_objects(ROOT / "viasd_calib")) - documented(ROOT / "site" / "objects.inv"))
+    missing = sorted(set(public_objects()) - documented(ROOT / "site" / "objects.inv"))
     for name in missing:
         print(f"{name} has no place on a reference page: give it a docstring, or make it private", file=sys.stderr)
     return 1 if missing else 0

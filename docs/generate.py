@@ -15,29 +15,25 @@ from typing import Any
 import viasd_calib
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(viasd_calib.__file__).parent
 REFERENCE = ROOT / "docs" / "reference"
 OPTIONS = "      heading_level: 2\n      show_root_full_path: true\n"
 
 
-def modules() -> list[str]:
-    """Every public module of the package, dotted."""
-    package = Path(viasd_calib.__file__).parent
-    names = []
-    for path in sorted(package.rglob("*.py")):
-        parts = path.relative_to(package.parent).with_suffix("").parts
-        name = ".".join(parts).removesuffix(".__init__")
-        if not any(part.startswith("_") for part in name.split(".")[1:]):
-            names.append(name)
-    return names
+def modules() -> Iterator[tuple[str, Path]]:
+    """Every public module of the package, dotted, and its file."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        if not any(part.startswith("_") for part in name.split(".")):
+            yield name, path
 
 
 def package_pages() -> Iterator[tuple[str, str]]:
     """File name and text of one page for each package of ``viasd_calib``, and one for its single modules."""
     by_package: dict[str, list[str]] = {}
-    for name in modules():
-        parts = name.split(".")
-        is_package = len(parts) > 1 and (Path(viasd_calib.__file__).parent / parts[1]).is_dir()
-        by_package.setdefault(parts[1] if is_package else "viasd_calib", []).append(name)
+    for name, path in modules():
+        inside = path.relative_to(PACKAGE).parts
+        by_package.setdefault(inside[0] if len(inside) > 1 else "viasd_calib", []).append(name)
     for package, names in sorted(by_package.items()):
         entries = [f"::: {name}\n    options:\n{OPTIONS}" for name in names]
         yield f"python/{package}.md", f"# {package}\n\n" + "\n".join(entries)

@@ -15,7 +15,7 @@ from viasd_calib.cli.configurations import with_shipped_configurations
 from viasd_calib.cli.fit import fit
 from viasd_calib.cli.fit_options import check_given, given_options
 from viasd_calib.cli.notices import say_written
-from viasd_calib.cli.parser import LogitStatistics, with_underscores
+from viasd_calib.cli.parser import CommandParserMixin, with_underscores
 from viasd_calib.devices import check_device
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import FIT_FILE, FRONTIER_FILE
@@ -33,7 +33,7 @@ OWN_OPTIONS = ("--model.target_cost", "--ckpt_path")
 Costs = TypeAdapter(Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)])
 
 
-class FrontierParser(LogitStatistics, ArgumentParser):  # type: ignore[misc]  # argparse's has overloads
+class FrontierParser(CommandParserMixin, ArgumentParser):  # type: ignore[misc]  # argparse's has overloads
     """The command's own options."""
 
 

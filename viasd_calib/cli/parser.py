@@ -68,7 +68,7 @@ def kind_of(action: Action) -> Any:
     return getattr(action, "_typehint", None) or action.type
 
 
-class LogitStatistics:
+class CommandParserMixin:
     """What our parsers have in common; stands before one of jsonargparse's classes.
 
     Help shows dashes, and underscores are read too. A mistake is a :class:`UsageError`.
@@ -144,7 +144,7 @@ def _with_dashes(text: str) -> str:
     return SHOWN.sub(lambda found: found[0].replace("_", "-"), text)
 
 
-class OptionsParser(LogitStatistics, ArgumentParser):  # type: ignore[misc]  # argparse's has overloads
+class OptionsParser(CommandParserMixin, ArgumentParser):  # type: ignore[misc]  # argparse's has overloads
     """The options of one command."""
 
 

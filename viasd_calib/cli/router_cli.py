@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from viasd_calib.cli.fit_result import say_fit
 from viasd_calib.cli.notices import say_written
-from viasd_calib.cli.parser import HelpFormatter, LogitStatistics
+from viasd_calib.cli.parser import CommandParserMixin, HelpFormatter
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import FIT_FILE
 from viasd_calib.models import LoadVerifier, load_verifier
@@ -26,7 +26,7 @@ from viasd_calib.training.options import FitOptions
 from viasd_calib.training.warm_start import save_warm_start
 
 
-class RouterParser(LogitStatistics, LightningArgumentParser):  # type: ignore[misc]  # argparse's has overloads
+class RouterParser(CommandParserMixin, LightningArgumentParser):  # type: ignore[misc]  # argparse's has overloads
     """Lightning's options and the router's."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from viasd_calib.traces.folder import logit_statistics
+from viasd_calib.traces.folder import read_rows
 
 COLUMNS = ["task", "p_token", "p_depth", "q_ids"]
 
@@ -52,7 +52,7 @@ class DraftAgreement:
 def draft_agreement(folder: Path) -> DraftAgreement:
     """Count over every text of a trace folder that was captured with a drafter."""
     found = DraftAgreement()
-    for row in logit_statistics(folder, COLUMNS):
+    for row in read_rows(folder, COLUMNS):
         places = len(row["p_token"])
         choices = row["q_ids"][:: len(row["q_ids"]) // places]  # the likeliest of each place's
         found.add(row["task"], row["p_token"], row["p_depth"], choices)

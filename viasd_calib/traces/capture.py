@@ -29,8 +29,8 @@ from viasd_calib.traces.folder import (
     CaptureSettings,
     Manifest,
     held_keys,
-    logit_statistics,
     open_folder,
+    read_rows,
     shard_name,
     size_per_token,
     text_sha256,
@@ -175,7 +175,7 @@ def _fill(
             keys = missing[begin : begin + size]
             write_shard(folder / shard_name(keys), list(rows_of([items[key] for key in keys])))
             running.advance(len(keys))
-    lengths = [len(row["tokens"]) for row in logit_statistics(folder, ["tokens"])] if items else []
+    lengths = [len(row["tokens"]) for row in read_rows(folder, ["tokens"])] if items else []
     kept = len(items) - len(missing)
     return CaptureReport(folder, len(lengths), sum(lengths), size_per_token(folder), len(items), kept)
 

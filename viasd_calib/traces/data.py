@@ -20,7 +20,7 @@ from viasd_calib.errors import TraceError
 from viasd_calib.prompts import Split, SplitShares, split_of
 from viasd_calib.spec import VerifierRef
 from viasd_calib.traces.capture import Asked
-from viasd_calib.traces.folder import logit_statistics, read_manifest
+from viasd_calib.traces.folder import read_manifest, read_rows
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def read_texts(folder: Path) -> list[TraceText]:
     Raises:
         TraceError: no shard, or a damaged one.
     """
-    return [_text(index, row) for index, row in enumerate(logit_statistics(Path(folder)))]
+    return [_text(index, row) for index, row in enumerate(read_rows(Path(folder)))]
 
 
 def _text(index: int, row: dict[str, Any]) -> TraceText:

@@ -180,7 +180,7 @@ def held_keys(folder: Path, manifest: Manifest) -> set[str]:
     return {_key(row, manifest) for shard in sorted(folder.glob(SHARDS)) for row in _read_shard(shard, columns)}
 
 
-def logit_statistics(folder: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def read_rows(folder: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Rows of the texts that are asked, in the order of the manifest and of their turns; those that are there yet.
 
     A text that was captured under another id or task has the one that is asked.

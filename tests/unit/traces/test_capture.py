@@ -40,7 +40,7 @@ from viasd_calib.prompts import Prompt
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.capture import MAX_DEPTH, CaptureReport, capture_traces, random_depths
-from viasd_calib.traces.folder import CaptureSettings, logit_statistics, read_manifest
+from viasd_calib.traces.folder import CaptureSettings, read_manifest, read_rows
 
 SETTINGS = CaptureSettings(max_new_tokens=12, batch_size=3, top_k=4)
 PROMPTS = tiny_prompts(10, turns=2)
@@ -67,7 +67,7 @@ def turns_of(prompts: Sequence[Prompt]) -> list[tuple[str, int]]:
 
 def test_every_turn_of_every_prompt_is_traced_once(tiny_verifier: Verifier, tmp_path: Path) -> None:
     report = run(tiny_verifier, tmp_path)
-    rows = logit_statistics(tmp_path)
+    rows = read_rows(tmp_path)
     assert sorted((row["prompt_id"], row["turn"]) for row in rows) == turns_of(PROMPTS)
     assert report.texts == len(rows)
     assert report.tokens == sum(len(row["tokens"]) for row in rows)
@@ -79,7 +79,7 @@ def test_every_turn_of_every_prompt_is_traced_once(tiny_verifier: Verifier, tmp_
 
 def test_later_turns_follow_the_earlier_answers(tiny_verifier: Verifier, tmp_path: Path) -> None:
     run(tiny_verifier, tmp_path)
-    rows = {(row["prompt_id"], row["turn"]): row for row in logit_statistics(tmp_path)}
+    rows = {(row["prompt_id"], row["turn"]): row for row in read_rows(tmp_path)}
     two = [prompt for prompt in PROMPTS if len(prompt.turns) == 2]
     assert two
     for prompt in two:
@@ -97,7 +97,7 @@ def test_later_turns_follow_the_earlier_answers(tiny_verifier: Verifier, tmp_pat
 
 def test_greedy_traces_hold_the_choice_first(tiny_verifier: Verifier, tmp_path: Path) -> None:
     run(tiny_verifier, tmp_path)
-    for row in logit_statistics(tmp_path):
+    for row in read_rows(tmp_path):
         count = len(row["tokens"])
         assert row["q_ids"][::4] == row["tokens"]
         assert len(row["q_ids"]) == len(row["q_log_probs"]) == 4 * count
@@ -139,7 +139,7 @@ def test_the_drafts_are_those_of_the_drafter(tiny_verifier: Verifier, tmp_path: 
     }
     drafter = drafters[kind]
     run(tiny_verifier, tmp_path, drafter=drafter)
-    for row in logit_statistics(tmp_path):
+    for row in read_rows(tmp_path):
         text = torch.tensor([*row["prompt_tokens"], *row["tokens"]])[:-1]
         begin, count = len(row["prompt_tokens"]) - 1, len(row["tokens"])
         with torch.inference_mode():
@@ -171,7 +171,7 @@ def test_shards_follow_from_the_prompts_alone(tiny_verifier: Verifier, tmp_path:
     one, other = (sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("one", "other"))
     assert one == other
     assert len(one) == 1 + 4  # of three prompts at most
-    assert logit_statistics(tmp_path / "one") == logit_statistics(tmp_path / "other")
+    assert read_rows(tmp_path / "one") == read_rows(tmp_path / "other")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -179,7 +179,7 @@ def test_a_text_hangs_on_no_other(tiny_verifier: Verifier, tmp_path: Path, tempe
     """Not on its batch, not on what else is asked, not on what was captured before."""
 
     def drawn(folder: str) -> dict[tuple[str, int], Any]:
-        rows = logit_statistics(tmp_path / folder)
+        rows = read_rows(tmp_path / folder)
         return {(row["prompt_id"], row["turn"]): (row["tokens"], row["p_depth"]) for row in rows}
 
     common: dict[str, Any] = {"drafter": PromptLookup(), "temperature": temperature, "seed": 3}
@@ -193,7 +193,7 @@ def test_a_text_hangs_on_no_other(tiny_verifier: Verifier, tmp_path: Path, tempe
 def test_sampled_traces_repeat_with_their_seed(tiny_verifier: Verifier, tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
         run(tiny_verifier, tmp_path / name, temperature=1.0, seed=seed)
-    one, again, other = (logit_statistics(tmp_path / name) for name in ("one", "again", "other"))
+    one, again, other = (read_rows(tmp_path / name) for name in ("one", "again", "other"))
     assert one == again
     assert [row["tokens"] for row in one] != [row["tokens"] for row in other]
 
@@ -222,7 +222,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tiny_verifier: Verifier, tm
     report = run(tiny_verifier, broken, drafter=RandomDrafter(VOCAB, 0))
     assert report.kept == 3 * left
     assert [path.name for path in shards_of(broken)] == [path.name for path in shards_of(whole)]
-    assert logit_statistics(broken) == logit_statistics(whole)
+    assert read_rows(broken) == read_rows(whole)
 
 
 KILLED = """
@@ -269,7 +269,7 @@ def test_a_killed_process_loses_and_doubles_no_text(tiny_folder: TinyFolder, tmp
     report = capture_traces(verifier, None, "none", prompts, killed, settings)
     assert report.kept == 3
     assert report.texts == len(prompts)
-    assert logit_statistics(killed) == logit_statistics(whole)
+    assert read_rows(killed) == read_rows(whole)
 
 
 def test_a_finished_folder_is_left_alone(tiny_verifier: Verifier, tmp_path: Path) -> None:
@@ -283,10 +283,10 @@ def test_a_finished_folder_is_left_alone(tiny_verifier: Verifier, tmp_path: Path
 
 def test_a_shard_that_is_removed_is_made_again(tiny_verifier: Verifier, tmp_path: Path) -> None:
     run(tiny_verifier, tmp_path)
-    rows = logit_statistics(tmp_path)
+    rows = read_rows(tmp_path)
     shards_of(tmp_path)[1].unlink()
     assert run(tiny_verifier, tmp_path).kept in (len(PROMPTS) - 3, len(PROMPTS) - 1)
-    assert logit_statistics(tmp_path) == rows
+    assert read_rows(tmp_path) == rows
 
 
 def test_stray_partial_files_are_ignored(tiny_verifier: Verifier, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_stray_partial_files_are_ignored(tiny_verifier: Verifier, tmp_path: Path
     (folder / f".{MANIFEST}.abc.partial").write_text("{")
     report = run(tiny_verifier, folder)
     assert (report.texts, report.tokens, report.kept) == (expected.texts, expected.tokens, 0)
-    assert logit_statistics(folder) == logit_statistics(tmp_path / "clean")
+    assert read_rows(folder) == read_rows(tmp_path / "clean")
 
 
 @pytest.mark.parametrize(
@@ -396,4 +396,4 @@ def test_a_full_disk_leaves_whole_shards(tiny_verifier: Verifier, tmp_path: Path
         run(tiny_verifier, tmp_path / "full")
     assert [path.name for path in (tmp_path / "full").iterdir()] == [MANIFEST]
     run(tiny_verifier, tmp_path / "full")
-    assert logit_statistics(tmp_path / "full") == logit_statistics(tmp_path / "whole")
+    assert read_rows(tmp_path / "full") == read_rows(tmp_path / "whole")

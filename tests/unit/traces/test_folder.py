@@ -18,7 +18,7 @@ from viasd_calib.prompts import Prompt
 from viasd_calib.traces.agreement import draft_agreement
 from viasd_calib.traces.capture import CaptureReport, capture_traces
 from viasd_calib.traces.data import read_texts
-from viasd_calib.traces.folder import CaptureSettings, logit_statistics, read_manifest
+from viasd_calib.traces.folder import CaptureSettings, read_manifest, read_rows
 
 PROMPTS = tiny_prompts(10, turns=2)
 CHANGED = PROMPTS[4].model_copy(update={"turns": ["w9 w8 w7"]})
@@ -49,7 +49,7 @@ def test_after_one_prompt_has_changed_the_others_are_kept(
     assert len(after) == len(before) + 1
     fresh = run(tiny_verifier, tmp_path / "fresh", changed, **drawn)
     columns = ["prompt_id", "prompt_sha256", "turn", "prompt_tokens", "tokens", "q_ids", "p_token", "p_depth"]
-    own, expected = (logit_statistics(tmp_path / name, columns) for name in ("traces", "fresh"))
+    own, expected = (read_rows(tmp_path / name, columns) for name in ("traces", "fresh"))
     assert own == expected  # the rest is rounded as the batch has it
     assert (report.texts, report.tokens) == (fresh.texts, fresh.tokens)
     found, fresh_found = draft_agreement(tmp_path / "traces"), draft_agreement(tmp_path / "fresh")
@@ -61,14 +61,14 @@ def test_prompts_that_are_left_out_are_read_no_more_and_are_there_when_they_come
     tiny_verifier: Verifier, tmp_path: Path
 ) -> None:
     run(tiny_verifier, tmp_path, PROMPTS)
-    whole, before = logit_statistics(tmp_path), shards_of(tmp_path)
+    whole, before = read_rows(tmp_path), shards_of(tmp_path)
     report = run(tiny_verifier, tmp_path, PROMPTS[3:])
     assert (report.asked, report.kept) == (7, 7)
     ids = {prompt.id for prompt in PROMPTS[3:]}
-    assert logit_statistics(tmp_path) == [row for row in whole if row["prompt_id"] in ids]
+    assert read_rows(tmp_path) == [row for row in whole if row["prompt_id"] in ids]
     assert {text.prompt_id for text in read_texts(tmp_path)} == ids
     assert run(tiny_verifier, tmp_path, PROMPTS).kept == 10
-    assert logit_statistics(tmp_path) == whole
+    assert read_rows(tmp_path) == whole
     assert shards_of(tmp_path) == before
 
 
@@ -76,7 +76,7 @@ def test_a_prompt_of_another_id_and_task_is_the_same_text(tiny_verifier: Verifie
     run(tiny_verifier, tmp_path, PROMPTS)
     named = [prompt.model_copy(update={"id": f"new/{prompt.id}", "task": "new"}) for prompt in PROMPTS]
     assert run(tiny_verifier, tmp_path, named).kept == 10
-    assert {(row["prompt_id"], row["task"]) for row in logit_statistics(tmp_path)} == {(one.id, "new") for one in named}
+    assert {(row["prompt_id"], row["task"]) for row in read_rows(tmp_path)} == {(one.id, "new") for one in named}
     assert draft_agreement(tmp_path).tasks == ["new"]
 
 
