@@ -16,14 +16,14 @@ from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training.distillation import DistillationModule
 from viasd_calib.training.fit import fit_slim_verifier
 from viasd_calib.training.gate_learning import GateModule
-from viasd_calib.training.options import FitOptions, RouteChoice
+from viasd_calib.training.options import RouteChoice, SlimVerifierOptions
 
 SHARES = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
 
 
-def small_options(verifier: TinyFolder, choice: RouteChoice = "gates", **changes: Any) -> FitOptions:
+def small_options(verifier: TinyFolder, choice: RouteChoice = "gates", **changes: Any) -> SlimVerifierOptions:
     entries: dict[str, Any] = {"target_cost": 0.7, "route_steps": 3, "adapter_rank": 2, "max_run": 4, **changes}
-    return FitOptions(str(verifier), route_choice=choice, **entries)
+    return SlimVerifierOptions(str(verifier), route_choice=choice, **entries)
 
 
 def traced(traces: Path, tokens: int = 128, **changes: Any) -> TraceDataModule:
@@ -51,14 +51,14 @@ class Trainers:
 
 
 def fit(
-    options: FitOptions, traces: Path, folder: Path, steps: int, resume: str | None = None, **settings: Any
+    options: SlimVerifierOptions, traces: Path, folder: Path, steps: int, resume: str | None = None, **settings: Any
 ) -> DistillationModule:
     """Both stages, ``steps`` of them together, on batches of 128 tokens."""
     return fit_slim_verifier(options, traced(traces), Trainers(folder, **settings), max_steps=steps, ckpt_path=resume)
 
 
 def learn_gates(
-    options: FitOptions, traces: Path, steps: int, folder: Path | None = None, **settings: Any
+    options: SlimVerifierOptions, traces: Path, steps: int, folder: Path | None = None, **settings: Any
 ) -> GateModule:
     """The first stage alone."""
     module = GateModule(options)

@@ -22,7 +22,7 @@ from viasd_calib.pipeline.fit import write_fit
 from viasd_calib.prompts import SplitShares
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training.fit import fit_slim_verifier
-from viasd_calib.training.options import FitOptions
+from viasd_calib.training.options import SlimVerifierOptions
 from viasd_calib.training.warm_start import save_warm_start
 
 
@@ -66,7 +66,7 @@ class RouterCLI(LightningCLI):
         """Add trainer and traces, and the options of a fit in place of a module's: a fit may make two modules."""
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
-        parser.add_class_arguments(FitOptions, "model", sub_configs=True)
+        parser.add_class_arguments(SlimVerifierOptions, "model", sub_configs=True)
         parser.add_lightning_class_args(TraceDataModule, "data")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -112,7 +112,7 @@ class RouterCLI(LightningCLI):
         self._trained = True
         return self.trainer
 
-    def fit(self, model: FitOptions, datamodule: TraceDataModule, ckpt_path: str | None, **_: Any) -> None:
+    def fit(self, model: SlimVerifierOptions, datamodule: TraceDataModule, ckpt_path: str | None, **_: Any) -> None:
         """Train all stages, and write what was learned; where several processes train, the first one alone."""
         options = self.config["fit"]
         steps = options["trainer"]["max_steps"]

@@ -19,7 +19,7 @@ from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceBatch
 from viasd_calib.training.find_route import find_route
-from viasd_calib.training.options import FitOptions
+from viasd_calib.training.options import SlimVerifierOptions
 from viasd_calib.training.student_module import StudentModule
 
 WARM_UP_STEPS = 20
@@ -63,7 +63,7 @@ class DistillationModule(StudentModule):
 
     def __init__(
         self,
-        options: FitOptions,
+        options: SlimVerifierOptions,
         load: LoadVerifier = load_verifier,
         learned: Route | None = None,
         neuron_orders: Tensor | None = None,

@@ -12,14 +12,14 @@ from viasd_calib.slim.cost import TOLERANCE, SublayerCosts
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceText
 from viasd_calib.training.bridge_fit import fit_bridges
-from viasd_calib.training.options import FitOptions
+from viasd_calib.training.options import SlimVerifierOptions
 from viasd_calib.training.search.record import load_search
 from viasd_calib.training.spans import choose_span, span_routes
 from viasd_calib.training.student import Student
 
 
 def find_route(
-    student: Student, options: FitOptions, texts: Sequence[TraceText], learned: Route | None = None
+    student: Student, options: SlimVerifierOptions, texts: Sequence[TraceText], learned: Route | None = None
 ) -> tuple[Route, nn.ModuleDict | None]:
     """The route that the options ask for, with its bridges in closed form; None where they ask for none.
 
@@ -39,7 +39,9 @@ def find_route(
     return route, fitted_bridges(student, options, route, texts) if options.bridges else None
 
 
-def route_by_span(student: Student, options: FitOptions, texts: Sequence[TraceText]) -> tuple[Route, nn.ModuleDict]:
+def route_by_span(
+    student: Student, options: SlimVerifierOptions, texts: Sequence[TraceText]
+) -> tuple[Route, nn.ModuleDict]:
     """The run of layers whose bridge leaves the least KL(q || q') on a fifth of the texts, fitted on the others."""
     costs = student.measured_costs()
     routes = span_routes(costs, options.target_cost, student.staying, len(student.model.layers))
@@ -48,7 +50,7 @@ def route_by_span(student: Student, options: FitOptions, texts: Sequence[TraceTe
     return choose_span(student.model, routes, texts[compared:], texts[:compared], rank, carry)
 
 
-def given_route(student: Student, options: FitOptions) -> Route:
+def given_route(student: Student, options: SlimVerifierOptions) -> Route:
     """The route that a method of ``viasd search`` found.
 
     Raises:
@@ -59,7 +61,9 @@ def given_route(student: Student, options: FitOptions) -> Route:
     return load_search(Path(options.route_file)).route_of(options.route_method, student.verifier.ref)
 
 
-def fitted_bridges(student: Student, options: FitOptions, route: Route, texts: Sequence[TraceText]) -> nn.ModuleDict:
+def fitted_bridges(
+    student: Student, options: SlimVerifierOptions, route: Route, texts: Sequence[TraceText]
+) -> nn.ModuleDict:
     """The bridges of a route, fitted in closed form, by name."""
     (bridges,) = fit_bridges(student.model, [route], texts, options.bridge_rank, options.bridge_carry)
     return bridges

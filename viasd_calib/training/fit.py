@@ -15,7 +15,7 @@ from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training.distillation import DistillationModule
 from viasd_calib.training.gate_learning import GateModule
-from viasd_calib.training.options import FitOptions
+from viasd_calib.training.options import SlimVerifierOptions
 
 GATES = "gates.log_alpha"
 EARLIER_STEPS = "earlier_steps"
@@ -26,7 +26,7 @@ NewTrainer = Callable[..., Trainer]
 
 
 def fit_slim_verifier(
-    options: FitOptions,
+    options: SlimVerifierOptions,
     data: TraceDataModule,
     new_trainer: NewTrainer,
     *,

@@ -17,7 +17,7 @@ from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceBatch
 from viasd_calib.training.find_route import likeliest_within
 from viasd_calib.training.hard_concrete import HardConcrete
-from viasd_calib.training.options import FitOptions
+from viasd_calib.training.options import SlimVerifierOptions
 from viasd_calib.training.student_module import StudentModule
 
 
@@ -41,7 +41,7 @@ class GateModule(StudentModule):
     rest: Tensor
     always: Tensor
 
-    def __init__(self, options: FitOptions, load: LoadVerifier = load_verifier) -> None:
+    def __init__(self, options: SlimVerifierOptions, load: LoadVerifier = load_verifier) -> None:
         super().__init__(options, load)
         self.gates: HardConcrete | None = None
 

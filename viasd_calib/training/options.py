@@ -18,7 +18,7 @@ RouteChoice = Literal["span", "gates", "given"]
 
 
 @dataclass(frozen=True)
-class FitOptions:
+class SlimVerifierOptions:
     """How a slim verifier is found and trained.
 
     The route comes first. ``span`` takes the one run of layers whose bridge, fitted in closed form, leaves the least
@@ -67,7 +67,7 @@ class FitOptions:
         CalibrationError: an option is out of its range, or options contradict each other.
 
     Example:
-        >>> options = FitOptions(target_cost=0.7, adapter_rank=8)
+        >>> options = SlimVerifierOptions(target_cost=0.7, adapter_rank=8)
         >>> options.adapter_alpha
         16
     """

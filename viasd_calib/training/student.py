@@ -19,7 +19,7 @@ from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceBatch, TraceText
 from viasd_calib.training.neuron_ranking import rank_neurons
-from viasd_calib.training.options import FitOptions
+from viasd_calib.training.options import SlimVerifierOptions
 
 
 class Student:
@@ -33,7 +33,7 @@ class Student:
         CalibrationError: ``head_vocab`` is not a size that the verifier's output can have.
     """
 
-    def __init__(self, verifier: Verifier, options: FitOptions) -> None:
+    def __init__(self, verifier: Verifier, options: SlimVerifierOptions) -> None:
         if options.head_vocab:
             check_size(options.head_vocab, verifier.model.config.vocab_size, verifier.eos_ids)
         self.verifier = verifier

@@ -19,7 +19,7 @@ from viasd_calib.replay.teacher import refuse_foreign_traces
 from viasd_calib.slim.plan import Sublayer
 from viasd_calib.traces.data import TraceBatch, TraceDataModule
 from viasd_calib.training.losses import LOSSES
-from viasd_calib.training.options import FitOptions
+from viasd_calib.training.options import SlimVerifierOptions
 from viasd_calib.training.student import Student
 
 
@@ -34,7 +34,7 @@ class StudentModule(LightningModule):
     STAGE: str
     """What is trained, in the names of what is logged."""
 
-    def __init__(self, options: FitOptions, load: LoadVerifier = load_verifier) -> None:
+    def __init__(self, options: SlimVerifierOptions, load: LoadVerifier = load_verifier) -> None:
         super().__init__()
         self.save_hyperparameters(asdict(options))
         self.options = options

@@ -26,7 +26,7 @@ from viasd_calib.training.distillation import DistillationModule
 from viasd_calib.training.fit import fit_slim_verifier
 from viasd_calib.training.gate_learning import GateModule
 from viasd_calib.training.losses import LOSSES
-from viasd_calib.training.options import FitOptions, RouteChoice
+from viasd_calib.training.options import RouteChoice, SlimVerifierOptions
 from viasd_calib.training.search.record import FoundRoute, SearchResult, SearchSettings, save_search
 
 GIVEN = Route(attention_skip=[1], mlp_skip=[1, 2])
@@ -53,7 +53,7 @@ def searched(tiny_folder: TinyFolder, folder: Path, **changes: Any) -> Path:
     return folder / "search.json"
 
 
-def options(tiny_folder: TinyFolder, choice: RouteChoice = "gates", **changes: Any) -> FitOptions:
+def options(tiny_folder: TinyFolder, choice: RouteChoice = "gates", **changes: Any) -> SlimVerifierOptions:
     given = {"route_file": str(searched(tiny_folder, tiny_folder)), "route_method": "greedy"}
     return small_options(tiny_folder, choice, **{**(given if choice == "given" else {}), **changes})
 

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 from viasd_calib.errors import CalibrationError
 from viasd_calib.training.distillation import DistillationModule
-from viasd_calib.training.options import FitOptions
+from viasd_calib.training.options import SlimVerifierOptions
 from viasd_calib.training.student_module import check_trainer
 
 
@@ -27,7 +27,7 @@ from viasd_calib.training.student_module import check_trainer
 )
 def test_a_given_route_takes_file_and_method(options: dict[str, Any]) -> None:
     with pytest.raises(CalibrationError, match="give both, with route_choice given, or neither"):
-        FitOptions(**options)
+        SlimVerifierOptions(**options)
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,11 @@ def test_a_given_route_takes_file_and_method(options: dict[str, Any]) -> None:
 )
 def test_an_entry_that_cannot_be_is_refused(entry: dict[str, Any], message: str) -> None:
     with pytest.raises(CalibrationError, match=message):
-        FitOptions(**entry)
+        SlimVerifierOptions(**entry)
 
 
 def test_processes_under_another_strategy_are_refused() -> None:
-    module = DistillationModule(FitOptions())
+    module = DistillationModule(SlimVerifierOptions())
     module._trainer = SimpleNamespace(world_size=2, strategy=FSDPStrategy(), callbacks=[])  # type: ignore[assignment]
     with pytest.raises(CalibrationError, match=r"FSDPStrategy cannot train the router.*set trainer.strategy to ddp"):
         module.configure_model()

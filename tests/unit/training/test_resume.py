@@ -21,13 +21,13 @@ from viasd_calib.training import student
 from viasd_calib.training.distillation import DistillationModule
 from viasd_calib.training.drafter import DrafterModule
 from viasd_calib.training.fit import fit_slim_verifier
-from viasd_calib.training.options import FitOptions
+from viasd_calib.training.options import SlimVerifierOptions
 
 MAX_TOKENS = 100
 LOSSES = ("adapter_kl", "route_kl", "train_loss")
 """What the modules log."""
 GATE_STEPS = 6
-MakeModule = Callable[[str], LightningModule | FitOptions]
+MakeModule = Callable[[str], LightningModule | SlimVerifierOptions]
 """A module to train, or the options of a fit, whose stages are trained one after the other."""
 
 
@@ -68,14 +68,14 @@ class Recorder(Callback):
         return trainer.global_step + GATE_STEPS * second
 
 
-def gates(verifier: str) -> FitOptions:
-    return FitOptions(
+def gates(verifier: str) -> SlimVerifierOptions:
+    return SlimVerifierOptions(
         verifier, target_cost=0.7, route_choice="gates", route_steps=GATE_STEPS, adapter_rank=2, max_run=4
     )
 
 
-def span(verifier: str) -> FitOptions:
-    return FitOptions(verifier, target_cost=0.7, adapter_rank=2, max_run=4)
+def span(verifier: str) -> SlimVerifierOptions:
+    return SlimVerifierOptions(verifier, target_cost=0.7, adapter_rank=2, max_run=4)
 
 
 def make_drafter(verifier: str) -> LightningModule:
@@ -95,7 +95,7 @@ def data_of(traces: Path, **changes: Any) -> TraceDataModule:
 
 
 def train(
-    made: LightningModule | FitOptions,
+    made: LightningModule | SlimVerifierOptions,
     data: TraceDataModule,
     folder: Path,
     *,
@@ -122,7 +122,7 @@ def train(
         )
 
     last = str(folder / "last.ckpt") if resume else None
-    if isinstance(made, FitOptions):
+    if isinstance(made, SlimVerifierOptions):
         fit_slim_verifier(made, data, trainer, max_steps=settings.get("max_steps", -1), ckpt_path=last)
     else:
         trainer().fit(made, datamodule=data, ckpt_path=last)
