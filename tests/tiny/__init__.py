@@ -30,7 +30,16 @@ from tests.tiny.models import (
 )
 from tests.tiny.references import transformers_logits, transformers_text
 from tests.tiny.routes import even_costs, random_bridges
-from tests.tiny.specs import tiny_profile, tiny_spec, verifier_ref
+from tests.tiny.specs import (
+    full_spec,
+    small_document,
+    small_gates,
+    small_spec,
+    tiny_profile,
+    tiny_spec,
+    verifier_ref,
+    write_document,
+)
 from tests.tiny.tokenizers import CHAT_TEMPLATE, EOS, SPECIAL, letter_tokenizer, tiny_tokenizer
 from tests.tiny.traces import tiny_prompts, tiny_texts, tiny_traces
 
@@ -47,6 +56,7 @@ __all__ = [
     "TinyFolder",
     "constant_gate",
     "even_costs",
+    "full_spec",
     "letter_tokenizer",
     "longrope_config",
     "make_drafter",
@@ -57,6 +67,9 @@ __all__ = [
     "random_gate",
     "save_tiny",
     "small_disk",
+    "small_document",
+    "small_gates",
+    "small_spec",
     "spoil",
     "tiny_config",
     "tiny_fit",
@@ -74,5 +87,6 @@ __all__ = [
     "trusting_gates",
     "verifier_ref",
     "wide_model",
+    "write_document",
     "write_gguf",
 ]

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.certificates import make_certificate
+from tests.tiny.drafters import tiny_shape
 from tests.tiny.folders import TinyFolder
+from tests.tiny.gates import constant_gate
 from tests.tiny.models import LAYERS, VOCAB
 from viasd_calib.models import load_verifier
 from viasd_calib.profiling.profile import LatencyProfile, Measured, PassShape, ProfileSettings
 from viasd_calib.spec import (
+    AdapterRef,
+    BridgesRef,
     Certificate,
+    Evidence,
     Gates,
+    HeadVocab,
+    MlpWidths,
     PromptHashes,
     PromptLookupDraft,
+    RelativeCost,
     Route,
     RoutingSpec,
+    ShallowDraft,
     VerifierRef,
     save_spec,
+    tensor_file,
 )
 
 
@@ -69,4 +81,63 @@ def tiny_profile(settings: ProfileSettings, cost: Callable[[PassShape], float]) 
         hardware={"device": "abacus"},
         settings=settings,
         measured=tuple(measured),
+    )
+
+
+def small_gates(**changes: Any) -> Gates:
+    """Calibrated gates of that verifier, with ``changes``."""
+    entries = {"slim": constant_gate("slim_entropy", 0.0), "accept_at": 0.9, "regenerate_at": 0.8}
+    return Gates(**{**entries, **changes})
+
+
+def small_spec(**changes: Any) -> RoutingSpec:
+    """A spec of that verifier that needs no tensors, with ``changes``."""
+    entries: dict[str, Any] = {
+        "verifier": verifier_ref(),
+        "draft": PromptLookupDraft(),
+        "route": Route(attention_skip=[1, 2], mlp_skip=[2]),
+        "gates": small_gates(),
+    }
+    return RoutingSpec(**{**entries, **changes})
+
+
+def small_document() -> dict[str, Any]:
+    """``small_spec()`` as JSON."""
+    return small_spec().model_dump(mode="json")
+
+
+def write_document(path: Path, document: object) -> Path:
+    """Write ``document`` as JSON, whether a spec could read it or not."""
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return path
+
+
+def full_spec(folder: Path) -> RoutingSpec:
+    """A spec with every part there is, and its tensor files in ``folder``."""
+    (folder / "draft.safetensors").write_bytes(b"draft")
+    (folder / "slim").mkdir()
+    (folder / "slim" / "adapter.safetensors").write_bytes(b"adapter")
+    adapter = tensor_file(folder / "slim" / "adapter.safetensors", folder)
+    (folder / "slim" / "head.safetensors").write_bytes(b"head")
+    (folder / "slim" / "bridges.safetensors").write_bytes(b"bridges")
+    (folder / "slim" / "widths.safetensors").write_bytes(b"widths")
+    return small_spec(
+        draft=ShallowDraft(**tiny_shape().model_dump(), tensors=tensor_file(folder / "draft.safetensors", folder)),
+        route=Route(
+            attention_skip=[0],
+            mlp_keep=MlpWidths(keep={1: 20, 2: 9}, tensors=tensor_file(folder / "slim" / "widths.safetensors", folder)),
+            head_vocab=HeadVocab(size=5, tensors=tensor_file(folder / "slim" / "head.safetensors", folder)),
+            bridges=BridgesRef(rank=3, tensors=tensor_file(folder / "slim" / "bridges.safetensors", folder)),
+            adapter=AdapterRef(rank=4, alpha=8.0, targets=["q_proj"], folded=True, tensors=adapter),
+            relative_cost=RelativeCost(measured={1: 0.5, 8: 0.61}, device="cpu", dtype="float32"),
+        ),
+        certificate=make_certificate(),
+        evidence=Evidence(
+            acceptance_length=2.5,
+            rejection_rate=0.2,
+            full_passes_per_token=0.4,
+            tier_shares={"accept": 0.5, "regenerate": 0.2, "escalate": 0.3},
+            speedup_vs={"autoregressive": 1.5, "speculative": 1.1},
+            hardware={"cpu": "two cores"},
+        ),
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
+from tests.tiny import full_spec, small_document
 from viasd_calib.cli import main
 from viasd_calib.spec import json_schema
 
@@ -25,3 +27,20 @@ def test_every_entry_is_described() -> None:
                  for entry, shape in part.get("properties", {}).items()]  # fmt: skip
     assert len(described) > 60
     assert [f"{name}.{entry}" for name, entry, has in described if not has] == []
+
+
+def test_the_schema_accepts_what_the_package_writes(tmp_path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(small_document(), schema)
+    jsonschema.validate(full_spec(tmp_path).model_dump(mode="json"), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**small_document(), "surprise": 1}, schema)
+
+
+def test_the_schema_names_what_is_required() -> None:
+    schema = json_schema()
+    assert set(schema["required"]) == {"verifier", "draft", "route", "gates"}
+    assert schema["additionalProperties"] is False
+    assert schema["$schema"].endswith("2020-12/schema")
