@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from viasd_calib.slim.cost import TOLERANCE, SublayerCosts
+from viasd_calib.slim.parts.base import part_named
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceText
-from viasd_calib.training.bridge_fit import fit_bridges
 from viasd_calib.training.options import SlimVerifierOptions
 from viasd_calib.training.search.record import load_search
 from viasd_calib.training.spans import choose_span, span_routes
@@ -36,7 +36,8 @@ def find_route(
         route, bridges = route_by_span(student, options, texts)
         return route, bridges if options.bridges else None
     route = learned or given_route(student, options)
-    return route, fitted_bridges(student, options, route, texts) if options.bridges else None
+    inputs = student.fit_inputs(route, texts)
+    return route, part_named("bridges").fit(inputs, options.bridge_options) if options.bridges else None
 
 
 def route_by_span(
@@ -46,8 +47,7 @@ def route_by_span(
     costs = student.measured_costs()
     routes = span_routes(costs, options.target_cost, student.staying, len(student.model.layers))
     compared = max(1, len(texts) // 5)
-    rank, carry = options.bridge_rank, options.bridge_carry
-    return choose_span(student.model, routes, texts[compared:], texts[:compared], rank, carry)
+    return choose_span(student.model, routes, texts[compared:], texts[:compared], options.bridge_options)
 
 
 def given_route(student: Student, options: SlimVerifierOptions) -> Route:
@@ -59,14 +59,6 @@ def given_route(student: Student, options: SlimVerifierOptions) -> Route:
     assert options.route_file is not None, "refused when the options were made"
     assert options.route_method is not None, "refused when the options were made"
     return load_search(Path(options.route_file)).route_of(options.route_method, student.verifier.ref)
-
-
-def fitted_bridges(
-    student: Student, options: SlimVerifierOptions, route: Route, texts: Sequence[TraceText]
-) -> nn.ModuleDict:
-    """The bridges of a route, fitted in closed form, by name."""
-    (bridges,) = fit_bridges(student.model, [route], texts, options.bridge_rank, options.bridge_carry)
-    return bridges
 
 
 def likeliest_within(chance: Tensor, always: Tensor, costs: SublayerCosts, target_cost: float) -> Tensor:

@@ -28,7 +28,8 @@ class SlimVerifierOptions:
     (:mod:`viasd_calib.training.distillation`).
 
     Narrow MLPs (``mlp_keep``) come before all that: neurons are ranked on the texts that bridges are fitted on
-    (:mod:`viasd_calib.training.neuron_ranking`), and costs, route, bridges and adapter are those of a q' that has them.
+    (:func:`~viasd_calib.slim.parts.mlp_keep.rank_neurons`); costs, route, bridges and adapter are those of a q'
+    that has them.
 
     Args:
         verifier: name or path of the verifier.
@@ -130,12 +131,17 @@ class SlimVerifierOptions:
         return tuple(self.adapter_targets or DEFAULT_TARGETS[self.adapter_kind])
 
     @property
+    def bridge_options(self) -> BridgeOptions:
+        """Shape of the bridges."""
+        return BridgeOptions(rank=self.bridge_rank, carry=self.bridge_carry)
+
+    @property
     def part_options(self) -> dict[str, PartOptions]:
         """Options of the parts that are trained, by name."""
         kind = self.adapter_kind
         folded = kind == "dora" or (kind == "lora" and self.fold_adapter)
         return {
-            "bridges": BridgeOptions(rank=self.bridge_rank, carry=self.bridge_carry),
+            "bridges": self.bridge_options,
             "adapter": AdapterOptions(
                 kind=kind, rank=self.rank, alpha=self.adapter_alpha, targets=self.targets, folded=folded
             ),

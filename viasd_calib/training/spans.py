@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from viasd_calib.errors import CalibrationError
 from viasd_calib.replay.agreement import compare_places, directly_after, text_cache
+from viasd_calib.replay.teacher import read_residuals
 from viasd_calib.slim.cost import TOLERANCE, SublayerCosts
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
-from viasd_calib.slim.parts.bridges import token_shift_ends
+from viasd_calib.slim.parts.bridges import DEFAULT_OPTIONS, BridgeOptions, fit_bridges, token_shift_ends
 from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceText
-from viasd_calib.training.bridge_fit import fit_bridges
 
 
 def span_routes(costs: SublayerCosts, target_cost: float, always: Sequence[int], layers: int) -> list[Route]:
@@ -82,20 +82,18 @@ def choose_span(
     routes: Sequence[Route],
     fit_on: Sequence[TraceText],
     compare_on: Sequence[TraceText],
-    rank: int | None = None,
-    carry: bool = False,
+    options: BridgeOptions = DEFAULT_OPTIONS,
 ) -> tuple[Route, nn.ModuleDict]:
     """The route whose bridges, fitted in closed form, leave the least KL(q || q').
 
     Args:
         fit_on: texts for the bridges.
         compare_on: other texts, for the choice.
-        rank: of the bridges; None for full ones.
-        carry: whether they read the stream at the place before.
+        options: shape of the bridges.
     """
     fitted = [
         bridges.to(device=model.device, dtype=model.dtype)
-        for bridges in fit_bridges(model, routes, fit_on, rank, carry)
+        for bridges in fit_bridges(model, routes, fit_on, read_residuals, options)
     ]
     every = (token_shift_ends(route, bridges) for route, bridges in zip(routes, fitted, strict=True))
     model.token_shift_ends = sorted(

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from viasd_calib.models import Verifier
 from viasd_calib.replay.student import run_starts, student_states
-from viasd_calib.replay.teacher import KnownCaches
+from viasd_calib.replay.teacher import KnownCaches, read_residuals
 from viasd_calib.slim.cost import SublayerCosts, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.parts.base import FitInputs, part_named
 from viasd_calib.slim.parts.head_vocab import check_size, choose_tokens
-from viasd_calib.slim.parts.mlp_keep import KeptNeurons, narrow_layers
+from viasd_calib.slim.parts.mlp_keep import KeptNeurons, MlpKeepOptions, narrow_layers
 from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceBatch, TraceText
-from viasd_calib.training.neuron_ranking import rank_neurons
 from viasd_calib.training.options import SlimVerifierOptions
 
 
@@ -72,10 +72,15 @@ class Student:
             layer: KeptNeurons(order, self._kept_neurons) for layer, order in zip(self.narrowed, orders, strict=True)
         }
 
-    def rank_neurons(self, texts: Iterable[TraceText]) -> Tensor:
+    def fit_inputs(self, route: Route, texts: Sequence[TraceText]) -> FitInputs:
+        """What parts of a route are fitted on."""
+        return FitInputs(self.model, route, texts, read_residuals)
+
+    def rank_neurons(self, texts: Sequence[TraceText]) -> Tensor:
         """Neurons of the MLPs that are to be narrow, most important first: [narrow layers, intermediate], long."""
-        ranked = rank_neurons(self.model, self.narrowed, texts)
-        return torch.stack([ranked[layer] for layer in self.narrowed])
+        options = MlpKeepOptions(layers=tuple(self.narrowed), keep=self._kept_neurons)
+        kept = part_named("mlp_keep").fit(self.fit_inputs(Route(), texts), options)
+        return torch.stack([neurons.order for neurons in kept.values()])
 
     def narrow(self, neuron_orders: Tensor) -> None:
         """Take the orders of neurons that :meth:`rank_neurons` found: narrow MLPs have the first ones."""

@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 from tests.tiny import LAYERS, VOCAB, tiny_model, tiny_shape
 from viasd_calib.draft.shallow import ShallowModel, unit_size, unrolled_states
 from viasd_calib.replay.teacher import read_text
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.training.closed_form import RIDGE, LeastSquares, fit_stand_in
+from viasd_calib.training.closed_form import RIDGE, fit_stand_in
 
 SHAPE = tiny_shape(num_layers=1, head_vocab=VOCAB, taps=(1, LAYERS))
 
@@ -18,28 +16,6 @@ SHAPE = tiny_shape(num_layers=1, head_vocab=VOCAB, taps=(1, LAYERS))
 def texts(count: int = 12, length: int = 40) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randint(VOCAB, (length,), generator=generator) for _ in range(count)]
-
-
-@given(seed=st.integers(0, 99), cut=st.integers(1, 39), ridge=st.sampled_from([1e-4, 0.1]))
-def test_pieces_and_whole_are_one_problem_and_ridge_regression(seed: int, cut: int, ridge: float) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(40, 5, generator=generator)
-    outputs = torch.randn(40, 2, generator=generator)
-    problem = LeastSquares(5, 2)
-    problem.add(inputs[:cut], outputs[:cut])
-    problem.add(inputs[cut:], outputs[cut:])
-    expected = Ridge(alpha=40 * ridge, fit_intercept=False).fit(inputs.double(), outputs.double())
-    torch.testing.assert_close(problem.solve(slice(None), ridge), torch.tensor(expected.coef_.T), atol=1e-4, rtol=1e-4)
-
-
-def test_what_is_known_is_left_to_the_other_inputs() -> None:
-    inputs = torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
-    true = torch.arange(8.0).view(4, 2)
-    problem = LeastSquares(4, 2)
-    problem.add(inputs, inputs @ true)
-    known = torch.zeros(4, 2, dtype=torch.float64)
-    known[:2] = true[:2]
-    torch.testing.assert_close(problem.solve([2, 3], 0.0, known), true[2:].double(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from tests.tiny import EOS, TINY_FAMILIES, VOCAB, TinyFolder, even_costs, tiny_m
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import load_verifier
 from viasd_calib.slim.cost import SublayerCosts
+from viasd_calib.slim.parts import mlp_keep
 from viasd_calib.slim.parts.adapter import DEFAULT_TARGETS, adapted_layers, adapter_tensors
 from viasd_calib.slim.parts.mlp_keep import NarrowMLP
 from viasd_calib.slim.parts.skips import skipped_runs
@@ -190,7 +191,7 @@ def test_orders_of_neurons_come_back_with_a_checkpoint(
     """Nothing is ranked again; neurons, and the adapter on them, are those of the first run."""
     first = fit(options(tiny_folder, "span", mlp_keep=0.6), traces, tmp_path, steps=4)
     assert not torch.equal(first.neuron_orders, torch.arange(32).repeat(2, 1))
-    monkeypatch.setattr(student, "rank_neurons", lambda *_: pytest.fail("neurons were ranked again"))
+    monkeypatch.setattr(mlp_keep, "rank_neurons", lambda *_: pytest.fail("neurons were ranked again"))
     second = fit(
         options(tiny_folder, "span", mlp_keep=0.6), traces, tmp_path, steps=4, resume=str(tmp_path / "last.ckpt")
     )

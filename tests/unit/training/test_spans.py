@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from tests.tiny import LAYERS, tiny_model, tiny_texts
 from viasd_calib.errors import CalibrationError
+from viasd_calib.replay.teacher import read_residuals
 from viasd_calib.slim.cost import SublayerCosts
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
+from viasd_calib.slim.parts.bridges import fit_bridges
 from viasd_calib.spec import Route
-from viasd_calib.training.bridge_fit import fit_bridges
 from viasd_calib.training.spans import choose_span, route_divergences, span_routes
 
 
@@ -57,7 +58,7 @@ def test_the_span_with_the_least_divergence_is_taken() -> None:
     route, bridges = choose_span(model, routes, seen, judges)
     kept = [
         sublayers_of(model.layers, model.layer_types, tried, fitted)
-        for tried, fitted in zip(routes, fit_bridges(model, routes, seen), strict=True)
+        for tried, fitted in zip(routes, fit_bridges(model, routes, seen, read_residuals), strict=True)
     ]
     divergence = {
         tried.mlp_skip[0]: kl for tried, kl in zip(routes, route_divergences(model, kept, judges), strict=True)

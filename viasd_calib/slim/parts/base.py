@@ -72,6 +72,22 @@ Replay = Callable[["RoutedModel", Tensor, Sequence[int]], Tensor]
 their count stands for the end: [batch, length, numbers, hidden]; ``viasd_calib.replay.teacher.read_residuals``."""
 
 
+def generated_residuals(
+    model: RoutedModel, text: WrittenText, numbers: Sequence[int], replay: Replay, lead: int = 0
+) -> Tensor:
+    """q's residual stream at the n places of a text where q wrote: [lead + n, numbers, hidden], float32.
+
+    Args:
+        numbers: of the sublayers it enters, as ``replay`` takes them.
+        replay: runs q over the text.
+        lead: places before those, to be given too; zeros before the text begins.
+    """
+    read = replay(model, text.ids[None, :-1].to(model.device), numbers)  # [1, length, numbers, hidden]
+    begin = text.prompt_length - 1 - lead
+    kept = read[0, max(begin, 0) :].float()
+    return nn.functional.pad(kept, (0, 0, 0, 0, -begin, 0)) if begin < 0 else kept
+
+
 @dataclass(frozen=True)
 class FitInputs:
     """What a part is fitted on.

@@ -6,19 +6,38 @@ nearly linear in what enters it. A bridge costs one small product in place of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from viasd_calib.errors import SpecError
-from viasd_calib.slim.parts.base import Mark, PartOptions, RoutePart, Sizes, register
+from viasd_calib.slim.least_squares import LeastSquares
+from viasd_calib.slim.parts.base import (
+    FitInputs,
+    Mark,
+    PartOptions,
+    Replay,
+    RoutePart,
+    Sizes,
+    WrittenText,
+    generated_residuals,
+    register,
+)
 from viasd_calib.slim.parts.skips import skipped_runs
 from viasd_calib.slim.plan import SlimPlan, StandIn
 from viasd_calib.slim.tensors import read_tensors, write_bfloat16
 from viasd_calib.spec import BridgesRef, Route, tensor_file
+
+if TYPE_CHECKING:
+    from viasd_calib.slim.forward import RoutedModel
+
+
+RIDGE = 1e-3
+"""Weight of the penalty on the maps' size, relative to the inputs' mean square."""
 
 
 class Bridge(StandIn):
@@ -141,6 +160,75 @@ class BridgeOptions(PartOptions):
     carry: bool = False
 
 
+DEFAULT_OPTIONS = BridgeOptions()
+
+
+@torch.no_grad()
+def fit_bridges(
+    model: RoutedModel,
+    routes: Sequence[Route],
+    texts: Iterable[WrittenText],
+    replay: Replay,
+    options: BridgeOptions = DEFAULT_OPTIONS,
+) -> list[nn.ModuleDict]:
+    """Fit the bridges of several routes in closed form, in one reading of the texts.
+
+    Each map predicts what its run of sublayers adds to the residual stream, from what enters the run in q, at the
+    places where q wrote (ReplaceMe, arXiv 2505.02819, equation 4, with a ridge). A low rank keeps the directions in
+    which the predictions vary most, which is least squares under that rank (Izenman 1975, reduced-rank regression).
+    Maps with a carry read q's stream after the run at the place before, too.
+
+    Args:
+        replay: runs q over the texts.
+        options: shape of the maps.
+
+    Returns:
+        The bridges of each route, by name.
+    """
+    hidden, carry = model.config.hidden_size, options.carry
+    runs = sorted({run for route in routes for run in skipped_runs(route)}, key=lambda run: (run.begin, run.end))
+    numbers = sorted({number for run in runs for number in (run.begin, run.end)})
+    problems = {run: LeastSquares((1 + carry) * hidden + 1, hidden) for run in runs}
+    for text in texts if runs else ():
+        stream = generated_residuals(model, text, numbers, replay, lead=1)
+        for run, problem in problems.items():
+            before, after = stream[:, numbers.index(run.begin)], stream[:, numbers.index(run.end)]
+            add_examples(problem, before[1:], after[1:], after[:-1] if carry else None)
+    fitted = [new_bridges(route, hidden, options.rank, carry) for route in routes]
+    for route, bridges in zip(routes, fitted, strict=True):
+        for run in skipped_runs(route):
+            bridge = bridges[run.name]
+            assert isinstance(bridge, Bridge)
+            set_least_squares(bridge, problems[run], options.rank)
+    return fitted
+
+
+def add_examples(problem: LeastSquares, before: Tensor, after: Tensor, carried: Tensor | None = None) -> None:
+    """What a run made of the residual stream ([n, hidden] each), as examples with a constant last input.
+
+    Args:
+        carried: the stream after the run, one place earlier; None for bridges without a carry.
+    """
+    inputs = [before, *([] if carried is None else [carried]), torch.ones_like(before[:, :1])]
+    problem.add(torch.cat(inputs, 1), after - before)
+
+
+def set_least_squares(bridge: Bridge, problem: LeastSquares, rank: int | None) -> None:
+    """Give a bridge the maps that solve a problem whose last input is the constant 1, its carry among them."""
+    mean_square = float(problem.gram.diagonal()[:-1].mean()) / max(problem.count, 1)
+    solution = problem.solve(slice(None), RIDGE * mean_square)  # [hidden + 1, hidden], or [2 hidden + 1, hidden]
+    directions = None if rank is None else _directions(problem.gram, solution, rank)
+    weight, *carry = solution[:-1].float().split(solution.shape[1])
+    bridge.set_map(weight.T, solution[-1].float(), carry[0].T if carry else None, directions)
+
+
+def _directions(gram: Tensor, solution: Tensor, rank: int) -> Tensor:
+    """The directions in which predictions vary most, orthonormal: [hidden, rank]."""
+    _, vectors = torch.linalg.eigh(solution.T @ gram @ solution)  # rising
+    directions: Tensor = vectors[:, -rank:].float()
+    return directions
+
+
 @register
 class Bridges(RoutePart[nn.ModuleDict]):
     """Linear maps in place of skipped runs, by the names of the runs."""
@@ -149,6 +237,12 @@ class Bridges(RoutePart[nn.ModuleDict]):
     title = "bridges"
     contents = "their maps"
     options = BridgeOptions
+
+    def fit(self, inputs: FitInputs, options: PartOptions) -> nn.ModuleDict:
+        """The bridges of the route in closed form (:func:`fit_bridges`)."""
+        assert isinstance(options, BridgeOptions)
+        (bridges,) = fit_bridges(inputs.full, [inputs.route], inputs.texts, inputs.replay, options)
+        return bridges
 
     def parameters(self, held: nn.ModuleDict, route: Route) -> list[nn.Parameter]:
         return [*held.parameters()]

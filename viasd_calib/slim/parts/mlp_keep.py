@@ -9,10 +9,13 @@ q's own weights, which take no memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from pydantic import Field
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -20,10 +23,13 @@ from viasd_calib.errors import ModelError, SpecError
 from viasd_calib.files import write_bytes
 from viasd_calib.slim.linears import linear_of
 from viasd_calib.slim.onednn_linear import refuse_packed
-from viasd_calib.slim.parts.base import Mark, PartOptions, RoutePart, Sizes, register
+from viasd_calib.slim.parts.base import FitInputs, Mark, PartOptions, Replay, RoutePart, Sizes, WrittenText, register
 from viasd_calib.slim.plan import SlimPlan, share_parameters
 from viasd_calib.slim.tensors import read_tensors
 from viasd_calib.spec import MlpWidths, Route, tensor_file
+
+if TYPE_CHECKING:
+    from viasd_calib.slim.forward import RoutedModel
 
 ORDER = "neuron_order"
 """Name of the buffer in which an MLP notes the order that its neurons are in; it is not saved with the model."""
@@ -180,6 +186,58 @@ def save_widths(widths: Mapping[int, KeptNeurons], path: Path, folder: Path) -> 
     return MlpWidths(keep={layer: kept.keep for layer, kept in widths.items()}, tensors=tensor_file(path, folder))
 
 
+class _Excitement:
+    """Sums what enters an MLP's down projection at the places of texts, in one number for each neuron."""
+
+    def __init__(self, mlp: Any) -> None:
+        self.mlp = mlp
+        self.sums = torch.zeros(mlp.down_proj.in_features, dtype=torch.float64)
+
+    def add(self, begin: int, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Take the places of one text from ``begin`` on, as a hook of the down projection."""
+        self.sums += inputs[0][0, begin:].abs().double().sum(0).cpu()  # [intermediate]
+
+    def ranked(self) -> Tensor:
+        """The neurons, most important first, as the verifier's own file counts them: [intermediate], long."""
+        reach = self.mlp.down_proj.weight.detach().double().norm(dim=0).cpu()  # [intermediate]
+        order = (self.sums * reach).argsort(descending=True, stable=True)
+        return neuron_order(self.mlp).cpu()[order]
+
+
+@torch.no_grad()
+def rank_neurons(
+    model: RoutedModel, layers: Iterable[int], texts: Iterable[WrittenText], replay: Replay
+) -> dict[int, Tensor]:
+    """Rank the neurons of some MLPs by mean |act(gate) * up| at the places where q wrote, times their column's norm.
+
+    The score of Wanda (Sun et al. 2023, arXiv 2306.11695, equation 1), activation times weight, for a whole neuron in
+    place of a single weight, and with the activations' mean size in place of their norm.
+
+    Args:
+        model: q.
+        layers: whose MLPs are ranked.
+        replay: runs q over the texts.
+
+    Returns:
+        By layer, its neurons, most important first, as the verifier's own file counts them: [intermediate], long.
+    """
+    found = {layer: _Excitement(model.layers[layer].mlp) for layer in layers}
+    for text in texts:
+        with ExitStack() as hooks:
+            for one in found.values():
+                hook = partial(one.add, text.prompt_length - 1)
+                hooks.callback(one.mlp.down_proj.register_forward_pre_hook(hook).remove)
+            replay(model, text.ids[None, :-1].to(model.device), [len(model.full_sublayers)])
+    return {layer: one.ranked() for layer, one in found.items()}
+
+
+class MlpKeepOptions(PartOptions):
+    """Layers whose MLPs are narrow, and how many neurons each of these has."""
+
+    layers: tuple[int, ...]
+    keep: int = Field(ge=1)
+
+
 @register
 class MlpKeep(RoutePart[Mapping[int, KeptNeurons] | nn.ModuleList]):
     """Narrow MLPs: the neurons that are kept, by layer, or layers that have narrow MLPs already."""
@@ -187,6 +245,13 @@ class MlpKeep(RoutePart[Mapping[int, KeptNeurons] | nn.ModuleList]):
     name = "mlp_keep"
     title = "widths of MLPs"
     contents = "their neurons"
+    options = MlpKeepOptions
+
+    def fit(self, inputs: FitInputs, options: PartOptions) -> dict[int, KeptNeurons]:
+        """The neurons that :func:`rank_neurons` puts first."""
+        assert isinstance(options, MlpKeepOptions)
+        ranked = rank_neurons(inputs.full, options.layers, inputs.texts, inputs.replay)
+        return {layer: KeptNeurons(order, options.keep) for layer, order in ranked.items()}
 
     def save(
         self, held: Mapping[int, KeptNeurons] | nn.ModuleList, route: Route, folder: Path, options: PartOptions

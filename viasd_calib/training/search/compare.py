@@ -14,11 +14,12 @@ from viasd_calib.errors import TraceError
 from viasd_calib.ledger import Ledger
 from viasd_calib.progress import steps
 from viasd_calib.replay.agreement import ComparedPlaces, compare_places, directly_after, text_cache
+from viasd_calib.replay.teacher import read_residuals
 from viasd_calib.slim.cost import SublayerCosts, relative_cost, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.parts.skips import skipped_numbers
 from viasd_calib.traces.data import TraceDataModule, TraceText
-from viasd_calib.training.bridge_fit import BridgeFitter, all_streams
+from viasd_calib.training.search.bridges import BridgeFitter, all_streams
 from viasd_calib.training.search.evaluator import RouteEvaluator, cache_texts
 from viasd_calib.training.search.methods import CHOICES
 from viasd_calib.training.search.record import CONFIDENT_SHARES, FoundRoute, SearchSettings
@@ -95,7 +96,7 @@ def compare_choices(
         CalibrationError: the budget does not hold what a method takes, or a library is missing.
     """
     read = cache_texts(model, texts.evaluation)
-    streams = all_streams(model, texts.bridges) if settings.bridges else None
+    streams = all_streams(model, texts.bridges, read_residuals) if settings.bridges else None
     for method in settings.methods:
         with steps(method, settings.budget, "passes") as running:
             fitter = None if streams is None else BridgeFitter(model, streams, settings.bridge_rank)

@@ -15,9 +15,9 @@ from viasd_calib.slim.cost import nothing
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceText
-from viasd_calib.training.bridge_fit import BridgeFitter
 from viasd_calib.training.losses import TrainingLoss
 from viasd_calib.training.losses.kl import kl_divergence
+from viasd_calib.training.search.bridges import BridgeFitter
 
 
 class CachedText(NamedTuple):

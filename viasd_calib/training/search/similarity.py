@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from viasd_calib.replay.teacher import read_residuals
+from viasd_calib.slim.parts.base import generated_residuals
 from viasd_calib.spec import Route
-from viasd_calib.training.bridge_fit import generated_residuals
 from viasd_calib.training.search.evaluator import RouteEvaluator
 from viasd_calib.training.search.space import SearchSpace
 from viasd_calib.training.spans import span_routes
@@ -35,7 +36,7 @@ def cosines(evaluator: RouteEvaluator) -> Tensor:
     total, places = torch.zeros(layers + 1, layers + 1), 0
     for text, _ in evaluator.texts:
         unit = functional.normalize(
-            generated_residuals(evaluator.model, text, numbers).cpu(), dim=-1
+            generated_residuals(evaluator.model, text, numbers, read_residuals).cpu(), dim=-1
         )  # [n, layers + 1, hidden]
         total += torch.einsum("nah,nbh->ab", unit, unit)
         places += unit.shape[0]

@@ -14,15 +14,17 @@ from tests.rounding import assert_near
 from tests.tiny import tiny_model, tiny_texts
 from viasd_calib.choices import SearchMethod
 from viasd_calib.errors import CalibrationError
+from viasd_calib.replay.teacher import read_residuals
 from viasd_calib.slim.cost import SublayerCosts
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
+from viasd_calib.slim.parts.bridges import fit_bridges
 from viasd_calib.slim.parts.skips import skipped_numbers
 from viasd_calib.spec import Route
-from viasd_calib.training import bridge_fit
-from viasd_calib.training.bridge_fit import BridgeFitter, all_streams, fit_bridges
 from viasd_calib.training.losses.margin import margin_cost
+from viasd_calib.training.search import bridges as search_bridges
 from viasd_calib.training.search.ablation import ablation_losses, ablation_order, greedy_removal, knapsack
 from viasd_calib.training.search.baselines import best_random, best_span, evenly_spaced
+from viasd_calib.training.search.bridges import BridgeFitter, all_streams
 from viasd_calib.training.search.dimr import BAYES_EVERY, dimr
 from viasd_calib.training.search.evaluator import RouteEvaluator, cache_texts
 from viasd_calib.training.search.methods import CHOICES
@@ -45,7 +47,7 @@ def verifier() -> RoutedModel:
 def new_judge(budget: int, bridged: bool = False, model: RoutedModel | None = None) -> RouteEvaluator:
     model = model or verifier()
     texts = tiny_texts(24, model=model)
-    fitter = BridgeFitter(model, all_streams(model, texts[4:])) if bridged else None
+    fitter = BridgeFitter(model, all_streams(model, texts[4:], read_residuals)) if bridged else None
     return RouteEvaluator(model, cache_texts(model, texts[:4]), budget, fitter)
 
 
@@ -87,7 +89,7 @@ def test_a_route_is_judged_with_its_bridges() -> None:
     model = verifier()
     texts = tiny_texts(24, model=model)
     route = Route(attention_skip=[1, 2], mlp_skip=[1])
-    (bridges,) = fit_bridges(model, [route], texts[4:])
+    (bridges,) = fit_bridges(model, [route], texts[4:], read_residuals)
     kept = [sublayers_of(model.layers, model.layer_types, route, one) for one in (bridges, None)]
     for bridged, divergence in zip((True, False), route_divergences(model, kept, texts[:4]), strict=True):
         assert new_judge(1, bridged).loss(route) == pytest.approx(divergence, rel=1e-4)
@@ -95,7 +97,7 @@ def test_a_route_is_judged_with_its_bridges() -> None:
 
 def test_a_run_is_fitted_once_for_all_routes_that_leave_it_out() -> None:
     model = verifier()
-    fitter = BridgeFitter(model, all_streams(model, tiny_texts(3, model=model)))
+    fitter = BridgeFitter(model, all_streams(model, tiny_texts(3, model=model), read_residuals))
     one = fitter.fit(Route(attention_skip=[1], mlp_skip=[3]))
     other = fitter.fit(Route(attention_skip=[1, 2]))
     assert one["attention_1"] is other["attention_1"]
@@ -103,9 +105,9 @@ def test_a_run_is_fitted_once_for_all_routes_that_leave_it_out() -> None:
 
 
 def test_no_more_bridges_are_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bridge_fit, "KEPT_BRIDGES", 2)
+    monkeypatch.setattr(search_bridges, "KEPT_BRIDGES", 2)
     model = verifier()
-    fitter = BridgeFitter(model, all_streams(model, tiny_texts(3, model=model)))
+    fitter = BridgeFitter(model, all_streams(model, tiny_texts(3, model=model), read_residuals))
     first, kept = (fitter.fit(Route(mlp_skip=[layer])) for layer in (0, 1))
     fitter.fit(Route(mlp_skip=[2]))
     assert fitter.fit(Route(mlp_skip=[1]))["mlp_1"] is kept["mlp_1"]
@@ -201,7 +203,7 @@ def test_layers_are_alike_by_the_cosine_of_the_streams_between_them() -> None:
     alike = cosines(evaluator)
     assert alike.shape == (LAYERS + 1, LAYERS + 1)
     assert_near(alike.diagonal(), torch.ones(LAYERS + 1))
-    streams = all_streams(evaluator.model, [text for text, _ in evaluator.texts])
+    streams = all_streams(evaluator.model, [text for text, _ in evaluator.texts], read_residuals)
     expected = torch.cosine_similarity(streams[2], streams[6], dim=-1).mean()
     assert float(alike[1, 3]) == pytest.approx(float(expected), abs=1e-5)
     route = most_alike(new_space(), evaluator, 0)

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from tests.tiny import TINY_FAMILIES, tiny_model, tiny_texts
+from viasd_calib.replay.teacher import read_residuals
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.parts.mlp_keep import KeptNeurons, narrow_layers
-from viasd_calib.training.neuron_ranking import rank_neurons
+from viasd_calib.slim.parts.base import FitInputs
+from viasd_calib.slim.parts.mlp_keep import KeptNeurons, MlpKeep, MlpKeepOptions, narrow_layers, rank_neurons
+from viasd_calib.spec import Route
 from viasd_calib.training.spans import route_divergences
 
 
@@ -36,7 +38,7 @@ def test_neurons_are_ranked_by_what_they_add(family: str) -> None:
         else:
             entered.append(mlp.act_fn(mlp.gate_proj(state)) * mlp.up_proj(state))
     score = torch.cat(entered).abs().mean(0) * mlp.down_proj.weight.norm(dim=0)
-    ranked = rank_neurons(model, [0], texts)[0]
+    ranked = rank_neurons(model, [0], texts, read_residuals)[0]
     assert sorted(ranked.tolist()) == list(range(32))
     assert (score[ranked].diff() <= 1e-5).all()
     assert score[ranked[0]] > 2 * score[ranked[-1]]
@@ -45,10 +47,10 @@ def test_neurons_are_ranked_by_what_they_add(family: str) -> None:
 
 def test_the_ranking_does_not_depend_on_the_order_they_are_in() -> None:
     texts = tiny_texts(3)
-    expected = rank_neurons(RoutedModel(tiny_model()), [1, 2], texts)
+    expected = rank_neurons(RoutedModel(tiny_model()), [1, 2], texts, read_residuals)
     model = copy.deepcopy(tiny_model())
     narrow_layers(model.get_decoder().layers, {1: KeptNeurons(torch.arange(32).flip(0), 9)})
-    found = rank_neurons(RoutedModel(model), [1, 2], texts)
+    found = rank_neurons(RoutedModel(model), [1, 2], texts, read_residuals)
     assert {layer: order.tolist() for layer, order in found.items()} == {
         layer: order.tolist() for layer, order in expected.items()
     }
@@ -56,11 +58,11 @@ def test_the_ranking_does_not_depend_on_the_order_they_are_in() -> None:
 
 def test_the_first_ones_leave_less_divergence_than_the_last_ones() -> None:
     texts = tiny_texts(12)
-    ranked = rank_neurons(RoutedModel(tiny_model()), [1, 2], texts[:8])
+    inputs = FitInputs(RoutedModel(tiny_model()), Route(), texts[:8], read_residuals)
+    fitted = MlpKeep().fit(inputs, MlpKeepOptions(layers=(1, 2), keep=20))
     divergence = []
-    for orders in (ranked, {layer: order.flip(0) for layer, order in ranked.items()}):
+    for widths in (fitted, {layer: KeptNeurons(kept.order.flip(0), 20) for layer, kept in fitted.items()}):
         model = copy.deepcopy(tiny_model())
-        widths = {layer: KeptNeurons(order, 20) for layer, order in orders.items()}
         routed = RoutedModel(model, held={"mlp_keep": narrow_layers(model.get_decoder().layers, widths)})
         divergence += route_divergences(routed, [routed.slim_sublayers], texts[8:])
     best, worst = divergence

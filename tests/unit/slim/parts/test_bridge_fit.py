@@ -10,10 +10,10 @@ from tests.rounding import assert_near
 from tests.tiny import tiny_model, tiny_texts
 from viasd_calib.replay.teacher import read_residuals, read_text
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
-from viasd_calib.slim.parts.bridges import Bridge
+from viasd_calib.slim.least_squares import LeastSquares
+from viasd_calib.slim.parts.base import FitInputs, generated_residuals
+from viasd_calib.slim.parts.bridges import Bridge, BridgeOptions, Bridges, fit_bridges, set_least_squares
 from viasd_calib.spec import Route
-from viasd_calib.training.bridge_fit import fit_bridges, generated_residuals, set_least_squares
-from viasd_calib.training.closed_form import LeastSquares
 from viasd_calib.training.spans import route_divergences
 
 ROUTE = Route(attention_skip=[1, 2], mlp_skip=[1, 2])
@@ -72,12 +72,12 @@ def test_a_bridge_with_a_carry_fits_its_examples_better() -> None:
     model, texts = RoutedModel(tiny_model()), tiny_texts(12)
     errors = []
     for carry in (False, True):
-        (bridges,) = fit_bridges(model, [ROUTE], texts, carry=carry)
+        (bridges,) = fit_bridges(model, [ROUTE], texts, read_residuals, BridgeOptions(carry=carry))
         bridge = bridges["attention_1"]
         assert isinstance(bridge, Bridge)
         error = 0.0
         for text in texts:
-            stream = generated_residuals(model, text, [2, 6], lead=1)  # [1 + n, 2, hidden]
+            stream = generated_residuals(model, text, [2, 6], read_residuals, lead=1)  # [1 + n, 2, hidden]
             made = stream[1:, 0] + bridge(stream[1:, 0])
             made = made + bridge.onward(stream[:-1, 1]) if carry else made
             error += float((made - stream[1:, 1]).square().sum())
@@ -89,17 +89,17 @@ def test_a_bridge_with_a_carry_fits_its_examples_better() -> None:
 def test_places_before_the_text_are_nothing() -> None:
     model, (text, *_) = RoutedModel(tiny_model()), tiny_texts(1)
     lead = text.prompt_length + 1
-    stream = generated_residuals(model, text, [0, 3], lead=lead)
+    stream = generated_residuals(model, text, [0, 3], read_residuals, lead=lead)
     assert not stream[:2].any()
     assert torch.equal(stream[2:], read_residuals(model, text.ids[None, :-1], [0, 3])[0])
-    assert torch.equal(stream[lead:], generated_residuals(model, text, [0, 3]))
+    assert torch.equal(stream[lead:], generated_residuals(model, text, [0, 3], read_residuals))
 
 
 @pytest.mark.parametrize("rank", [None, 8])
 def test_bridges_leave_less_divergence_than_nothing(rank: int | None) -> None:
     model = RoutedModel(tiny_model())
     seen, unseen = tiny_texts(60)[:50], tiny_texts(60)[50:]
-    (bridges,) = fit_bridges(model, [ROUTE], seen, rank)
+    (bridges,) = fit_bridges(model, [ROUTE], seen, read_residuals, BridgeOptions(rank=rank))
     kept = [sublayers_of(model.layers, model.layer_types, ROUTE, one) for one in (bridges, None)]
     bridged, bare = route_divergences(model, kept, unseen)
     assert bridged < 0.8 * bare
@@ -108,8 +108,8 @@ def test_bridges_leave_less_divergence_than_nothing(rank: int | None) -> None:
 def test_several_routes_are_fitted_as_each_alone() -> None:
     model, seen = RoutedModel(tiny_model()), tiny_texts(6)
     other = Route(mlp_skip=[2])
-    together = fit_bridges(model, [ROUTE, other], seen)
+    together = fit_bridges(model, [ROUTE, other], seen, read_residuals)
     for route, found in zip((ROUTE, other), together, strict=True):
-        (alone,) = fit_bridges(model, [route], seen)
+        alone = Bridges().fit(FitInputs(model, route, seen, read_residuals), BridgeOptions())
         assert found.keys() == alone.keys()
         assert all(torch.equal(a, b) for a, b in zip(found.parameters(), alone.parameters(), strict=True))
