@@ -21,12 +21,12 @@ from rich.table import Table
 
 from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.cli.fit import fit
-from viasd_calib.cli.router_cli import OptionsCLI
+from viasd_calib.cli.fit_cli import FitCLI
 from viasd_calib.file_names import FIT_FILE
 from viasd_calib.files import read_json, write_json
 from viasd_calib.host_memory import keep_freed_memory
 from viasd_calib.models import Verifier, load_verifier
-from viasd_calib.pipeline.fit import gate_texts
+from viasd_calib.pipeline.fit_once import gate_texts
 from viasd_calib.replay.agreement import ComparedPlaces, compare_places, directly_after, text_cache
 from viasd_calib.replay.student import run_starts
 from viasd_calib.slim.loading import load_routed
@@ -168,7 +168,7 @@ def main() -> None:
     rows = rows_kept(out / RESULT, options.judge, options.limit)
     judging = gate_texts([options.judge], seed=0)
     verifier = load_verifier(judging.verifier_ref().name_or_path)
-    steps = OptionsCLI(["--config", options.config]).config.trainer.max_steps
+    steps = FitCLI(["--config", options.config]).config.trainer.max_steps
     for name, words in variants(load_search(Path(options.search)), options.search, steps):
         if name in rows or options.only not in name:
             continue

@@ -85,3 +85,36 @@ def flattened(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def given_options(words: Sequence[str]) -> dict[str, Any]:
+    """What words and the configurations they name say, later ones over earlier ones, before any parser has read them.
+
+    Raises:
+        UsageError: a configuration cannot be read.
+
+    Example:
+        >>> given_options(["--trainer.max_steps", "3", "--out=a", "--trainer.max_steps=4"])
+        {'trainer.max_steps': 4, 'out': 'a'}
+    """
+    found: dict[str, Any] = {}
+    for place, word in enumerate(words):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") and word != "-c":
+            continue
+        if not equals:
+            after = words[place + 1] if place + 1 < len(words) else "--"
+            value = "true" if after.startswith("--") else after  # a flag may stand alone
+        if name in ("config", "-c"):
+            found |= flattened(read_configuration(value))
+        else:
+            found[name] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    """What a word stands for: itself, where it is no YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text

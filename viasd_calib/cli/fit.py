@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from viasd_calib.cli.configurations import with_shipped_configurations
-from viasd_calib.cli.fit_options import check_devices, check_given, given_options, last_checkpoint
+from rich.console import Console
+
+from viasd_calib.cli.configurations import given_options, with_shipped_configurations
+from viasd_calib.cli.notices import say_written
 from viasd_calib.cli.parser import with_underscores
-from viasd_calib.errors import CalibrationError
+from viasd_calib.file_names import FIT_FILE
 from viasd_calib.pipeline import lazy_types
+from viasd_calib.pipeline.fit_checks import check_fit
+from viasd_calib.pipeline.lists import runs
+from viasd_calib.tables import new_table
 
 
-def fit(words: Sequence[str], _load: lazy_types.LoadVerifier | None = None) -> None:
-    """Run ``viasd fit`` with LightningCLI's options.
+def fit(words: Sequence[str], load: lazy_types.LoadVerifier | None = None) -> None:
+    """Fit with LightningCLI's options, and print what was learned.
 
     Raises:
-        ViasdError: options that the router cannot be trained with; most are refused before Lightning is loaded.
+        ViasdError: options that a slim verifier cannot be trained with; most are refused before Lightning is loaded.
     """
     words = with_shipped_configurations([with_underscores(word) for word in words])
-    given = given_options(words)
-    check_given(given)
-    if given.get("ckpt_path") == "last":
-        checkpoint = last_checkpoint(given)
-        print(f"notice: goes on from {checkpoint}", file=sys.stderr)
-        words = [*words, f"--ckpt_path={checkpoint}"]
+    check_fit(given_options(words))
 
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from viasd_calib.cli.fit_cli import FitCLI
+    from viasd_calib.pipeline import fit as job
 
-    from viasd_calib.cli.rounds import fit_rounds
-    from viasd_calib.cli.router_cli import OptionsCLI, RouterCLI
-    from viasd_calib.models import load_verifier
-    from viasd_calib.training.lightning_output import quiet_lightning
+    read = FitCLI(words)
+    options = read.options
+    artifact = job.fit(options, load, read.instantiate_trainer)
+    if artifact is not None:
+        say_fit(artifact)
+        say_written(Path(options.out) / FIT_FILE, f"that of round {options.rounds}" if options.rounds > 1 else "")
 
-    load = _load or load_verifier
-    quiet_lightning()
-    read = OptionsCLI(words)
-    check_devices(read.config.trainer.accelerator, read.config.trainer.precision)
-    try:
-        if read.config.rounds == 1:
-            RouterCLI(load=load, args=["fit", *read.words])
-        else:
-            fit_rounds(read.words, read.config, load)
-    except MisconfigurationException as error:
-        raise CalibrationError(f"Lightning refuses these options: {' '.join(str(error).split())}") from error
+
+def say_fit(artifact: lazy_types.FitArtifact) -> None:
+    """Say what was learned: the route, how good the gates are, and how often q' and q agree."""
+    route, layers = artifact.route, artifact.verifier.num_layers
+    table = new_table("what was learned", ["", "kept", "layers skipped"])
+    for name, skipped in (("attention", route.attention_skip), ("MLP", route.mlp_skip)):
+        table.add_row(name, f"{layers - len(skipped)} of {layers}", runs(skipped))
+    gates = new_table("gates, on texts they were not fitted on", ["", "calibration error", "AUROC", "candidates"])
+    for name, found in artifact.reliability.items():
+        error = f"{found.expected_calibration_error:.4f}"
+        gates.add_row(name, error, f"{found.auroc:.2f}", f"{sum(found.count):,}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(gates)
+    console.print(f"agreement of slim and full verifier: {artifact.agreement:.4f}")
+    if route.mlp_keep is not None:
+        neurons = runs(sorted(set(route.mlp_keep.keep.values())))
+        console.print(f"MLPs of layers {runs(sorted(route.narrowed))} are narrow: {neurons} neurons each")
+    if route.head_vocab is not None:
+        console.print(
+            f"the slim verifier has {route.head_vocab.size:,} of {artifact.verifier.vocab_size:,} output tokens: the "
+            f"full verifier's choice is none of them at {artifact.outside_head_vocab:.4f} of held-back places, "
+            "agreement lost at most"
+        )

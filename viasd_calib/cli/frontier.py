@@ -11,9 +11,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from viasd_calib.cli.configurations import with_shipped_configurations
+from viasd_calib.cli.configurations import given_options, with_shipped_configurations
 from viasd_calib.cli.fit import fit
-from viasd_calib.cli.fit_options import check_given, given_options
 from viasd_calib.cli.notices import say_written
 from viasd_calib.cli.parser import CommandParserMixin, with_underscores
 from viasd_calib.devices import check_device
@@ -21,6 +20,7 @@ from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import FIT_FILE, FRONTIER_FILE
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.checks import check_model, check_out_folder
+from viasd_calib.pipeline.fit_checks import check_fit
 from viasd_calib.pipeline.frontier import PICTURE, measure_frontier, member_folder
 from viasd_calib.pipeline.lists import runs
 from viasd_calib.pipeline.loading import SharedVerifiers
@@ -55,7 +55,7 @@ def frontier(words: Sequence[str]) -> lazy_types.Frontier | None:
     check_out_folder("--out", options.out)
     check_device(options.device)
     check_model(options.verifier)
-    check_given(given_options(with_shipped_configurations(of_fit)))
+    check_fit(given_options(with_shipped_configurations(of_fit)))
     out = Path(options.out)
     fit_members(of_fit, out, costs)
 
@@ -72,7 +72,7 @@ def fit_members(words: Sequence[str], out: Path, costs: Sequence[float]) -> None
         folder = member_folder(out, cost)
         if not (folder / FIT_FILE).is_file():
             own = ["--out", str(folder), "--model.target_cost", str(cost), "--trainer.default_root_dir", str(folder)]
-            fit([*words, *own], _load=load)
+            fit([*words, *own], load)
 
 
 def write_frontier(out: Path, costs: Sequence[float], options: Namespace) -> lazy_types.Frontier:

@@ -12,11 +12,11 @@ from viasd_calib.cli.capture import capture
 from viasd_calib.cli.configurations import flattened, read_configuration
 from viasd_calib.cli.export import export, record_evidence, validate
 from viasd_calib.cli.fit import fit
-from viasd_calib.cli.fit_options import check_given
 from viasd_calib.cli.generate import answer
 from viasd_calib.cli.notices import announce
 from viasd_calib.cli.report import report
 from viasd_calib.pipeline import run as job
+from viasd_calib.pipeline.fit_checks import check_fit
 from viasd_calib.pipeline.options import RunOptions
 from viasd_calib.pipeline.run import Jobs, RunPlaces
 
@@ -24,18 +24,29 @@ from viasd_calib.pipeline.run import Jobs, RunPlaces
 def run(options: RunOptions) -> None:
     """Run all steps, each of which prints as its own command does."""
     jobs = Jobs(
-        check_fit, capture, fit, calibrate, export, validate, bench, record_evidence, report, answer, announce, conclude
+        check_configuration,
+        capture,
+        fit,
+        calibrate,
+        export,
+        validate,
+        bench,
+        record_evidence,
+        report,
+        answer,
+        announce,
+        conclude,
     )
     job.run(options, jobs)
 
 
-def check_fit(configuration: str) -> None:
+def check_configuration(configuration: str) -> None:
     """Refuse a configuration of ``viasd fit`` that cannot be.
 
     Raises:
         ViasdError: naming the first entry, with its mend.
     """
-    check_given(flattened(read_configuration(configuration, "--fit-config")))
+    check_fit(flattened(read_configuration(configuration, "--fit-config")))
 
 
 def conclude(places: RunPlaces, sentences: Sequence[str]) -> None:

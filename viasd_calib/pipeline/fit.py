@@ -1,75 +1,42 @@
-"""What a fit leaves: route with its tensors, first gates, and a few words on both."""
+"""A slim verifier trained on traces, in one round or several, and the first gates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 
-from viasd_calib.calibration.artifacts import FitArtifact, save_scores
-from viasd_calib.calibration.gate_fitting import FittedGates, fit_gates
-from viasd_calib.draft.places import draft_at, draft_from
-from viasd_calib.file_names import FIT_FILE
-from viasd_calib.files import write_json
-from viasd_calib.prompt_copies import short_hashes
-from viasd_calib.prompts import SplitShares, combined_sha256
-from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.parts.base import fit_parts, save_parts
-from viasd_calib.slim.parts.head_vocab import share_outside
-from viasd_calib.spec import Route
-from viasd_calib.traces.data import TraceDataModule
-from viasd_calib.traces.folder import read_manifest
-from viasd_calib.training.distillation import DistillationModule
+from viasd_calib.calibration.artifacts import FitArtifact
+from viasd_calib.errors import CalibrationError
+from viasd_calib.models import LoadVerifier, load_verifier
+from viasd_calib.pipeline.fit_checks import check_devices, check_fit, last_checkpoint
+from viasd_calib.pipeline.fit_once import fit_once
+from viasd_calib.pipeline.fit_options import FitOptions, NewTrainer, lightning_refusals
+from viasd_calib.pipeline.notices import notice
+from viasd_calib.pipeline.rounds import fit_rounds
 
 
-def write_fit(
-    module: DistillationModule, data: TraceDataModule, out: Path, gate_folders: Sequence[str] = ()
-) -> FitArtifact:
-    """Write the route with the tensors of its parts, fit the first gates on them, and write those.
+def fit(
+    options: FitOptions, load: LoadVerifier | None = None, new_trainer: NewTrainer | None = None
+) -> FitArtifact | None:
+    """Find a route, train its slim verifier, fit the first gates on it, and write all three.
 
     Args:
-        gate_folders: traces for the gates; none for the texts that the route learned from, and those held back.
+        load: loads the verifier; None for :func:`viasd_calib.models.load_verifier`.
+        new_trainer: makes the trainers; None for :meth:`FitOptions.new_trainer`.
+
+    Returns:
+        What was written; None in a process that only helps to train.
+
+    Raises:
+        ViasdError: options that cannot be, most of them before a model is loaded.
     """
-    options, student = module.options, module.student
-    head_ids = student.head_ids(data.token_counts())
-    held = module.slim_parts(head_ids)
-    route = save_parts(module.route, held, options.part_options, out)
-    inputs = student.fit_inputs(route, data.drawn_texts(options.bridge_texts))
-    route, further = fit_parts(inputs, options.parts, out)
-    outside = 0.0 if head_ids is None else share_outside(head_ids, data.validation_texts())
-    routed = RoutedModel(student.model.model, route, {**held, **further})
-    judged = gate_texts(gate_folders, data.seed) if gate_folders else data
-    gates = fit_gates(routed, judged.training_texts(), judged.validation_texts(), options.max_run)
-    artifact = _artifact(route, [data, judged], gates, outside, out)
-    save_scores(gates.scores, out)
-    write_json(out / FIT_FILE, artifact)
-    return artifact
-
-
-def gate_texts(folders: Sequence[str], seed: int) -> TraceDataModule:
-    """Traces for gates alone: every text of them, a third held back to judge the gates on."""
-    everything = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
-    data = TraceDataModule([*folders], shares=everything, validation_share=1 / 3, seed=seed)
-    data.setup()
-    return data
-
-
-def _artifact(
-    route: Route, sources: Sequence[TraceDataModule], gates: FittedGates, outside: float, out: Path
-) -> FitArtifact:
-    """What was learned from ``sources``: the texts of the route, and those of the gates; it will lie in ``out``."""
-    data, judged = sources
-    traces = judged.folders[0]
-    return FitArtifact(
-        verifier=data.verifier_ref(),
-        draft=draft_from(draft_at(read_manifest(traces).draft, traces), out),
-        route=route,
-        draft_gate=gates.draft.gate,
-        slim_gate=gates.slim.gate,
-        reliability={"draft": gates.draft.reliability, "slim": gates.slim.reliability},
-        agreement=gates.agreement,
-        outside_head_vocab=outside,
-        fit_sha256=combined_sha256([text.prompt_sha256 for source in sources for text in source.texts]),
-        prompts=short_hashes(
-            text.normalised_sha256 or text.prompt_sha256 for source in sources for text in source.texts
-        ),
-    )
+    entries = options.entries()
+    if options.rounds < 1:
+        raise CalibrationError(f"rounds is {options.rounds}; give 1 or more")
+    check_fit(entries)
+    check_devices(entries.get("trainer.accelerator"), entries.get("trainer.precision"))
+    if options.ckpt_path == "last":
+        options = replace(options, ckpt_path=str(last_checkpoint(entries)))
+        notice(f"goes on from {options.ckpt_path}")
+    job = fit_once if options.rounds == 1 else fit_rounds
+    with lightning_refusals():
+        return job(options, load or load_verifier, new_trainer or options.new_trainer)

@@ -353,6 +353,13 @@ class TraceDataModule(LightningDataModule):
             )
         self.texts = [_renumbered(text, index) for index, text in enumerate(chosen)]
 
+    def with_folders(self, further: Sequence[Path]) -> TraceDataModule:
+        """The same of these folders and further ones, whose texts are not read yet."""
+        return TraceDataModule(
+            [str(folder) for folder in (*self.folders, *further)], self.split, self.shares, self.validation_share,
+            self.max_batch_tokens, self.limit_tokens, self.seed,
+        )  # fmt: skip
+
     def verifier_ref(self) -> VerifierRef:
         """The verifier whose traces these are."""
         refs = [read_manifest(folder).verifier for folder in self.folders]

@@ -7,7 +7,7 @@ import pytest
 from tests.tiny import constant_gate, verifier_ref
 from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.calibration.logistic_gate import Reliability
-from viasd_calib.cli.fit_result import say_fit
+from viasd_calib.cli.fit import say_fit
 from viasd_calib.cli.notices import say_written
 from viasd_calib.spec import HeadVocab, Route, TensorFile
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.tiny import TinyFolder, tiny_prompts, tiny_traces
-from viasd_calib.pipeline.fit import gate_texts
+from viasd_calib.pipeline.fit_once import gate_texts
 
 
 def test_texts_for_gates_are_of_every_split_and_a_third_is_held_back(tiny_folder: TinyFolder, tmp_path: Path) -> None:

@@ -1,27 +1,26 @@
-"""Rounds of ``viasd fit``: between two of them, the three-tier decoder of the last one writes texts to learn from."""
+"""A fit in rounds: between two of them, the three-tier decoder of the last one writes texts to learn from."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-
-import torch
-from jsonargparse import Namespace
 
 from viasd_calib.calibration.artifacts import FitArtifact, load_scores
 from viasd_calib.calibration.candidates import propose
-from viasd_calib.cli.notices import announce, say_written
-from viasd_calib.cli.router_cli import RouterCLI, data_of
 from viasd_calib.draft.places import draft_at, draft_from
+from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import FIT_FILE, SCORES_FILE
 from viasd_calib.files import copy_file, read_json, write_json
 from viasd_calib.models import LoadVerifier, Verifier
-from viasd_calib.pipeline.fit import gate_texts
+from viasd_calib.pipeline.fit_once import fit_once, gate_texts
+from viasd_calib.pipeline.fit_options import FitOptions, NewTrainer
 from viasd_calib.pipeline.fitted import decoder_at, open_fit
+from viasd_calib.progress import say
 from viasd_calib.spec import Decoding
 from viasd_calib.traces.capture import CaptureReport, capture_again
-from viasd_calib.traces.data import TraceDataModule, TraceText
+from viasd_calib.traces.data import TraceText
 from viasd_calib.traces.folder import CaptureSettings, read_manifest
 from viasd_calib.traces.on_policy import Policy, policy_name
 from viasd_calib.training.warm_start import STATE_FILE
@@ -34,7 +33,6 @@ DECODING = Decoding(audit="off")
 
 TRACES, GATE_TRACES = "traces", "gate_traces"
 """Folders of a round with the decoder's answers to the prompts that are learned from, and to those for gates alone."""
-FOLDER_OPTIONS = {TRACES: "--data.folders", GATE_TRACES: "--gate_folders"}
 
 
 def round_folder(out: Path, number: int) -> Path:
@@ -47,45 +45,54 @@ def round_folder(out: Path, number: int) -> Path:
     return out / f"round-{number}"
 
 
-def fit_rounds(words: Sequence[str], options: Namespace, load: LoadVerifier) -> None:
+def fit_rounds(options: FitOptions, load: LoadVerifier, new_trainer: NewTrainer) -> FitArtifact:
     """Train in rounds, and keep the last one's result; a round whose fit is there already is not trained again.
 
-    Args:
-        words: of ``viasd fit``.
-        options: what they say.
+    Raises:
+        CalibrationError: several processes train in rounds.
     """
-    out, gate_folders = Path(options.out), options.gate_folders or []
-    sources = {TRACES: data_of(options)}  # what is answered anew between rounds, by the name of the answers' folder
-    if gate_folders:
-        sources[GATE_TRACES] = gate_texts(gate_folders, options.data.seed)
-    for number in range(1, options.rounds + 1):
-        folder = round_folder(out, number)
-        earlier = [round_folder(out, one) for one in range(1, number)]
+    trainer = new_trainer()
+    if trainer.world_size > 1:
+        raise CalibrationError(
+            f"rounds train in one process, not in {trainer.world_size}; set trainer.devices to 1, or leave "
+            "out --rounds and capture between two fits with viasd capture --spec"
+        )
+    folders = [round_folder(Path(options.out), number) for number in range(1, options.rounds + 1)]
+    sources = {TRACES: options.data}  # what is answered anew between rounds, by the name of the answers' folder
+    options.data.setup()
+    if options.gate_folders:
+        sources[GATE_TRACES] = gate_texts(options.gate_folders, options.data.seed)
+    for number, folder in enumerate(folders, start=1):
         if not (folder / FIT_FILE).is_file():
-            announce(f"round {number}/{options.rounds}")
-            own = words_of_round(folder, sources, earlier)
-            RouterCLI(load=load, state=folder / STATE_FILE, args=["fit", *words, *own])
+            say(f"round {number}/{options.rounds}")
+            own = options_of_round(options, folder, folders[: number - 1])
+            fit_once(own, load, partial(new_trainer, default_root_dir=str(folder)), folder / STATE_FILE)
         if number < options.rounds:
-            verifier = load(options.model.verifier, device=device_of(options.trainer.accelerator))
+            verifier = load(options.model.verifier, device=str(trainer.strategy.root_device))
             for name, source in sources.items():
                 report = capture_round(folder, verifier, source.texts, settings_like(source.folders), folder / name)
-                say_written(report.folder, f"{report.texts} texts of the three-tier decoder, {report.tokens} tokens")
-    keep_as_result(folder, out)
-    say_written(out / FIT_FILE, f"that of round {options.rounds}")
+                say(f"wrote {report.folder}: {report.texts} texts of the three-tier decoder, {report.tokens} tokens")
+    return keep_as_result(folders[-1], Path(options.out))
 
 
-def words_of_round(folder: Path, sources: Mapping[str, TraceDataModule], earlier: Sequence[Path]) -> list[str]:
-    """What a round says to ``viasd fit`` beside the user's words.
+def options_of_round(options: FitOptions, folder: Path, earlier: Sequence[Path]) -> FitOptions:
+    """The options of one round, which learns from the given traces and from those of the rounds before it.
 
     Args:
-        sources: the user's traces, by the name of the folder that a round's answers to their prompts lie in.
+        folder: of the round.
         earlier: folders of the rounds before it.
     """
-    words = ["--rounds", "1", "--out", str(folder), "--trainer.default_root_dir", str(folder)]
-    for name, source in sources.items():
-        folders = [*source.folders, *(one / name for one in earlier)]
-        words += [FOLDER_OPTIONS[name], json.dumps([str(one) for one in folders])]
-    return [*words, "--ckpt_path", str(earlier[-1] / STATE_FILE)] if earlier else words
+    gate_folders = [*options.gate_folders]
+    if gate_folders:
+        gate_folders += [str(one / GATE_TRACES) for one in earlier]
+    return replace(
+        options,
+        out=str(folder),
+        data=options.data.with_folders([one / TRACES for one in earlier]),
+        gate_folders=gate_folders,
+        rounds=1,
+        ckpt_path=str(earlier[-1] / STATE_FILE) if earlier else None,
+    )
 
 
 def capture_round(
@@ -93,7 +100,7 @@ def capture_round(
 ) -> CaptureReport:
     """Let the three-tier decoder of a fit answer what ``texts`` answered, each prompt once, into ``traces``.
 
-    One bound, that whose replayed loss is ``ROUND_LOSS``, holds for all tiers.
+    All tiers have one threshold, that whose replayed loss is ``ROUND_LOSS``.
 
     Raises:
         CalibrationError: the fit is missing or damaged.
@@ -111,26 +118,18 @@ def capture_round(
 
 
 def settings_like(folders: Sequence[Path]) -> CaptureSettings:
-    """Settings for greedy texts beside those of ``folders``; of several lengths the shortest, which has room always."""
+    """Settings for greedy texts beside those of ``folders``; of several lengths the shortest."""
     settings = [read_manifest(folder).settings for folder in folders]
     shortest = min(one.max_new_tokens for one in settings)
     return settings[0].model_copy(update={"temperature": 0.0, "max_new_tokens": shortest})
 
 
-def device_of(accelerator: object) -> str:
-    """Where a trainer with this accelerator trains.
-
-    Example:
-        >>> device_of("cpu")
-        'cpu'
-    """
-    return "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
-
-
-def keep_as_result(fit_folder: Path, out: Path) -> None:
+def keep_as_result(fit_folder: Path, out: Path) -> FitArtifact:
     """Put the results of a round where those of the whole fit are looked for, the file that ends a fit last."""
     fitted = read_json(FitArtifact, fit_folder / FIT_FILE, "viasd fit")
     for name in (SCORES_FILE, *(file.path for file in fitted.route.files)):
         copy_file(fit_folder / name, out / name)
     draft = draft_from(draft_at(fitted.draft, fit_folder), out)
-    write_json(out / FIT_FILE, fitted.model_copy(update={"draft": draft}))
+    kept = fitted.model_copy(update={"draft": draft})
+    write_json(out / FIT_FILE, kept)
+    return kept

@@ -1,15 +1,12 @@
-"""Options of ``viasd fit`` that Lightning takes and the router cannot be trained with."""
+"""What a fit can check in milliseconds: options that Lightning takes and a slim verifier cannot be trained with."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from viasd_calib.cli.configurations import flattened, read_configuration
 from viasd_calib.errors import CalibrationError
 from viasd_calib.pipeline.checks import check_model, check_out_folder, check_traces
 from viasd_calib.pipeline.lists import dashed
@@ -25,44 +22,11 @@ SEEDS = 2**32
 """numpy takes seeds below it."""
 
 
-def given_options(words: Sequence[str]) -> dict[str, Any]:
-    """What words and the configurations they name say, later ones over earlier ones, before any parser has read them.
-
-    Raises:
-        UsageError: a configuration cannot be read.
-
-    Example:
-        >>> given_options(["--trainer.max_steps", "3", "--out=a", "--trainer.max_steps=4"])
-        {'trainer.max_steps': 4, 'out': 'a'}
-    """
-    found: dict[str, Any] = {}
-    for place, word in enumerate(words):
-        name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") and word != "-c":
-            continue
-        if not equals:
-            after = words[place + 1] if place + 1 < len(words) else "--"
-            value = "true" if after.startswith("--") else after  # a flag may stand alone
-        if name in ("config", "-c"):
-            found |= flattened(read_configuration(value))
-        else:
-            found[name] = _value(value)
-    return found
-
-
-def _value(text: str) -> Any:
-    """What a word stands for: itself, where it is no YAML."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
-def check_given(options: Mapping[str, Any]) -> None:
+def check_fit(options: Mapping[str, Any]) -> None:
     """Refuse what cannot be, before Lightning is loaded.
 
     Args:
-        options: by their names with dots.
+        options: those that are given, by their names with dots, as on the command line.
 
     Raises:
         ViasdError: naming the first, with its mend.
@@ -89,7 +53,10 @@ def check_given(options: Mapping[str, Any]) -> None:
     _check_monitors(options)
     if options.get("ckpt_path") is not None and options.get("rounds", 1) != 1:
         raise CalibrationError("--rounds goes on from its own rounds; leave out --ckpt-path")
-    _check_checkpoint(options.get("ckpt_path"))
+    if options.get("ckpt_path") == "last":
+        last_checkpoint(options)
+    elif options.get("ckpt_path") is not None:
+        _check_checkpoint(str(options["ckpt_path"]))
 
 
 def _check_seed(seed: object) -> None:
@@ -112,7 +79,7 @@ def _check_monitors(options: Mapping[str, Any]) -> None:
     if options.get("model.route_choice") == "gates":
         logged += [f"route_{objective}", "expected_cost"]
     callbacks = options.get("trainer.callbacks")
-    found = [one.get("init_args", {}).get("monitor") for one in _listed(callbacks) if isinstance(one, Mapping)]
+    found = [_argument(one, "monitor") for one in _listed(callbacks)]
     for monitor in (*found, options.get("trainer.callbacks.monitor")):
         if monitor is not None and monitor not in logged:
             raise CalibrationError(
@@ -125,11 +92,14 @@ def _listed(value: object) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _check_checkpoint(path: object) -> None:
-    """Refuse a checkpoint that is not there, or that is none; ``last`` is looked for later."""
-    if path is None or path == "last":
-        return
-    file = Path(str(path))
+def _argument(callback: object, name: str) -> Any:
+    """An argument of a callback, of one that a configuration describes too; None where it has none."""
+    return callback.get("init_args", {}).get(name) if isinstance(callback, Mapping) else getattr(callback, name, None)
+
+
+def _check_checkpoint(path: str) -> None:
+    """Refuse a checkpoint that is not there, or that is none."""
+    file = Path(path)
     if not file.is_file():
         raise CalibrationError(
             f"there is no checkpoint {path}; give --ckpt-path the path of a .ckpt file, or last for the newest one"
@@ -146,9 +116,8 @@ def last_checkpoint(options: Mapping[str, Any]) -> Path:
     """
     root = Path(options.get("trainer.default_root_dir") or ".")
     places = [root / "lightning_logs", root / "checkpoints"]
-    for one in _listed(options.get("trainer.callbacks")):
-        arguments = one.get("init_args", {}) if isinstance(one, Mapping) else {}
-        places += [Path(arguments["dirpath"])] if arguments.get("dirpath") else []
+    folders = [_argument(one, "dirpath") for one in _listed(options.get("trainer.callbacks"))]
+    places += [Path(folder) for folder in folders if folder]
     found = [path for place in places for path in place.rglob("*.ckpt")]
     if not found:
         raise CalibrationError(

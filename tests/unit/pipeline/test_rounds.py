@@ -14,13 +14,15 @@ from tests.rounding import assert_near, assert_trained_alike
 from tests.tiny import TinyFolder, even_costs, tiny_fit, tiny_prompts, tiny_traces
 from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.calibration.losses.divergence import diverging
-from viasd_calib.cli import main, router_cli
+from viasd_calib.cli import main
 from viasd_calib.cli.fit import fit
-from viasd_calib.cli.rounds import settings_like
 from viasd_calib.file_names import FIT_FILE, SCORES_FILE
 from viasd_calib.files import read_json
 from viasd_calib.models import load_verifier
+from viasd_calib.pipeline import fit_once, rounds
+from viasd_calib.pipeline.fit_options import FitOptions
 from viasd_calib.pipeline.fitted import open_fit
+from viasd_calib.pipeline.rounds import settings_like
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces import capture as capturing
 from viasd_calib.traces.capture import capture_traces
@@ -30,6 +32,8 @@ from viasd_calib.training import student
 from viasd_calib.training.warm_start import STATE_FILE, WARM_START_KEYS
 
 STEPS = 3
+LEARNED_FROM: dict[Path, list[list[Path]]] = {}
+"""Trace folders of each round, by the folder of the job."""
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +53,13 @@ def run(verifier: TinyFolder, traces: Path, out: Path, *more: str) -> Path:
 
 @pytest.fixture(scope="module")
 def two_rounds(tiny_folder: TinyFolder, traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def noted(options: FitOptions, *arguments: Any) -> FitArtifact | None:
+        LEARNED_FROM.setdefault(Path(options.out).parent, []).append(options.data.folders)
+        return fit_once.fit_once(options, *arguments)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(student, "sublayer_costs", even_costs)
+        patch.setattr(rounds, "fit_once", noted)
         return run(tiny_folder, traces, tmp_path_factory.mktemp("rounds") / "out", "--rounds", "2")
 
 
@@ -87,9 +96,8 @@ def test_training_goes_on_and_learns_from_old_and_new_texts(traces: Path, two_ro
     assert torch.equal(first["state_dict"]["kept"], second["state_dict"]["kept"])
     taken = [next(iter(state["optimizer_states"][0]["state"].values()))["step"] for state in (first, second)]
     assert [int(step) for step in taken] == [STEPS, 2 * STEPS], "Adam's moments go on too"
-    words = (two_rounds / "round-2" / "config.yaml").read_text()
-    assert str(traces) in words
-    assert str(two_rounds / "round-1" / "traces") in words
+    folders = [[traces], [traces, two_rounds / "round-1" / "traces"]]
+    assert LEARNED_FROM[two_rounds] == folders
 
 
 def test_the_last_round_is_the_result(tiny_folder: TinyFolder, two_rounds: Path) -> None:
@@ -128,7 +136,7 @@ def test_a_killed_job_goes_on_with_the_round_it_was_in(
         if where == "while capturing":
             patch.setattr(capturing, "write_shard", dying(capturing.write_shard, 1))
         else:
-            patch.setattr(router_cli, "write_fit", dying(router_cli.write_fit, 0))
+            patch.setattr(fit_once, "write_fit", dying(fit_once.write_fit, 0))
         with pytest.raises(Killed):
             fit(words)
     before = {path: path.stat().st_mtime_ns for path in (out / "round-1").rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""Options of ``viasd fit`` that the router cannot be trained with, refused before anything long begins."""
+"""Options of ``viasd fit`` that a slim verifier cannot be trained with, refused before anything long begins."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from viasd_calib.cli.fit_options import check_devices, check_given, given_options, last_checkpoint
+from viasd_calib.cli.configurations import given_options
 from viasd_calib.errors import CalibrationError, UsageError, ViasdError
+from viasd_calib.pipeline.fit_checks import check_devices, check_fit, last_checkpoint
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"trainer.precision": "16-true"}, "--trainer.precision 16-true is not supported"),
@@ -36,7 +37,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("options", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ViasdError) as refused:
-        check_given(options)
+        check_fit(options)
     assert message in str(refused.value)
 
 
@@ -46,28 +47,28 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
         {},
         {"trainer.precision": "bf16-mixed", "trainer.max_steps": -1, "trainer.limit_train_batches": 1.0},
         {"trainer.accumulate_grad_batches": 2, "trainer.gradient_clip_val": 0.5, "seed_everything": True},
-        {"trainer.callbacks": [{"init_args": {"monitor": "agreement"}}], "ckpt_path": "last"},
+        {"trainer.callbacks": [{"init_args": {"monitor": "agreement"}}]},
         {"trainer.callbacks.monitor": "route_tv", "model.route_choice": "gates", "model.objective": "tv"},
     ],
 )
 def test_options_that_can_be_are_let_through(options: dict[str, Any]) -> None:
-    check_given(options)
+    check_fit(options)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(CalibrationError, match="is no checkpoint, or was cut short"):
-        check_given({"ckpt_path": str(path)})
+        check_fit({"ckpt_path": str(path)})
     with zipfile.ZipFile(path, "w") as written:
         written.writestr("data.pkl", b"")
-    check_given({"ckpt_path": str(path)})
+    check_fit({"ckpt_path": str(path)})
 
 
 def test_last_is_the_checkpoint_that_was_written_last(tmp_path: Path) -> None:
     options = {"trainer.default_root_dir": str(tmp_path), "ckpt_path": "last"}
     with pytest.raises(CalibrationError, match="leave it out to begin anew"):
-        last_checkpoint(options)
+        check_fit(options)
     folder = tmp_path / "lightning_logs" / "version_0" / "checkpoints"
     folder.mkdir(parents=True)
     for age, name in enumerate(("new.ckpt", "old.ckpt")):

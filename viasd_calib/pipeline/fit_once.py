@@ -1,0 +1,109 @@
+"""One training of a slim verifier, and what it leaves: the route with its tensors, and the first gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning import seed_everything
+
+from viasd_calib.calibration.artifacts import FitArtifact, save_scores
+from viasd_calib.calibration.gate_fitting import FittedGates, fit_gates
+from viasd_calib.draft.places import draft_at, draft_from
+from viasd_calib.file_names import FIT_FILE
+from viasd_calib.files import write_json
+from viasd_calib.models import LoadVerifier
+from viasd_calib.pipeline.fit_options import FitOptions, NewTrainer
+from viasd_calib.prompt_copies import short_hashes
+from viasd_calib.prompts import SplitShares, combined_sha256
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.parts.base import fit_parts, save_parts
+from viasd_calib.slim.parts.head_vocab import share_outside
+from viasd_calib.spec import Route
+from viasd_calib.traces.data import TraceDataModule
+from viasd_calib.traces.folder import read_manifest
+from viasd_calib.training.distillation import DistillationModule
+from viasd_calib.training.fit import fit_slim_verifier
+from viasd_calib.training.warm_start import save_warm_start
+
+
+def fit_once(
+    options: FitOptions, load: LoadVerifier, new_trainer: NewTrainer, state: Path | None = None
+) -> FitArtifact | None:
+    """Train all stages, and write what was learned.
+
+    Args:
+        state: where the trained state is written for a next round to go on from; None for nowhere.
+
+    Returns:
+        What was written; None in a process that only helps to train.
+    """
+    if options.seed is not None:
+        seed_everything(options.seed, workers=True)
+    module = fit_slim_verifier(
+        options.model,
+        options.data,
+        new_trainer,
+        max_steps=options.trainer.get("max_steps", -1),
+        ckpt_path=options.ckpt_path,
+        load=load,
+    )
+    if state is not None:
+        save_warm_start(module.trainer, state)
+    if not module.trainer.is_global_zero:
+        return None
+    return write_fit(module, options.data, Path(options.out), options.gate_folders)
+
+
+def write_fit(
+    module: DistillationModule, data: TraceDataModule, out: Path, gate_folders: Sequence[str] = ()
+) -> FitArtifact:
+    """Write the route with the tensors of its parts, fit the first gates on them, and write those.
+
+    Args:
+        gate_folders: traces for the gates; none for the texts that the route learned from, and those held back.
+    """
+    options, student = module.options, module.student
+    head_ids = student.head_ids(data.token_counts())
+    held = module.slim_parts(head_ids)
+    route = save_parts(module.route, held, options.part_options, out)
+    inputs = student.fit_inputs(route, data.drawn_texts(options.bridge_texts))
+    route, further = fit_parts(inputs, options.parts, out)
+    outside = 0.0 if head_ids is None else share_outside(head_ids, data.validation_texts())
+    routed = RoutedModel(student.model.model, route, {**held, **further})
+    compared = gate_texts(gate_folders, data.seed) if gate_folders else data
+    gates = fit_gates(routed, compared.training_texts(), compared.validation_texts(), options.max_run)
+    artifact = _artifact(route, [data, compared], gates, outside, out)
+    save_scores(gates.scores, out)
+    write_json(out / FIT_FILE, artifact)
+    return artifact
+
+
+def gate_texts(folders: Sequence[str], seed: int) -> TraceDataModule:
+    """Traces for gates alone: every text of them, a third of them held back to compare the gates with."""
+    everything = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
+    data = TraceDataModule([*folders], shares=everything, validation_share=1 / 3, seed=seed)
+    data.setup()
+    return data
+
+
+def _artifact(
+    route: Route, sources: Sequence[TraceDataModule], gates: FittedGates, outside: float, out: Path
+) -> FitArtifact:
+    """What was learned from ``sources``: the texts of the route, and those of the gates; it will lie in ``out``."""
+    data, compared = sources
+    traces = compared.folders[0]
+    return FitArtifact(
+        verifier=data.verifier_ref(),
+        draft=draft_from(draft_at(read_manifest(traces).draft, traces), out),
+        route=route,
+        draft_gate=gates.draft.gate,
+        slim_gate=gates.slim.gate,
+        reliability={"draft": gates.draft.reliability, "slim": gates.slim.reliability},
+        agreement=gates.agreement,
+        outside_head_vocab=outside,
+        fit_sha256=combined_sha256([text.prompt_sha256 for source in sources for text in source.texts]),
+        prompts=short_hashes(
+            text.normalised_sha256 or text.prompt_sha256 for source in sources for text in source.texts
+        ),
+    )
