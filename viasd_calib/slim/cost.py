@@ -13,8 +13,7 @@ from torch import Tensor
 
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
-from viasd_calib.slim.parts.mlp_keep import NarrowMLP
-from viasd_calib.slim.plan import Sublayer, SublayerKind
+from viasd_calib.slim.plan import Sublayer
 
 CONTEXT = 128
 """Cached tokens before the timed ones."""
@@ -29,7 +28,7 @@ TOLERANCE = 1e-6
 class SublayerCosts:
     """Shares of a full pass.
 
-    ``shares`` and ``rest`` sum to 1, or to less where q' has narrow MLPs or a head of its own.
+    ``shares`` and ``rest`` sum to 1, or to less where q' has cheaper sublayers or a head of its own.
 
     Attributes:
         shares: of each sublayer as q' would run it, in the order they run, [sublayers].
@@ -85,10 +84,11 @@ def median_seconds(runs: Sequence[Callable[[], object]], repeats: int, device: t
 def sublayer_costs(model: RoutedModel, width: int = 4, repeats: int = 15) -> SublayerCosts:
     """Measure what attention and MLP sublayers, and the rest of a slim pass, cost: as shares of a full pass.
 
-    One layer of each kind and MLP width is timed, the middle one: a model's layers are of one shape.
+    Of sublayers with equal keys (:attr:`~viasd_calib.slim.plan.Sublayer.cost_key`) one is timed, the nearest to the
+    middle: a model's layers are of one shape.
 
     Args:
-        model: its route does not matter, its narrow MLPs and its reduced head do.
+        model: its route does not matter, modules that its parts exchanged and its head do.
         width: of both passes, in tokens.
     """
     cache = model.new_cache(CONTEXT + width)
@@ -99,7 +99,7 @@ def sublayer_costs(model: RoutedModel, width: int = 4, repeats: int = 15) -> Sub
     candidates = sublayers_of(model.slim_layers, model.layer_types)
     middle = len(model.layers) // 2
     by_distance = sorted([*model.full_sublayers, *candidates], key=lambda one: abs(one.index - middle), reverse=True)
-    chosen = {_shape(sublayer): sublayer for sublayer in by_distance}  # the nearest one comes last, and stays
+    chosen = {sublayer.cost_key: sublayer for sublayer in by_distance}  # the nearest one comes last, and stays
 
     def run(sublayer: Sublayer) -> Callable[[], object]:
         return lambda: model.step(sublayer, hidden, inputs)
@@ -110,15 +110,9 @@ def sublayer_costs(model: RoutedModel, width: int = 4, repeats: int = 15) -> Sub
     runs = [*map(run, chosen.values()), rest(model.logits), rest(model.slim_logits)]
     *each, full_rest, slim_rest = median_seconds(runs, repeats, model.device)
     seconds = dict(zip(chosen, each, strict=True))
-    total = sum(seconds[_shape(sublayer)] for sublayer in model.full_sublayers) + full_rest
-    shares = torch.tensor([seconds[_shape(sublayer)] for sublayer in candidates], dtype=torch.float32) / total
+    total = sum(seconds[sublayer.cost_key] for sublayer in model.full_sublayers) + full_rest
+    shares = torch.tensor([seconds[sublayer.cost_key] for sublayer in candidates], dtype=torch.float32) / total
     return SublayerCosts(shares, slim_rest / total)
-
-
-def _shape(sublayer: Sublayer) -> tuple[SublayerKind, int | None]:
-    """What the time of a sublayer hangs on: its kind, and the neurons of a narrow MLP."""
-    mlp = sublayer.layer.mlp
-    return sublayer.kind, mlp.keep if sublayer.kind == "mlp" and isinstance(mlp, NarrowMLP) else None
 
 
 @torch.no_grad()

@@ -35,6 +35,23 @@ class Sublayer:
     layer_type: LayerType
     end: int
 
+    @property
+    def cost_key(self) -> tuple[object, ...]:
+        """What its time hangs on: its kind, and the attribute ``cost_key`` of each module in it that has one.
+
+        A part whose modules cost other than q's gives them this attribute: sublayers of equal keys are timed once
+        (:func:`~viasd_calib.slim.cost.sublayer_costs`).
+
+        Example:
+            >>> layer = nn.ModuleDict({"mlp": nn.Sequential(nn.Identity(), nn.Identity())})
+            >>> layer["mlp"][1].cost_key = "4 bits"
+            >>> Sublayer("mlp", 0, layer, "full_attention", 2).cost_key
+            ('mlp', '4 bits')
+        """
+        names = {"attention": "self_attn", "mlp": "mlp"}
+        module = self.layer.get_submodule(names.get(self.kind, ""))
+        return (self.kind, *(one.cost_key for one in module.modules() if hasattr(one, "cost_key")))
+
 
 class StandIn(nn.Module):
     """What q' runs in place of a run of sublayers.

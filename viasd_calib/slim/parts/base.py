@@ -135,6 +135,7 @@ class RoutePart(Generic[Held]):
         contents: of its tensors, for messages: "its ids".
         entry: its entry in a spec; None for a part whose entries are :class:`~viasd_calib.spec.Route`'s own.
         options: with which it is fitted.
+        last: whether it is installed after all parts that do not say so: one that exchanges what others put there.
     """
 
     name: ClassVar[str]
@@ -142,6 +143,7 @@ class RoutePart(Generic[Held]):
     contents: ClassVar[str]
     entry: ClassVar[type[PartEntry] | None] = None
     options: ClassVar[type[PartOptions]] = PartOptions
+    last: ClassVar[bool] = False
 
     def fit(self, inputs: FitInputs, options: PartOptions) -> Held:
         """Make what q' is to hold from texts; ``options`` are of the part's own type.
@@ -245,7 +247,7 @@ def parts_of(route: Route) -> list[Part]:
         >>> [part.name for part in parts_of(Route(mlp_skip=[3]))]
         ['skips']
     """
-    return [part_named("skips"), *(part_named(name) for name in route.entries())]
+    return [part_named("skips"), *sorted(map(part_named, route.entries()), key=lambda part: part.last)]
 
 
 def route_words(route: Route, layers: int) -> str:
@@ -348,11 +350,11 @@ def install_parts(plan: SlimPlan, held: Mapping[str, object]) -> None:
     Raises:
         ModelError: a part of the route has nothing to install.
     """
-    entries = plan.route.entries()
     part_named("skips").install(plan, None)
-    for name in dict.fromkeys((*Route.model_fields, *entries, *held)):
-        if held.get(name) is not None:
-            part_named(name).install(plan, held[name])
-        elif name in entries:
-            part = part_named(name)
+    entries = plan.route.entries()
+    named = dict.fromkeys((*Route.model_fields, *entries, *held))
+    parts = [part_named(name) for name in named if name in entries or held.get(name) is not None]
+    for part in sorted(parts, key=lambda part: part.last):
+        if held.get(part.name) is None:
             raise ModelError(f"the route names {part.title}, but not {part.contents}; open it with load_routed")
+        part.install(plan, held[part.name])

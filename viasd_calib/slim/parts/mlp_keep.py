@@ -67,7 +67,7 @@ class NarrowMLP(nn.Module):
         self.up_proj = up
         self.down_proj = down
         self.act_fn = act
-        self.keep = down.in_features
+        self.cost_key = self.keep = down.in_features
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., hidden] -> [..., hidden]."""
