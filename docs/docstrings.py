@@ -27,5 +27,9 @@ class Docstrings(Extension):
     """Applies :func:`for_pages` to every docstring that griffe has read."""
 
     def on_instance(self, *, obj: Object, **_options: Any) -> None:
-        if not obj.is_alias and obj.docstring is not None:
-            obj.docstring.value = for_pages(obj.docstring.value)
+        if obj.is_alias or obj.docstring is None:
+            return
+        text = for_pages(obj.docstring.value)
+        if any(str(decorator.value) == "options" for decorator in getattr(obj, "decorators", ())):
+            text = text.replace("\n\nArgs:\n", "\n\nAttributes:\n")  # a dataclass that griffe does not know for one
+        obj.docstring.value = text

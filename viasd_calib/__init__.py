@@ -1,4 +1,4 @@
-"""Router training and calibration for three-tier speculative decoding (VIA-SD).
+"""Route training and calibration for three-tier speculative decoding (VIA-SD).
 
 What most programs need is exported here and loaded when it is first asked for, so that ``import viasd_calib`` stays
 light. ``viasd_calib.custom_generate`` makes a ``custom_generate`` for transformers.
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from viasd_calib.pipeline.calibrate import calibrate
     from viasd_calib.pipeline.capture import capture
     from viasd_calib.pipeline.export import export
+    from viasd_calib.pipeline.fit import fit
+    from viasd_calib.pipeline.fit_options import FitOptions
     from viasd_calib.pipeline.options import (
         BenchOptions,
         CalibrateOptions,
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from viasd_calib.pipeline.validate import validate
     from viasd_calib.prompts import Prompt, read_prompts
     from viasd_calib.spec import RoutingSpec, load_spec, save_spec
+    from viasd_calib.traces.data import TraceDataModule
+    from viasd_calib.training.options import SlimVerifierOptions
 
 __version__ = "0.1.0"
 
@@ -46,11 +50,14 @@ __all__ = [
     "Decoder",
     "Engine",
     "ExportOptions",
+    "FitOptions",
     "Generation",
     "Prompt",
     "ReportOptions",
     "RoutingSpec",
     "Sampling",
+    "SlimVerifierOptions",
+    "TraceDataModule",
     "Verifier",
     "ViasdError",
     "__version__",
@@ -59,6 +66,7 @@ __all__ = [
     "capture",
     "custom_generate",
     "export",
+    "fit",
     "generate",
     "load_engine",
     "load_spec",
@@ -76,11 +84,14 @@ _HOMES = {
     "Decoder": "decoding.decoder",
     "Engine": "decoding.engine",
     "ExportOptions": "pipeline.options",
+    "FitOptions": "pipeline.fit_options",
     "Generation": "decoding.session",
     "Prompt": "prompts",
     "ReportOptions": "pipeline.options",
     "RoutingSpec": "spec",
     "Sampling": "decoding.sampling",
+    "SlimVerifierOptions": "training.options",
+    "TraceDataModule": "traces.data",
     "Verifier": "models",
     "ViasdError": "errors",
     "bench": "pipeline.bench",
@@ -88,6 +99,7 @@ _HOMES = {
     "capture": "pipeline.capture",
     "custom_generate": "decoding.transformers_adapter",
     "export": "pipeline.export",
+    "fit": "pipeline.fit",
     "generate": "decoding.transformers_adapter",
     "load_engine": "decoding.engine",
     "load_spec": "spec",

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 
 from viasd_calib.draft.base import DraftContext, Drafter, builder_of
 from viasd_calib.draft.places import LOOKUP, named_model
-from viasd_calib.draft.places import relocated as relocated
 from viasd_calib.draft.quantised import quantise_linears
 from viasd_calib.errors import ModelError
 from viasd_calib.files import write_json

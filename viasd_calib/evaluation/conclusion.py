@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from viasd_calib.calibration.losses.base import loss_named
 from viasd_calib.calibration.policy_timing import PolicyTiming
 from viasd_calib.choices import StrategyName
 from viasd_calib.evaluation.bench import BenchResult
@@ -68,7 +69,7 @@ def _text_of(spec: RoutingSpec) -> str:
             f"Its text may diverge from the full verifier's (audit {spec.decoding.audit}), and nothing bounds how far."
         )
     return (
-        f"Its text diverges from the full verifier's at {certificate.bound:.1%} of tokens at most, with confidence "
+        f"At most {certificate.bound:.1%} {loss_named(certificate.loss).claim}, with confidence "
         f"{certificate.confidence:.0%} (audit {spec.decoding.audit})."
     )
 

@@ -10,7 +10,7 @@ from viasd_calib.errors import SpecError
 from viasd_calib.file_names import CALIBRATE_FILE
 from viasd_calib.files import copy_file, read_json
 from viasd_calib.pipeline import lazy_types
-from viasd_calib.pipeline.checks import check_bench, check_calibrate_folder, check_out_file
+from viasd_calib.pipeline.checks import check_bench, check_calibrate_folder, check_model, check_out_file
 from viasd_calib.pipeline.options import ExportOptions
 from viasd_calib.spec import (
     CausalLMDraft,
@@ -33,11 +33,14 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
     """Write the routing spec, with its tensors beside it.
 
     Raises:
+        ModelError: a model is a path at which there is none.
         SpecError: an ``audit`` that nothing certifies.
         BenchError: evidence of another policy.
     """
     check_out_file("--out", options.out)
     check_device(options.device)
+    check_model(options.verifier)
+    check_model(options.draft_model)
     check_calibrate_folder("--calibrate", options.calibrate)
     if options.evidence is not None:
         check_bench("--evidence", options.evidence)
@@ -105,7 +108,8 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
 
 def _draft_of(name: str, folder: Path, draft_model: str | None = None) -> tuple[DraftSpec, Path]:
     """The drafter of this name as a spec in ``folder`` names it, and the folder its tensors are relative to now."""
-    from viasd_calib.draft.build import draft_weights, name_draft, relocated
+    from viasd_calib.draft.build import draft_weights, name_draft
+    from viasd_calib.draft.places import relocated
 
     draft, source = name_draft(name)
     if draft_model is not None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from viasd_calib.errors import SpecError
+from viasd_calib.pipeline.checks import check_model
 from viasd_calib.shipped import shipped
 from viasd_calib.spec import RoutingSpec, VerifierRef, check_verifier, load_spec, spec_problems
 
@@ -18,8 +19,10 @@ def validate(spec: str, verifier: str | None = None) -> RoutingSpec:
         verifier: load this verifier too, and check that the spec was made for it.
 
     Raises:
+        ModelError: the verifier is a path at which there is none.
         SpecError: listing every problem, one a line.
     """
+    check_model(verifier)
     spec = shipped(spec)
     problems = spec_problems(spec)
     if problems:

@@ -37,7 +37,8 @@ def fit_slim_verifier(
     """Find the route and train the slim verifier; each stage is a LightningModule with a trainer of its own.
 
     Gates take the first ``route_steps`` of all steps, however many epochs these are. Both stages write checkpoints
-    where the trainer's callbacks say, and a checkpoint of either is resumed from.
+    where the trainer's callbacks say, and a checkpoint of either is resumed from. With neither bridges nor adapter
+    nothing is distilled, and q' is only validated.
 
     Args:
         options: of the fit.
@@ -81,7 +82,10 @@ def _train(
     module: GateModule | DistillationModule, trainer: Trainer, data: TraceDataModule, ckpt_path: str | Path | None
 ) -> None:
     trainer.ckpt_path = ckpt_path  # here, so that the module sees it when it is configured
-    trainer.fit(module, datamodule=data)
+    if isinstance(module, DistillationModule) and not module.options.distils:
+        trainer.validate(module, datamodule=data, verbose=False)
+    else:
+        trainer.fit(module, datamodule=data)
 
 
 def _go_on(trainer: Trainer, earlier: Trainer) -> None:

@@ -121,6 +121,11 @@ class SlimVerifierOptions:
         return None if self.adapter_kind == "norms" else self.adapter_rank
 
     @property
+    def distils(self) -> bool:
+        """Whether there is anything to distil: bridges or an adapter."""
+        return self.bridges or self.rank != 0
+
+    @property
     def adapter_alpha(self) -> int | None:
         """Twice the rank: products of low rank begin with a weight of 2; None for a kind that has no rank."""
         return None if self.rank is None else 2 * self.rank

@@ -127,6 +127,8 @@ def test_a_model_that_is_nowhere_is_refused_before_anything_heavy_is_loaded(
         "search": ["search", "--traces", "t", "--json", "o.json", "--verifier", "./nope"],
         "calibrate": ["calibrate", "--fit", "f", "--out", "o", "--verifier", "./nope"],
         "fit": ["fit", "--model.verifier", "./nope"],
+        "export": ["export", "--calibrate", "c", "--out", "o.json", "--verifier", "./nope"],
+        "validate": ["validate", str(spec), "--verifier", "./nope"],
         "frontier": ["frontier", "--target-costs", "[0.5]", "--out", "o", "--verifier", "./nope"],
         "run": ["run", "--out", "o", "--fit-config", "f.yaml", "--verifier", "./nope"],
     }

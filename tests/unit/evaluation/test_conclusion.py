@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.evaluation.test_report import bench, certificate, method, spec
+from viasd_calib.calibration.losses.base import loss_named
 from viasd_calib.calibration.policy_timing import PolicyTiming
 from viasd_calib.evaluation.conclusion import conclusion, recommended_method
 from viasd_calib.evaluation.metrics import Interval, MethodResult
@@ -77,7 +78,8 @@ def test_a_speedup_is_said_with_what_it_shows(interval: Interval | None, words: 
 def test_the_text_is_the_verifiers_or_bounded_or_neither() -> None:
     result = bench(methods(FASTER, EQUAL))
     lossy = spec(certificate=certificate(bound=0.05, confidence=0.9))
-    assert "at 5.0% of tokens at most, with confidence 90% (audit off)" in conclusion(result, lossy, PAYS)[2]
+    (said,) = [line for line in conclusion(result, lossy, PAYS) if "confidence" in line]
+    assert said == f"At most 5.0% {loss_named('divergence').claim}, with confidence 90% (audit off)."
     exact = lossy.model_copy(update={"decoding": lossy.decoding.model_copy(update={"audit": "strict"})})
     assert conclusion(result, exact, PAYS)[2] == "Its text is the full verifier's own (audit strict)."
     unbound = lossy.model_copy(update={"certificate": None})
