@@ -42,7 +42,7 @@ $(INSTALLED): setup.py pyproject.toml $(VERSIONS)
 quickstart: $(INSTALLED)  ## run the main job on the embedded verifier
 	$(BIN)/viasd run --config configs/quickstart.yaml
 
-test: lint types docs unit integration notebooks  ## run every check, cheapest first; stop at the first that fails
+test: lint duplicates types docs unit integration notebooks  ## run every check, cheapest first; stop at the first that fails
 
 lint: $(INSTALLED)  ## check style and formatting
 	$(BIN)/ruff check .
@@ -57,8 +57,8 @@ unit: $(INSTALLED)  ## run unit tests and doctests
 integration: $(INSTALLED)  ## run the remaining tests: integration and statistical
 	$(PYTEST) tests --ignore=tests/unit
 
-duplicates: $(INSTALLED)  ## find code that stands twice (minutes)
-	$(BIN)/pylint viasd_calib train
+duplicates: $(INSTALLED)  ## find six equal lines in two places
+	$(BIN)/pylint viasd_calib train tests tests/unit tests/integration tests/statistical
 
 coverage: $(INSTALLED)  ## run unit tests and say which lines of the package they reach
 	$(PYTEST) tests/unit --cov=viasd_calib --cov-report=term:skip-covered --cov-report=html
