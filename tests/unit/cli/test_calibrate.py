@@ -1,22 +1,27 @@
-"""What ``viasd calibrate`` prints of a result, and what it refuses."""
+"""What ``viasd calibrate`` writes and prints of a result, and what it refuses."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.certificates import make_certificate
-from tests.tiny import constant_gate
+from tests.tiny import TinyFolder, constant_gate, even_costs, tiny_fit, tiny_prompts, tiny_traces
 from viasd_calib.calibration.artifacts import CalibrateArtifact
 from viasd_calib.calibration.certify import TestedCandidate
 from viasd_calib.calibration.policy_timing import PolicyTiming
 from viasd_calib.cli import calibrate as command
 from viasd_calib.cli import main
+from viasd_calib.file_names import CALIBRATE_FILE
+from viasd_calib.files import read_json
 from viasd_calib.pipeline import calibrate as job
 from viasd_calib.pipeline.options import CalibrateOptions
+from viasd_calib.prompts import split_sha256
 from viasd_calib.spec import Gates
+from viasd_calib.training import student
 
 GATES = Gates(
     draft=constant_gate("draft_margin", 0.0), slim=constant_gate("slim_margin", 0.0), accept_at=0.9, regenerate_at=0.9
@@ -89,3 +94,57 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     assert main(["calibrate", "--fit", str(tmp_path), "--out", str(tmp_path / "out"), option, value]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_is_tested_and_timed_is_written_and_printed(
+    tiny_folder: TinyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A loss of 0.9 on 4 prompts holds for the most careful candidate whatever it diverges."""
+    monkeypatch.setattr(student, "sublayer_costs", even_costs)
+    monkeypatch.setenv("COLUMNS", "200")
+    traces = tiny_traces(tiny_folder, tmp_path / "traces", 16, max_new_tokens=12, batch_size=16)
+    assert main(["fit", *tiny_fit(tiny_folder, [traces], tmp_path / "fit"), "--debug"]) == 0
+    others, prompts = tiny_prompts(20)[16:], tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(prompt.model_dump_json() + "\n" for prompt in others))
+    out, shares = tmp_path / "out", {"fit": 0.0, "calibrate": 1.0, "test": 0.0}
+    words = ["calibrate", "--fit", str(tmp_path / "fit"), "--out", str(out), "--prompts", str(prompts)]
+    words += [
+        "--shares",
+        json.dumps(shares),
+        "--max-loss",
+        "0.9",
+        "--max-new-tokens",
+        "6",
+        "--draft-length",
+        "4",
+        "--fractions",
+        "[0.5, 1]",
+    ]
+    capsys.readouterr()
+    assert main([*words, "--debug"]) == 0
+    told = capsys.readouterr()
+    found = read_json(CalibrateArtifact, out / CALIBRATE_FILE, "viasd calibrate")
+    assert [path.name for path in out.iterdir()] == [CALIBRATE_FILE], "what was noted of steps is gone"
+    assert (out / found.fit).resolve() == (tmp_path / "fit").resolve()
+    certificate = found.certificate
+    assert (certificate.bound, certificate.n_prompts, certificate.max_new_tokens) == (0.9, 4, 6)
+    assert certificate.split_sha256["calibrate"] == split_sha256(others)
+    assert certificate.candidates_tested == len(found.tested)
+    assert certificate.observed in [one.observed_loss for one in found.tested]
+    assert found.certified_gates is not None
+    assert (found.draft_length, found.max_pending) == (4, 12)
+    rows = [line.split() for line in told.out.splitlines() if len(line.split()) == 7 and line.split()[0].isdigit()]
+    assert rows == [
+        [str(number), f"{one.bound:.4f}", f"{one.replayed_loss:.4f}", f"{one.observed_loss:.4f}", str(one.n_prompts),
+         f"{one.p_value:.3g}", f"{one.full_passes_per_token:.2f}"]
+        for number, one in enumerate(found.tested, start=1)
+    ]  # fmt: skip
+    printed = " ".join(told.out.split())
+    assert f"confidence 0.95, observed {certificate.observed:.4f} on 4 prompts" in printed
+    timing = found.slim_worth
+    kept = "kept" if timing.pays else "left out"
+    assert (
+        f"{1000 * timing.seconds_per_token_without:.1f} without ({timing.n_prompts} prompts): it is {kept}" in printed
+    )
+    assert f"The spec will be exported with audit {found.policy().audit}." in printed
+    assert printed.endswith(f"wrote {out / CALIBRATE_FILE}")
