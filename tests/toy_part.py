@@ -20,9 +20,6 @@ from viasd_calib.slim.plan import SlimPlan, StandIn
 from viasd_calib.slim.tensors import read_tensors
 from viasd_calib.spec import PartEntry, Route, TensorFile, tensor_file
 
-Updates = dict[str, Tensor]
-"""The mean update of each run, by its name: [hidden]."""
-
 
 class MeanUpdateOptions(PartOptions):
     """Options of the fit."""
@@ -49,8 +46,8 @@ class Constant(StandIn):
 
 
 @register
-class MeanUpdate(RoutePart[Updates]):
-    """Mean updates in place of skipped runs."""
+class MeanUpdate(RoutePart[nn.ModuleDict]):
+    """Mean updates in place of skipped runs, by the runs' names; they are trained on."""
 
     name = "mean_update"
     title = "mean updates"
@@ -58,7 +55,7 @@ class MeanUpdate(RoutePart[Updates]):
     entry = MeanUpdateEntry
     options = MeanUpdateOptions
 
-    def fit(self, inputs: FitInputs, options: PartOptions) -> Updates:
+    def fit(self, inputs: FitInputs, options: PartOptions) -> nn.ModuleDict:
         assert isinstance(options, MeanUpdateOptions)
         runs = skipped_runs(inputs.route)
         numbers = sorted({number for run in runs for number in (run.begin, run.end)})
@@ -68,29 +65,33 @@ class MeanUpdate(RoutePart[Updates]):
         ]
         mean = torch.cat(streams).mean(0)  # [numbers, hidden]
         at = dict(zip(numbers, mean, strict=True))
-        return {run.name: options.scale * (at[run.end] - at[run.begin]) for run in runs}
+        return nn.ModuleDict({run.name: Constant(options.scale * (at[run.end] - at[run.begin])) for run in runs})
 
-    def save(self, held: Updates, route: Route, folder: Path, options: PartOptions) -> MeanUpdateEntry:
+    def parameters(self, held: nn.ModuleDict, route: Route) -> list[nn.Parameter]:
+        return [*held.parameters()]
+
+    def save(self, held: nn.ModuleDict, route: Route, folder: Path, options: PartOptions) -> MeanUpdateEntry:
         assert isinstance(options, MeanUpdateOptions)
         path = self.tensors_path(folder)
-        write_bytes(path, save(held))
+        write_bytes(path, save({name: module.update.detach() for name, module in held.items()}))
         return MeanUpdateEntry(scale=options.scale, tensors=tensor_file(path, folder))
 
-    def load(self, route: Route, folder: Path, sizes: Sizes) -> Updates:
+    def load(self, route: Route, folder: Path, sizes: Sizes) -> nn.ModuleDict:
         entry = route.entries()[self.name]
         assert isinstance(entry, MeanUpdateEntry)
         path = folder / entry.tensors.path
         updates = read_tensors(path, self.title)
         if updates.keys() != {run.name for run in skipped_runs(route)}:
             raise SpecError(f"{path} is of other runs than the route skips; export the spec again")
-        return updates
+        return nn.ModuleDict({name: Constant(update) for name, update in updates.items()})
 
-    def install(self, plan: SlimPlan, held: Updates) -> None:
+    def install(self, plan: SlimPlan, held: nn.ModuleDict) -> None:
+        plan.place(held)
         for run in skipped_runs(plan.route):
-            module = Constant(held[run.name])
-            plan.place(module)
+            module = held[run.name]
+            assert isinstance(module, Constant)
             plan.stand_ins[run.begin] = run.end, module
-            plan.networks.append(module)
+        plan.networks.append(held)
 
     def line(self, route: Route, layers: int) -> str:
         return f"{self.title} in place of {len(skipped_runs(route))} runs"

@@ -17,7 +17,7 @@ from viasd_calib.pipeline.fit_options import FitOptions, NewTrainer
 from viasd_calib.prompt_copies import short_hashes
 from viasd_calib.prompts import SplitShares, combined_sha256
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.parts.base import fit_parts, save_parts
+from viasd_calib.slim.parts.base import save_parts
 from viasd_calib.slim.parts.head_vocab import share_outside
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceDataModule
@@ -67,10 +67,8 @@ def write_fit(
     head_ids = student.head_ids(data.token_counts())
     held = module.slim_parts(head_ids)
     route = save_parts(module.route, held, options.part_options, out)
-    inputs = student.fit_inputs(route, data.drawn_texts(options.bridge_texts))
-    route, further = fit_parts(inputs, options.parts, out)
     outside = 0.0 if head_ids is None else share_outside(head_ids, data.validation_texts())
-    routed = RoutedModel(student.model.model, route, {**held, **further})
+    routed = RoutedModel(student.model.model, route, held)
     compared = gate_texts(gate_folders, data.seed) if gate_folders else data
     gates = fit_gates(routed, compared.training_texts(), compared.validation_texts(), options.max_run)
     artifact = _artifact(route, [data, compared], gates, outside, out)

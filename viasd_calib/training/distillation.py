@@ -1,8 +1,8 @@
-"""Distilling the slim verifier on what the frozen verifier wrote: bridges and adapter, on a route that is fixed."""
+"""Distilling the slim verifier on what the frozen verifier wrote: the parts of a route that is fixed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,9 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from viasd_calib.models import LoadVerifier, load_verifier
-from viasd_calib.slim.forward import sublayers_of
 from viasd_calib.slim.parts.adapter import adapted_layers
-from viasd_calib.slim.parts.base import part_named
-from viasd_calib.slim.parts.bridges import new_bridges, token_shift_ends
+from viasd_calib.slim.parts.base import fit_parts, part_named
+from viasd_calib.slim.parts.bridges import new_bridges
 from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceBatch
@@ -42,11 +41,11 @@ def rate_share(step: int, steps: float) -> float:
 
 
 class DistillationModule(StudentModule):
-    """Distils bridges and an adapter on the sublayers that a route keeps.
+    """Distils bridges, an adapter and further parts on the sublayers that a route keeps.
 
     The route and its bridges in closed form are found when Lightning configures the module
     (:mod:`viasd_calib.training.find_route`); a checkpoint brings them with it. Adam minimises the objective, with a
-    learning rate each for adapter and bridges, which warm up and fall (:func:`rate_share`). Clip gradients with
+    learning rate each for adapter and the rest, which warm up and fall (:func:`rate_share`). Clip gradients with
     ``Trainer(gradient_clip_val=1.0)``, as ``viasd fit`` does. Logs ``adapter_OBJECTIVE`` and, on texts that are held
     back, ``agreement``.
 
@@ -74,10 +73,11 @@ class DistillationModule(StudentModule):
         self._neuron_orders = neuron_orders
         self.slim_layers: nn.ModuleList | None = None
         self.bridges: nn.ModuleDict | None = None
+        self._further: dict[str, Any] = {}
         self.register_buffer("earlier_steps", torch.zeros((), dtype=torch.long))
 
     def begin(self, resumes: bool) -> None:
-        """Find the route and its bridges, and make the adapter."""
+        """Find the route and its bridges, fit further parts, and make the adapter."""
         if resumes:
             return
         self.narrow(self._neuron_orders)
@@ -85,18 +85,23 @@ class DistillationModule(StudentModule):
         self._take(*self.trainer.strategy.broadcast(found))  # rounding must not part the processes
 
     def _take(self, route: Route, bridges: nn.ModuleDict | None) -> None:
-        """Train these bridges, and an adapter on what the route keeps."""
+        """Train these bridges, further parts, and an adapter on what the route keeps."""
         options, student = self.options, self.student
         self.register_buffer("kept", student.kept(route).to(self.device))
-        if bridges is not None:
-            self.bridges = bridges.to(device=student.model.device, dtype=student.model.dtype)
-            _train(part_named("bridges").parameters(bridges, route))
-            student.read_streams(token_shift_ends(route, bridges))
+        if options.parts:
+            fitted = fit_parts(student.fit_inputs(route, self.texts), options.further_options)
+            self._further = self.trainer.strategy.broadcast(fitted)
+        self.further = nn.ModuleDict({name: one for name, one in self._further.items() if isinstance(one, nn.Module)})
+        self.bridges = bridges
         if options.rank != 0:
             layers = student.model.slim_layers
             adapted = adapted_layers(layers, options.rank, options.adapter_alpha, options.targets, options.adapter_kind)
             self.slim_layers = adapted.train().requires_grad_(False)  # copied from a verifier that is in eval mode
-            _train(part_named("adapter").parameters(adapted, route))
+        held = {"bridges": bridges, "adapter": self.slim_layers, **self._further}
+        student.install(route, held)
+        for name, one in held.items():
+            for parameter in part_named(name).parameters(one, route) if one is not None else ():
+                parameter.requires_grad_(True)
 
     @property
     def route(self) -> Route:
@@ -104,10 +109,8 @@ class DistillationModule(StudentModule):
         return self.student.route(self.kept)
 
     def sublayers(self) -> Sequence[Sublayer]:
-        """What q' runs: the kept sublayers with their adapters, and the bridges."""
-        model = self.student.model
-        layers = model.slim_layers if self.slim_layers is None else self.slim_layers
-        return sublayers_of(layers, model.layer_types, self.route, self.bridges)
+        """What q' runs: the kept sublayers with their adapters, the bridges, and what further parts made of them."""
+        return self.student.model.slim_sublayers
 
     def slim_parts(self, head_ids: Tensor | None = None) -> dict[str, object]:
         """What the parts of the route hold, ready to decode with.
@@ -122,10 +125,11 @@ class DistillationModule(StudentModule):
             "bridges": None if self.bridges is None else self.bridges.eval(),
             "head_vocab": head_ids,
             "adapter": None if self.slim_layers is None else self.slim_layers.eval(),
+            **{name: one.eval() if isinstance(one, nn.Module) else one for name, one in self._further.items()},
         }
 
     def training_step(self, batch: TraceBatch, batch_idx: int) -> Tensor | None:
-        """The objective of q'; None where it has neither bridges nor adapter."""
+        """The objective of q'; None where nothing is trained."""
         if not self._trained():
             return None
         return self.loss(batch, self.student.logits(batch, self.sublayers(), self.draw_seed(batch_idx)))
@@ -135,13 +139,12 @@ class DistillationModule(StudentModule):
         return {name: one for name, one in self.named_parameters() if one.requires_grad}
 
     def configure_optimizers(self) -> Any:
-        """Adam over adapter and bridges, whose rates a schedule over all steps scales."""
+        """Adam over adapter, bridges and further parts, whose rates a schedule over all steps scales."""
         groups: dict[float, list[nn.Parameter]] = {}
         for name, one in self._trained().items():
-            of_bridge = name.startswith("bridges.")
-            groups.setdefault(
-                self.options.bridge_learning_rate if of_bridge else self.options.adapter_learning_rate, []
-            ).append(one)
+            of_adapter = name.startswith("slim_layers.")
+            rate = self.options.adapter_learning_rate if of_adapter else self.options.bridge_learning_rate
+            groups.setdefault(rate, []).append(one)
         if not groups:
             return None
         optimizer = Adam([{"params": one, "lr": rate} for rate, one in groups.items()])
@@ -158,12 +161,16 @@ class DistillationModule(StudentModule):
                 group["lr"] = rate
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainable state alone, with what it belongs to: route, order of neurons, bridges, adapter."""
+        """Trainable state alone, with what it belongs to: route, order of neurons, bridges, adapter, further parts."""
         whole, trained = super().state_dict(*args, **kwargs), self._trained()
-        return {name: one for name, one in whole.items() if name in trained or not name.startswith("slim_layers.")}
+        frozen = ("slim_layers.", "further.")
+        return {name: one for name, one in whole.items() if name in trained or not name.startswith(frozen)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the route that the checkpoint holds, and make its bridges and adapter for their tensors."""
+        """Take the route that the checkpoint holds, and make its bridges and adapter for their tensors.
+
+        Further parts are fitted again, and then given what was trained of them.
+        """
         state = checkpoint["state_dict"]
         self.narrow(state.get("neuron_orders"))
         route, options = self.student.route(state["kept"]), self.options
@@ -172,8 +179,3 @@ class DistillationModule(StudentModule):
             route, new_bridges(route, hidden, options.bridge_rank, options.bridge_carry) if options.bridges else None
         )
         self.check_state(state)
-
-
-def _train(parameters: Iterable[nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.requires_grad_(True)

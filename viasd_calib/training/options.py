@@ -47,7 +47,7 @@ class SlimVerifierOptions:
         bridge_carry: whether a bridge also reads the stream after its run at the place before
             (:mod:`viasd_calib.slim.token_shift`).
         bridge_texts: texts that bridges are fitted on in closed form; spans are compared on a fifth of them.
-        bridge_learning_rate: of the bridges, after their closed form.
+        bridge_learning_rate: of the bridges, after their closed form, and of further parts.
         adapter_kind: products of low rank, LoRA's or DoRA's, or other weights of norms, which cost a pass nothing.
         adapter_rank: of LoRA and DoRA; 0 for no adapter.
         adapter_targets: module names the adapter sits on; None for those usual with its kind.
@@ -61,8 +61,8 @@ class SlimVerifierOptions:
         mlp_keep: share of its neurons that each other MLP sublayer of q' has; 1 for whole ones.
         head_vocab: output tokens of q', the most frequent ones of the traces with those that end a text; 0 for all.
             They are chosen once q' is trained, on its whole output, and their head is what the target cost counts.
-        parts: further parts of the route, by name, each with its options; they are fitted once q' is trained, on the
-            texts that bridges are fitted on.
+        parts: further parts of the route, by name, each with its options; they are fitted with the bridges, on the same
+            texts, and what they have to train is distilled with the rest.
 
     Raises:
         CalibrationError: an option is out of its range, or options contradict each other.
@@ -101,7 +101,7 @@ class SlimVerifierOptions:
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        options_of(self.parts)
+        options_of(self.parts)  # refuses what is no part
         if not 0 < self.target_cost <= 1:
             raise CalibrationError(f"target_cost is {self.target_cost}; give a share of q's cost between 0 and 1")
         if self.objective not in LOSSES:
@@ -142,7 +142,7 @@ class SlimVerifierOptions:
 
     @property
     def part_options(self) -> dict[str, PartOptions]:
-        """Options of the parts that are trained, by name."""
+        """Options of the parts that have some, by name."""
         kind = self.adapter_kind
         folded = kind == "dora" or (kind == "lora" and self.fold_adapter)
         return {
@@ -150,4 +150,10 @@ class SlimVerifierOptions:
             "adapter": AdapterOptions(
                 kind=kind, rank=self.rank, alpha=self.adapter_alpha, targets=self.targets, folded=folded
             ),
+            **self.further_options,
         }
+
+    @property
+    def further_options(self) -> dict[str, PartOptions]:
+        """Options of the further parts, by name."""
+        return options_of(self.parts)

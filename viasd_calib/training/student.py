@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class Student:
         self.model = RoutedModel(verifier.model)
         self.neuron_orders: Tensor | None = None
         self._options = options
-        self.read_streams(())
+        self._caches = self._no_caches()
 
     @property
     def staying(self) -> list[int]:
@@ -97,13 +97,16 @@ class Student:
 
     @property
     def narrow_layers(self) -> nn.ModuleList | None:
-        """The layers of q' without its adapter, where some are narrow."""
+        """The layers of q' where some are narrow; with its adapter once that is installed."""
         return None if self.neuron_orders is None else self.model.slim_layers
 
-    def read_streams(self, ends: Sequence[int]) -> None:
-        """Have q's passes keep the residual stream at these places, for bridges that read it."""
-        self.model.token_shift_ends = ends
-        self._caches = KnownCaches(self.model, self._options.cache_gib * 2**30)
+    def install(self, route: Route, held: Mapping[str, object]) -> None:
+        """Let q' have a route, with what its parts hold, by name."""
+        self.model = RoutedModel(self.model.model, route, {"mlp_keep": self.narrow_layers, **held})
+        self._caches = self._no_caches()  # q's passes may have streams to keep now
+
+    def _no_caches(self) -> KnownCaches:
+        return KnownCaches(self.model, self._options.cache_gib * 2**30)
 
     def logits(
         self, batch: TraceBatch, sublayers: Sequence[Sublayer], seed: int, gates: Tensor | None = None

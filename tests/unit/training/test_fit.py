@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.rounding import assert_near, assert_trained_alike
 from tests.small_fits import Trainers, fit, learn_gates, small_options, traced
 from tests.tiny import EOS, TINY_FAMILIES, VOCAB, TinyFolder, even_costs, tiny_model, transformers_logits, verifier_ref
+from tests.toy_part import Constant
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import load_verifier
 from viasd_calib.slim.cost import SublayerCosts
@@ -177,12 +178,28 @@ def test_kept_mlps_are_narrow_but_those_of_layers_that_stay(
     assert [shapes[f"{layer}.mlp.down_proj.lora_A.default.weight"] for layer in range(4)] == [
         (2, 32), (2, 19), (2, 19), (2, 32)
     ]  # fmt: skip
-    narrow = [sublayer.layer.mlp for sublayer in module.student.model.slim_sublayers if sublayer.kind == "mlp"]
+    narrow = [layer.mlp for layer in module.student.model.slim_layers]
     assert [isinstance(mlp, NarrowMLP) for mlp in narrow] == [False, True, True, False]
     ids = [5, 1, 17, 3]
     found = transformers_logits(module.student.model.model, ids)
     expected = transformers_logits(load_verifier(str(tiny_folder)).model, ids)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_further_parts_are_trained_on_and_come_back_with_a_checkpoint(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path
+) -> None:
+    """A part of a file of tests stands where bridges would; it is fitted before the first step, and then distilled."""
+    means = options(tiny_folder, "given", bridges=False, parts={"mean_update": {"scale": 0.5}})
+    fitted, trained = (fit(means, traces, tmp_path / str(steps), steps=steps) for steps in (0, 8))
+    names = [run.name for run in skipped_runs(GIVEN)]
+    assert [type(one.layer) for one in trained.sublayers() if one.kind == "bridge"] == [Constant] * len(names)
+    before, after = fitted.further.state_dict(), trained.further.state_dict()
+    assert [*after] == [f"mean_update.{name}.update" for name in names]
+    assert all(not torch.equal(before[name], after[name]) for name in after)
+    again = fit(means, traces, tmp_path / "again", steps=8, resume=str(tmp_path / "8/last.ckpt"))
+    assert all(torch.equal(tensor, after[name]) for name, tensor in again.further.state_dict().items())
+    torch.testing.assert_close(before, after, atol=0.01, rtol=0)  # closed form, and small steps from it
 
 
 def test_orders_of_neurons_come_back_with_a_checkpoint(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -146,14 +146,14 @@ class RoutePart(Generic[Held]):
     last: ClassVar[bool] = False
 
     def fit(self, inputs: FitInputs, options: PartOptions) -> Held:
-        """Make what q' is to hold from texts; ``options`` are of the part's own type.
-
-        Asked of parts that ``viasd fit`` is told to add (``--model.parts``).
-        """
+        """Make what q' is to hold from texts, before distillation; ``options`` are of the part's own type."""
         raise NotImplementedError(f"{self.title} cannot be fitted by itself")
 
     def parameters(self, held: Held, route: Route) -> list[nn.Parameter]:
-        """What distillation trains of what q' runs: nothing, unless a part says otherwise."""
+        """What distillation trains of what q' runs: nothing, unless a part says otherwise.
+
+        A part that has any holds a module of which they are parameters, and installs these very parameters.
+        """
         return []
 
     def save(self, held: Held, route: Route, folder: Path, options: PartOptions) -> PartEntry:
@@ -300,27 +300,9 @@ def save_parts(route: Route, held: Mapping[str, object], options: Mapping[str, P
     return route
 
 
-def fit_parts(
-    inputs: FitInputs, asked: Mapping[str, Mapping[str, Any]], folder: Path
-) -> tuple[Route, dict[str, object]]:
-    """Fit further parts one after the other, and write their tensors.
-
-    Args:
-        inputs: what they are fitted on.
-        asked: options of each part, by its name.
-        folder: of the fit.
-
-    Returns:
-        The route with their entries, and what they hold, by name.
-
-    Raises:
-        SpecError: as :func:`options_of` does.
-    """
-    route, held = inputs.route, dict[str, object]()
-    for name, options in options_of(asked).items():
-        held[name] = part_named(name).fit(replace(inputs, route=route), options)
-        route = save_parts(route, {name: held[name]}, {name: options}, folder)
-    return route, held
+def fit_parts(inputs: FitInputs, options: Mapping[str, PartOptions]) -> dict[str, Any]:
+    """What parts hold, by name, once they are fitted with these options."""
+    return {name: part_named(name).fit(inputs, asked) for name, asked in options.items()}
 
 
 def copy_parts(route: Route, source: Path, folder: Path) -> Route:
