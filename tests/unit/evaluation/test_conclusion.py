@@ -97,3 +97,9 @@ def test_the_slim_tier_is_in_or_out_for_a_stated_reason() -> None:
     assert "does not pay here and is left out: a token took 50.0 ms with it and 30.0 ms without." in left_out
     assert "A slim pass costs 0.50 of a full one" in left_out
     assert "was not decided: 2 prompts are too few" in conclusion(result, of, UNDECIDED)[3]
+
+
+def test_each_sentence_has_the_speedup_over_its_baseline() -> None:
+    said = conclusion(bench(methods(FASTER, SLOWER)), spec(), PAYS)
+    assert "at 1.20 of the speed of autoregressive decoding" in said[0]
+    assert "at 0.80 of the speed of speculative decoding" in said[1]
