@@ -1,8 +1,8 @@
-"""What each part of the router's recipe is worth: one fit with and without it, judged on texts of other prompts.
+"""What each part of the recipe of a fit gains: one fit with and without it, compared on texts of other prompts.
 
 Every variant is `viasd fit` with the same configuration, seed and number of steps, but for what its name says. Routes
-come from a `viasd search`, so that no variant looks for its own. A variant that is done is neither trained nor judged
-again.
+come from a `viasd search`, so that no variant looks for its own. A variant that is done is neither trained nor
+compared again.
 
     python train/ablations.py --config configs/fit/ablations.yaml --search runs/search.json \
         --judge runs/smollm2-135m/traces-gates --out runs/ablations
@@ -36,7 +36,7 @@ from viasd_calib.training.search.record import SearchResult, load_search
 
 RESULT = "ablations.json"
 RUN = 8
-"""Longest run of pending places that every variant is judged at, whatever it was trained for."""
+"""Longest run of pending places that every variant is compared at, whatever it was trained for."""
 GATE_STEPS = 60
 """Steps in which gates learn a route."""
 ONE_STEP = ("--trainer.max_steps", "1", "--model.adapter_learning_rate", "0", "--model.bridge_learning_rate", "0")
@@ -64,7 +64,7 @@ PARTS: Mapping[str, Sequence[str]] = {
 
 
 class Row(BaseModel):
-    """One variant on the judging texts.
+    """One variant on the held-back texts.
 
     Attributes:
         agreement: directly after q.
@@ -83,7 +83,7 @@ class Ablations(BaseModel):
     """All variants, by name, on the same texts.
 
     Attributes:
-        judge: folder of the judging texts.
+        judge: trace folder of the held-back texts.
         limit: how many of them.
     """
 
@@ -93,7 +93,7 @@ class Ablations(BaseModel):
 
 
 def rows_kept(path: Path, judge: str, limit: int) -> dict[str, Row]:
-    """Variants that an earlier run has judged on the same texts."""
+    """Variants that an earlier run has compared on the same texts."""
     if not path.is_file():
         return {}
     found = Ablations.model_validate_json(path.read_text(encoding="utf-8"))
@@ -125,7 +125,7 @@ def given(search: str, method: str) -> list[str]:
     return ["--model.route_choice", "given", "--model.route_file", search, "--model.route_method", method]
 
 
-def judge(verifier: Verifier, folder: Path, texts: Sequence[TraceText]) -> Row:
+def compared(verifier: Verifier, folder: Path, texts: Sequence[TraceText]) -> Row:
     """The q' of a fit on texts that it did not learn from."""
     fitted = read_json(FitArtifact, folder / FIT_FILE, "viasd fit")
     routed = load_routed(verifier.model, fitted.route, folder)
@@ -155,19 +155,19 @@ def table_of(rows: Mapping[str, Row]) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train variants of one fit and judge them on the same texts.")
+    parser = argparse.ArgumentParser(description="Train variants of one fit and compare them on the same texts.")
     parser.add_argument("--config", required=True, help="of viasd fit, for all of them")
     parser.add_argument("--search", required=True, help="what viasd search wrote, with the method span")
     parser.add_argument("--judge", required=True, help="trace folder with texts of other prompts")
-    parser.add_argument("--limit", type=int, default=100, help="texts to judge on")
+    parser.add_argument("--limit", type=int, default=100, help="texts to compare on")
     parser.add_argument("--only", default="", help="variants whose names hold these words; all where left out")
     parser.add_argument("--out", required=True, help="folder for the fits and the table")
     options = parser.parse_args()
     keep_freed_memory()
     out = Path(options.out)
     rows = rows_kept(out / RESULT, options.judge, options.limit)
-    judging = gate_texts([options.judge], seed=0)
-    verifier = load_verifier(judging.verifier_ref().name_or_path)
+    held_back = gate_texts([options.judge], seed=0)
+    verifier = load_verifier(held_back.verifier_ref().name_or_path)
     steps = FitCLI(["--config", options.config]).config.trainer.max_steps
     for name, words in variants(load_search(Path(options.search)), options.search, steps):
         if name in rows or options.only not in name:
@@ -175,7 +175,7 @@ def main() -> None:
         folder = out / name.replace(" ", "-")
         if not (folder / FIT_FILE).is_file():
             fit(["--config", options.config, "--out", str(folder), *words])
-        rows[name] = judge(verifier, folder, judging.drawn_texts(options.limit))
+        rows[name] = compared(verifier, folder, held_back.drawn_texts(options.limit))
         write_json(out / RESULT, Ablations(judge=options.judge, limit=options.limit, rows=rows))
     Console(highlight=False).print(table_of(rows))
 

@@ -1,6 +1,6 @@
 """The digest of a policy: which texts a spec decodes, and at what cost, in one hash.
 
-What was measured with one policy says nothing of another. So a benchmark names the digest of the policy it measured,
+What was measured with one policy holds for no other. So a benchmark names the digest of the policy it measured,
 and is refused where a spec has another one.
 """
 
@@ -66,7 +66,7 @@ def _dumped(part: Any, *measured: str) -> dict[str, Any]:
 
 
 def _without_places(value: Any) -> Any:
-    """The same without where tensor files lie, and without what a gate was found to be worth."""
+    """The same without where tensor files lie, and without how good a gate was found to be."""
     if not isinstance(value, dict):
         return value
     left_out = {"expected_calibration_error"} | ({"path"} if "sha256" in value else set())

@@ -34,7 +34,7 @@ class NumericsError(ViasdError):
 
 
 class CalibrationError(ViasdError):
-    """A calibration request cannot be carried out as stated."""
+    """A calibration request cannot be met as stated."""
 
 
 class PlanningError(ViasdError):

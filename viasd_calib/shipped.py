@@ -69,7 +69,7 @@ def shipped_configuration(name: str) -> str:
 
 
 def check_embedded(verifier: str) -> None:
-    """Refuse the embedded default where the package that carries its weights is not installed.
+    """Refuse the embedded default where the package with its weights is not installed.
 
     Raises:
         ModelError: it is missing; says how to install it.

@@ -22,7 +22,7 @@ from viasd_calib.spec import Route
 @pytest.mark.parametrize("packed", [False, True])
 @torch.inference_mode()
 def test_inductor_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
-    """One kind of pass at two places, with taps and a carry; what was compiled lies where the environment says."""
+    """One kind of pass at two places, with taps and a token shift; what was compiled lies where it should."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model, route, taps = tiny_model(layers=2), Route(mlp_skip=[1]), (1,)
     parts = {"bridges": random_bridges(route, carry=True)}
@@ -44,6 +44,6 @@ def test_inductor_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         assert_near(said.last, expected.last)
         assert_near(said.tapped, expected.tapped)
     assert_near(caches[0].keys[..., :7, :], caches[1].keys)
-    assert_near(caches[0].carried[..., :7, :], caches[1].carried)
+    assert_near(caches[0].shift_states[..., :7, :], caches[1].shift_states)
     assert len(compiled._graphs) == 1
     assert any(tmp_path.iterdir())

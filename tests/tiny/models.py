@@ -47,7 +47,7 @@ TINY_FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
 
 
 def tiny_config(family: str = "llama", *, layers: int = LAYERS, vocab: int = VOCAB, **changes: Any) -> PreTrainedConfig:
-    """Configuration of a tiny model; wide initial weights, so that the likeliest token varies."""
+    """Configuration of a tiny model; wide initial weights, so that the most probable token varies."""
     kind, of_family = TINY_FAMILIES[family]
     common: dict[str, Any] = {
         "vocab_size": vocab,

@@ -38,14 +38,14 @@ def tiny_prompts(count: int, *, turns: int = 1, longest: int = 6) -> list[Prompt
 
 
 def tiny_traces(verifier: TinyFolder, folder: Path, count: int, **settings: Any) -> Path:
-    """Fill ``folder`` with the verifier's answers to ``count`` prompts, and what prompt lookup proposes along them."""
+    """Fill ``folder`` with the verifier's answers to ``count`` prompts, and what prompt lookup proposes on them."""
     prompts, chosen = tiny_prompts(count), CaptureSettings(**settings)
     capture_traces(load_verifier(str(verifier)), PromptLookup(), "prompt_lookup", prompts, folder, chosen)
     return folder
 
 
 def tiny_texts(count: int, length: int = 40, model: RoutedModel | None = None) -> list[TraceText]:
-    """Random texts after prompts of five tokens, with what ``model``, or else ``tiny_model()``, says along them."""
+    """Random texts after prompts of five tokens, with what ``model``, or else ``tiny_model()``, predicts on them."""
     model, nothing = model or RoutedModel(tiny_model()), torch.empty(0)
     found = []
     for index in range(count):

@@ -100,13 +100,13 @@ class CalibrateArtifact(BaseModel):
 
     def _exact_certificate(self) -> Certificate:
         """The certificate beside gates of an exact policy: it bounds nothing that they would do without the audit."""
-        found, worth = self.certificate, self.slim_worth
-        if found.bound is None or worth.seconds_per_token_certified is None:
+        found, timing = self.certificate, self.slim_worth
+        if found.bound is None or timing.seconds_per_token_certified is None:
             return found
         note = (
             f"exact: never diverges. A policy with a {found.loss} of at most {found.bound} is certified too "
-            f"(observed {found.observed:.4f}) and took {1000 * worth.seconds_per_token_certified:.1f} ms a token, this "
-            f"one {1000 * worth.seconds_per_token_exact:.1f}; viasd export --audit off writes it"
+            f"(observed {found.observed:.4f}) and took {1000 * timing.seconds_per_token_certified:.1f} ms a token, "
+            f"this one {1000 * timing.seconds_per_token_exact:.1f}; viasd export --audit off writes it"
         )
         return found.model_copy(update={"bound": None, "observed": None, "p_value": None, "note": note})
 

@@ -15,7 +15,7 @@ from viasd_calib.errors import CalibrationError
 from viasd_calib.spec import Gates, LogisticGate
 
 DEFAULT_STOP = 0.4
-"""Drafting stops where the whole block stands with less than this chance, as long as nothing better is known."""
+"""Drafting stops where the whole block is kept with less than this probability, as long as nothing better is known."""
 
 
 @dataclass(frozen=True)

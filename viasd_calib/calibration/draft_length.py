@@ -47,7 +47,7 @@ def whole_blocks(scores: TierScores, length: int) -> Blocks:
     """Places that were drafted as one block of ``length`` tokens, as the first ones of a longer block too.
 
     A capture cuts texts, prompts included, into blocks of random length: those that are long enough and lie
-    after the prompt stand for all.
+    after the prompt are taken for all.
 
     Example:
         >>> yes = torch.ones(5)
@@ -57,7 +57,7 @@ def whole_blocks(scores: TierScores, length: int) -> Blocks:
     """
     ends = torch.nonzero(scores.depth == length - 1)  # [blocks, 1]
     places = ends - torch.arange(length - 1, -1, -1)  # [blocks, length]
-    # The first block of a text may have begun inside its prompt; what stands before it is another text.
+    # The first block of a text may have begun inside its prompt; what comes before it is another text.
     whole = (places[:, 0] >= 0) & (scores.depth[places.clamp(min=0)] == torch.arange(length)).all(-1)
     places = places[whole]
     return Blocks(scores.draft[places], scores.draft_agrees[places])
@@ -66,7 +66,7 @@ def whole_blocks(scores: TierScores, length: int) -> Blocks:
 def seconds_per_token(blocks: Blocks, stop_below: float, costs: PassCosts) -> float:
     """*Simulated* seconds a token of speculative decoding, were every round one of these blocks.
 
-    Drafting stops after the token up to which the chance that all stand, the product of the scores, falls
+    Drafting stops after the token up to which the probability that all are kept, the product of the scores, falls
     below ``stop_below``.
 
     Example:

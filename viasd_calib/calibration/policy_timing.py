@@ -128,7 +128,7 @@ def _seconds_per_token(
     seconds, tokens = [0.0] * len(decoders), [0] * len(decoders)
     for decoder in decoders:
         list(converse(decoder, verifier, prompts[0], max_new_tokens))
-    with steps("is the slim tier worth its passes?", len(prompts), "prompts") as running:
+    with steps("timing the policies", len(prompts), "prompts") as running:
         for number, prompt in enumerate(prompts):
             for which in ((number + step) % len(decoders) for step in range(len(decoders))):
                 begin = time.perf_counter()

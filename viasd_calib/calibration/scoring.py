@@ -54,7 +54,7 @@ class ScoredText:
 
 
 def traced_draft_statistics(text: TraceText) -> DraftStatistics:
-    """Statistics of the draft model's proposals along a text.
+    """Statistics of the draft model's proposals on a text.
 
     Raises:
         TraceError: the traces were captured without a drafter.
@@ -93,7 +93,7 @@ def score_texts(model: RoutedModel, texts: Sequence[TraceText], max_run: int, se
 def _score(text: TraceText, logits: Tensor, pending: Tensor) -> ScoredText:
     choice = text.q_ids[:, 0]  # [n]
     draft = traced_draft_statistics(text)
-    drafted = draft.tokens.clamp(min=0)  # -1 stands for no proposal; it never agrees
+    drafted = draft.tokens.clamp(min=0)  # -1 means no proposal; it never agrees
     statistics = logit_statistics(logits, drafted)
     slim = top_k_of(statistics, logits, 1)
     own = slim.ids[:, 0]

@@ -48,7 +48,9 @@ SAME = "run the same command to go on where it stopped"
 
 COMMANDS: dict[str, Command] = {
     "run": Command("run", "run", "the main job: capture, fit, calibrate, export, bench, report", going_on=SAME),
-    "capture": Command("capture", "capture", "log what draft model and verifier say on your prompts", going_on=SAME),
+    "capture": Command(
+        "capture", "capture", "log what draft model and verifier predict on your prompts", going_on=SAME
+    ),
     "fit": Command(
         "fit",
         "fit",
@@ -113,7 +115,7 @@ def guarded(run: Callable[[], None], debug: bool, going_on: str = "") -> int:
         if own is not None and sys.stdout is own:  # Python flushes it at its end, and would complain of the same pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), own.fileno())
         return 141
-    except Exception as error:  # the outermost frame: said below, with its traceback on request
+    except Exception as error:  # the outermost frame: printed below, with its traceback on request
         if debug:
             traceback.print_exc()
         known = isinstance(error, ViasdError)

@@ -44,18 +44,18 @@ def _say(artifact: lazy_types.CalibrateArtifact) -> None:
             f"confidence {certificate.confidence}, observed {certificate.observed:.4f} "
             f"on {certificate.n_prompts} prompts"
         )
-    worth = artifact.slim_worth
+    timing = artifact.slim_worth
     console.print(
-        f"exact decoding takes {1000 * worth.seconds_per_token:.1f} ms a token with the slim tier "
-        f"(threshold {worth.threshold:.2f}), {1000 * worth.seconds_per_token_without:.1f} without "
-        f"({worth.n_prompts} prompts): it is {_slim_words(worth)}"
+        f"exact decoding takes {1000 * timing.seconds_per_token:.1f} ms a token with the slim tier "
+        f"(threshold {timing.threshold:.2f}), {1000 * timing.seconds_per_token_without:.1f} without "
+        f"({timing.n_prompts} prompts): it is {_slim_words(timing)}"
     )
-    if worth.seconds_per_token_certified is not None:
-        console.print(f"the certified policy takes {1000 * worth.seconds_per_token_certified:.1f} ms a token")
+    if timing.seconds_per_token_certified is not None:
+        console.print(f"the certified policy takes {1000 * timing.seconds_per_token_certified:.1f} ms a token")
     console.print(f"The spec will be exported with audit {artifact.policy().audit}.")
 
 
-def _slim_words(worth: lazy_types.PolicyTiming) -> str:
-    if not worth.enough:
+def _slim_words(timing: lazy_types.PolicyTiming) -> str:
+    if not timing.enough:
         return "left out, as so few prompts do not show that it pays"
-    return "kept" if worth.pays else "left out"
+    return "kept" if timing.pays else "left out"

@@ -88,7 +88,7 @@ def flattened(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def given_options(words: Sequence[str]) -> dict[str, Any]:
-    """What words and the configurations they name say, later ones over earlier ones, before any parser has read them.
+    """Options in words and in the configurations they name, later over earlier ones, before any parser reads them.
 
     Raises:
         UsageError: a configuration cannot be read.
@@ -113,7 +113,7 @@ def given_options(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """What a word stands for: itself, where it is no YAML."""
+    """The value of a word: itself, where it is no YAML."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

@@ -35,7 +35,7 @@ def search_table(result: SearchResult) -> Table:
             "s",
         ],
         caption="cost: of a slim pass over a full one, measured, bridges included; passes over "
-        f"{result.judging_texts} judging texts, at most {settings.budget}; s: seconds of search",
+        f"{result.judging_texts} texts of the search, at most {settings.budget}; s: seconds of search",
     )
     for method, found in result.found.items():
         most_confident = [f"{found.agreement_confident[share]:.4f}" for share in CONFIDENT_SHARES]

@@ -108,7 +108,7 @@ def top_k_kl(ids: Tensor, log_probs: Tensor, slim_logits: Tensor, slim_log_sum_e
     """KL(p || q') over p's top k tokens and one bucket for all others, in nats: [places].
 
     Those of the top k that q' cannot emit (logit -inf) are a second bucket, for which q' is held to have
-    ``LEAST_MASS``: else the unlikeliest of them would make the divergence infinite.
+    ``LEAST_MASS``: else the least probable of them would make the divergence infinite.
 
     Args:
         ids: p's top k tokens, [places, k], long.

@@ -49,7 +49,7 @@ class Sampling:
         settings = {
             "temperature": (
                 self.temperature == 0 or LEAST <= self.temperature <= MOST,
-                f"0, which takes the likeliest token, or {least} to {most}",
+                f"0, which takes the most probable token, or {least} to {most}",
             ),
             "top_k": (self.top_k >= 0, "0 or more; 0 draws from all tokens"),
             "top_p": (0 < self.top_p <= 1, "more than 0 and at most 1; 1 draws from all tokens"),

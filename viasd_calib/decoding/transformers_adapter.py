@@ -250,7 +250,7 @@ def _check_settings(config: GenerationConfig) -> None:
 def _check_prompt(input_ids: Tensor, model_kwargs: dict[str, Any]) -> None:
     """Refuse all but one plain text.
 
-    What ``generate`` prepares for the model's forward is judged by what it means, not by its name alone, which
+    What ``generate`` prepares for the model's forward is checked by what it means, not by its name alone, which
     changes between releases: a cache is whatever is a ``Cache``.
 
     Raises:

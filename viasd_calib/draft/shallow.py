@@ -302,7 +302,7 @@ class ShallowTextDrafter(CachedTextDrafter):
         return draft_stepwise(self._advance, text[self.row.exact :], limit, stop, pick, self._model.vocabulary)
 
     def _advance(self, ids: Tensor) -> Passes[Tensor]:
-        """Read tokens: at once as far as the place before has spoken, one by one after that.
+        """Read tokens: at once as far as q has read the place before, one by one after that.
 
         Only tokens that were drafted otherwise, and not verified, are so far after.
         """

@@ -163,7 +163,7 @@ def _answer(
 ) -> Answered:
     timed = _run_prompt(answerers, engine.verifier, prompt, settings.max_new_tokens, order)
     reference = _reference(engine, prompt, settings, timed)
-    return {name: _judge(engine, prompt, turns, seconds, reference) for name, (turns, seconds) in timed.items()}
+    return {name: _decoded(engine, prompt, turns, seconds, reference) for name, (turns, seconds) in timed.items()}
 
 
 def _run_prompt(
@@ -196,7 +196,7 @@ def _reference(
     return [turn.generation.tokens for turn in turns]
 
 
-def _judge(
+def _decoded(
     engine: Engine, prompt: Prompt, turns: list[Turn], seconds: float, reference: list[list[int]]
 ) -> PromptResult:
     diverged = count_diverged(engine.routed, turns)

@@ -1,7 +1,7 @@
 """Texts that should equal the autoregressive one and do not: where, and by how little.
 
 Passes of different widths round differently. In bfloat16 that alone turns a choice now and then where q's
-two likeliest tokens are nearly tied; a difference with a wider gap is a fault of the decoder.
+two most probable tokens are nearly tied; a difference with a wider gap is a fault of the decoder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from viasd_calib.slim.forward import RoutedModel
 
 NEAR_TIE = {torch.bfloat16: 4.0, torch.float16: 8.0, torch.float32: 32.0}
 """Gaps up to this many roundings of the largest logit count as ties. On SmolLM2-135M, passes of width 8, 5 and
-120 over the same 2,290 places moved the gap between the two likeliest tokens by at most 2.7 of them in bfloat16
+120 over the same 2,290 places moved the gap between the two most probable tokens by at most 2.7 of them in bfloat16
 and 15 in float32, whose sums are rounded as finely as their terms; float16 was not measured."""
 
 

@@ -29,7 +29,7 @@ class FrontierMember(BaseModel):
     Attributes:
         folder: of the fit, beside the frontier's file.
         relative_cost: time of a slim pass over that of a full pass of the same width, head included, interleaved.
-        agreement: of q' with q at the held-back places that the fit judged its gates on, argmax against argmax.
+        agreement: of q' with q at the held-back places that the fit tested its gates on, argmax against argmax.
         agreement_confident: the same on the share of places where the slim gate, which decides at run time whether
             q' is trusted, gives its choice the highest scores.
         attention_skip: layers whose attention q' skips.

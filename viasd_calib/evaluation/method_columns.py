@@ -106,7 +106,7 @@ COLUMNS = (
     Column(
         "rejection rate",
         "rejection rate",
-        "share of judged drafted tokens that were not kept; read it beside full passes per token",
+        "share of compared drafted tokens that were not kept; read it beside full passes per token",
         lambda row: percent(row.rejection_rate),
     ),
     Column(

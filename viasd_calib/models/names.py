@@ -1,4 +1,4 @@
-"""What a model's name stands for, and whether there is such a model."""
+"""What a model's name means, and whether there is such a model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def resolve_model(name_or_path: str) -> tuple[str, str | None]:
     """What transformers can load for a name, and the hash that identifies it if it came from a GGUF file.
 
     Raises:
-        ModelError: a path at which there is no model, said at once.
+        ModelError: a path at which there is no model, refused at once.
         StorageError: the converted GGUF file cannot be written.
     """
     if name_or_path == SMOLLM2:
@@ -91,7 +91,7 @@ class _Problem:
 
 
 def _hub_problem(name: str, revision: str | None) -> _Problem | None:
-    """Why a model cannot be had from the hub; None where nothing speaks against it."""
+    """Why a model cannot be had from the hub; None where it can."""
     if constants.HF_HUB_OFFLINE:
         forbidden = f"it has not been downloaded, while HF_HUB_OFFLINE forbids to: unset it, or {GIVE}"
         return _Problem(forbidden, None, reached=False)

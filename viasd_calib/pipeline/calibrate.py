@@ -21,10 +21,10 @@ from viasd_calib.prompt_copies import known_prompts, normalised_sha256, short_ha
 from viasd_calib.prompts import Prompt, SplitShares, draw_prompts, select_split, split_sha256
 from viasd_calib.spec import Audit, Decoding, Gates, file_sha256, prompts_needed
 
-WORTH_PROMPTS = 8
+TIMED_PROMPTS = 8
 """Prompts on which policies are timed."""
-WORTH_TOKENS = 32
-"""Tokens of their answers at least: fewer say little about the time of one."""
+TIMED_TOKENS = 32
+"""Tokens of their answers at least: of fewer the time of one varies much."""
 COST_REPEATS = 9
 """Timed rounds over the passes whose costs decide where drafting stops."""
 
@@ -77,8 +77,8 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     name = options.verifier or fitted.verifier.name_or_path
     loaded = (load or load_verifier)(name, dtype=options.dtype, device=options.device)
     check_prompts(loaded, chosen, options.max_new_tokens)
-    timed = draw_prompts(chosen, WORTH_PROMPTS)
-    check_prompts(loaded, timed, max(options.max_new_tokens, WORTH_TOKENS))
+    timed = draw_prompts(chosen, TIMED_PROMPTS)
+    check_prompts(loaded, timed, max(options.max_new_tokens, TIMED_TOKENS))
     engine = open_fit(fitted, folder, loaded, options.draft_model)
     scores = load_scores(folder)
     ledger = ledger_beside(
@@ -125,19 +125,19 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     )  # fmt: skip
     gates = (certification.chosen or candidates[0]).gates
     # Which prompts decide between an exact policy and a certified one is all the same to the certificate.
-    worth = time_policies(
-        decoder_for, gates, loaded, timed, max(options.max_new_tokens, WORTH_TOKENS),
+    timing = time_policies(
+        decoder_for, gates, loaded, timed, max(options.max_new_tokens, TIMED_TOKENS),
         certified=certification.chosen is not None,
     )  # fmt: skip
     artifact = CalibrateArtifact(
         fit=fit_beside(folder, Path(options.out)),
         verifier=engine.spec.verifier,
-        gates=with_threshold(gates, worth.threshold) if worth.pays else without_slim(gates),
+        gates=with_threshold(gates, timing.threshold) if timing.pays else without_slim(gates),
         certified_gates=gates if certification.chosen else None,
         draft_length=options.draft_length,
         max_pending=options.max_pending,
         certificate=certification.certificate,
-        slim_worth=worth,
+        slim_worth=timing,
         tested=certification.tested,
         prompts=short_hashes(normalised_sha256(prompt) for prompt in chosen),
     )
@@ -175,7 +175,7 @@ def refuse_learned_from(chosen: Sequence[Prompt], fitted: lazy_types.FitArtifact
     """
     if fitted.prompts is None:
         notice(
-            "the fit does not say which prompts it learned from, an older version of viasd_calib made it; "
+            "the fit does not list which prompts it learned from, an older version of viasd_calib made it; "
             "whether these are among them cannot be told"
         )
         return
@@ -188,7 +188,7 @@ def refuse_learned_from(chosen: Sequence[Prompt], fitted: lazy_types.FitArtifact
 
 
 def in_words(seconds: float) -> str:
-    """A time as people say it.
+    """A time in a unit that suits it.
 
     Example:
         >>> in_words(0.4), in_words(40), in_words(700), in_words(9000)

@@ -1,4 +1,4 @@
-"""What draft model and verifier predict along texts of a user's prompts."""
+"""What draft model and verifier predict on texts of a user's prompts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Types of modules that take seconds to load, for annotations of commands alone.
 
 A command answers a wrong option before PyTorch is loaded, so its module imports nothing heavy, and names heavy types as
-``lazy_types.Engine``. Nothing evaluates such an annotation: jsonargparse, which would import what stands under
+``lazy_types.Engine``. Nothing evaluates such an annotation: jsonargparse, which would import what is under
 ``TYPE_CHECKING`` in a command's own module, leaves out what it cannot resolve. Options themselves have light types.
 """
 

@@ -1,4 +1,4 @@
-"""The options of all jobs: what several jobs take is said once, and a command's parser is made of its class.
+"""The options of all jobs: what several jobs take is defined once, and a command's parser is made of its class.
 
 A class's summary is the command's help, and its arguments are the help of its options. Annotations are evaluated here,
 not postponed, since the parser reads the ranges of numbers off them.
@@ -35,7 +35,7 @@ def options(kind: type[Options]) -> type[Options]:
     """A frozen dataclass of keywords whose docstring also describes what it inherits."""
     documented = (inspect.cleandoc(base.__doc__ or "") for base in kind.__bases__ if base is not object)
     summary, _, own = inspect.cleandoc(kind.__doc__ or "").partition("\n\nArgs:\n")
-    inherited = (text.partition("\n\nArgs:\n")[2] for text in documented)  # before its own, which may say it anew
+    inherited = (text.partition("\n\nArgs:\n")[2] for text in documented)  # before its own, which may describe it anew
     kind.__doc__ = "\n".join([f"{summary}\n\nArgs:", *inherited, own])
     return dataclass(frozen=True, kw_only=True)(kind)
 
@@ -126,7 +126,7 @@ class UnseenPrompts(PromptSource):
 
 @options
 class CaptureOptions(PromptSource, FitModels):
-    """Log what draft model and verifier say on prompts; a run that was stopped goes on where it was.
+    """Log what draft model and verifier predict on prompts; a run that was stopped goes on where it was.
 
     Args:
         out: folder for the trace shards.
@@ -140,8 +140,8 @@ class CaptureOptions(PromptSource, FitModels):
         top_k: tokens of each distribution that are logged.
         temperature: 0 for greedy texts.
         seed: of sampling.
-        spec: let the three-tier decoder of this routing spec write the texts, in place of the verifier, which says all
-            along what it would have chosen; proposals are those of ``draft``, whatever the spec decodes with.
+        spec: let the three-tier decoder of this routing spec write the texts, in place of the verifier, whose own
+            choice is logged at each place; proposals are those of ``draft``, whatever the spec decodes with.
         audit: of that decoder, in place of the spec's; with "strict" the texts are the verifier's own.
     """
 
@@ -292,10 +292,10 @@ class SearchOptions(Models):
         json: where the result is written.
         target_cost: measured cost of a slim pass over that of a full one, bridges left out.
         methods: comma-separated; an unknown one is answered with the list of those there are.
-        budget: passes over the judging texts that each method may take.
-        limit_texts: texts to search on, a fifth of them for judging and the others for bridges; also the most that
-            routes are compared on. Null takes all.
-        bridges: whether bridges stand in for skipped runs.
+        budget: passes over the search's texts that each method may take.
+        limit_texts: texts to search on, a fifth of them to compare routes on, the others for bridges; also the most
+            that the chosen routes are compared on. Null takes all.
+        bridges: whether bridges replace skipped runs.
         bridge_rank: of the bridges; null for full ones.
         keep_layers: layers that are never skipped; negative ones count from the end.
         split: the split of prompts whose texts are taken, by hash.
@@ -334,10 +334,10 @@ class GenerateOptions(BackendModels):
         audit: in place of the spec's own.
         show_tiers: show which tier decided each token: by colour, or where the output is no terminal, in a line a
             token with the tier, a tab and the text as JSON.
-        temperature: 0 takes the likeliest token.
-        top_k: draw from so many of the likeliest tokens; 0 for all.
+        temperature: 0 takes the most probable token.
+        top_k: draw from so many of the most probable tokens; 0 for all.
         top_p: draw from the smallest set of tokens with this share of the mass.
-        min_p: draw from tokens with at least this share of the likeliest one's probability.
+        min_p: draw from tokens with at least this share of the largest probability.
         repetition_penalty: divides the scores of tokens that the text holds already.
         seed: of the draws.
     """

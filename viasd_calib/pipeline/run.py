@@ -11,7 +11,7 @@ from viasd_calib.choices import StrategyName
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE
 from viasd_calib.files import read_json
 from viasd_calib.pipeline import lazy_types
-from viasd_calib.pipeline.calibrate import WORTH_PROMPTS, WORTH_TOKENS, refuse_too_few
+from viasd_calib.pipeline.calibrate import TIMED_PROMPTS, TIMED_TOKENS, refuse_too_few
 from viasd_calib.pipeline.checks import check_draft, check_model, check_out_folder
 from viasd_calib.pipeline.generate import command_line_prompt
 from viasd_calib.pipeline.loading import SharedVerifiers
@@ -191,7 +191,7 @@ def prompts_of_steps(
     return [
         (draw_prompts(of_split(every, "fit", None, say=False), captured.limit), captured.max_new_tokens),
         (decided, calibrated.max_new_tokens),
-        (draw_prompts(decided, WORTH_PROMPTS), max(calibrated.max_new_tokens, WORTH_TOKENS)),
+        (draw_prompts(decided, TIMED_PROMPTS), max(calibrated.max_new_tokens, TIMED_TOKENS)),
         (take_turns(test, benched.limit), benched.max_new_tokens),
         (take_turns(test, REPORT_PROMPTS), REPORT_TOKENS),
     ]
@@ -206,6 +206,6 @@ def refuse_overlong(verifier: lazy_types.Verifier, chosen: Sequence[tuple[list[P
     from viasd_calib.prompt_lengths import LengthCheck, look_at_lengths
 
     found = [look_at_lengths(verifier, prompts, max_new_tokens) for prompts, max_new_tokens in chosen]
-    # A prompt may be of several steps: the first one's reason is said.
+    # A prompt may be of several steps: the first one's reason is given.
     refused = dict(one for check in reversed(found) for one in check.refused)
     LengthCheck(len({prompt.id for prompts, _ in chosen for prompt in prompts}), [*refused.items()], []).raise_refused()

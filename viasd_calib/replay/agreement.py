@@ -61,7 +61,7 @@ def most_confident_agreement(agrees: Tensor, confidence: Tensor, share: float) -
 
 
 def text_cache(model: RoutedModel, text: TraceText) -> SharedCache:
-    """q's keys and values along a text."""
+    """q's keys and values on a text."""
     return read_text(model, text.ids[None, :-1].to(model.device))[1]
 
 
@@ -71,10 +71,10 @@ def directly_after(text: TraceText) -> Tensor:
 
 
 @torch.no_grad()
-def slim_logits_along(
+def slim_logits_on(
     model: RoutedModel, sublayers: Sequence[Sublayer], text: TraceText, cache: SharedCache, starts: Tensor
 ) -> Tensor:
-    """Run q' along a text, reading q's cache up to the start of each place's run.
+    """Run q' on a text, reading q's cache up to the start of each place's run.
 
     Args:
         sublayers: what q' runs.
@@ -92,8 +92,8 @@ def slim_logits_along(
 def compare_places(
     model: RoutedModel, sublayers: Sequence[Sublayer], text: TraceText, cache: SharedCache, starts: Tensor
 ) -> ComparedPlaces:
-    """Run q' along a text, as :func:`slim_logits_along` does, and compare it with q."""
-    logits = slim_logits_along(model, sublayers, text, cache, starts)
+    """Run q' on a text, as :func:`slim_logits_on` does, and compare it with q."""
+    logits = slim_logits_on(model, sublayers, text, cache, starts)
     top, log_sum_exp = logits.max(-1), logits.logsumexp(-1)
     return ComparedPlaces(
         kl=top_k_kl(text.q_ids, text.q_log_probs, logits, log_sum_exp),

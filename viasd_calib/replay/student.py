@@ -19,7 +19,7 @@ from viasd_calib.slim.plan import Sublayer
 
 
 class MixedStore:
-    """Store of a student pass: q's exact keys, values and carried streams, and the student's own after them.
+    """Store of a student pass: q's exact keys, values and shift states, and the student's own after them.
 
     Args:
         teacher: q's cache over the same text.
@@ -42,20 +42,20 @@ class MixedStore:
     def keep(self, slot: int, stream: Tensor) -> None:
         """Nothing: what a student's own sublayers give at the end of a run is read by no one."""
 
-    def along(self, slot: int, local: Tensor, onward: Callable[[Tensor], Tensor]) -> Tensor:
+    def recur(self, slot: int, local: Tensor, shift: Callable[[Tensor], Tensor]) -> Tensor:
         """The student's stream after a bridged run: from q's where a run begins, from its own inside.
 
         Args:
             local: [batch, length - begin, hidden].
         """
         length = self._starts.shape[0]
-        exact = torch.nn.functional.pad(self._teacher.carried[slot], (0, 0, 1, 0))[:, self._begin : length]
+        exact = torch.nn.functional.pad(self._teacher.shift_states[slot], (0, 0, 1, 0))[:, self._begin : length]
         places = torch.arange(self._begin, length, device=local.device)
         distances = places - self._starts[self._begin :].clamp(min=self._begin)  # [length - begin]
-        stream = local + onward(exact)  # right where a run begins
+        stream = local + shift(exact)  # right where a run begins
         for distance in range(1, int(distances.max()) + 1):
             due = (distances == distance).nonzero().squeeze(1)
-            stream = stream.index_copy(1, due, local[:, due] + onward(stream[:, due - 1]))
+            stream = stream.index_copy(1, due, local[:, due] + shift(stream[:, due - 1]))
         return stream
 
 

@@ -78,7 +78,7 @@ class TappedStates:
 
 
 class KnownCaches:
-    """q's caches along texts, computed once and kept on the host, as far as memory is allowed.
+    """q's caches of texts, computed once and kept on the host, as far as memory is allowed.
 
     A token takes 2 x layers x key/value heads x head width numbers, and the stream's width for each bridge with a
     carry: 48 kB for SmolLM2-135M in float32, 63 kB for Qwen2.5-1.5B. Where texts are mostly prompt, reading them is
@@ -117,8 +117,8 @@ class KnownCaches:
 
 
 def _parts(cache: SharedCache) -> tuple[Tensor, ...]:
-    """What a cache holds: [layers or carries, batch, ..., capacity, width] each."""
-    return cache.keys, cache.values, cache.carried
+    """What a cache holds: [layers or shifts, batch, ..., capacity, width] each."""
+    return cache.keys, cache.values, cache.shift_states
 
 
 def _fit(row: Tensor, length: int) -> Tensor:

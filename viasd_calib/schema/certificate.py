@@ -1,4 +1,4 @@
-"""What a spec says of its loss bound, of the its prompts, and of what was measured with it."""
+"""The certificate of a spec, its prompts, and what was measured with it."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class Evidence(SpecModel):
     """
 
     acceptance_length: float = Field(gt=0, description="emitted tokens per full-verifier pass, bonus token included")
-    rejection_rate: Share = Field(description="1 - kept drafted tokens / judged drafted tokens")
+    rejection_rate: Share = Field(description="1 - kept drafted tokens / compared drafted tokens")
     full_passes_per_token: float = Field(ge=0, description="full-verifier passes per emitted token")
     tier_shares: dict[Literal["accept", "regenerate", "escalate"], Share] = Field(
         description="share of emitted tokens that each tier decided; they sum to 1"

@@ -1,4 +1,4 @@
-"""What a spec says of its draft model."""
+"""The draft model of a spec."""
 
 from __future__ import annotations
 

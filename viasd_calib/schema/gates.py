@@ -1,4 +1,4 @@
-"""What a spec says of its gates: the features they look at, their weights, and the thresholds of their scores."""
+"""The gates of a spec: the features they read, their weights, and the thresholds of their scores."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Gates(SpecModel):
     Under ``calibrated`` a score is the gate's probability. Under ``ratio`` it is the published
     r = q'(v) / max q' (arXiv 2606.12243): accept at r >= ``accept_at``, escalate at r < ``escalate_below``,
     regenerate between. A threshold above 1 is never met; where both thresholds of the slim tier are, q' is not run.
-    Drafting stops after the token up to which the chance that the block stands, the product of the draft gate's
+    Drafting stops after the token up to which the probability that all are kept, the product of the draft gate's
     scores, falls below ``draft_stop_below``.
     """
 

@@ -20,7 +20,7 @@ PARTS_GROUP = "viasd_calib.route_parts"
 
 
 class PartEntry(SpecModel):
-    """Base of what a route says of one of its parts: settings, and tensor files beside the spec."""
+    """Base of a route part's entry in a spec: settings, and tensor files beside the spec."""
 
     @property
     def files(self) -> dict[str, TensorFile]:

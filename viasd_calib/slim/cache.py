@@ -1,4 +1,4 @@
-"""The one cache that the full and the slim verifier share: keys and values, and what bridges carry."""
+"""The one cache that the full and the slim verifier share: keys and values, and the states of token shifts."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class SharedCache(Lengths):
 
     Args:
         config: the verifier's configuration (layers, key/value heads, head width).
-        capacity: positions there is room for.
+        capacity: positions it can hold.
         batch: texts, one a row.
-        carries: bridges that read the stream at the place before (:mod:`viasd_calib.slim.token_shift`).
+        shifts: how many bridges read the stream at the place before (:mod:`viasd_calib.slim.token_shift`).
 
     Example:
         >>> from transformers import LlamaConfig
@@ -77,7 +77,7 @@ class SharedCache(Lengths):
         capacity: int,
         *,
         batch: int = 1,
-        carries: int = 0,
+        shifts: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -89,8 +89,8 @@ class SharedCache(Lengths):
         self.capacity = capacity
         self.keys = torch.zeros(shape, dtype=dtype, device=device)  # [layers, batch, heads, capacity, width]
         self.values = torch.zeros(shape, dtype=dtype, device=device)  # the same
-        streams = (carries, batch, capacity, config.hidden_size)
-        self.carried = torch.zeros(streams, dtype=dtype, device=device)  # [carries, batch, capacity, hidden]
+        streams = (shifts, batch, capacity, config.hidden_size)
+        self.shift_states = torch.zeros(streams, dtype=dtype, device=device)  # [shifts, batch, capacity, hidden]
 
     @property
     def batch(self) -> int:
@@ -107,14 +107,14 @@ class SharedCache(Lengths):
             return self
         alone = copy.copy(self)
         alone.keys, alone.values = self.keys[:, row : row + 1], self.values[:, row : row + 1]
-        alone.carried = self.carried[:, row : row + 1]
+        alone.shift_states = self.shift_states[:, row : row + 1]
         return alone
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drop every row of the batch but ``rows`` ([kept], long)."""
         self.keys = self.keys.index_select(1, rows)
         self.values = self.values.index_select(1, rows)
-        self.carried = self.carried.index_select(1, rows)
+        self.shift_states = self.shift_states.index_select(1, rows)
 
 
 def check_context(config: PreTrainedConfig, capacity: int) -> None:
@@ -246,26 +246,26 @@ class CacheWindow:
 
     def keep(self, slot: int, stream: Tensor) -> None:
         """Write the stream after a bridged run: [batch, width, hidden]."""
-        carried = self.cache.carried[slot]  # [cache rows, capacity, hidden]
+        shift_states = self.cache.shift_states[slot]  # [cache rows, capacity, hidden]
         if isinstance(self.start, int):
-            carried[:, self.start : self.start + self.width] = stream
+            shift_states[:, self.start : self.start + self.width] = stream
         else:
-            carried[self._places] = stream
+            shift_states[self._places] = stream
 
-    def along(self, slot: int, local: Tensor, onward: Callable[[Tensor], Tensor]) -> Tensor:
-        """The stream of q' after a bridged run, which is kept; see ``PreviousTokenStore.along``."""
+    def recur(self, slot: int, local: Tensor, shift: Callable[[Tensor], Tensor]) -> Tensor:
+        """The stream of q' after a bridged run, which is kept; see ``PreviousTokenStore.recur``."""
         repeats = None if self.widths is None else repeated(self.positions())
-        stream = linear_recurrence(local, self._before(slot), onward, repeats)
+        stream = linear_recurrence(local, self._before(slot), shift, repeats)
         self.keep(slot, stream)
         return stream
 
     def _before(self, slot: int) -> Tensor:
         """The stream at the place before the first one of each row, [batch, hidden]; 0 before the text begins."""
-        carried = self.cache.carried[slot]
+        shift_states = self.cache.shift_states[slot]
         if isinstance(self.start, int):
-            return carried[:, self.start - 1] if self.start else torch.zeros_like(carried[:, 0])
+            return shift_states[:, self.start - 1] if self.start else torch.zeros_like(shift_states[:, 0])
         rows, _ = self._places
-        before = carried[rows[:, 0], (self.start - 1).clamp(min=0)]
+        before = shift_states[rows[:, 0], (self.start - 1).clamp(min=0)]
         return torch.where(self.start[:, None] > 0, before, 0)
 
     @cached_property

@@ -49,7 +49,7 @@ _ONE_PASS = threading.RLock()
 
 StaticPass = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], States]
 """A pass of one width on one text: ids [1, width], positions [width], each layer's keys and values
-[1, heads, capacity, head width] and each bridge's carried stream [1, capacity, hidden], which it writes into."""
+[1, heads, capacity, head width] and each bridge's shift states [1, capacity, hidden], which it writes into."""
 
 Compiler = Callable[[StaticPass], StaticPass]
 """What makes a graph of a pass."""
@@ -90,13 +90,13 @@ class StaticWindow:
     Attributes:
         keys: of each layer, [1, heads, capacity, head width].
         values: the same.
-        carried: of each bridge with a carry, [1, capacity, hidden].
+        shift_states: of each bridge with a token shift, [1, capacity, hidden].
         slots: positions of the tokens, [width], long; padding repeats the last one, so that it writes the same again.
     """
 
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
-    carried: Sequence[Tensor]
+    shift_states: Sequence[Tensor]
     slots: Tensor
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
@@ -107,14 +107,14 @@ class StaticWindow:
 
     def keep(self, slot: int, stream: Tensor) -> None:
         """Write the stream after a bridged run: [1, width, hidden]."""
-        self.carried[slot].index_copy_(1, self.slots, stream)
+        self.shift_states[slot].index_copy_(1, self.slots, stream)
 
-    def along(self, slot: int, local: Tensor, onward: Callable[[Tensor], Tensor]) -> Tensor:
-        """The stream of q' after a bridged run, which is kept; see ``PreviousTokenStore.along``."""
+    def recur(self, slot: int, local: Tensor, shift: Callable[[Tensor], Tensor]) -> Tensor:
+        """The stream of q' after a bridged run, which is kept; see ``PreviousTokenStore.recur``."""
         first = self.slots[:1]  # [1]
-        before = self.carried[slot].index_select(1, (first - 1).clamp(min=0))[:, 0]  # [1, hidden]
+        before = self.shift_states[slot].index_select(1, (first - 1).clamp(min=0))[:, 0]  # [1, hidden]
         before = torch.where(first > 0, before, 0)
-        stream = linear_recurrence(local, before, onward, repeated(self.positions()))
+        stream = linear_recurrence(local, before, shift, repeated(self.positions()))
         self.keep(slot, stream)
         return stream
 
@@ -135,7 +135,7 @@ class Held:
         keys: a view of each layer: writing into these is all that a graph does to the cache, while one tensor of all
             layers would be copied as a whole at every write.
         values: the same.
-        carried: the same of each bridge with a carry.
+        shift_states: the same of each bridge with a token shift.
     """
 
     def __init__(self, memory: SharedCache) -> None:
@@ -143,14 +143,14 @@ class Held:
         self._user: weakref.ref[SharedCache] | None = None
         self.keys = memory.keys.unbind()
         self.values = memory.values.unbind()
-        self.carried = memory.carried.unbind()
-        for view in (*self.keys, *self.values, *self.carried):
+        self.shift_states = memory.shift_states.unbind()
+        for view in (*self.keys, *self.values, *self.shift_states):
             # Unguarded: other memory of the same shape is recorded anew, not compiled anew.
             torch._dynamo.mark_static_address(view, guard=False)
 
     @property
     def capacity(self) -> int:
-        """Positions there is room for."""
+        """Positions it can hold."""
         return self._memory.capacity
 
     @property
@@ -167,7 +167,7 @@ class Held:
         # What an earlier text left is never read, but a value that is not a number would spoil what is masked.
         self._memory.keys.zero_()
         self._memory.values.zero_()
-        self._memory.carried.zero_()
+        self._memory.shift_states.zero_()
         cache = copy.copy(self._memory)
         self._user = weakref.ref(cache)
         return cache
@@ -277,7 +277,7 @@ class CompiledModel(InProcess, RoutedModel):
         slots = to_device([start + min(step, own - 1) for step in range(width)], ids.device)
         if ids.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
-        states = self._graphs[kind](padded, slots, held.keys, held.values, held.carried)
+        states = self._graphs[kind](padded, slots, held.keys, held.values, held.shift_states)
         # The next replay writes over what this one has put out.
         return States(states.last[:, :own].clone(), states.tapped[:, :own].clone())
 
@@ -317,9 +317,9 @@ class CompiledModel(InProcess, RoutedModel):
         sublayers = self.full_sublayers if kind.full else self.slim_sublayers
 
         def run(
-            ids: Tensor, slots: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], carried: Sequence[Tensor]
+            ids: Tensor, slots: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], shift_states: Sequence[Tensor]
         ) -> States:
-            return forward(sublayers, ids, StaticWindow(keys, values, carried, slots), taps)
+            return forward(sublayers, ids, StaticWindow(keys, values, shift_states, slots), taps)
 
         # Compiled code is kept with a function's code object, which all these would share, up to a limit of eight.
         name = f"{'full' if kind.full else 'slim'}_pass_{kind.width}_of_{kind.capacity}"

@@ -1,4 +1,4 @@
-"""Dropout: what a model in training mode leaves out at random, so that it says something else each time."""
+"""Dropout: what a model in training mode leaves out at random, so that its output differs each time."""
 
 from __future__ import annotations
 

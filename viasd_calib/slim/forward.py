@@ -71,7 +71,7 @@ def sublayers_of(
 
     Args:
         layer_types: of each layer.
-        bridges: what stands in for skipped runs, by name; runs without one are left out.
+        bridges: what replaces skipped runs, by name; runs without one are left out.
 
     Example:
         >>> layers, layer_types = [nn.Identity(), nn.Identity()], ["sliding_attention", "full_attention"]
@@ -128,7 +128,7 @@ class RoutedModel:
         """The layers whose sublayers q' runs: q's own, or copies that parts of the route made."""
         self.slim_sublayers = plan.sublayers()
         self.token_shift_ends: Sequence[int] = plan.kept_streams
-        """Numbers of the sublayers before which q's passes keep the residual stream, for bridges with a carry."""
+        """Numbers of the sublayers before which q's passes keep the residual stream, for bridges with a token shift."""
         self._slim_head = plan.head
         self.slim_networks = plan.own_networks()
         """What q' runs beside q's own modules, for a backend to prepare."""
@@ -169,8 +169,8 @@ class RoutedModel:
 
     def new_cache(self, capacity: int, batch: int = 1) -> SharedCache:
         """An empty cache with room for ``capacity`` positions."""
-        carries = len(self.token_shift_ends)
-        return SharedCache(self.config, capacity, batch=batch, carries=carries, dtype=self.dtype, device=self.device)
+        shifts = len(self.token_shift_ends)
+        return SharedCache(self.config, capacity, batch=batch, shifts=shifts, dtype=self.dtype, device=self.device)
 
     def full(self, ids: Tensor, window: CacheWindow, taps: Sequence[int] = ()) -> States:
         """q over ``ids`` ([batch, width]).
@@ -248,7 +248,7 @@ class RoutedModel:
         return additive_mask(mask, dtype)
 
     def step(self, sublayer: Sublayer, hidden: Tensor, inputs: Mapping[LayerType, AttentionInputs]) -> Tensor:
-        """What one sublayer adds to the residual stream, a bridge without its carry: [batch, width, hidden]."""
+        """What one sublayer adds to the residual stream, a bridge without its token shift: [batch, width, hidden]."""
         match sublayer.kind:
             case "attention":
                 return self.family.attention(sublayer.layer, hidden, inputs[sublayer.layer_type])
@@ -262,9 +262,9 @@ class RoutedModel:
         sublayer: Sublayer,
         hidden: Tensor,
         inputs: Mapping[LayerType, AttentionInputs],
-        carries: PreviousTokenStore,
+        previous: PreviousTokenStore,
     ) -> Tensor:
-        """The residual stream after one sublayer, kept in ``carries`` where a bridge is to read it.
+        """The residual stream after one sublayer, kept in ``previous`` where a bridge is to read it.
 
         Args:
             hidden: the stream before it, [batch, width, hidden].
@@ -274,8 +274,8 @@ class RoutedModel:
             return stream
         slot = self.token_shift_ends.index(sublayer.end)
         if isinstance(sublayer.layer, StandIn):
-            return carries.along(slot, stream, sublayer.layer.onward)
-        carries.keep(slot, stream)
+            return previous.recur(slot, stream, sublayer.layer.token_shift)
+        previous.keep(slot, stream)
         return stream
 
     def _forward(self, sublayers: Sequence[Sublayer], ids: Tensor, window: Window, taps: Sequence[int]) -> States:

@@ -72,7 +72,7 @@ class FusedLinear:
         self._made: _Made | None = None
 
     def part(self, number: int, inputs: Tensor) -> Tensor:
-        """What layer ``number`` says: [..., in] -> [..., sizes[number]], a view of the product."""
+        """Output of layer ``number``: [..., in] -> [..., sizes[number]], a view of the product."""
         made = self._made
         taken = made.parts.pop(number, None) if made is not None and made.inputs is inputs else None
         if made is None or taken is None:
@@ -84,7 +84,7 @@ class FusedLinear:
 
 
 class FusedLinearPart(nn.Module):
-    """What stands in a module where one layer of a :class:`FusedLinear` was."""
+    """What takes the place of one layer of a :class:`FusedLinear` was."""
 
     def __init__(self, product: FusedLinear, number: int) -> None:
         super().__init__()

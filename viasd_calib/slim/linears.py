@@ -22,7 +22,7 @@ class LinearPlace(NamedTuple):
     linear: nn.Linear
 
     def put(self, module: nn.Module) -> None:
-        """Let ``module`` stand there from now on."""
+        """Put ``module`` there."""
         setattr(self.holder, self.name, module)
 
 

@@ -21,10 +21,10 @@ SublayerKind = Literal["attention", "mlp", "bridge"]
 
 @dataclass(frozen=True)
 class Sublayer:
-    """One attention or MLP sublayer of a decoder layer, or what stands in for a run of them.
+    """One attention or MLP sublayer of a decoder layer, or what replaces a run of them.
 
     Attributes:
-        index: of the decoder layer; of the first one that a bridge stands in for.
+        index: of the decoder layer; of the first one that a bridge replaces.
         layer: the decoder layer, or the bridge.
         end: number of the sublayer that runs after it in q (:class:`~viasd_calib.slim.parts.skips.SkippedRun`).
     """
@@ -59,7 +59,7 @@ class StandIn(nn.Module):
     ``forward`` gives what the run would have added to the residual stream: [..., hidden] -> [..., hidden].
     """
 
-    def onward(self, stream: Tensor) -> Tensor:
+    def token_shift(self, stream: Tensor) -> Tensor:
         """What is added to that from the stream after the run at the previous token: [..., hidden] -> [..., hidden].
 
         Asked only of a module whose run's end is among :attr:`SlimPlan.kept_streams`.

@@ -1,9 +1,9 @@
-"""What a bridge carries: the residual stream after the run it stands for, one place earlier in the text.
+"""The token shift of a bridge: it also reads the residual stream after its run, one place earlier in the text.
 
 The skipped sublayers would have read earlier places, and a map of one place alone cannot. But what they made of the
 place before is known: from q where q has passed over it, from q' where it is pending. So it lies in the cache, beside
-the keys and values and under the same rules, and the bridge reads it. That the state of the place before says much of
-the next one is what EAGLE (Li et al. 2024, arXiv 2401.15077) drafts with.
+the keys and values and under the same rules, and the bridge reads it. EAGLE (Li et al. 2024,
+arXiv 2401.15077) drafts from the state of the place before, too.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class PreviousTokenStore(Protocol):
         """Keep q's own stream, [batch, width, hidden], at the places of the forward."""
         ...
 
-    def along(self, slot: int, local: Tensor, onward: Callable[[Tensor], Tensor]) -> Tensor:
-        """The stream that q' has there: at each place ``local`` + ``onward`` of the stream at the place before.
+    def recur(self, slot: int, local: Tensor, shift: Callable[[Tensor], Tensor]) -> Tensor:
+        """The stream that q' has there: at each place ``local`` + ``shift`` of the stream at the place before.
 
         Args:
             local: [batch, width, hidden].
-            onward: a linear map of streams, [..., hidden] -> [..., hidden].
+            shift: a linear map of streams, [..., hidden] -> [..., hidden].
 
         Returns:
             What is kept as well, [batch, width, hidden].
@@ -36,14 +36,14 @@ class PreviousTokenStore(Protocol):
 
 
 def linear_recurrence(
-    local: Tensor, before: Tensor, onward: Callable[[Tensor], Tensor], repeats: Tensor | None = None
+    local: Tensor, before: Tensor, shift: Callable[[Tensor], Tensor], repeats: Tensor | None = None
 ) -> Tensor:
     """Streams of places in a row, each of which needs the one before: [batch, width, hidden].
 
     Args:
         local: what each place knows of itself, [batch, width, hidden].
         before: the stream at the place before the first, [batch, hidden].
-        onward: what a stream says to the next place.
+        shift: what the next place takes from a stream, a linear map.
         repeats: places that are the one before them once more, as padding is, [1 or batch, width], bool; None for none.
 
     Example:
@@ -61,12 +61,12 @@ def linear_recurrence(
             before = streams[-1]
             if repeats is not None:
                 before = torch.where(repeats[:, place, None], known, before)
-        streams.append(local[:, place] + onward(before))
+        streams.append(local[:, place] + shift(before))
     return torch.stack(streams, 1)
 
 
 def repeated(positions: Tensor) -> Tensor:
-    """Places that stand for the same position as the place before them: [rows, width] -> bool, the same shape.
+    """Places that have the same position as the place before them: [rows, width] -> bool, the same shape.
 
     Example:
         >>> repeated(torch.tensor([[4, 5, 5, 5]])).tolist()

@@ -54,6 +54,6 @@ def draft_agreement(folder: Path) -> DraftAgreement:
     found = DraftAgreement()
     for row in read_rows(folder, COLUMNS):
         places = len(row["p_token"])
-        choices = row["q_ids"][:: len(row["q_ids"]) // places]  # the likeliest of each place's
+        choices = row["q_ids"][:: len(row["q_ids"]) // places]  # the most probable one of each place
         found.add(row["task"], row["p_token"], row["p_depth"], choices)
     return found

@@ -236,7 +236,7 @@ class _Tracer:
             return self.policy.answer(
                 prompts,
                 max_new_tokens=settings.max_new_tokens,
-                summary_top=settings.top_k,
+                top_k_size=settings.top_k,
                 taps=taps,
                 numbers=numbers,
             )
@@ -246,7 +246,7 @@ class _Tracer:
             max_new_tokens=settings.max_new_tokens,
             eos_ids=self.eos_ids,
             sampling=Sampling(temperature=settings.temperature, top_k=settings.sampling_top_k, seed=settings.seed),
-            summary_top=settings.top_k,
+            top_k_size=settings.top_k,
             taps=taps,
             numbers=numbers,
         )

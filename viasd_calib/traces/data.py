@@ -32,13 +32,13 @@ class TraceText:
         turn: of the prompt, from 0.
         ids: prompt and generated tokens, [length], long.
         prompt_length: tokens of the prompt.
-        q_ids: q's likeliest tokens at each generated place, likeliest first, [n, k], long.
+        q_ids: q's most probable tokens at each generated place, the most probable first, [n, k], long.
         q_log_probs: their log-probabilities, [n, k], float32.
         p_token: what the draft model proposed, [n], long; -1 for no proposal, empty without a drafter.
         p_depth: drafted, unverified tokens before each proposal, [n], long.
         p_top_k: top ids [n, k] and log-probabilities [n, k] of p; None without a distribution.
         p_entropy: of p's whole distribution, in nats, [n].
-        p_margin: of p's two likeliest tokens, in nats, [n].
+        p_margin: of p's two most probable tokens, in nats, [n].
         normalised_sha256: of the prompt's normalised text; empty in traces of earlier releases.
     """
 

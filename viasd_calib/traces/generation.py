@@ -41,7 +41,7 @@ def answer_batch(
     max_new_tokens: int,
     eos_ids: frozenset[int],
     sampling: Sampling,
-    summary_top: int = 2,
+    top_k_size: int = 2,
     taps: Sequence[int] = (),
     numbers: Sequence[int] | None = None,
 ) -> list[Answer]:
@@ -49,7 +49,7 @@ def answer_batch(
 
     Args:
         prompts: token ids, each at least one long.
-        summary_top: tokens of q's distribution that summaries keep.
+        top_k_size: tokens of q's distribution that statistics keep.
         taps: after how many layers the residual stream is kept.
         numbers: of the texts; each is drawn with the seed that :func:`~viasd_calib.decoding.sampling.seed_of_text` has
             for its number, whatever else is in the batch. Their places where it is left out.
@@ -75,7 +75,7 @@ def answer_batch(
     live = list(answers)
     for step in range(max_new_tokens):
         logits = verifier.logits(hidden)  # [live, vocabulary]
-        top_k = top_k_statistics(logits, summary_top)
+        top_k = top_k_statistics(logits, top_k_size)
         tokens = _choose(logits, sampling, processors, generators)
         finite, *values = torch.cat([torch.isfinite(top_k.log_sum_exp).all().long()[None], tokens]).tolist()
         if not finite:

@@ -39,7 +39,7 @@ class Policy:
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
-        summary_top: int,
+        top_k_size: int,
         taps: Sequence[int],
         numbers: Sequence[int] | None = None,
     ) -> list[Answer]:
@@ -47,7 +47,7 @@ class Policy:
 
         Args:
             prompts: token ids, each at least one long.
-            summary_top: tokens of q's distribution that summaries keep.
+            top_k_size: tokens of q's distribution that statistics keep.
             taps: after how many layers the residual stream is kept.
             numbers: of the texts, what their draws follow from; their places where it is left out.
 
@@ -59,7 +59,7 @@ class Policy:
         texts = self._texts(prompts, max_new_tokens, range(len(prompts)) if numbers is None else numbers)
         for prompt, text in zip(prompts, texts, strict=True):
             logits, tapped = read_answer(self.decoder.verifier, prompt, text.tokens, taps)
-            top_k = top_k_statistics(logits, summary_top)
+            top_k = top_k_statistics(logits, top_k_size)
             found.append(Answer(text.tokens, [tapped], [top_k[row] for row in range(len(text.tokens))]))
         return found
 

@@ -1,4 +1,4 @@
-"""The layout of a trace shard: one row a text, lists along its generated tokens."""
+"""The layout of a trace shard: one row a text, lists over its generated tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def trace_features() -> Features:
 
     A text of n tokens has lists of n; ``*_ids`` and ``*_log_probs`` are flattened, k for each token.
     ``normalised_sha256`` is of the prompt's text (:mod:`viasd_calib.prompt_copies`); shards of earlier releases have
-    none. ``p_depth`` counts the drafted, unverified tokens that stand before each draft.
+    none. ``p_depth`` counts the drafted, unverified tokens before each draft.
     """
     columns: dict[str, Any] = {
         "prompt_id": Value("string"),

@@ -25,7 +25,7 @@ def fit_stand_in(model: ShallowModel, verifier: RoutedModel, texts: Iterable[Ten
 
     The drafter's layers are the verifier's last ones. What enters them in the verifier is predicted
     linearly from the token's embedding and the residual stream of the place before at the taps, in
-    closed form: what ReplaceMe (arXiv 2505.02819) does for skipped layers within one place, carried to
+    closed form: what ReplaceMe (arXiv 2505.02819) does for skipped layers within one place, extended to
     the next place. The drafter's own state takes the taps' part by a fit of its own, on the verifier's
     last state, which it stands in for.
 

@@ -61,7 +61,7 @@ def given_route(student: Student, options: SlimVerifierOptions) -> Route:
     return load_search(Path(options.route_file)).route_of(options.route_method, student.verifier.ref)
 
 
-def likeliest_within(chance: Tensor, always: Tensor, costs: SublayerCosts, target_cost: float) -> Tensor:
+def most_probable_within(chance: Tensor, always: Tensor, costs: SublayerCosts, target_cost: float) -> Tensor:
     """The sublayers that a route keeps by their chances, as long as their cost is within the target.
 
     Args:
@@ -76,7 +76,7 @@ def likeliest_within(chance: Tensor, always: Tensor, costs: SublayerCosts, targe
     Example:
         >>> costs = SublayerCosts(torch.full((4,), 0.2), rest=0.2)
         >>> always = torch.tensor([True, False, False, False])
-        >>> likeliest_within(torch.tensor([0.1, 0.2, 0.9, 0.4]), always, costs, 0.6).tolist()
+        >>> most_probable_within(torch.tensor([0.1, 0.2, 0.9, 0.4]), always, costs, 0.6).tolist()
         [True, False, True, False]
     """
     order = torch.where(always, 2.0, chance).argsort(descending=True)

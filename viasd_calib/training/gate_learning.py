@@ -15,7 +15,7 @@ from viasd_calib.slim.forward import sublayers_of
 from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceBatch
-from viasd_calib.training.find_route import likeliest_within
+from viasd_calib.training.find_route import most_probable_within
 from viasd_calib.training.hard_concrete import HardConcrete
 from viasd_calib.training.options import SlimVerifierOptions
 from viasd_calib.training.student_module import StudentModule
@@ -102,10 +102,10 @@ class GateModule(StudentModule):
 
     @property
     def route(self) -> Route:
-        """The discrete route: the likeliest sublayers, as long as their cost is within the target."""
+        """The discrete route: the most probable sublayers, as long as their cost is within the target."""
         costs = SublayerCosts(self.shares, float(self.rest))
         return self.student.route(
-            likeliest_within(self.chances().detach(), self.always, costs, self.options.target_cost)
+            most_probable_within(self.chances().detach(), self.always, costs, self.options.target_cost)
         )
 
     def sublayers(self) -> Sequence[Sublayer]:

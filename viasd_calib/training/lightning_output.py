@@ -16,7 +16,7 @@ CHATTER = (
     "Loading `train_dataloader` to estimate",
     "`Trainer.fit` stopped: `max_",  # the end that was asked for
 )
-"""What Lightning logs on every run; the bar and what is printed after it say the same, or nobody asked."""
+"""What Lightning logs on every run; the bar and what is printed after it show the same."""
 
 LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",

@@ -55,7 +55,7 @@ class SlimVerifierOptions:
         fold_adapter: whether the decoder adds the adapter into copies of the weights it sits on: faster where a
             pass is many small products, as of a small verifier on a CPU, for the copies' memory.
         max_run: longest run of pending places that q' is trained for.
-        cache_gib: host memory, in GiB, for q's keys and values along texts that were read: later epochs then read them
+        cache_gib: host memory, in GiB, for q's keys and values on texts that were read: later epochs then read them
             no more. 0 keeps none.
         keep_layers: layers whose sublayers are never skipped nor narrowed; negative ones count from the end.
         mlp_keep: share of its neurons that each other MLP sublayer of q' has; 1 for whole ones.

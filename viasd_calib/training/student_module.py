@@ -134,8 +134,8 @@ def check_trainer(trainer: Trainer) -> None:
     strategy = trainer.strategy
     if trainer.world_size > 1 and not isinstance(strategy, DDPStrategy):
         raise CalibrationError(
-            f"{type(strategy).__name__} cannot train the router: it would shard what is trained, which is small, "
-            "and not the frozen verifier; set trainer.strategy to ddp"
+            f"{type(strategy).__name__} cannot train the slim verifier: it would shard what is trained, which is "
+            "small, and not the frozen verifier; set trainer.strategy to ddp"
         )
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, LearningRateFinder) for callback in callbacks):

@@ -25,12 +25,12 @@ EXACT = without_slim(CERTIFIED)
 def calibrated(bound: float | None, seconds: float | None) -> CalibrateArtifact:
     """A result with a policy certified at ``bound`` that takes ``seconds`` a token; exact decoding takes 0.02."""
     certificate = make_certificate(bound)
-    worth = PolicyTiming(
+    timing = PolicyTiming(
         by_bound={0.5: 0.03}, seconds_per_token_without=0.02, seconds_per_token_certified=seconds, n_prompts=8
     )
     return CalibrateArtifact(
         fit="fit", gates=EXACT, certified_gates=CERTIFIED if bound else None, draft_length=6, max_pending=12,
-        certificate=certificate, slim_worth=worth, tested=[],
+        certificate=certificate, slim_worth=timing, tested=[],
     )  # fmt: skip
 
 

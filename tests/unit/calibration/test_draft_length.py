@@ -95,5 +95,5 @@ def test_few_blocks_keep_the_default() -> None:
     assert best_stop(scores, 3, costs(0.1, 3), default=0.37) == 0.37
 
 
-def test_drafts_longer_than_the_traced_ones_are_judged_by_those() -> None:
+def test_drafts_longer_than_the_traced_ones_are_scored_by_those() -> None:
     assert best_stop(many([0.9] * 2, [True] * 2), 6, costs(0.01, 6), default=0.99) < 0.99

@@ -31,9 +31,9 @@ def test_a_logistic_truth_is_found_again() -> None:
 
 
 def test_one_outcome_is_refused() -> None:
-    judged = drawn(0)
+    held_back = drawn(0)
     with pytest.raises(CalibrationError, match="one outcome"):
-        fit_gate(LabelledTokens(judged.features, torch.ones_like(judged.agrees)), judged, ["draft_margin"])
+        fit_gate(LabelledTokens(held_back.features, torch.ones_like(held_back.agrees)), held_back, ["draft_margin"])
 
 
 def test_reliability_bins() -> None:

@@ -36,5 +36,5 @@ def test_a_reduced_head_loses_what_lies_outside_it(tiny_verifier: Verifier, text
         agrees = torch.cat([one.own.agrees for one in scored])
         assert float(agrees.float().mean()) == pytest.approx(agreement)
         for one in scored:
-            for judged in (one.accept, one.own, one.own_alone):
-                assert all(column.isfinite().all() for column in judged.features.values())
+            for tokens in (one.accept, one.own, one.own_alone):
+                assert all(column.isfinite().all() for column in tokens.features.values())

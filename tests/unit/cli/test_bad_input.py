@@ -37,7 +37,7 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("huge seed", [*GENERATE, "--seed", str(2**64)], 2, "--seed is '18446744073709551616'; give a whole number"),
     ("nan", [*GENERATE, "--top-p", "nan"], 2, "--top-p is 'nan'; give a number above 0 and at most 1"),
     ("inf", [*GENERATE, "--temperature", "inf"], 2, "--temperature is 'inf'; give a finite number, at least 0"),
-    ("too cold", [*GENERATE, "--temperature", "1e-38"], 1, "--temperature is 1e-38; give 0, which takes the likeliest"),
+    ("too cold", [*GENERATE, "--temperature", "1e-38"], 1, "--temperature is 1e-38; give 0, which takes the most prob"),
     ("too cold to capture", [*CAPTURE, "--temperature", "1e-38"], 1, "--temperature is 1e-38; give 0, which takes the"),
     ("too large a penalty", [*GENERATE, "--repetition-penalty", "1e31"], 1, "--repetition-penalty is 1e+31; give more"),
     ("above one", [*CALIBRATE, "--max-loss", "2"], 2, "--max-loss is '2'; give a number above 0 and below 1"),

@@ -109,7 +109,7 @@ def test_half_of_a_surrogate_pair_is_printed(capfdbinary: pytest.CaptureFixture[
 
 def test_a_temperature_that_overflows_is_refused(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words(spec, "w1"), "--temperature", "1e-38"]) == 1
-    assert "--temperature is 1e-38; give 0, which takes the likeliest" in capsys.readouterr().err
+    assert "--temperature is 1e-38; give 0, which takes the most probable" in capsys.readouterr().err
 
 
 def test_a_reader_that_leaves_ends_it_quietly() -> None:

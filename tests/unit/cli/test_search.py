@@ -34,4 +34,4 @@ def test_each_method_has_its_numbers_in_their_columns() -> None:
     assert "agreement most confident 50% most confident 70% most confident 90% KL cost passes s" in lines
     assert "even 0.6000 0.9100 0.8200 0.7300 0.2345 0.51 17 3.2" in lines
     assert "knapsack 0.6500 0.9100 0.8200 0.7300 0.2345 0.49 17 3.2" in lines
-    assert "passes over 8 judging texts, at most 40" in " ".join(lines)
+    assert "passes over 8 texts of the search, at most 40" in " ".join(lines)

@@ -91,7 +91,7 @@ def test_settings_out_of_range_are_refused_before_anything_heavy_is_loaded(tmp_p
     }
     for status, _, err in answers(runs, tmp_path).values():
         assert status == 1
-        assert "error: --temperature is 1e-38; give 0, which takes the likeliest token, or 1e-30 to 1e+30" in err
+        assert "error: --temperature is 1e-38; give 0, which takes the most probable token, or 1e-30 to 1e+30" in err
 
 
 def test_a_file_that_is_no_benchmark_is_refused_before_anything_heavy_is_loaded(tmp_path: Path) -> None:

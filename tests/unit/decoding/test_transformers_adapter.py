@@ -329,7 +329,7 @@ def test_a_cache_of_the_users_own_is_refused_under_its_name(model: Any, spec_pat
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values", "some_later_name"])
-def test_what_generate_prepares_is_judged_by_what_it_is(name: str) -> None:
+def test_what_generate_prepares_is_checked_by_what_it_is(name: str) -> None:
     ids, empty, filled = torch.tensor([[3, 4]]), DynamicCache(), DynamicCache()
     filled.update(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), 0)
     prepared = {"attention_mask": None, "position_ids": torch.tensor([[0, 1]]), "use_cache": True, "logits_to_keep": 1}

@@ -16,7 +16,7 @@ def test_ids_of_a_smaller_vocabulary() -> None:
 
 
 @given(data=st.data(), dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
-def test_the_likeliest_token_is_the_first_of_equals(data: st.DataObject, dtype: torch.dtype) -> None:
+def test_the_most_probable_token_is_the_first_of_equals(data: st.DataObject, dtype: torch.dtype) -> None:
     """Logits in half precision tie often, and every place has to choose alike."""
     width = data.draw(st.integers(1, 300))
     rows = data.draw(st.lists(st.lists(st.integers(0, width - 1), max_size=4), min_size=1, max_size=3))
@@ -27,7 +27,7 @@ def test_the_likeliest_token_is_the_first_of_equals(data: st.DataObject, dtype: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_likeliest_token_is_one_where_there_is_no_likeliest(dtype: torch.dtype) -> None:
+def test_the_most_probable_token_is_one_where_there_is_none(dtype: torch.dtype) -> None:
     rows = torch.tensor([[0.0, torch.nan, 3.0], [-torch.inf] * 3], dtype=dtype)
     assert ((argmax(rows) >= 0) & (argmax(rows) < 3)).all()
 

@@ -150,7 +150,7 @@ def test_proposals_are_ids_of_its_vocabulary() -> None:
 
 @torch.inference_mode()
 def test_what_another_drafted_is_read_token_by_token() -> None:
-    """Where no verifier has spoken a place reads what the one before it says, as in a draft of its own."""
+    """Where no verifier has read a place, it reads what the one before it gives, as in a draft of its own."""
     drafter, told = start(), start()
     for each in (drafter, told):
         each.observe(0, random_states(3))

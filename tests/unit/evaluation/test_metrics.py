@@ -71,7 +71,7 @@ def test_passes_are_per_token_and_acceptance_is_tokens_per_pass() -> None:
     assert (found.slim_passes_per_token, found.draft_steps_per_token) == (8 / 20, 12 / 20)
 
 
-def test_rejections_are_a_share_of_judged_drafted_tokens() -> None:
+def test_rejections_are_a_share_of_compared_drafted_tokens() -> None:
     found = pool([answered(10, 1.0, kept=6, rejected=2)], NO_BASELINE, seed=0)
     assert found.rejection_rate == 2 / 8
     assert found.tier_shares == {"accept": 0.6, "regenerate": 0.0, "escalate": 0.4}

@@ -11,7 +11,7 @@ import torch
 from tests.rounding import assert_near
 from tests.tiny import TinyFolder, tiny_model, tiny_prompts, tiny_spec, tiny_texts
 from viasd_calib.errors import BenchError
-from viasd_calib.evaluation.route_quality import judge_at_distances, measure_quality
+from viasd_calib.evaluation.route_quality import compare_at_distances, measure_quality
 from viasd_calib.pipeline.options import RouteQualityOptions
 from viasd_calib.pipeline.route_quality import route_quality
 from viasd_calib.slim.cache import CacheWindow
@@ -21,11 +21,11 @@ from viasd_calib.spec import Route
 ROUTE = Route(attention_skip=[1], mlp_skip=[2])
 
 
-def test_every_place_is_judged_once_at_every_distance_it_can_have() -> None:
+def test_every_place_is_compared_once_at_every_distance_it_can_have() -> None:
     model, text = RoutedModel(tiny_model(), ROUTE), tiny_texts(1)[0]
     n = len(text.q_ids)
-    judged = judge_at_distances(model, text, 4)
-    assert [len(places.agrees) for places in judged] == [n - distance for distance in range(4)]
+    compared = compare_at_distances(model, text, 4)
+    assert [len(places.agrees) for places in compared] == [n - distance for distance in range(4)]
 
 
 @torch.inference_mode()
@@ -40,7 +40,7 @@ def test_a_distance_is_how_many_tokens_the_full_verifier_has_not_seen(distance: 
         pending = text.ids[None, exact : place + 1]
         said = model.logits(model.slim(pending, CacheWindow(cache, exact, distance + 1, place + 1)).last[0, -1])
         expected.append(float(said.softmax(-1).max()))
-    found = judge_at_distances(model, text, 4)[distance].confidence
+    found = compare_at_distances(model, text, 4)[distance].confidence
     assert_near(found.sort().values, torch.tensor(expected).sort().values)
 
 
@@ -66,7 +66,7 @@ def test_a_reduced_head_leaves_the_divergence_finite() -> None:
     assert 0 < quality.kl < 20
 
 
-def test_nothing_to_judge_is_refused() -> None:
+def test_nothing_to_compare_is_refused() -> None:
     with pytest.raises(BenchError, match="wrote nothing"):
         measure_quality(RoutedModel(tiny_model(), ROUTE), [], {})
 

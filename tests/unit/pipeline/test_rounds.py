@@ -79,7 +79,7 @@ def test_between_rounds_the_decoder_answers_every_prompt(
     assert not (two_rounds / "round-2" / "traces").exists(), "nobody would learn from them"
 
 
-def test_q_judges_every_place_of_the_decoders_texts(tiny_folder: TinyFolder, traces: Path, two_rounds: Path) -> None:
+def test_q_reads_every_place_of_the_decoders_texts(tiny_folder: TinyFolder, traces: Path, two_rounds: Path) -> None:
     texts = read_texts(two_rounds / "round-1" / "traces")
     routed = RoutedModel(load_verifier(str(tiny_folder)).model)
     diverged = [text.generated != text.q_ids[:, 0] for text in texts]

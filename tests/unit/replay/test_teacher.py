@@ -56,7 +56,7 @@ def test_texts_are_read_once_and_remembered_for_any_batch(monkeypatch: pytest.Mo
         found, (_, wanted) = caches.of(indices, ids[indices, :length]), read_text(model, ids[indices, :length])
         assert_near(found.keys[:, :, :, :7], wanted.keys[:, :, :, :7])
         assert_near(found.values[:, :, :, :7], wanted.values[:, :, :, :7])
-        assert_near(found.carried[:, :, :7], wanted.carried[:, :, :7])
+        assert_near(found.shift_states[:, :, :7], wanted.shift_states[:, :, :7])
         assert found.capacity == length
     assert read == [2, 1]
 

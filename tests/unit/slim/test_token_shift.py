@@ -1,4 +1,4 @@
-"""What bridges carry: the same however a text is cut into passes, and exact wherever q has been."""
+"""States of token shifts: the same however a text is cut into passes, and exact wherever q has been."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_full_pass_keeps_the_stream_behind_each_run(family: str) -> None:
     assert model.token_shift_ends == [3, 6]
     cache = filled(model, ids, LENGTH)
     streams = read_residuals(model, ids, model.token_shift_ends)  # [2, length, runs, hidden]
-    assert_near(cache.carried, streams.permute(2, 0, 1, 3))
+    assert_near(cache.shift_states, streams.permute(2, 0, 1, 3))
 
 
 @torch.inference_mode()
@@ -65,7 +65,7 @@ def test_however_slim_passes_are_cut_they_say_the_same(seed: int, begin: int, cu
     edges = sorted({begin, LENGTH, *(cut for cut in cuts if cut > begin)})
     parts = [model.slim(ids[:, one:other], over(cache, one, other - one)).last for one, other in pairwise(edges)]
     assert_near(torch.cat(parts, 1), states)
-    assert_near(cache.carried, whole.carried)
+    assert_near(cache.shift_states, whole.shift_states)
 
 
 @torch.inference_mode()
@@ -74,10 +74,10 @@ def test_q_makes_exact_what_q_prime_left(seed: int, begin: int) -> None:
     model, ids = routed(), ids_of(seed)
     cache = filled(model, ids, begin)
     model.slim(ids[:, begin:], over(cache, begin, LENGTH - begin))
-    exact = filled(model, ids, LENGTH).carried
-    assert not torch.allclose(cache.carried, exact, atol=1e-3)
+    exact = filled(model, ids, LENGTH).shift_states
+    assert not torch.allclose(cache.shift_states, exact, atol=1e-3)
     model.full(ids[:, begin:], over(cache, begin, LENGTH - begin))
-    assert_near(cache.carried, exact)
+    assert_near(cache.shift_states, exact)
 
 
 @torch.inference_mode()
@@ -89,14 +89,14 @@ def test_rows_of_a_batch_are_as_each_text_alone(seed: int, spans: list[tuple[int
     rows = cache.rows()[1:]
     starts, widths = [start for start, _ in spans], [width for _, width in spans]
     blocks = [ids[1 + row, start : start + width] for row, (start, width) in enumerate(spans)]
-    untouched = cache.carried[:, 0].clone()
+    untouched = cache.shift_states[:, 0].clone()
     states = model.slim(repeat_last(blocks), window_of_rows(rows, starts, widths)).last
     for row, (start, width) in enumerate(spans):
         alone = filled(model, ids[1 + row : 2 + row], LENGTH)
         expected = model.slim(blocks[row][None], over(alone, start, width)).last
         assert_near(states[row, :width], expected[0])
-        assert_near(cache.carried[:, 1 + row], alone.carried[:, 0])
-    assert torch.equal(cache.carried[:, 0], untouched)
+        assert_near(cache.shift_states[:, 1 + row], alone.shift_states[:, 0])
+    assert torch.equal(cache.shift_states[:, 0], untouched)
 
 
 @torch.inference_mode()
@@ -113,25 +113,25 @@ def test_a_graph_of_another_width_carries_the_same(seed: int, begin: int, width:
     block = ids[:, begin : begin + width]
     states = eager.slim(block, over(expected, begin, width)).last
     assert_near(static.slim(block, over(found, begin, width)).last, states)
-    assert_near(found.carried[:, :, :LENGTH], expected.carried)
-    assert not found.carried[:, :, begin + width :].any()
+    assert_near(found.shift_states[:, :, :LENGTH], expected.shift_states)
+    assert not found.shift_states[:, :, begin + width :].any()
 
 
 def test_rows_keep_what_they_carry() -> None:
     model = routed()
     cache = filled(model, ids_of(0, rows=3), LENGTH)
-    before = cache.carried.clone()
+    before = cache.shift_states.clone()
     first, _, third = cache.rows()
     keep_rows([third, first])
-    assert torch.equal(cache.carried, before[:, [2, 0]])
-    assert torch.equal(cache.only(1).carried, before[:, :1])
+    assert torch.equal(cache.shift_states, before[:, [2, 0]])
+    assert torch.equal(cache.only(1).shift_states, before[:, :1])
 
 
 def test_only_bridges_with_a_carry_are_carried_for() -> None:
     mixed = nn.ModuleDict({**random_bridges(ROUTE, carry=True), "attention_2": random_bridges(ROUTE)["attention_2"]})
     assert token_shift_ends(ROUTE, mixed) == [3]
     assert token_shift_ends(ROUTE, nn.ModuleDict()) == []
-    assert RoutedModel(tiny_model(), ROUTE).new_cache(4).carried.numel() == 0
+    assert RoutedModel(tiny_model(), ROUTE).new_cache(4).shift_states.numel() == 0
 
 
 @given(st.integers(1, 6), st.integers(0, 3))

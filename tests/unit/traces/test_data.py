@@ -254,6 +254,6 @@ def test_batches_hold_every_text_once_within_the_limit(traces: Path) -> None:
         assert batch.ids.numel() <= 100 or len(batch.indices) == 1
         assert int(batch.predicts.sum()) == len(batch.q_ids)
         nexts = batch.ids[:, 1:][batch.predicts[:, :-1]]
-        assert torch.equal(nexts, batch.q_ids[:, 0])  # greedy texts: the token after a place is q's likeliest
+        assert torch.equal(nexts, batch.q_ids[:, 0])  # greedy texts: the token after a place is q's most probable one
         seen += batch.indices
     assert sorted(seen) == [text.index for text in data.training_texts()]

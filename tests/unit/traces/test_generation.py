@@ -28,7 +28,7 @@ def answers(
         max_new_tokens=count,
         eos_ids=eos,
         sampling=sampling or Sampling(),
-        summary_top=4,
+        top_k_size=4,
         taps=TAPS,
     )
 

@@ -50,9 +50,9 @@ def test_an_answer_is_read_in_one_pass(prompt: list[int], tokens: list[int]) -> 
 
 
 @given(prompts=st.lists(token_lists(1, 6), min_size=1, max_size=4))
-def test_the_policy_writes_and_q_judges(prompts: list[list[int]]) -> None:
+def test_the_policy_writes_and_q_reads(prompts: list[list[int]]) -> None:
     writer = policy()
-    answers = writer.answer(prompts, max_new_tokens=6, summary_top=3, taps=TAPS)
+    answers = writer.answer(prompts, max_new_tokens=6, top_k_size=3, taps=TAPS)
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer.tokens == writer.decoder.generate(prompt, 6).tokens
         logits = transformers_logits(tiny_model(), [*prompt, *answer.tokens])[len(prompt) - 1 : -1]
@@ -98,7 +98,7 @@ def _with_end(decoder: Decoder, verifier: Verifier) -> Decoder:
 
 
 def test_what_was_asked_is_asked_again(tiny_verifier: Verifier, tmp_path: Path) -> None:
-    """A later turn stands after the answers that q gave, whatever the policy says."""
+    """A later turn follows the answers that q gave, whatever the policy says."""
     capture_traces(tiny_verifier, None, "none", tiny_prompts(8, turns=2), tmp_path / "q", SETTINGS)
     asked = [text.asked for text in read_texts(tmp_path / "q")]
     assert any(one.turn == 1 for one in asked)

@@ -25,7 +25,7 @@ SHARES = {"fit": 1.0, "calibrate": 0.0, "test": 0.0}
 def run(
     tiny_folder: TinyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str, int], dict[str, Any]]:
-    """Runs the script for some variants, judged on so many texts; what it wrote."""
+    """Runs the script for some variants, compared on so many texts; what it wrote."""
     monkeypatch.chdir(tmp_path)
     traces = tiny_traces(tiny_folder, tmp_path / "traces", 24, max_new_tokens=12, batch_size=12)
     found, config, out = tmp_path / "search.json", tmp_path / "fit.yaml", tmp_path / "out"
@@ -53,7 +53,7 @@ def run(
     return run
 
 
-def test_variants_are_trained_and_judged_once(
+def test_variants_are_trained_and_compared_once(
     run: Callable[[str, int], dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     routes = run("route by", 5)

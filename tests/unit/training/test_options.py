@@ -47,7 +47,9 @@ def test_an_entry_that_cannot_be_is_refused(entry: dict[str, Any], message: str)
 def test_processes_under_another_strategy_are_refused() -> None:
     module = DistillationModule(SlimVerifierOptions())
     module._trainer = SimpleNamespace(world_size=2, strategy=FSDPStrategy(), callbacks=[])  # type: ignore[assignment]
-    with pytest.raises(CalibrationError, match=r"FSDPStrategy cannot train the router.*set trainer.strategy to ddp"):
+    with pytest.raises(
+        CalibrationError, match=r"FSDPStrategy cannot train the slim verifier.*set trainer.strategy to ddp"
+    ):
         module.configure_model()
 
 

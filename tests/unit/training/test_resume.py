@@ -151,7 +151,7 @@ def test_wherever_it_is_killed_the_resumed_run_has_the_same_losses(
     length = epoch_length(traces)
     assert length >= 4
     settings: dict[str, Any] = {"max_epochs": 3, "val_check_interval": 0.5}
-    if by == "steps":  # as the recipe of the router has it
+    if by == "steps":  # as the recipe of a fit has it
         settings = {"max_epochs": 100, "max_steps": 3 * length - 1, "val_check_interval": length + 1,
                     "check_val_every_n_epoch": None}  # fmt: skip
     whole = train(make(str(tiny_folder)), data_of(traces), tmp_path / "whole", **settings)
@@ -169,7 +169,7 @@ def test_wherever_it_is_killed_the_resumed_run_has_the_same_losses(
 
 
 @pytest.mark.parametrize("make", [gates, span, make_drafter], ids=["gates", "span", "drafter"])
-def test_steps_behind_the_last_checkpoint_are_done_again(
+def test_steps_after_the_last_checkpoint_are_done_again(
     make: MakeModule, tiny_folder: TinyFolder, traces: Path, tmp_path: Path
 ) -> None:
     whole = train(make(str(tiny_folder)), data_of(traces), tmp_path / "whole", max_epochs=2)

@@ -52,16 +52,16 @@ def test_a_target_beyond_reach_is_refused() -> None:
 
 def test_the_span_with_the_least_divergence_is_taken() -> None:
     model = RoutedModel(tiny_model())
-    seen, judges = tiny_texts(30)[:24], tiny_texts(30)[24:]
+    seen, unseen = tiny_texts(30)[:24], tiny_texts(30)[24:]
     routes = span_routes(even(LAYERS), 0.8, [], LAYERS)
     assert len(routes) == LAYERS
-    route, bridges = choose_span(model, routes, seen, judges)
+    route, bridges = choose_span(model, routes, seen, unseen)
     kept = [
         sublayers_of(model.layers, model.layer_types, tried, fitted)
         for tried, fitted in zip(routes, fit_bridges(model, routes, seen, read_residuals), strict=True)
     ]
     divergence = {
-        tried.mlp_skip[0]: kl for tried, kl in zip(routes, route_divergences(model, kept, judges), strict=True)
+        tried.mlp_skip[0]: kl for tried, kl in zip(routes, route_divergences(model, kept, unseen), strict=True)
     }
     assert route.mlp_skip[0] == min(divergence, key=divergence.__getitem__)
     assert [*bridges] == [f"attention_{route.mlp_skip[0]}"]

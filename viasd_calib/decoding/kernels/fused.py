@@ -3,7 +3,7 @@
 Decoding has few rows (1 to 16) of 50,000 to 260,000 logits, so a program per row would leave most of a GPU
 idle. The first kernel therefore cuts each row into blocks, one program each: it holds its block in registers
 and leaves five numbers after. The second merges the blocks of a row as the online softmax does (Milakov and
-Gimelshein 2018, arXiv 1805.02867), with the sum of x exp(x) carried along for the entropy.
+Gimelshein 2018, arXiv 1805.02867), with the sum of x exp(x) accumulated for the entropy.
 
 Bytes moved, for R rows of V logits of b bytes in blocks of B:
 
@@ -144,7 +144,7 @@ def merge_blocks(
     total = tl.sum(scale * totals, 0)
     # Far below the top, after * totals may overflow to -inf, and a scale of 0 would make it NaN.
     weighted = tl.sum(tl.where(scale == 0.0, 0.0, scale * (weighteds + after * totals)), 0)
-    # A total of NaN says that the row is no distribution: it passes to every float.
+    # A total of NaN means that the row is no distribution: it passes to every float.
     top = tl.where(total == total, top, total)
     second = tl.where(total == total, second, total)
 

@@ -108,10 +108,10 @@ def _with_attention_alone(own: Sequence[RoundTimes]) -> list[float]:
     return [own[0].total + entry.attention - own[0].attention for entry in own]
 
 
-def _latency_line(axes: Axes, along: Literal["width", "context"], entries: Sequence[Measured]) -> None:
+def _latency_line(axes: Axes, axis: Literal["width", "context"], entries: Sequence[Measured]) -> None:
     """Medians of one tier, in a band between the quartiles."""
     tier = entries[0].tier
-    places = [getattr(entry, along) for entry in entries]
+    places = [getattr(entry, axis) for entry in entries]
     low, median, high = ([1000 * getattr(entry, name) for entry in entries] for name in ("low", "seconds", "high"))
     axes.fill_between(places, low, high, color=LATENCY_COLOURS[tier], alpha=0.18, linewidth=0)
     axes.plot(places, median, color=LATENCY_COLOURS[tier], marker=_LATENCY_MARKERS[tier], markersize=5,
@@ -135,5 +135,5 @@ def _straight_on(axes: Axes, entries: Sequence[Measured]) -> None:
 
 
 def _has_room(points: Sequence[int], place: int, least: float = 0.04) -> bool:
-    """Whether a tick's label at ``points[place]`` stands clear of the next one's by that share of the axis."""
+    """Whether a tick's label at ``points[place]`` is clear of the next one's by that share of the axis."""
     return place == len(points) - 1 or points[place + 1] - points[place] >= least * points[-1]

@@ -2,7 +2,7 @@
 
 A figure is drawn in the colours of the light theme. ``inline_svg`` turns these colours into the CSS
 variables of the page, so that one picture reads well on light and on dark ground. The colours are told
-apart by people who are colour-blind, and shape, hatching or position says the same again.
+apart by people who are colour-blind, and shape, hatching or position shows the same again.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def write_figure(figure: Figure, path: Path) -> None:
 
 
 def inline_svg(figure: Figure, name: str, alt: str) -> str:
-    """A figure as an ``<svg>`` element to stand inside a page.
+    """A figure as an ``<svg>`` element for a page.
 
     Args:
         name: unique in the page; put before every id.

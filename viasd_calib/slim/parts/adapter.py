@@ -1,6 +1,6 @@
 """The adapter of the slim path: weights of its own on copies of q's layers that share q's parameters.
 
-q's own modules are never touched, so that q costs and says what it did without an adapter.
+q's own modules are never touched, so that q costs and computes what it did without an adapter.
 """
 
 from __future__ import annotations

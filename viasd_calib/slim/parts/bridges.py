@@ -1,7 +1,7 @@
-"""Bridges: linear maps of the residual stream that stand in for runs of skipped sublayers.
+"""Bridges: linear maps of the residual stream that replace runs of skipped sublayers.
 
 The idea is ReplaceMe's (Shopkhoev et al. 2025, arXiv 2505.02819): what a run of layers adds to the residual stream is
-nearly linear in what enters it. A bridge costs one small product in place of the whole run, two with a carry.
+nearly linear in what enters it. A bridge costs one small product in place of the whole run, two with a token shift.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ RIDGE = 1e-3
 class Bridge(StandIn):
     """x -> W x + b, what a run of sublayers would have added to the residual stream x.
 
-    With a carry, C y is added to that, where y is the stream after the run at the place before
+    With a token shift (``carry``), C y is added to that, where y is the stream after the run at the place before
     (:mod:`viasd_calib.slim.token_shift`).
 
     Args:
@@ -69,7 +69,7 @@ class Bridge(StandIn):
             nn.init.zeros_(self.carry_up.weight)
 
     @property
-    def carries(self) -> bool:
+    def has_shift(self) -> bool:
         """Whether it reads the place before."""
         return self.carry_up is not None
 
@@ -77,10 +77,10 @@ class Bridge(StandIn):
         """W x + b: [..., hidden] -> [..., hidden]."""
         return self.up(self.down(hidden))  # type: ignore[no-any-return]
 
-    def onward(self, stream: Tensor) -> Tensor:
-        """C y, what the stream after the run says to the next place: [..., hidden] -> [..., hidden]."""
-        assert self.carry_down is not None, "asked of a bridge with a carry"
-        assert self.carry_up is not None, "asked of a bridge with a carry"
+    def token_shift(self, stream: Tensor) -> Tensor:
+        """C y, what the next place takes from the stream after the run: [..., hidden] -> [..., hidden]."""
+        assert self.carry_down is not None, "asked of a bridge with a token shift"
+        assert self.carry_up is not None, "asked of a bridge with a token shift"
         return self.carry_up(self.carry_down(stream))  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -99,7 +99,7 @@ class Bridge(StandIn):
         self.up.bias.copy_(bias if directions is None else directions @ (directions.T @ bias))
         if self.carry_down is not None:
             assert self.carry_up is not None, "made together"
-            assert carry is not None, "a bridge with a carry is fitted with one"
+            assert carry is not None, "a bridge with a token shift is fitted with one"
             _set_product(self.carry_down, self.carry_up, carry, directions)
 
 
@@ -123,7 +123,7 @@ def new_bridges(route: Route, hidden: int, rank: int | None = None, carry: bool 
 
 
 def token_shift_ends(route: Route, bridges: nn.ModuleDict) -> list[int]:
-    """Numbers of the sublayers before which a bridge's carry is the residual stream, rising.
+    """Numbers of the sublayers before which the residual stream is kept for a bridge's token shift, rising.
 
     Example:
         >>> route = Route(attention_skip=[1, 2], mlp_skip=[1])
@@ -134,7 +134,7 @@ def token_shift_ends(route: Route, bridges: nn.ModuleDict) -> list[int]:
         ([5], [])
     """
     held = {run.end: bridges[run.name] for run in skipped_runs(route) if run.name in bridges}
-    return [end for end, bridge in held.items() if isinstance(bridge, Bridge) and bridge.carries]
+    return [end for end, bridge in held.items() if isinstance(bridge, Bridge) and bridge.has_shift]
 
 
 def save_bridges(bridges: nn.ModuleDict, path: Path) -> None:
@@ -176,7 +176,7 @@ def fit_bridges(
     Each map predicts what its run of sublayers adds to the residual stream, from what enters the run in q, at the
     places where q wrote (ReplaceMe, arXiv 2505.02819, equation 4, with a ridge). A low rank keeps the directions in
     which the predictions vary most, which is least squares under that rank (Izenman 1975, reduced-rank regression).
-    Maps with a carry read q's stream after the run at the place before, too.
+    Maps with a token shift read q's stream after the run at the place before, too.
 
     Args:
         replay: runs q over the texts.
@@ -203,18 +203,18 @@ def fit_bridges(
     return fitted
 
 
-def add_examples(problem: LeastSquares, before: Tensor, after: Tensor, carried: Tensor | None = None) -> None:
+def add_examples(problem: LeastSquares, before: Tensor, after: Tensor, shift_states: Tensor | None = None) -> None:
     """What a run made of the residual stream ([n, hidden] each), as examples with a constant last input.
 
     Args:
-        carried: the stream after the run, one place earlier; None for bridges without a carry.
+        shift_states: the stream after the run, one place earlier; None for bridges without a token shift.
     """
-    inputs = [before, *([] if carried is None else [carried]), torch.ones_like(before[:, :1])]
+    inputs = [before, *([] if shift_states is None else [shift_states]), torch.ones_like(before[:, :1])]
     problem.add(torch.cat(inputs, 1), after - before)
 
 
 def set_least_squares(bridge: Bridge, problem: LeastSquares, rank: int | None) -> None:
-    """Give a bridge the maps that solve a problem whose last input is the constant 1, its carry among them."""
+    """Give a bridge the maps that solve a problem whose last input is the constant 1, its token shift among them."""
     mean_square = float(problem.gram.diagonal()[:-1].mean()) / max(problem.count, 1)
     solution = problem.solve(slice(None), RIDGE * mean_square)  # [hidden + 1, hidden], or [2 hidden + 1, hidden]
     directions = None if rank is None else _directions(problem.gram, solution, rank)
@@ -267,7 +267,7 @@ class Bridges(RoutePart[nn.ModuleDict]):
         return bridges.eval().requires_grad_(False)
 
     def install(self, plan: SlimPlan, held: nn.ModuleDict) -> None:
-        """Let bridges run where the sublayers they stand in for would; skipped runs without one are left out."""
+        """Let bridges run where the sublayers they replace would; skipped runs without one are left out."""
         plan.place(held)
         for run in skipped_runs(plan.route):
             if run.name in held:
@@ -278,9 +278,9 @@ class Bridges(RoutePart[nn.ModuleDict]):
         plan.networks.append(held)
 
     def line(self, route: Route, layers: int) -> str:
-        carry = " with carry" if route.bridges is not None and route.bridges.carry else ""
+        shift = " with token shift" if route.bridges is not None and route.bridges.carry else ""
         count = len(skipped_runs(route))
-        return f"a bridge{carry} for the run skipped" if count == 1 else f"bridges{carry} for the {count} runs skipped"
+        return f"a bridge{shift} for the run skipped" if count == 1 else f"bridges{shift} for the {count} runs skipped"
 
     def drawing(self, route: Route, layers: int) -> list[Mark]:
         label = "bridge, for the run below it"

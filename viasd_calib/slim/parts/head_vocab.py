@@ -2,7 +2,7 @@
 
 The head is a large part of a slim pass (in SmolLM2-135M it has the weights of ten MLP sublayers), and nearly all
 tokens of a text are frequent ones (FR-Spec, Zhao et al. 2025, arXiv 2502.14856, reduces a draft model's head so).
-A token that q' cannot say has the logit -inf in it: q' leaves it to q.
+A token that q' does not have has the logit -inf in it: q' leaves it to q.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SlimHead(nn.Module):
 
     Args:
         rows: [head vocabulary, hidden].
-        ids: the verifier ids they stand for, [head vocabulary], long.
+        ids: their ids in the verifier's vocabulary, [head vocabulary], long.
     """
 
     ids: Tensor

@@ -2,7 +2,7 @@
 
 A neuron of a gated MLP (Shazeer 2020, arXiv 2002.05202) is a row of its gate and up projections and a column of its
 down projection, and the sum over neurons does not care for their order. So q's neurons are put, once, into an order
-with those that q' keeps first: q says what it did, up to the rounding of that sum, and what q' reads are prefixes of
+with those that q' keeps first: q gives what it did, up to the rounding of that sum, and what q' reads are prefixes of
 q's own weights, which take no memory.
 """
 
@@ -104,7 +104,7 @@ def order_neurons(mlp: nn.Module, order: Tensor) -> None:
     order = order.to(now)
     if torch.equal(now, order):
         return
-    moved = now.argsort()[order]  # where each neuron stands now
+    moved = now.argsort()[order]  # where each neuron is now
     for linear in entering:
         halves = linear.out_features // len(moved)  # gate and up in one
         rows = torch.cat([moved + half * len(moved) for half in range(halves)])

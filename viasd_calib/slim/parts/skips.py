@@ -24,7 +24,7 @@ class SkippedRun:
 
     @property
     def name(self) -> str:
-        """Name of the bridge that stands in for it.
+        """Name of the bridge that replaces it.
 
         Example:
             >>> SkippedRun(5, 9).name

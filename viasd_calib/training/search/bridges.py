@@ -23,8 +23,8 @@ class BridgeFitter:
 
     :func:`~viasd_calib.slim.parts.bridges.fit_bridges` does so for routes known ahead.
 
-    A run that several routes leave out is fitted once, and they share its bridge. Bridges have no carry: a search would
-    have to keep q's stream after every run that it may come to try.
+    A run that several routes leave out is fitted once, and they share its bridge. Bridges have no token shift: a
+    search would have to keep q's stream after every run that it may come to try.
 
     Args:
         model: what the bridges are for.

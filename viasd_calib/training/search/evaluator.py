@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from viasd_calib.errors import CalibrationError
-from viasd_calib.replay.agreement import directly_after, slim_logits_along, text_cache
+from viasd_calib.replay.agreement import directly_after, slim_logits_on, text_cache
 from viasd_calib.slim.cache import SharedCache
 from viasd_calib.slim.cost import nothing
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
@@ -21,14 +21,14 @@ from viasd_calib.training.search.bridges import BridgeFitter
 
 
 class CachedText(NamedTuple):
-    """A text, and q's keys and values along it."""
+    """A text, and q's keys and values on it."""
 
     text: TraceText
     cache: SharedCache
 
 
 def cache_texts(model: RoutedModel, texts: Iterable[TraceText]) -> list[CachedText]:
-    """Read q along texts that many routes are evaluated on; its keys and values stay in memory."""
+    """Read with q the texts that many routes are evaluated on; its keys and values stay in memory."""
     return [CachedText(text, text_cache(model, text)) for text in texts]
 
 
@@ -103,7 +103,7 @@ class RouteEvaluator:
             of(
                 text.q_ids,
                 text.q_log_probs,
-                slim_logits_along(self.model, sublayers, text, cache, directly_after(text)),
+                slim_logits_on(self.model, sublayers, text, cache, directly_after(text)),
             )
             for text, cache in self.texts
         ]

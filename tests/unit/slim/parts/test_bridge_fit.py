@@ -56,7 +56,7 @@ def test_residuals_are_the_stream_before_each_sublayer() -> None:
     assert not torch.allclose(read[:, :, 1], read[:, :, 2])
 
 
-def test_a_carry_is_recovered() -> None:
+def test_a_token_shift_is_recovered() -> None:
     weight, carry, bias = torch.randn(6, 6), torch.randn(6, 6), torch.randn(6)
     inputs, before = torch.randn(400, 6), torch.randn(400, 6)
     found = LeastSquares(13, 6)
@@ -64,11 +64,11 @@ def test_a_carry_is_recovered() -> None:
     bridge = Bridge(6, carry=True)
     set_least_squares(bridge, found, None)
     assert torch.allclose(bridge(inputs), inputs @ weight.T + bias, atol=0.1)
-    assert torch.allclose(bridge.onward(before), before @ carry.T, atol=0.1)
+    assert torch.allclose(bridge.token_shift(before), before @ carry.T, atol=0.1)
 
 
 @torch.no_grad()
-def test_a_bridge_with_a_carry_fits_its_examples_better() -> None:
+def test_a_bridge_with_a_token_shift_fits_its_examples_better() -> None:
     model, texts = RoutedModel(tiny_model()), tiny_texts(12)
     errors = []
     for carry in (False, True):
@@ -79,11 +79,11 @@ def test_a_bridge_with_a_carry_fits_its_examples_better() -> None:
         for text in texts:
             stream = generated_residuals(model, text, [2, 6], read_residuals, lead=1)  # [1 + n, 2, hidden]
             made = stream[1:, 0] + bridge(stream[1:, 0])
-            made = made + bridge.onward(stream[:-1, 1]) if carry else made
+            made = made + bridge.token_shift(stream[:-1, 1]) if carry else made
             error += float((made - stream[1:, 1]).square().sum())
         errors.append(error)
-    plain, carried = errors
-    assert carried < 0.95 * plain
+    plain, shifted = errors
+    assert shifted < 0.95 * plain
 
 
 def test_places_before_the_text_are_nothing() -> None:

@@ -44,7 +44,7 @@ def verifier() -> RoutedModel:
     return RoutedModel(tiny_model(layers=LAYERS))
 
 
-def new_judge(budget: int, bridged: bool = False, model: RoutedModel | None = None) -> RouteEvaluator:
+def new_evaluator(budget: int, bridged: bool = False, model: RoutedModel | None = None) -> RouteEvaluator:
     model = model or verifier()
     texts = tiny_texts(24, model=model)
     fitter = BridgeFitter(model, all_streams(model, texts[4:], read_residuals)) if bridged else None
@@ -57,7 +57,7 @@ def test_a_choice_keeps_to_target_layers_budget_and_seed(method: SearchMethod, b
     space, budget = new_space(0.65, always=(0, 3)), 14
     routes = []
     for _ in range(2):
-        evaluator = new_judge(budget, bridged)
+        evaluator = new_evaluator(budget, bridged)
         routes.append(CHOICES[method](space, evaluator, 3))
         assert evaluator.spent <= budget
     assert routes[0] == routes[1]
@@ -68,7 +68,7 @@ def test_a_choice_keeps_to_target_layers_budget_and_seed(method: SearchMethod, b
 
 def test_a_budget_that_is_spent_is_refused() -> None:
     seen: list[int] = []
-    evaluator = new_judge(2)
+    evaluator = new_evaluator(2)
     evaluator = RouteEvaluator(evaluator.model, evaluator.texts, 2, on_pass=lambda: seen.append(1))
     evaluator.loss(Route(mlp_skip=[1]))
     evaluator.spend()
@@ -79,20 +79,20 @@ def test_a_budget_that_is_spent_is_refused() -> None:
 
 @pytest.mark.parametrize("choice", [ablation_order, greedy_removal, knapsack, best_span])
 def test_what_the_budget_cannot_hold_is_refused_before_the_first_pass(choice: Callable[..., Route]) -> None:
-    evaluator = new_judge(1)
+    evaluator = new_evaluator(1)
     with pytest.raises(CalibrationError, match="raise budget to"):
         choice(new_space(), evaluator, 0)
     assert evaluator.spent == 0
 
 
-def test_a_route_is_judged_with_its_bridges() -> None:
+def test_a_route_is_evaluated_with_its_bridges() -> None:
     model = verifier()
     texts = tiny_texts(24, model=model)
     route = Route(attention_skip=[1, 2], mlp_skip=[1])
     (bridges,) = fit_bridges(model, [route], texts[4:], read_residuals)
     kept = [sublayers_of(model.layers, model.layer_types, route, one) for one in (bridges, None)]
     for bridged, divergence in zip((True, False), route_divergences(model, kept, texts[:4]), strict=True):
-        assert new_judge(1, bridged).loss(route) == pytest.approx(divergence, rel=1e-4)
+        assert new_evaluator(1, bridged).loss(route) == pytest.approx(divergence, rel=1e-4)
 
 
 def test_a_run_is_fitted_once_for_all_routes_that_leave_it_out() -> None:
@@ -129,14 +129,14 @@ def planted(layer: int) -> RoutedModel:
 @pytest.mark.parametrize("choice", [ablation_order, greedy_removal, knapsack, best_span, most_alike])
 def test_a_layer_that_does_nothing_is_found(choice: Callable[..., Route], layer: int) -> None:
     space = new_space(1 - ATTENTION - MLP)
-    route = choice(space, new_judge(20, model=planted(layer)), 0)
+    route = choice(space, new_evaluator(20, model=planted(layer)), 0)
     assert skipped_numbers(route) == whole([layer])
 
 
 def test_greedy_removal_with_budget_enough_tries_all_that_are_left() -> None:
     space = new_space(0.7)
-    found = skipped_numbers(greedy_removal(space, new_judge(200), 0))
-    evaluator, skipped, loss = new_judge(200), [], 0.0
+    found = skipped_numbers(greedy_removal(space, new_evaluator(200), 0))
+    evaluator, skipped, loss = new_evaluator(200), [], 0.0
     while not space.meets(skipped):
         left = [number for number in space.free if number not in skipped]
         losses = {number: evaluator.loss(space.route([*skipped, number])) for number in left}
@@ -148,14 +148,14 @@ def test_greedy_removal_with_budget_enough_tries_all_that_are_left() -> None:
 
 def test_greedy_removal_goes_on_where_its_budget_ends() -> None:
     space = new_space(0.4)
-    evaluator = new_judge(len(space.free))
+    evaluator = new_evaluator(len(space.free))
     assert space.meets(skipped_numbers(greedy_removal(space, evaluator, 0)))
     assert evaluator.left == 0
 
 
 def test_the_knapsack_loses_least_of_all_routes_that_meet_the_target() -> None:
     space = new_space(0.7)
-    losses = ablation_losses(space, new_judge(20))
+    losses = ablation_losses(space, new_evaluator(20))
     meeting = [
         numbers
         for count in range(len(space.free) + 1)
@@ -163,35 +163,35 @@ def test_the_knapsack_loses_least_of_all_routes_that_meet_the_target() -> None:
         if space.meets(numbers)
     ]
     best = min(meeting, key=lambda numbers: sum(losses[number] for number in numbers))
-    assert skipped_numbers(knapsack(space, new_judge(20), 0)) == sorted(best)
+    assert skipped_numbers(knapsack(space, new_evaluator(20), 0)) == sorted(best)
 
 
 def test_the_ablation_order_begins_with_what_is_missed_least() -> None:
     space = new_space(0.7)
-    losses = ablation_losses(space, new_judge(20))
-    skipped = skipped_numbers(ablation_order(space, new_judge(20), 0))
+    losses = ablation_losses(space, new_evaluator(20))
+    skipped = skipped_numbers(ablation_order(space, new_evaluator(20), 0))
     missed = [losses[number] for number in skipped]
     assert max(missed) < min(losses[number] for number in space.free if number not in skipped)
 
 
 def test_random_routes_are_as_many_as_the_budget_and_the_best_is_taken() -> None:
-    space, evaluator = new_space(), new_judge(9)
+    space, evaluator = new_space(), new_evaluator(9)
     more = best_random(space, evaluator, 5)
     assert evaluator.left == 0
-    fewer = best_random(space, new_judge(2), 5)
-    judged = new_judge(2)
-    assert judged.loss(more) <= judged.loss(fewer)
-    assert len({tuple(skipped_numbers(best_random(space, new_judge(1), seed))) for seed in range(6)}) > 1
+    fewer = best_random(space, new_evaluator(2), 5)
+    other = new_evaluator(2)
+    assert other.loss(more) <= other.loss(fewer)
+    assert len({tuple(skipped_numbers(best_random(space, new_evaluator(1), seed))) for seed in range(6)}) > 1
 
 
 @pytest.mark.parametrize(("target", "expected"), [(0.85, [3]), (0.7, [2, 4]), (0.5, [1, 3, 4]), (0.3, [1, 2, 3, 4])])
 def test_evenly_spaced_layers_take_no_pass(target: float, expected: list[int]) -> None:
-    route = evenly_spaced(new_space(target), new_judge(0), 0)
+    route = evenly_spaced(new_space(target), new_evaluator(0), 0)
     assert route.attention_skip == route.mlp_skip == expected
 
 
 def test_the_span_is_the_best_of_all_runs() -> None:
-    space, evaluator = new_space(), new_judge(20, bridged=True)
+    space, evaluator = new_space(), new_evaluator(20, bridged=True)
     route = best_span(space, evaluator, 0)
     others = span_routes(space.costs, space.target_cost, space.always, LAYERS)
     assert len(others) > 1
@@ -199,7 +199,7 @@ def test_the_span_is_the_best_of_all_runs() -> None:
 
 
 def test_layers_are_alike_by_the_cosine_of_the_streams_between_them() -> None:
-    evaluator = new_judge(1)
+    evaluator = new_evaluator(1)
     alike = cosines(evaluator)
     assert alike.shape == (LAYERS + 1, LAYERS + 1)
     assert_near(alike.diagonal(), torch.ones(LAYERS + 1))
@@ -216,12 +216,12 @@ def test_layers_are_alike_by_the_cosine_of_the_streams_between_them() -> None:
 def test_dimr_takes_the_trial_of_least_margin_cost() -> None:
     space = new_space()
     tried: list[Route] = []
-    evaluator = new_judge(2 * BAYES_EVERY)
+    evaluator = new_evaluator(2 * BAYES_EVERY)
     loss = evaluator.loss
     evaluator.loss = lambda route, of: tried.append(route) or loss(route, of)  # type: ignore[method-assign, assignment]
     route = dimr(space, evaluator, 1)
     assert len(tried) == evaluator.spent == 2 * BAYES_EVERY
-    again = new_judge(len(tried) + 1)
+    again = new_evaluator(len(tried) + 1)
     costs = [again.loss(one, of=margin_cost) for one in tried]
     assert again.loss(route, of=margin_cost) == min(costs) < max(costs)
 
@@ -229,4 +229,4 @@ def test_dimr_takes_the_trial_of_least_margin_cost() -> None:
 def test_dimr_without_its_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CalibrationError, match=r"install viasd_calib\[search\]"):
-        dimr(new_space(), new_judge(3), 0)
+        dimr(new_space(), new_evaluator(3), 0)

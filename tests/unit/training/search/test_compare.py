@@ -39,12 +39,12 @@ def read(traces: Path, validation_share: float = 0.3) -> TraceDataModule:
 @pytest.mark.parametrize("share", [0.3, 0.0])
 def test_no_prompt_is_on_two_sides(traces: Path, share: float) -> None:
     texts = divide_texts(read(traces, share))
-    judging, bridges, held_back = (
+    evaluation, bridges, held_back = (
         {text.index for text in part} for part in (texts.evaluation, texts.bridges, texts.held_back)
     )
-    assert not judging & bridges
-    assert not (judging | bridges) & held_back
-    assert len(judging) == (len(judging) + len(bridges)) // 5
+    assert not evaluation & bridges
+    assert not (evaluation | bridges) & held_back
+    assert len(evaluation) == (len(evaluation) + len(bridges)) // 5
     assert held_back
 
 
