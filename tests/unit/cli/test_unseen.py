@@ -18,10 +18,10 @@ from viasd_calib.evaluation.bench import load_bench
 from viasd_calib.evaluation.provenance import PromptsMeasured
 from viasd_calib.pipeline.calibrate import refuse_learned_from
 from viasd_calib.pipeline.options import UnseenPrompts
-from viasd_calib.pipeline.prompt_choice import choose_unseen, notice_other_prompts
+from viasd_calib.pipeline.prompt_choice import Unseen, choose_unseen, notice_other_prompts
 from viasd_calib.prompt_copies import normalised_sha256, short_hashes
 from viasd_calib.prompts import Prompt, Split, split_sha256
-from viasd_calib.spec import PromptHashes, Route, load_spec, save_spec
+from viasd_calib.spec import PromptHashes, Route, RoutingSpec, load_spec, save_spec
 
 PROMPTS = [Prompt(id=f"p/{n}", task="qa", turns=[f"w{n} w{n + 1}"]) for n in range(8)]
 
@@ -98,6 +98,17 @@ def test_a_report_and_evidence_take_the_benchmark_of_this_spec_alone(
     assert not (tmp_path / "report.html").exists()
 
 
+def choose_noticed(options: UnseenPrompts, spec: RoutingSpec) -> Unseen:
+    """The prompts, and a notice of those left out where there are any."""
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        unseen = choose_unseen(options, spec)
+    told = [f"{one.category.__name__}: {one.message}" for one in shown]
+    assert len(told) == (unseen.left_out > 0)
+    assert all(f"JobWarning: 8 prompts, {unseen.left_out} left out: the spec was fitted" in one for one in told)
+    return unseen
+
+
 @pytest.mark.parametrize(
     ("measured_on", "measured_split", "split", "said"),
     [
@@ -116,12 +127,12 @@ def test_a_report_says_where_its_benchmark_is_of_other_prompts(
 ) -> None:  # fmt: skip
     spec = load_spec(spec_knowing(tiny_folder, tmp_path, PROMPTS[:1]))
     other, source = write(tmp_path / "other.jsonl", measured_on), write(tmp_path / "prompts.jsonl", PROMPTS)
-    benched = choose_unseen(UnseenPrompts(prompts=other, split=measured_split, limit=3), spec)
+    benched = choose_noticed(UnseenPrompts(prompts=other, split=measured_split, limit=3), spec)
     measured = PromptsMeasured(
         file="other.jsonl", sha256=split_sha256(benched.prompts), split=measured_split, limit=3,
         left_out=benched.left_out, fitted_included=False,
     )  # fmt: skip
-    unseen = choose_unseen(UnseenPrompts(prompts=source, split=split, limit=limit), spec)
+    unseen = choose_noticed(UnseenPrompts(prompts=source, split=split, limit=limit), spec)
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
         notice_other_prompts(unseen, measured, spec, None, ("bench.json", "prompts.jsonl"))
