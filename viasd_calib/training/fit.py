@@ -37,8 +37,8 @@ def fit_slim_verifier(
     """Find the route and train the slim verifier; each stage is a LightningModule with a trainer of its own.
 
     Gates take the first ``route_steps`` of all steps, however many epochs these are. Both stages write checkpoints
-    where the trainer's callbacks say, and a checkpoint of either is resumed from. With neither bridges nor adapter
-    nothing is distilled, and q' is only validated.
+    where the trainer's callbacks say, and a checkpoint of either is resumed from. Without bridges, adapter and
+    further parts nothing is distilled, and q' is only validated.
 
     Args:
         options: of the fit.

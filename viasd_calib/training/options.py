@@ -122,8 +122,8 @@ class SlimVerifierOptions:
 
     @property
     def distils(self) -> bool:
-        """Whether there is anything to distil: bridges or an adapter."""
-        return self.bridges or self.rank != 0
+        """Whether there is anything to distil: bridges, an adapter or further parts."""
+        return self.bridges or self.rank != 0 or bool(self.parts)
 
     @property
     def adapter_alpha(self) -> int | None:
