@@ -159,7 +159,7 @@ def test_calibrate_refuses_what_the_fit_learned_from(recwarn: pytest.WarningsRec
     with pytest.raises(CalibrationError, match=r"learned from 1 of these 7 prompts \(the first is 'p/1'\)"):
         refuse_learned_from(PROMPTS[1:], fit(prompts=learned))
     assert not recwarn.list
-    with pytest.warns(JobWarning, match="the fit does not say which prompts it learned from"):
+    with pytest.warns(JobWarning, match="the fit does not list which prompts it learned from"):
         refuse_learned_from(PROMPTS, fit())
 
 
