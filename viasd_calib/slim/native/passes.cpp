@@ -1,0 +1,289 @@
+// Passes of few tokens through the sublayers of a decoder on a CPU: all that a pass does beside its output head, in one
+// call, with one team of threads. Called from Python through the functions at the end; every buffer is the caller's.
+#include <omp.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <vector>
+
+#include "kernels.h"
+
+using namespace viasd;
+
+namespace {
+
+constexpr int STAGES = 6;             // of a layer: products and attention steps that threads share
+constexpr int SPINS = 4000;           // of a waiting thread, before it lets others run: a busy machine needs the core
+bool amx_allowed = false;
+
+// Memory of a thread that lasts from call to call.
+char* scratch(size_t bytes) {
+  thread_local std::vector<char> memory;
+  if (memory.size() < bytes + 64) memory.resize(bytes + 64);
+  return (char*)((uintptr_t(memory.data()) + 63) & ~uintptr_t(63));
+}
+
+inline size_t whole(size_t bytes) { return (bytes + 63) & ~size_t(63); }
+
+class Barrier {
+ public:
+  void wait(int threads) {
+    if (threads == 1) return;
+    const int now = phase_.load(std::memory_order_acquire);
+    if (waiting_.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
+      waiting_.store(0, std::memory_order_relaxed);
+      phase_.store(now + 1, std::memory_order_release);
+      return;
+    }
+    for (int spin = 0; phase_.load(std::memory_order_acquire) == now; ++spin)
+      if (spin < SPINS) _mm_pause(); else sched_yield();
+  }
+
+ private:
+  std::atomic<int> waiting_{0}, phase_{0};
+};
+
+void norm(const float* row, const float* weight, int count, float epsilon, float* to) {
+  __m512 sum = _mm512_setzero_ps();
+  for (int i = 0; i < count; i += 16) {
+    const __m512 value = _mm512_loadu_ps(row + i);
+    sum = _mm512_fmadd_ps(value, value, sum);
+  }
+  const __m512 factor = _mm512_set1_ps(1 / std::sqrt(_mm512_reduce_add_ps(sum) / count + epsilon));
+  for (int i = 0; i < count; i += 16)
+    _mm512_storeu_ps(to + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(row + i), factor), _mm512_loadu_ps(weight + i)));
+}
+
+// Rotary embedding of one head (Su et al. 2021, arXiv 2104.09864, equation 34, with halves in place of pairs).
+void rotate(float* head, const float* cosine, const float* sine, int width) {
+  const int half = width / 2;
+  for (int i = 0; i < half; i += 16) {
+    const __m512 a = _mm512_loadu_ps(head + i), b = _mm512_loadu_ps(head + i + half);
+    const __m512 low = _mm512_mul_ps(b, _mm512_loadu_ps(sine + i)), high = _mm512_mul_ps(a, _mm512_loadu_ps(sine + i + half));
+    _mm512_storeu_ps(head + i, _mm512_fmsub_ps(a, _mm512_loadu_ps(cosine + i), low));
+    _mm512_storeu_ps(head + i + half, _mm512_fmadd_ps(b, _mm512_loadu_ps(cosine + i + half), high));
+  }
+}
+
+__m512 activated(__m512 gate, int kind) {
+  __m512 inner = gate;  // silu: gate * sigmoid(gate)
+  if (kind == 1) {      // gelu, by tanh: gate * sigmoid(2 sqrt(2 / pi) (gate + 0.044715 gate^3))
+    const __m512 cube = _mm512_mul_ps(_mm512_mul_ps(gate, gate), gate);
+    inner = _mm512_mul_ps(_mm512_fmadd_ps(cube, _mm512_set1_ps(0.044715f), gate), _mm512_set1_ps(1.5957691216f));
+  }
+  return _mm512_div_ps(gate, _mm512_add_ps(_mm512_set1_ps(1), exponential(_mm512_sub_ps(_mm512_setzero_ps(), inner))));
+}
+
+}  // namespace
+
+extern "C" {
+
+struct Layer {
+  const float* attention_norm;  // [hidden]; null: the attention sublayer does not run
+  const float* mlp_norm;        // the same of the MLP
+  const float* query_norm;      // [head width], or null
+  const float* key_norm;
+  Linear qkv, out, gate_up, down;
+  int32_t index;    // of its keys and values in the cache
+  int32_t window;   // positions that a token reads, its own included; 0 for all
+};
+
+struct Model {
+  int32_t hidden, heads, shared_heads, head_width, neurons;
+  int32_t activation;  // 0 silu, 1 gelu by tanh
+  float epsilon, scaling;
+};
+
+struct Cache {
+  bfloat16* keys;        // [layers][shared heads][capacity][head width], layers at any distance
+  bfloat16* values;
+  int64_t layer_stride;  // numbers from one layer to the next
+  int64_t capacity;
+};
+
+}  // extern "C"
+
+namespace {
+
+// Softmax attention of one query over the slots up to its own: to [head width], bfloat16.
+void attend(const Model& model, const Layer& layer, const Cache& cache, const bfloat16* query, int head, int position, float* scores, bfloat16* to) {
+  const int width = model.head_width;
+  const int first = layer.window && position >= layer.window ? position + 1 - layer.window : 0;
+  const int count = position + 1 - first;
+  const size_t at = layer.index * cache.layer_stride + (size_t(head) * cache.capacity + first) * width;
+  const bfloat16 *keys = cache.keys + at, *values = cache.values + at;
+  float top = -INFINITY;
+  for (int s = 0; s < count; ++s) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int i = 0; i < width; i += 32)
+      sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(query + i), (__m512bh)_mm512_loadu_si512(keys + size_t(s) * width + i));
+    scores[s] = _mm512_reduce_add_ps(sum) * model.scaling;
+    top = std::max(top, scores[s]);
+  }
+  __m512 total = _mm512_setzero_ps();
+  for (int s = 0; s < count; s += 16) {
+    const __mmask16 own = count - s < 16 ? __mmask16((1u << (count - s)) - 1) : __mmask16(0xFFFF);
+    const __m512 share = _mm512_maskz_mov_ps(own, exponential(_mm512_sub_ps(_mm512_maskz_loadu_ps(own, scores + s), _mm512_set1_ps(top))));
+    total = _mm512_add_ps(total, share);
+    _mm512_mask_storeu_ps(scores + s, own, share);
+  }
+  const __m512 factor = _mm512_set1_ps(1 / _mm512_reduce_add_ps(total));
+  for (int i = 0; i < width; i += 32) {
+    __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
+    for (int s = 0; s < count; ++s) {
+      const __m512 share = _mm512_set1_ps(scores[s]);
+      low = _mm512_fmadd_ps(share, widen(values + size_t(s) * width + i), low);
+      high = _mm512_fmadd_ps(share, widen(values + size_t(s) * width + i + 16), high);
+    }
+    narrow(to + i, _mm512_mul_ps(low, factor));
+    narrow(to + i + 16, _mm512_mul_ps(high, factor));
+  }
+}
+
+// What one thread reads inputs from, and how it makes them.
+struct Own {
+  float* row;     // [most inputs]
+  Inputs inputs;
+  float* scores;  // [positions]
+
+  static size_t bytes(int most, int rows, int positions) {
+    return whole(most * 4) + whole(size_t(rows) * most * 2) + whole(rows * 8) + whole(size_t(rows) * (most / GROUP) * 8) + whole(positions * 4);
+  }
+
+  Own(int most, int rows, int positions) {
+    char* memory = scratch(bytes(most, rows, positions));
+    const auto take = [&](size_t size) { char* begin = memory; memory += whole(size); return begin; };
+    row = (float*)take(most * 4);
+    inputs = {take(size_t(rows) * most * 2), (float*)take(rows * 8), (int32_t*)take(size_t(rows) * (most / GROUP) * 8)};
+    scores = (float*)take(positions * 4);
+  }
+
+  const Inputs& of(const Linear& linear, const float* from, int count, int rows, const float* weight, float epsilon) {
+    for (int r = 0; r < rows; ++r) {
+      const float* next = from + size_t(r) * count;
+      if (weight) norm(next, weight, count, epsilon, row), next = row;
+      put_token(linear, next, count, r, inputs);
+    }
+    return inputs;
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+// Lets this process use AMX: 1 where it may and the kernels were compiled for it, else 0.
+int viasd_allow_amx() {
+  constexpr int REQUEST = 0x1023, TILE_DATA = 18;
+  amx_allowed = AMX && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+  return amx_allowed;
+}
+
+// Runs `count` layers over `rows` tokens from position `start` on.
+//   stream  [rows][hidden], the residual stream, changed in place
+//   cosine, sine  [rows][head width]
+void viasd_run(const Model* model_, const Layer* layers, int count, const Cache* cache_, int rows, int start, float* stream,
+               const float* cosine, const float* sine, int threads) {
+  const Model model = *model_;
+  const Cache cache = *cache_;
+  const int width = model.head_width, group = model.heads / model.shared_heads, hidden = model.hidden;
+  const int queries = model.heads * width, keys = model.shared_heads * width, wide = queries + 2 * keys;
+  const int most = int(whole(std::max({hidden, queries, model.neurons})));
+  const size_t own_bytes = Own::bytes(most, rows, start + rows);
+  std::vector<std::atomic<int>> taken(size_t(count) * STAGES);
+  // Of the team: in the calling thread's scratch, behind what it needs itself.
+  char* shared = scratch(own_bytes + whole(size_t(rows) * wide * 4) + whole(size_t(rows) * std::max(queries, model.neurons) * 4)) + whole(own_bytes);
+  float* qkv = (float*)shared;
+  float* between = (float*)(shared + whole(size_t(rows) * wide * 4));  // of attention and its output, of gates and down
+  Barrier barrier;
+#pragma omp parallel num_threads(threads)
+  {
+    const int team = omp_get_num_threads();
+    Own own(most, rows, start + rows);
+    const auto add = [&](int row, const int* tiles, const __m512* values, int tile_count) {
+      for (int t = 0; t < tile_count; ++t) {
+        float* to = stream + size_t(row) * hidden + size_t(tiles[t]) * TILE;
+        _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), values[t]));
+      }
+    };
+    for (int n = 0; n < count; ++n) {
+      const Layer& layer = layers[n];
+      std::atomic<int>* stage = taken.data() + size_t(n) * STAGES;
+      if (layer.attention_norm) {
+        const Inputs& normed = own.of(layer.qkv, stream, hidden, rows, layer.attention_norm, model.epsilon);
+        multiply(layer.qkv, normed, rows, stage[0], team, amx_allowed, [&](int row, const int* tiles, const __m512* values, int tile_count) {
+          for (int t = 0; t < tile_count; ++t) _mm512_storeu_ps(qkv + size_t(row) * wide + size_t(tiles[t]) * TILE, values[t]);
+        });
+        barrier.wait(team);
+        share(stage[1], rows * (model.shared_heads + model.heads), [&](int item) {
+          const int row = item / (model.shared_heads + model.heads), head = item % (model.shared_heads + model.heads);
+          float* from = qkv + size_t(row) * wide + size_t(head) * width;  // queries come first, then keys
+          const bool key = head >= model.heads;
+          const float* weight = key ? layer.key_norm : layer.query_norm;
+          if (weight) norm(from, weight, width, model.epsilon, from);
+          rotate(from, cosine + size_t(row) * width, sine + size_t(row) * width, width);
+          if (!key) return;
+          const size_t at = layer.index * cache.layer_stride + (size_t(head - model.heads) * cache.capacity + start + row) * width;
+          for (int i = 0; i < width; i += 16) {
+            narrow(cache.keys + at + i, _mm512_loadu_ps(from + i));
+            narrow(cache.values + at + i, _mm512_loadu_ps(from + keys + i));
+          }
+        });
+        barrier.wait(team);
+        share(stage[2], rows * model.heads, [&](int item) {
+          const int row = item / model.heads, head = item % model.heads;
+          const float* from = qkv + size_t(row) * wide + size_t(head) * width;
+          bfloat16 query[512], mixed[512];
+          for (int i = 0; i < width; i += 16) narrow(query + i, _mm512_loadu_ps(from + i));
+          attend(model, layer, cache, query, head / group, start + row, own.scores, mixed);
+          float* to = between + size_t(row) * queries + size_t(head) * width;
+          for (int i = 0; i < width; i += 16) _mm512_storeu_ps(to + i, widen(mixed + i));
+        });
+        barrier.wait(team);
+        multiply(layer.out, own.of(layer.out, between, queries, rows, nullptr, 0), rows, stage[3], team, amx_allowed, add);
+        barrier.wait(team);
+      }
+      if (layer.mlp_norm) {
+        const int neurons = layer.gate_up.outputs / 2;
+        const Inputs& normed = own.of(layer.gate_up, stream, hidden, rows, layer.mlp_norm, model.epsilon);
+        multiply(layer.gate_up, normed, rows, stage[4], team, amx_allowed, [&](int row, const int* tiles, const __m512* values, int tile_count) {
+          for (int t = 0; t < tile_count; t += 2)
+            _mm512_storeu_ps(between + size_t(row) * neurons + size_t(tiles[t]) * TILE, _mm512_mul_ps(activated(values[t], model.activation), values[t + 1]));
+        });
+        barrier.wait(team);
+        multiply(layer.down, own.of(layer.down, between, neurons, rows, nullptr, 0), rows, stage[5], team, amx_allowed, add);
+        barrier.wait(team);
+      }
+    }
+    forget_tiles();
+  }
+}
+
+// A linear layer: from [rows][count] to [rows][columns], float32; after a norm where `weight` is not null.
+void viasd_linear(const Linear* linear, const float* from, int count, int rows, const float* weight, float epsilon, float* to, int columns, int threads) {
+  const int most = linear->inputs;
+  std::atomic<int> taken{0};
+#pragma omp parallel num_threads(threads)
+  {
+    Own own(most, rows, 0);
+    multiply(*linear, own.of(*linear, from, count, rows, weight, epsilon), rows, taken, omp_get_num_threads(), amx_allowed, [&](int row, const int* tiles, const __m512* values, int tile_count) {
+      for (int t = 0; t < tile_count; ++t) {
+        const int first = tiles[t] * TILE, here = std::min(TILE, columns - first);
+        if (here > 0) _mm512_mask_storeu_ps(to + size_t(row) * columns + first, __mmask16((1u << here) - 1), values[t]);
+      }
+    });
+    forget_tiles();
+  }
+}
+
+// The norm alone: from [rows][count] to bfloat16.
+void viasd_norm(const float* from, int count, int rows, const float* weight, float epsilon, bfloat16* to) {
+  float* row = (float*)scratch(size_t(count) * 4);
+  for (int r = 0; r < rows; ++r) {
+    norm(from + size_t(r) * count, weight, count, epsilon, row);
+    for (int i = 0; i < count; i += 16) narrow(to + size_t(r) * count + i, _mm512_loadu_ps(row + i));
+  }
+}
+
+}  // extern "C"
