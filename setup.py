@@ -101,7 +101,14 @@ setup(
     ],
     package_dir={"viasd_calib.configs": "configs", "viasd_calib.checkpoints": "checkpoints"},
     package_data={
-        "viasd_calib": ["py.typed", "data/*.jsonl", "schemas/*.json", "evaluation/templates/*"],
+        "viasd_calib": [
+            "py.typed",
+            "data/*.jsonl",
+            "schemas/*.json",
+            "evaluation/templates/*",
+            "slim/native/*.h",
+            "slim/native/*.cpp",
+        ],
         "viasd_calib.configs": ["*.yaml", "*/*.yaml"],
         "viasd_calib.checkpoints": ["smollm2-135m/*.json", "smollm2-135m/*.md", "smollm2-135m/*/*"],
     },

@@ -9,10 +9,11 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Literal, get_args
 
-Backend = Literal["eager", "packed", "compiled"]
+Backend = Literal["eager", "packed", "native", "compiled"]
 """``eager`` runs the modules as they are; ``packed`` has their weights in the order of the CPU's kernels, and layers
-that read the same input as one product; ``compiled`` has each pass as one graph of static shapes
-(:mod:`viasd_calib.slim.compiled`), of packed weights where those are faster. The latter two have query heads that share
+that read the same input as one product; ``native`` runs each narrow pass on a CPU in one call of kernels of our own
+(:mod:`viasd_calib.slim.native`), which are compiled once; ``compiled`` has each pass as one graph of static shapes
+(:mod:`viasd_calib.slim.compiled`), of packed weights where those are faster. Without ``eager``, query heads that share
 keys as rows of one product, where attention is ``sdpa``."""
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)

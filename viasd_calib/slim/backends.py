@@ -14,6 +14,9 @@ from viasd_calib.errors import MachineWarning, ModelError
 from viasd_calib.slim.compiled import CompiledModel
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.grouped_query_attention import group_heads
+from viasd_calib.slim.native.library import kernels, why_no_kernels
+from viasd_calib.slim.native.linear import native_linear, pack_low_bits
+from viasd_calib.slim.native.model import NativeModel
 from viasd_calib.slim.onednn_linear import can_pack, pack_linears, why_not_packed
 from viasd_calib.spec import DType, Route
 
@@ -28,6 +31,8 @@ def default_backend(device: torch.device, dtype: torch.dtype) -> Backend:
         >>> default_backend(torch.device("cpu"), torch.float32)
         'eager'
     """
+    if why_no_kernels(device, dtype) is None:
+        return "native"
     return "packed" if dtype == torch.bfloat16 and can_pack(device, dtype) else "eager"
 
 
@@ -59,8 +64,13 @@ def choose_backend(device: torch.device, dtype: torch.dtype) -> Backend:
 
 def open_model(model: PreTrainedModel, route: Route, held: Mapping[str, object], backend: Backend) -> RoutedModel:
     """A verifier opened into the sublayers that ``backend`` runs; arguments and errors as for ``RoutedModel``."""
-    kind = CompiledModel if backend == "compiled" else RoutedModel
-    return kind(model, route, held)
+    match backend:
+        case "compiled":
+            return CompiledModel(model, route, held)
+        case "native":
+            return NativeModel(model, route, held)
+        case _:
+            return RoutedModel(model, route, held)
 
 
 def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device, dtype: torch.dtype) -> None:
@@ -72,6 +82,15 @@ def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device
     if backend == "eager":
         return
     modules = tuple(modules)
+    if backend == "native":
+        lacking = why_no_kernels(device, dtype)
+        if lacking is not None:
+            raise ModelError(f"backend native cannot run here: {lacking}; choose another backend")
+        kernels()  # compiled now, where they are not yet
+        pack_low_bits(modules)
+        pack_linears(modules, native_linear)
+        group_heads(modules)
+        return
     if backend == "compiled" and default_backend(device, dtype) != "packed":
         group_heads(modules)
         return

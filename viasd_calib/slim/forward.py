@@ -22,7 +22,7 @@ from viasd_calib.slim.families import (
     window_of,
 )
 from viasd_calib.slim.grouped_query_attention import GROUPED, additive_mask, grouped_mask
-from viasd_calib.slim.onednn_linear import OneDNNLinear
+from viasd_calib.slim.linears import PackedLinear
 from viasd_calib.slim.parts.base import install_parts
 from viasd_calib.slim.parts.head_vocab import over_vocabulary
 from viasd_calib.slim.plan import SlimPlan, StandIn, Sublayer
@@ -222,7 +222,7 @@ class RoutedModel:
     def head_rows(self, ids: Tensor) -> Tensor:
         """Rows of the output head for ``ids`` ([n]), which give logits before :meth:`soft_cap`: [n, hidden]."""
         head = self._head
-        weight = head.plain() if isinstance(head, OneDNNLinear) else head.weight
+        weight = head.plain() if isinstance(head, PackedLinear) else head.weight
         return weight[ids]  # type: ignore[index]
 
     def attention_inputs(
@@ -277,6 +277,18 @@ class RoutedModel:
             return previous.recur(slot, stream, sublayer.layer.token_shift)
         previous.keep(slot, stream)
         return stream
+
+    def run_sublayers(self, sublayers: Sequence[Sublayer], hidden: Tensor, window: Window) -> Tensor:
+        """The residual stream [batch, width, hidden] after some sublayers without bridges.
+
+        Args:
+            sublayers: the same list at each call.
+            window: where they write and read, in a cache of as many layers as theirs.
+        """
+        inputs = self.attention_inputs(hidden, window.positions(), window.mask, window)
+        for sublayer in sublayers:
+            hidden = hidden + self.step(sublayer, hidden, inputs)
+        return hidden
 
     def _forward(self, sublayers: Sequence[Sublayer], ids: Tensor, window: Window, taps: Sequence[int]) -> States:
         hidden = self.embed(ids)  # [batch, width, hidden]

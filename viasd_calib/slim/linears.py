@@ -7,6 +7,16 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from viasd_calib.slim.in_process import Unsaved
+
+
+class PackedLinear(Unsaved, nn.Module):
+    """A linear layer whose weight lies in the order of a kernel."""
+
+    def plain(self) -> Tensor:
+        """The weight in plain order, [out, in], put together anew."""
+        raise NotImplementedError
+
 
 class LinearPlace(NamedTuple):
     """A linear layer, and what holds it.

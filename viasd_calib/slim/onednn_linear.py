@@ -6,7 +6,7 @@ each call, which takes longer than the product itself where a pass has few token
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import count
 from weakref import WeakValueDictionary
@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from viasd_calib.errors import ModelError
 from viasd_calib.slim.fused_linear import FusedLinear, FusedLinearPart, siblings_in
-from viasd_calib.slim.in_process import Unsaved
-from viasd_calib.slim.linears import LinearPlace, plain_linears
+from viasd_calib.slim.linears import LinearPlace, PackedLinear, plain_linears
 
 TYPICAL_WIDTH = 8
 """Rows of a product that the order is chosen for: the tokens of a verifying pass."""
@@ -41,7 +40,7 @@ def _shape_of_packed_linear(inputs: Tensor, _handle: int, out: int) -> Tensor:
     return inputs.new_empty((*inputs.shape[:-1], out))
 
 
-class OneDNNLinear(Unsaved, nn.Module):
+class OneDNNLinear(PackedLinear):
     """A linear layer in oneDNN's own order; gives what the layer it was made from gives, up to rounding.
 
     Args:
@@ -128,16 +127,26 @@ def refuse_packed(model: nn.Module) -> None:
     Raises:
         ModelError: naming the mend.
     """
-    if any(isinstance(module, OneDNNLinear) for module in model.modules()):
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
         raise ModelError("the verifier's weights are packed for another decoder; load it anew for this spec")
 
 
-def pack_linears(modules: Iterable[nn.Module]) -> None:
+def packed_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A linear layer in oneDNN's order, from a weight [out, in]."""
+    return OneDNNLinear(pack_weight(weight), bias)
+
+
+def pack_linears(
+    modules: Iterable[nn.Module], pack: Callable[[Tensor, Tensor | None], nn.Module] = packed_linear
+) -> None:
     """Exchange, in place, every linear layer inside ``modules`` for a packed one.
 
     Layers that share a weight share its packed form, so that q and q' still hold one copy between them, and a
     plain weight is freed once nobody else holds it. Those that read the same input (:func:`siblings_in`) become parts
     of one product. The modules can no longer be trained or saved.
+
+    Args:
+        pack: makes the packed layer of a weight and a bias.
 
     Example:
         >>> layer = nn.Sequential(nn.Linear(3, 2))
@@ -163,19 +172,19 @@ def pack_linears(modules: Iterable[nn.Module]) -> None:
         group = groups.pop()
         keys = tuple(_key(layer) for layer in group)
         if keys not in products:
-            products[keys] = _joint_product(group)
+            products[keys] = _joint_product(group, pack)
         for number, (key, layer) in enumerate(zip(keys, group, strict=True)):
             for place in [*alone.pop(key, ()), in_group.pop(id(layer))]:
                 place.put(FusedLinearPart(products[keys], number))
     while alone:
         _, same = alone.popitem()
-        packed = OneDNNLinear(pack_weight(same[0].linear.weight), same[0].linear.bias)
+        packed = pack(same[0].linear.weight, same[0].linear.bias)
         for place in same:
             place.put(packed)
 
 
-def _joint_product(layers: Sequence[nn.Linear]) -> FusedLinear:
-    product = OneDNNLinear(pack_weight(_joint_weight(layers)), _joint_bias(layers))
+def _joint_product(layers: Sequence[nn.Linear], pack: Callable[[Tensor, Tensor | None], nn.Module]) -> FusedLinear:
+    product = pack(_joint_weight(layers), _joint_bias(layers))
     return FusedLinear(product, [layer.out_features for layer in layers])
 
 

@@ -81,7 +81,7 @@ def compiler() -> str | None:
 
 
 def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What the kernels lack on this machine, in words; None where nothing is lacking, as far as shows without compiling.
+    """What the kernels lack on this machine, in words; None where nothing is lacking.
 
     Example:
         >>> why_no_kernels(torch.device("cpu"), torch.float32)
@@ -116,7 +116,9 @@ def kernels() -> Any:
     try:
         library = ctypes.CDLL(str(place))
     except OSError as error:
-        raise ModelError(f"compiled kernels cannot be loaded: {error}; empty them with viasd cache --clear native") from error
+        raise ModelError(
+            f"compiled kernels cannot be loaded: {error}; empty them with viasd cache --clear native"
+        ) from error
     pointer, number, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
     library.viasd_run.argtypes = [
         *(pointer, pointer, number, pointer, number, number),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,7 +99,9 @@ def pack_rounded(weight: RoundedWeight) -> PackedWeight:
         return PackedWeight(8, shape, tiles, steps.contiguous(), torch.empty(0), 128 * codes.sum(1, dtype=torch.int32))
     groups = codes.view(out // TILE, TILE, inputs // GROUP, GROUP)  # [tiles, 16, groups, 64]
     halves = groups.view(*groups.shape[:3], 8, 2, 4).to(torch.uint8)
-    tiles = (halves[..., 0, :] | halves[..., 1, :] << 4).permute(0, 2, 3, 1, 4).contiguous()  # [tiles, groups, 8, 16, 4]
+    tiles = (
+        (halves[..., 0, :] | halves[..., 1, :] << 4).permute(0, 2, 3, 1, 4).contiguous()
+    )  # [tiles, groups, 8, 16, 4]
 
     def by_tile(of_groups: Tensor) -> Tensor:
         """[out, groups] -> [tiles, groups, 16]."""
@@ -123,6 +125,6 @@ def _filled(matrix: Tensor) -> Tensor:
     return torch.nn.functional.pad(matrix, (0, whole(columns, GROUP) - columns, 0, whole(rows, TILE) - rows))
 
 
-def pointer_to(struct: ctypes.Structure) -> int:
+def pointer_to(struct: ctypes.Structure | ctypes.Array[Any]) -> int:
     """Address of a struct."""
     return ctypes.addressof(struct)

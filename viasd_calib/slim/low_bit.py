@@ -1,0 +1,160 @@
+"""Linear layers with weights of eight or four bits, rounded to nearest, and inputs of sixteen or eight.
+
+A weight of eight bits has one step a row, in either direction from zero; one of four bits a step and a lowest value for
+each group of 64 neighbours in a row. Inputs are rounded with one step a *token*, never a tensor: so what a layer
+gives for a token depends on no other one. Sixteen bits of an input are two codes of eight, the second of what the first
+leaves, so that products of integers serve both. All products are exact sums of integers, times steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from viasd_calib.slim.in_process import Unsaved
+from viasd_calib.slim.linears import plain_linears
+
+GROUP = 64
+"""Neighbouring weights of a row that share a step in four bits."""
+INPUT_STEPS = 127
+"""Codes of an input on either side of zero."""
+FINE_STEPS = 254
+"""Steps of an input's second code in one of its first."""
+
+Bits = Literal[8, 4]
+InputBits = Literal[16, 8]
+
+
+class RoundedWeight(NamedTuple):
+    """A weight in integers.
+
+    Attributes:
+        bits: 8 or 4.
+        codes: [out, in], int8: -127 to 127 for 8 bits, 0 to 15 for 4 bits.
+        steps: float32, [out, 1] for 8 bits, [out, groups] for 4 bits.
+        lowest: the value of code 0, float32, of the shape of ``steps``.
+    """
+
+    bits: Bits
+    codes: Tensor
+    steps: Tensor
+    lowest: Tensor
+
+    def plain(self) -> Tensor:
+        """The values that the codes stand for: [out, in], float32."""
+        groups, inputs = self.steps.shape[1], self.codes.shape[1]
+        size = inputs if groups == 1 else GROUP
+        steps = self.steps.repeat_interleave(size, 1)[:, :inputs]  # [out, in]
+        return self.codes.float() * steps + self.lowest.repeat_interleave(size, 1)[:, :inputs]
+
+
+def round_weight(weight: Tensor, bits: Bits) -> RoundedWeight:
+    """A weight [out, in] in 8 or 4 bits: each entry is off by half a step at most.
+
+    Example:
+        >>> rounded = round_weight(torch.tensor([[127.0, -3.2]]), 8)
+        >>> rounded.codes.tolist(), rounded.steps.tolist()
+        ([[127, -3]], [[1.0]])
+        >>> round_weight(torch.arange(64.0)[None] / 4.2, 4).codes[0, ::21].tolist()
+        [0, 5, 10, 15]
+    """
+    weight = weight.detach().float()
+    if bits == 8:
+        steps = _nonzero(weight.abs().amax(1, keepdim=True) / INPUT_STEPS)
+        codes = (weight / steps).round()
+        return RoundedWeight(8, codes.to(torch.int8), steps, torch.zeros_like(steps))
+    inputs = weight.shape[1]
+    filled = torch.cat([weight, weight[:, -1:].expand(-1, -inputs % GROUP)], 1)  # the last weight again: no wider range
+    groups = filled.unflatten(1, (-1, GROUP))  # [out, groups, 64]
+    lowest, highest = groups.aminmax(dim=-1)  # [out, groups] each
+    steps = _nonzero((highest - lowest) / 15)
+    codes = ((groups - lowest[..., None]) / steps[..., None]).round().clamp(0, 15)
+    return RoundedWeight(4, codes.to(torch.int8).flatten(1)[:, :inputs].contiguous(), steps, lowest)
+
+
+def _nonzero(steps: Tensor) -> Tensor:
+    """Steps; weights that are all alike have one too."""
+    return torch.where(steps > 0, steps, 1.0)
+
+
+class RoundedInputs(NamedTuple):
+    """Inputs in one code or two: ``codes[i] * steps[i]``, summed over i, is near them.
+
+    Attributes:
+        codes: [planes, rows, in], whole numbers from -127 to 127 in float32.
+        steps: [planes, rows, 1].
+    """
+
+    codes: Tensor
+    steps: Tensor
+
+
+def round_inputs(inputs: Tensor, bits: InputBits) -> RoundedInputs:
+    """Inputs [rows, in] in 16 or 8 bits, with a step for each row.
+
+    Example:
+        >>> codes, steps = round_inputs(torch.tensor([[127.0, 1.5]]), 16)
+        >>> (codes * steps).sum(0).tolist()
+        [[127.0, 1.5]]
+    """
+    inputs = inputs.float()
+    step = _nonzero(inputs.abs().amax(1, keepdim=True) / INPUT_STEPS)  # [rows, 1]
+    codes = (inputs / step).round()
+    if bits == 8:
+        return RoundedInputs(codes[None], step[None])
+    fine = step / FINE_STEPS
+    rest = ((inputs - codes * step) / fine).round()
+    return RoundedInputs(torch.stack([codes, rest]), torch.stack([step, fine]))
+
+
+class LowBitLinear(Unsaved, nn.Module):
+    """A linear layer whose weight is integers, on any device: PyTorch's own operators, one row as another.
+
+    It shows what a layer gives, and is no faster than a plain one; a backend puts its own kernels into its place
+    (:mod:`viasd_calib.slim.native`). Weights are rounded when it is made, and the plain weight is not held.
+
+    Args:
+        linear: what it is made from.
+        bits: of a weight.
+        input_bits: of an input.
+
+    Example:
+        >>> layer = LowBitLinear(nn.Linear(64, 16), 8)
+        >>> layer(torch.ones(2, 3, 64)).shape
+        torch.Size([2, 3, 16])
+    """
+
+    def __init__(self, linear: nn.Linear, bits: Bits, input_bits: InputBits = 16) -> None:
+        super().__init__()
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.input_bits: InputBits = input_bits
+        self.rounded = round_weight(linear.weight, bits)
+        self.bias = linear.bias
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[..., in] -> [..., out], in the number format of the inputs."""
+        codes, steps = round_inputs(inputs.reshape(-1, self.in_features), self.input_bits)
+        out = sum((one @ self._plain().T) * step for one, step in zip(codes, steps, strict=True))
+        assert isinstance(out, Tensor)
+        if self.bias is not None:
+            out = out + self.bias.float()
+        return out.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
+
+    def _plain(self) -> Tensor:
+        return self.rounded.plain()
+
+    def memory(self) -> int:
+        """Bytes of the weight with its steps: codes of 4 bits count as half a byte, as kernels keep them."""
+        weight = self.rounded
+        scales = weight.steps.numel() * (8 if weight.bits == 4 else 4)
+        return weight.codes.numel() * weight.bits // 8 + scales
+
+
+def round_linears(modules: Iterable[nn.Module], bits: Bits, input_bits: InputBits = 16) -> None:
+    """Exchange, in place, every linear layer inside ``modules`` for one with a weight of integers."""
+    for place in plain_linears(modules):
+        place.put(LowBitLinear(place.linear, bits, input_bits))

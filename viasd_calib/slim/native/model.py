@@ -1,0 +1,142 @@
+"""Backend ``native``: passes of few tokens over a single text by kernels of our own, on a CPU.
+
+Sublayers that the kernels know run in one call for all that follow each other; the others (bridges, adapters) run as
+their modules do. So do batches and prompts, whose linear layers are the kernels' too: there is one copy of each weight.
+What a token gives depends on no other token of its pass, bit for bit, whatever the width of the pass: greedy
+decoding with audit ``strict`` gives the very text of autoregressive decoding in bfloat16, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from viasd_calib.models import context_length
+from viasd_calib.slim.cache import CacheWindow
+from viasd_calib.slim.families import LayerType
+from viasd_calib.slim.forward import RoutedModel, States, Window
+from viasd_calib.slim.in_process import InProcess
+from viasd_calib.slim.native.library import kernels
+from viasd_calib.slim.native.stack import NativeStack, runs, why_not_run
+from viasd_calib.slim.plan import Sublayer
+from viasd_calib.spec import Route
+
+WIDEST = 64
+"""Tokens of the widest pass that the kernels run; prompts are wider."""
+
+Segment = tuple[NativeStack | None, list[Sublayer]]
+"""Sublayers in a row, and the call that runs them; None where modules do."""
+
+
+class NativeModel(InProcess, RoutedModel):
+    """A routed model whose narrow passes over a single text run in the kernels; arguments as for ``RoutedModel``."""
+
+    def __init__(
+        self, model: PreTrainedModel, route: Route | None = None, held: Mapping[str, object] | None = None
+    ) -> None:
+        super().__init__(model, route, held)
+        self._known = why_not_run(model.config) is None
+        self._segments: dict[tuple[int, tuple[int, ...]], tuple[Sequence[Sublayer], list[list[Segment]]]] = {}
+        self._tables: dict[LayerType, tuple[Tensor, Tensor]] = {}
+
+    def alike(self, model: PreTrainedModel) -> NativeModel:
+        return NativeModel(model)
+
+    def run_sublayers(self, sublayers: Sequence[Sublayer], hidden: Tensor, window: Window) -> Tensor:
+        if not self._fits(window, hidden.shape[1]):
+            return super().run_sublayers(sublayers, hidden, window)
+        assert isinstance(window, CacheWindow), "asked above"
+        stream = hidden[0].float().contiguous()
+        (piece,) = self._pieces(sublayers, ())
+        for stack, own in piece:
+            stream = self._through(stack, own, stream, window)
+        return stream[None].to(self.dtype)
+
+    def _fits(self, window: Window, width: int) -> bool:
+        """Whether the kernels run a pass: of few tokens, over a single text."""
+        single = isinstance(window, CacheWindow) and isinstance(window.start, int) and window.cache.batch == 1
+        return self._known and single and width <= WIDEST
+
+    def _forward(self, sublayers: Sequence[Sublayer], ids: Tensor, window: Window, taps: Sequence[int]) -> States:
+        if not self._fits(window, ids.shape[1]):
+            return super()._forward(sublayers, ids, window, taps)
+        assert isinstance(window, CacheWindow), "asked above"
+        stream = self.embed(ids)[0].float().contiguous()  # [width, hidden]
+        tapped: list[Tensor] = []
+        pieces = self._pieces(sublayers, tuple(taps))
+        for number, piece in enumerate(pieces):
+            for stack, own in piece:
+                stream = self._through(stack, own, stream, window)
+            if number < len(taps):
+                tapped.append(stream.to(self.dtype))
+        stacked = (
+            torch.stack(tapped, 1) if tapped else stream.new_empty((len(stream), 0, stream.shape[1]), dtype=self.dtype)
+        )
+        return States(self._normed(stream)[None], stacked[None])
+
+    def _through(
+        self, stack: NativeStack | None, sublayers: list[Sublayer], stream: Tensor, window: CacheWindow
+    ) -> Tensor:
+        """The residual stream [width, hidden], float32, after some sublayers."""
+        if stack is not None:
+            assert isinstance(window.start, int), "a single text starts at one place"
+            rotary = self._rotary_at(sublayers[0].layer_type, window.start, len(stream))
+            stack.run(stream, rotary, window.cache.keys[:, 0], window.cache.values[:, 0], window.start)
+            return stream
+        hidden = stream[None].to(self.dtype)  # [1, width, hidden]
+        inputs = self.attention_inputs(hidden, window.positions(), window.mask, window)
+        for sublayer in sublayers:
+            hidden = self.advance(sublayer, hidden, inputs, window)
+        return hidden[0].float()
+
+    def _pieces(self, sublayers: Sequence[Sublayer], taps: tuple[int, ...]) -> list[list[Segment]]:
+        """The sublayers between taps, in segments: found once for each list of sublayers."""
+        key = id(sublayers), taps
+        if key not in self._segments:
+            pieces: list[list[Segment]] = []
+            begin = 0
+            for tap in taps:
+                end = next((n for n, one in enumerate(sublayers) if one.index >= tap), len(sublayers))
+                pieces.append(self._segmented(sublayers[begin:end]))
+                begin = end
+            pieces.append(self._segmented(sublayers[begin:]))
+            self._segments[key] = sublayers, pieces  # the list is held, so that no other takes its identity
+        return self._segments[key][1]
+
+    def _segmented(self, sublayers: Sequence[Sublayer]) -> list[Segment]:
+        def kind(sublayer: Sublayer) -> tuple[bool, LayerType]:
+            return runs(sublayer) and sublayer.end not in self.token_shift_ends, sublayer.layer_type
+
+        grouped = [(known, list(own)) for (known, _), own in groupby(sublayers, kind)]
+        return [(NativeStack(self.config, own) if known else None, own) for known, own in grouped]
+
+    def _rotary_at(self, kind: LayerType, start: int, width: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of positions, [width, head width], float32, from a table that is made once."""
+        if kind not in self._tables:
+            length = context_length(self.config)
+            positions = torch.arange(length)[None]
+            inputs = self.family.rotary(self._rotary, torch.zeros(1, 1, 1), positions, (kind,))
+            cosine, sine = inputs[kind]
+            self._tables[kind] = cosine[0].float().contiguous(), sine[0].float().contiguous()
+        cosine, sine = self._tables[kind]
+        return cosine[start : start + width], sine[start : start + width]
+
+    def _normed(self, stream: Tensor) -> Tensor:
+        """The stream [width, hidden] after the final norm, bfloat16."""
+        out = torch.empty(stream.shape, dtype=torch.bfloat16)
+        weight = self._final_weight
+        epsilon = self.config.rms_norm_eps
+        kernels().viasd_norm(
+            stream.data_ptr(), stream.shape[1], stream.shape[0], weight.data_ptr(), epsilon, out.data_ptr()
+        )
+        return out
+
+    @property
+    def _final_weight(self) -> Tensor:
+        if not hasattr(self, "_final"):
+            self._final = self._norm.weight.detach().float().contiguous()  # type: ignore[operator]
+        return self._final
