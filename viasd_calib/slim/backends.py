@@ -45,7 +45,7 @@ def fastest_dtype(device: torch.device) -> DType:
     """
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if default_backend(device, torch.bfloat16) == "packed" else "float32"
+    return "float32" if default_backend(device, torch.bfloat16) == "eager" else "bfloat16"
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype) -> Backend:
@@ -91,7 +91,7 @@ def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device
         pack_linears(modules, native_linear)
         group_heads(modules)
         return
-    if backend == "compiled" and default_backend(device, dtype) != "packed":
+    if backend == "compiled" and not (dtype == torch.bfloat16 and can_pack(device, dtype)):
         group_heads(modules)
         return
     why = why_not_packed(device, dtype)

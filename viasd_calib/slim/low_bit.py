@@ -134,18 +134,15 @@ class LowBitLinear(Unsaved, nn.Module):
         self.input_bits: InputBits = input_bits
         self.rounded = round_weight(linear.weight, bits)
         self.bias = linear.bias
+        self.cost_key = bits, input_bits
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the number format of the inputs."""
         codes, steps = round_inputs(inputs.reshape(-1, self.in_features), self.input_bits)
-        out = sum((one @ self._plain().T) * step for one, step in zip(codes, steps, strict=True))
-        assert isinstance(out, Tensor)
+        out = ((codes @ self.rounded.plain().T) * steps).sum(0)  # [rows, out]
         if self.bias is not None:
             out = out + self.bias.float()
         return out.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
-
-    def _plain(self) -> Tensor:
-        return self.rounded.plain()
 
     def memory(self) -> int:
         """Bytes of the weight with its steps: codes of 4 bits count as half a byte, as kernels keep them."""

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Condition
 from typing import Any, get_args
 
@@ -20,8 +21,10 @@ from tests.tiny import (
     VOCAB,
     constant_gate,
     make_drafter,
+    make_model,
     noisy_copy,
     random_bridges,
+    tiny_config,
     tiny_model,
     tiny_shallow,
     verifier_ref,
@@ -38,6 +41,8 @@ from viasd_calib.draft.shallow import ShallowDrafter
 from viasd_calib.slim.backends import prepare
 from viasd_calib.slim.compiled import CompiledModel, StaticPass
 from viasd_calib.slim.forward import RoutedModel, States
+from viasd_calib.slim.native.library import why_no_kernels
+from viasd_calib.slim.native.model import NativeModel
 from viasd_calib.slim.onednn_linear import can_pack
 from viasd_calib.spec import Audit, Decoding, Gates, PromptLookupDraft, Route, RoutingSpec
 
@@ -224,7 +229,7 @@ def drafter_of(kind: str, routed: RoutedModel, backend: Backend) -> Drafter:
     if kind == "shallow":
         drafter = ShallowDrafter(tiny_shallow(routed))
     else:
-        drafter = CausalDrafter(routed.alike(copy.deepcopy(noisy_copy())), VOCAB)
+        drafter = CausalDrafter(routed.alike(copy.deepcopy(noisy_copy()).to(routed.dtype)), VOCAB)
     prepare(drafter.networks, backend, routed.device, routed.dtype)
     return drafter
 
@@ -235,7 +240,12 @@ def test_every_backend_serves_threads(kind: str, backend: Backend) -> None:
     if backend == "packed" and not can_pack(torch.device("cpu"), torch.float32):
         pytest.skip("this PyTorch has no oneDNN")
     model = copy.deepcopy(tiny_model())
-    routed = CompiledModel(model, ROUTE, compiler=replayed) if backend == "compiled" else RoutedModel(model, ROUTE)
+    if backend == "native":
+        if why_no_kernels(torch.device("cpu"), torch.bfloat16) is not None:
+            pytest.skip("the kernels do not run here")
+        model = make_model(tiny_config(head_dim=32)).to(torch.bfloat16)
+    kinds = {"compiled": partial(CompiledModel, compiler=replayed), "native": NativeModel}
+    routed = kinds.get(backend, RoutedModel)(model, ROUTE)
     engine = engine_of(routed, drafter_of(kind, routed, backend))
     prepare([model, *routed.slim_networks], backend, routed.device, routed.dtype)
     asked = requests(["speculative", "three_tier"])

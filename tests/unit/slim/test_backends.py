@@ -38,6 +38,12 @@ def _no_operator(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(onednn_linear, "trial_product", lambda dtype: "PyTorch cannot do it here (no kernel)")
 
 
+@pytest.fixture(autouse=True)
+def without_own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose CPU lacks what the kernels of backend native are written in."""
+    monkeypatch.setattr(backends, "why_no_kernels", lambda device, dtype: "this CPU has no avx512_bf16")
+
+
 ABSENCES = [
     (_no_onednn, "is built without oneDNN here"),
     (_no_instructions, "this CPU has no instructions for bfloat16"),
@@ -108,3 +114,11 @@ def test_bfloat16_is_chosen_where_the_cpu_calculates_in_it(
 ) -> None:
     monkeypatch.setattr(backends, "can_pack", lambda device, dtype: packs)
     assert fastest_dtype(CPU) == expected
+
+
+def test_the_own_kernels_are_the_default_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="backend native cannot run here: this CPU has no avx512_bf16; choose another"):
+        prepare([], "native", CPU, torch.bfloat16)
+    monkeypatch.setattr(backends, "why_no_kernels", lambda device, dtype: None)
+    assert choose_backend(CPU, torch.bfloat16) == "native"
+    assert fastest_dtype(CPU) == "bfloat16"

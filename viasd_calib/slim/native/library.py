@@ -128,7 +128,7 @@ def kernels() -> Any:
     library.viasd_norm.argtypes = [pointer, number, number, pointer, real, pointer]
     for name in ("viasd_run", "viasd_linear", "viasd_norm"):
         getattr(library, name).restype = None
-    library.viasd_allow_amx()
+    library.viasd_use_amx(1)
     return library
 
 

@@ -36,6 +36,7 @@ class NativeLinear(PackedLinear):
         self.input_bits = input_bits
         self.out_features, self.in_features = packed.shape
         self.bias = pack_bias(bias)
+        self.cost_key = packed.bits, input_bits
         self._struct = self.struct()
 
     def struct(self, tile_pairs: bool = False) -> LinearStruct:

@@ -173,10 +173,10 @@ struct Own {
 
 extern "C" {
 
-// Lets this process use AMX: 1 where it may and the kernels were compiled for it, else 0.
-int viasd_allow_amx() {
-  constexpr int REQUEST = 0x1023, TILE_DATA = 18;
-  amx_allowed = AMX && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+// Lets this process use AMX, or not: 1 where it does, which needs a CPU and a kernel of Linux that have it.
+int viasd_use_amx(int wanted) {
+  constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // arch_prctl's ARCH_REQ_XCOMP_PERM, and the tiles' state
+  amx_allowed = AMX && wanted && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
   return amx_allowed;
 }
 

@@ -1,0 +1,108 @@
+"""Linear layers of the kernels: what PyTorch gives, exact integers, and rows that do not depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from viasd_calib.slim.fused_linear import FusedLinearPart
+from viasd_calib.slim.low_bit import Bits, InputBits, LowBitLinear, RoundedWeight, round_inputs
+from viasd_calib.slim.native.library import kernels, why_no_kernels
+from viasd_calib.slim.native.linear import NativeLinear, native_linear, pack_low_bits
+from viasd_calib.slim.native.packing import pack_rounded
+
+LACKING = why_no_kernels(torch.device("cpu"), torch.bfloat16)
+pytestmark = pytest.mark.skipif(LACKING is not None, reason=f"the kernels do not run here: {LACKING}")
+
+
+@pytest.fixture(params=[1, 0], ids=["amx", "avx512"], scope="module", autouse=True)
+def instructions(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways to multiply; one CPU may have the second alone, and runs it twice."""
+    kernels().viasd_use_amx(request.param)
+    yield
+    kernels().viasd_use_amx(1)
+
+
+def rows_of(seed: int, count: int, width: int) -> Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+sizes = st.tuples(st.integers(1, 70), st.integers(1, 200), st.integers(1, 40))
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10**6), size=sizes, bias=st.booleans())
+def test_bfloat16_is_the_product_up_to_rounding(seed: int, size: tuple[int, int, int], bias: bool) -> None:
+    out, width, rows = size
+    torch.manual_seed(seed)
+    linear = nn.Linear(width, out, bias=bias).bfloat16()
+    inputs = rows_of(seed, rows, width)
+    layer = native_linear(linear.weight, linear.bias)
+    wanted = nn.functional.linear(inputs.double(), linear.weight.double(), None if not bias else linear.bias.double())
+    found = layer(inputs.float())
+    size_of_sums = inputs.double().abs() @ linear.weight.double().abs().T + 1
+    assert ((found - wanted).abs() <= width * torch.finfo(torch.float32).eps * size_of_sums).all()
+    assert layer(inputs).dtype == torch.bfloat16
+    assert torch.equal(layer.plain(), linear.weight)
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    size=sizes,
+    bits=st.sampled_from([8, 4]),
+    input_bits=st.sampled_from([16, 8]),
+    bias=st.booleans(),
+)
+def test_low_bits_are_those_of_the_reference(
+    seed: int, size: tuple[int, int, int], bits: Bits, input_bits: InputBits, bias: bool
+) -> None:
+    out, width, rows = size
+    torch.manual_seed(seed)
+    holder = nn.Sequential(LowBitLinear(nn.Linear(width, out, bias=bias), bits, input_bits))
+    inputs = rows_of(seed, rows, width).float()
+    reference = holder[0]
+    wanted = reference(inputs)
+    pack_low_bits([holder])
+    assert isinstance(holder[0], NativeLinear)
+    largest = inputs.abs() @ reference.rounded.plain().abs().T + 1
+    assert ((holder[0](inputs) - wanted).abs() <= width * torch.finfo(torch.float32).eps * 2 * largest).all()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_integers_are_exact_where_they_are_largest(sign: int) -> None:
+    """Kernels that add pairs of products in 16 bits would saturate here."""
+    width = 4096
+    codes = torch.full((16, width), 127, dtype=torch.int8)
+    codes[1::2] = -127
+    weight = RoundedWeight(8, codes, torch.ones(16, 1), torch.zeros(16, 1))
+    inputs = torch.full((3, width), 127.0 * sign)
+    found = NativeLinear(pack_rounded(weight), None, 8)(inputs)
+    exact = codes.double() @ inputs[0].double()
+    assert torch.equal(found, exact.float().expand(3, 16))
+    assert round_inputs(inputs, 8).codes.abs().max() == 127
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10**6), rows=st.integers(2, 40), bits=st.sampled_from([16, 8, 4]), joint=st.booleans())
+def test_a_row_depends_on_no_other_row(seed: int, rows: int, bits: int, joint: bool) -> None:
+    """Bit for bit, whatever the width of the pass."""
+    torch.manual_seed(seed)
+    linear = nn.Linear(130, 70)
+    layer: nn.Module = native_linear(linear.weight, linear.bias)
+    if bits != 16:
+        holder = nn.ModuleDict({"gate_proj": LowBitLinear(linear, bits), "up_proj": LowBitLinear(linear, bits)})  # type: ignore[arg-type]
+        if not joint:
+            del holder["up_proj"]
+        pack_low_bits([holder])
+        layer = holder["gate_proj"]
+        assert isinstance(layer, FusedLinearPart) == joint
+    inputs = rows_of(seed, rows, 130).float()
+    together = layer(inputs)
+    alone = torch.cat([layer(inputs[row : row + 1]) for row in range(rows)])
+    assert torch.equal(together, alone)

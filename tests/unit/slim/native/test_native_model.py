@@ -1,0 +1,134 @@
+"""Backend ``native``: the same model, passes whose width does not matter, and texts that are q's own in bfloat16."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny import TINY_FAMILIES, make_model, tiny_config
+from viasd_calib.errors import ModelError
+from viasd_calib.slim.backends import open_model, prepare
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.low_bit import round_linears
+from viasd_calib.slim.native import library, model
+from viasd_calib.slim.native.library import kernels, why_no_kernels
+from viasd_calib.slim.native.stack import FAMILIES
+from viasd_calib.spec import Route
+
+CPU, DTYPE = torch.device("cpu"), torch.bfloat16
+LACKING = why_no_kernels(CPU, DTYPE)
+pytestmark = pytest.mark.skipif(LACKING is not None, reason=f"the kernels do not run here: {LACKING}")
+LENGTH = 40
+
+
+@pytest.fixture(params=[1, 0], ids=["amx", "avx512"], scope="module", autouse=True)
+def instructions(request: pytest.FixtureRequest) -> Iterator[None]:
+    kernels().viasd_use_amx(request.param)
+    yield
+    kernels().viasd_use_amx(1)
+
+
+def opened(family: str, backend: str, route: Route | None = None, bits: int | None = None) -> RoutedModel:
+    """A tiny model in bfloat16 with heads that the kernels know."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    tiny = make_model(tiny_config(family, **sizes, head_dim=32, initializer_range=0.08)).to(DTYPE)
+    if bits is not None:
+        round_linears(tiny.model.layers, bits)  # type: ignore[arg-type]
+    found = open_model(tiny, route or Route(), {}, backend)  # type: ignore[arg-type]
+    prepare((tiny, *found.slim_networks), backend, CPU, DTYPE)  # type: ignore[arg-type]
+    return found
+
+
+@torch.inference_mode()
+def logits_of(routed: RoutedModel, ids: Tensor, width: int, slim: bool = False) -> Tensor:
+    """Logits [length, vocabulary] of passes over so many tokens each, float32."""
+    row = routed.new_cache(LENGTH).rows()[0]
+    found = []
+    for start in range(0, ids.shape[1], width):
+        some = ids[:, start : start + width]
+        window = row.window(start, some.shape[1])
+        found.append(routed.logits((routed.slim if slim else routed.full)(some, window).last)[0])
+    return torch.cat(found).float()
+
+
+def text(routed: RoutedModel) -> Tensor:
+    return torch.randint(3, routed.config.vocab_size, (1, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("family", [name for name in TINY_FAMILIES if name.partition("_")[0] in FAMILIES])
+def test_it_is_nearer_to_float32_than_pytorch_is(family: str) -> None:
+    """It rounds less on the way: its error is at most PyTorch's own in bfloat16, with a quarter of room for chance."""
+    native, eager = opened(family, "native"), opened(family, "eager")
+    exact = RoutedModel(copy.deepcopy(opened(family, "eager").model).float())
+    ids = text(native)
+    wanted = logits_of(exact, ids, LENGTH)
+    errors = {
+        name: (logits_of(one, ids, 5) - wanted).square().mean().sqrt()
+        for name, one in (("native", native), ("eager", eager))
+    }
+    assert errors["native"] <= 1.25 * errors["eager"]
+    assert wanted.std() > 10 * errors["native"]
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("width", [2, 4, 7, 16, 40])
+def test_the_width_of_a_pass_does_not_matter(width: int, bits: int | None) -> None:
+    native = opened("qwen2", "native", bits=bits)
+    ids = text(native)
+    assert torch.equal(logits_of(native, ids, width), logits_of(native, ids, 1))
+
+
+def test_skipped_sublayers_are_left_out() -> None:
+    route = Route(attention_skip=[1], mlp_skip=[1, 2])
+    native, eager = opened("llama", "native", route), opened("llama", "eager", route)
+    ids = text(native)
+    found, wanted = logits_of(native, ids, 4, slim=True), logits_of(eager, ids, 4, slim=True)
+    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05 * float(wanted.std()))
+    assert not torch.allclose(found, logits_of(native, ids, 4), atol=0.05 * float(wanted.std()))
+
+
+def test_taps_are_the_stream_between_layers() -> None:
+    native, eager = opened("llama", "native"), opened("llama", "eager")
+    ids, taps = text(native)[:, :6], (0, 2, 4)
+    with torch.inference_mode():
+        found, wanted = (one.full(ids, one.new_cache(6).rows()[0].window(0, 6), taps) for one in (native, eager))
+    assert found.tapped.shape == wanted.tapped.shape == (1, 6, 3, 64)
+    torch.testing.assert_close(found.tapped.float(), wanted.tapped.float(), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "phi3"])
+def test_families_that_the_kernels_do_not_know_run_as_modules(family: str) -> None:
+    native, eager = opened(family, "native"), opened(family, "eager")
+    ids = text(native)
+    wanted = logits_of(eager, ids, 4)
+    torch.testing.assert_close(logits_of(native, ids, 4), wanted, rtol=0.1, atol=0.1 * float(wanted.std()))
+
+
+def test_wide_passes_and_batches_run_as_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = opened("llama", "native")
+    ids = text(native)
+    narrow = logits_of(native, ids, 8)
+    monkeypatch.setattr(model, "WIDEST", 7)
+    torch.testing.assert_close(logits_of(native, ids, 8), narrow, rtol=0.05, atol=0.05 * float(narrow.std()))
+
+
+def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr(library, "compiler", lambda: None)
+    assert "install g++" in str(why_no_kernels(CPU, DTYPE))
+    with pytest.raises(ModelError, match=r"backend native cannot run here: there is no C\+\+ compiler: install g\+\+"):
+        prepare([], "native", CPU, DTYPE)
+
+
+def test_what_the_compiler_says_is_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(library, "FLAGS", ("-fno-such-flag",))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(ModelError, match=r"cannot compile the kernels .*no-such-flag.*choose another backend"):
+        library.kernels.__wrapped__()
+    assert not list(tmp_path.rglob("*.so"))
