@@ -15,16 +15,16 @@ from viasd_calib.errors import StorageError
 from viasd_calib.files import describe_os_error
 from viasd_calib.tables import new_table
 
-CacheName = Literal["converted", "hashes", "compiled", "hub", "datasets"]
-"""Models converted from GGUF; hashes of weight files; kernels of ``torch.compile``; downloads; converted data sets."""
+CacheName = Literal["converted", "hashes", "native", "compiled", "hub", "datasets"]
+"""Models converted from GGUF; hashes of weight files; kernels of backend ``native``, and of ``torch.compile``; downloads; converted data sets."""
 
 
 def cache(clear: CacheName | None = None) -> None:
     """Show where caches lie and how large they are, or empty one; what was in it is made or fetched anew when needed.
 
     Args:
-        clear: the cache to empty: converted (models from GGUF files), hashes (of weight files), compiled (kernels of
-            torch.compile), hub and datasets (of Hugging Face, shared with other programs).
+        clear: the cache to empty: converted (models from GGUF files), hashes (of weight files), native (kernels of backend
+            native), compiled (those of torch.compile), hub and datasets (of Hugging Face, shared with other programs).
     """
     folders = cache_folders()
     if clear is not None:
@@ -53,6 +53,7 @@ def cache_folders() -> dict[CacheName, Path]:
     return {
         "converted": own / "gguf",
         "hashes": own / "hashes",
+        "native": own / "native",
         "compiled": Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", inductor)),
         "hub": Path(os.environ.get("HF_HUB_CACHE", home / "hub")),
         "datasets": Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")),

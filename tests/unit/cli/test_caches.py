@@ -41,4 +41,4 @@ def test_caches_are_shown_and_one_is_emptied(tmp_path: Path, capsys: pytest.Capt
     assert [name for name, folder in folders.items() if not folder.exists()] == ["compiled"]
     assert main(["cache", "--clear", "compiled"]) == 0
     assert main(["cache", "--clear", "all"]) == 2
-    assert "--clear is 'all'; give one of converted, hashes, compiled, hub, datasets" in capsys.readouterr().err
+    assert "--clear is 'all'; give one of converted, hashes, native, compiled, hub, datasets" in capsys.readouterr().err
