@@ -16,15 +16,17 @@ from viasd_calib.files import describe_os_error
 from viasd_calib.tables import new_table
 
 CacheName = Literal["converted", "hashes", "native", "compiled", "hub", "datasets"]
-"""Models converted from GGUF; hashes of weight files; kernels of backend ``native``, and of ``torch.compile``; downloads; converted data sets."""
+"""Models converted from GGUF; hashes of weight files; kernels of backend ``native``, and of ``torch.compile``;
+downloads; converted data sets."""
 
 
 def cache(clear: CacheName | None = None) -> None:
     """Show where caches lie and how large they are, or empty one; what was in it is made or fetched anew when needed.
 
     Args:
-        clear: the cache to empty: converted (models from GGUF files), hashes (of weight files), native (kernels of backend
-            native), compiled (those of torch.compile), hub and datasets (of Hugging Face, shared with other programs).
+        clear: the cache to empty: converted (models from GGUF files), hashes (of weight files), native (kernels of
+            backend native), compiled (those of torch.compile), hub and datasets (of Hugging Face, shared with other
+            programs).
     """
     folders = cache_folders()
     if clear is not None:
