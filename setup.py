@@ -62,6 +62,7 @@ DEV = [
     "pytest-xdist>=3.6.1,<4",
     "pytest-cov>=6,<8",
     "hypothesis>=6.130,<7",
+    "jsonschema>=4.26,<5",  # the tests validate specs by the published JSON Schema
     "ruff>=0.17,<0.18",  # a new minor version may format differently
     "mypy>=2.4,<2.5",
     "pylint>=4,<5",  # for code that stands twice, which ruff does not look for

@@ -6,6 +6,7 @@ import json
 from importlib import resources
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from tests.tiny import full_spec, small_document
@@ -30,7 +31,6 @@ def test_every_entry_is_described() -> None:
 
 
 def test_the_schema_accepts_what_the_package_writes(tmp_path: Path) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     schema = json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(small_document(), schema)
