@@ -19,7 +19,7 @@ from viasd_calib.errors import ModelError
 from viasd_calib.models import cache_folder
 from viasd_calib.progress import steps
 
-SOURCES = ("kernels.h", "passes.cpp")
+SOURCES = ("attention.h", "kernels.h", "passes.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16")
 """Instructions of the CPU that the kernels are written in, as Linux names them."""

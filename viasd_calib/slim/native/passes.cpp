@@ -7,6 +7,7 @@
 
 #include <vector>
 
+#include "attention.h"
 #include "kernels.h"
 
 using namespace viasd;
@@ -106,57 +107,22 @@ struct Cache {
 
 namespace {
 
-// Softmax attention of one query over the slots up to its own: to [head width], bfloat16.
-void attend(const Model& model, const Layer& layer, const Cache& cache, const bfloat16* query, int head, int position, float* scores, bfloat16* to) {
-  const int width = model.head_width;
-  const int first = layer.window && position >= layer.window ? position + 1 - layer.window : 0;
-  const int count = position + 1 - first;
-  const size_t at = layer.index * cache.layer_stride + (size_t(head) * cache.capacity + first) * width;
-  const bfloat16 *keys = cache.keys + at, *values = cache.values + at;
-  float top = -INFINITY;
-  for (int s = 0; s < count; ++s) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int i = 0; i < width; i += 32)
-      sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(query + i), (__m512bh)_mm512_loadu_si512(keys + size_t(s) * width + i));
-    scores[s] = _mm512_reduce_add_ps(sum) * model.scaling;
-    top = std::max(top, scores[s]);
-  }
-  __m512 total = _mm512_setzero_ps();
-  for (int s = 0; s < count; s += 16) {
-    const __mmask16 own = count - s < 16 ? __mmask16((1u << (count - s)) - 1) : __mmask16(0xFFFF);
-    const __m512 share = _mm512_maskz_mov_ps(own, exponential(_mm512_sub_ps(_mm512_maskz_loadu_ps(own, scores + s), _mm512_set1_ps(top))));
-    total = _mm512_add_ps(total, share);
-    _mm512_mask_storeu_ps(scores + s, own, share);
-  }
-  const __m512 factor = _mm512_set1_ps(1 / _mm512_reduce_add_ps(total));
-  for (int i = 0; i < width; i += 32) {
-    __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
-    for (int s = 0; s < count; ++s) {
-      const __m512 share = _mm512_set1_ps(scores[s]);
-      low = _mm512_fmadd_ps(share, widen(values + size_t(s) * width + i), low);
-      high = _mm512_fmadd_ps(share, widen(values + size_t(s) * width + i + 16), high);
-    }
-    narrow(to + i, _mm512_mul_ps(low, factor));
-    narrow(to + i + 16, _mm512_mul_ps(high, factor));
-  }
-}
-
 // What one thread reads inputs from, and how it makes them.
 struct Own {
   float* row;     // [most inputs]
   Inputs inputs;
-  float* scores;  // [positions]
+  float* scores;  // what attention works in
 
-  static size_t bytes(int most, int rows, int positions) {
-    return whole(most * 4) + whole(size_t(rows) * most * 2) + whole(rows * 8) + whole(size_t(rows) * (most / GROUP) * 8) + whole(positions * 4);
+  static size_t bytes(int most, int rows, size_t attention) {
+    return whole(most * 4) + whole(size_t(rows) * most * 2) + whole(rows * 8) + whole(size_t(rows) * (most / GROUP) * 8) + whole(attention);
   }
 
-  Own(int most, int rows, int positions) {
-    char* memory = scratch(bytes(most, rows, positions));
+  Own(int most, int rows, size_t attention) {
+    char* memory = scratch(bytes(most, rows, attention));
     const auto take = [&](size_t size) { char* begin = memory; memory += whole(size); return begin; };
     row = (float*)take(most * 4);
     inputs = {take(size_t(rows) * most * 2), (float*)take(rows * 8), (int32_t*)take(size_t(rows) * (most / GROUP) * 8)};
-    scores = (float*)take(positions * 4);
+    scores = (float*)take(attention);
   }
 
   const Inputs& of(const Linear& linear, const float* from, int count, int rows, const float* weight, float epsilon) {
@@ -190,7 +156,12 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
   const int width = model.head_width, group = model.heads / model.shared_heads, hidden = model.hidden;
   const int queries = model.heads * width, keys = model.shared_heads * width, wide = queries + 2 * keys;
   const int most = int(whole(std::max({hidden, queries, model.neurons})));
-  const size_t own_bytes = Own::bytes(most, rows, start + rows);
+#ifdef __AMX_INT8__
+  const size_t attention = attention_bytes(width, start + rows);
+#else
+  const size_t attention = size_t(start + rows) * 4;
+#endif
+  const size_t own_bytes = Own::bytes(most, rows, attention);
   std::vector<std::atomic<int>> taken(size_t(count) * STAGES);
   // Of the team: in the calling thread's scratch, behind what it needs itself.
   char* shared = scratch(own_bytes + whole(size_t(rows) * wide * 4) + whole(size_t(rows) * std::max(queries, model.neurons) * 4)) + whole(own_bytes);
@@ -200,7 +171,7 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
 #pragma omp parallel num_threads(threads)
   {
     const int team = omp_get_num_threads();
-    Own own(most, rows, start + rows);
+    Own own(most, rows, attention);
     const auto add = [&](int row, const int* tiles, const __m512* values, int tile_count) {
       for (int t = 0; t < tile_count; ++t) {
         float* to = stream + size_t(row) * hidden + size_t(tiles[t]) * TILE;
@@ -231,14 +202,27 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
           }
         });
         barrier.wait(team);
-        share(stage[2], rows * model.heads, [&](int item) {
-          const int row = item / model.heads, head = item % model.heads;
-          const float* from = qkv + size_t(row) * wide + size_t(head) * width;
-          bfloat16 query[512], mixed[512];
-          for (int i = 0; i < width; i += 16) narrow(query + i, _mm512_loadu_ps(from + i));
-          attend(model, layer, cache, query, head / group, start + row, own.scores, mixed);
-          float* to = between + size_t(row) * queries + size_t(head) * width;
-          for (int i = 0; i < width; i += 16) _mm512_storeu_ps(to + i, widen(mixed + i));
+        const int sharing = rows * group, at_once = amx_allowed ? ROWS : 1, parts = (sharing + at_once - 1) / at_once;
+        share(stage[2], parts * model.shared_heads, [&](int item) {
+          const int head = item % model.shared_heads, first = item / model.shared_heads * at_once;
+          const size_t at = layer.index * cache.layer_stride + size_t(head) * cache.capacity * width;
+          const Head cached = {cache.keys + at, cache.values + at, width, int(cache.capacity), model.scaling};
+          const int count = std::min(at_once, sharing - first);
+          const float* from[ROWS];
+          float* to[ROWS];
+          Span spans[ROWS];
+          for (int i = 0; i < count; ++i) {  // queries of a token follow each other
+            const int row = (first + i) / group, place = (head * group + (first + i) % group) * width;
+            from[i] = qkv + size_t(row) * wide + place;
+            to[i] = between + size_t(row) * queries + place;
+            spans[i] = span_of(start + row, layer.window);
+          }
+#ifdef __AMX_INT8__
+          if (amx_allowed) return attend_tiles(cached, count, from, spans, (char*)own.scores, to);
+#endif
+          bfloat16 query[512];
+          for (int i = 0; i < width; i += 16) narrow(query + i, _mm512_loadu_ps(from[0] + i));
+          attend(cached, query, spans[0], own.scores, to[0]);
         });
         barrier.wait(team);
         multiply(layer.out, own.of(layer.out, between, queries, rows, nullptr, 0), rows, stage[3], team, amx_allowed, add);
