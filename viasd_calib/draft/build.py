@@ -17,6 +17,7 @@ from viasd_calib.files import write_json
 from viasd_calib.models import beside, weights_sha256
 from viasd_calib.shipped import shipped
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.low_bit import round_linears
 from viasd_calib.spec import (
     CausalLMDraft,
     CombinedDraft,
@@ -57,7 +58,10 @@ def build_drafter(
         import_module(f"{__package__}.{module.name}")
     drafter = builder_of(spec)(spec, DraftContext(folder, verifier, tokenizer))
     if isinstance(spec, QuantisableDraft) and spec.quantize is not None:
-        quantise_linears(drafter.networks, spec.quantize)
+        if verifier.integer_kernels:
+            round_linears(drafter.networks, 8 if spec.quantize == "int8" else 4)
+        else:
+            quantise_linears(drafter.networks, spec.quantize)
     return drafter
 
 

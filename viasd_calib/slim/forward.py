@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,9 @@ class RoutedModel:
             is given nothing to hold.
         SpecError: what a part holds does not fit the model.
     """
+
+    integer_kernels: ClassVar[bool] = False
+    """Whether what prepares modules for it exchanges :class:`~viasd_calib.slim.low_bit.LowBitLinear` for kernels."""
 
     def __init__(
         self,

@@ -35,6 +35,8 @@ Segment = tuple[NativeStack | None, list[Sublayer]]
 class NativeModel(InProcess, RoutedModel):
     """A routed model whose narrow passes over a single text run in the kernels; arguments as for ``RoutedModel``."""
 
+    integer_kernels = True
+
     def __init__(
         self, model: PreTrainedModel, route: Route | None = None, held: Mapping[str, object] | None = None
     ) -> None:
