@@ -18,8 +18,8 @@ def policy_digest(spec: RoutingSpec) -> str:
 
     That is: what the verifier computes (architecture and sizes, hashes of configuration, tokenizer and weights, number
     format), the draft model, the route with the hashes of its tensors, gates and bounds, and the settings of decoding.
-    It is not: where models and tensors lie, who wrote the spec, what was measured (relative cost, calibration error of
-    the gates, evidence), the certificate, or the its prompts.
+    It is not: where models and tensors lie, who wrote the spec, what was measured (relative cost, memory, calibration
+    error of the gates, evidence), the certificate, or its prompts.
 
     A verifier whose weights the spec has no hash of is told apart by its revision, such a draft model by name and
     revision.
@@ -44,7 +44,7 @@ def policy_digest(spec: RoutingSpec) -> str:
     policy = {
         "verifier": {**verifier, "weights": weights},
         "draft": _draft(_dumped(spec.draft)),
-        "route": _dumped(spec.route, "relative_cost"),
+        "route": _dumped(spec.route.unmeasured()),
         "gates": _dumped(spec.gates),
         "decoding": _dumped(spec.decoding),
     }
@@ -60,8 +60,8 @@ def _draft(draft: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in draft.items() if name not in places}
 
 
-def _dumped(part: Any, *measured: str) -> dict[str, Any]:
-    found: dict[str, Any] = part.model_dump(mode="json", exclude=set(measured), exclude_none=True)
+def _dumped(part: Any) -> dict[str, Any]:
+    found: dict[str, Any] = part.model_dump(mode="json", exclude_none=True)
     return found
 
 

@@ -35,15 +35,18 @@ from viasd_calib.schema.problems import WHOLE, first_problem, problems_of, refus
 from viasd_calib.schema.route import (
     AdapterKind,
     AdapterRef,
+    AddedMemory,
     BridgesRef,
     HeadVocab,
+    LowBits,
+    LowBitWeights,
     MlpWidths,
     PartEntry,
     RelativeCost,
     Route,
 )
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 __all__ = [
     "DRAFT_FEATURES",
@@ -52,6 +55,7 @@ __all__ = [
     "SLIM_FEATURES",
     "AdapterKind",
     "AdapterRef",
+    "AddedMemory",
     "Audit",
     "BridgesRef",
     "CausalLMDraft",
@@ -64,6 +68,8 @@ __all__ = [
     "Gates",
     "HeadVocab",
     "LogisticGate",
+    "LowBitWeights",
+    "LowBits",
     "MlpWidths",
     "ModelDraft",
     "PartEntry",

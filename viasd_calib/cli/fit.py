@@ -39,6 +39,8 @@ def fit(words: Sequence[str], load: lazy_types.LoadVerifier | None = None) -> No
 
 def say_fit(artifact: lazy_types.FitArtifact) -> None:
     """Say what was learned: the route, how good the gates are, and how often q' and q agree."""
+    from viasd_calib.slim.parts.base import route_words
+
     route, layers = artifact.route, artifact.verifier.num_layers
     table = new_table("what was learned", ["", "kept", "layers skipped"])
     for name, skipped in (("attention", route.attention_skip), ("MLP", route.mlp_skip)):
@@ -51,6 +53,7 @@ def say_fit(artifact: lazy_types.FitArtifact) -> None:
     console.print(table)
     console.print(gates)
     console.print(f"agreement of slim and full verifier: {artifact.agreement:.4f}")
+    console.print(f"slim verifier: {route_words(route, layers)}")
     if route.mlp_keep is not None:
         neurons = runs(sorted(set(route.mlp_keep.keep.values())))
         console.print(f"MLPs of layers {runs(sorted(route.narrowed))} are narrow: {neurons} neurons each")

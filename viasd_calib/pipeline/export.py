@@ -101,7 +101,9 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
         device=options.device,
         dtype=DTYPE_NAMES[loaded.model.dtype],
     )
-    spec = spec.model_copy(update={"route": spec.route.model_copy(update={"relative_cost": cost})})
+    spec = spec.model_copy(
+        update={"route": spec.route.model_copy(update={"relative_cost": cost, "memory": routed.memory})}
+    )
     save_spec(spec, path)
     return spec
 

@@ -69,6 +69,7 @@ def write_fit(
     route = save_parts(module.route, held, options.part_options, out)
     outside = 0.0 if head_ids is None else share_outside(head_ids, data.validation_texts())
     routed = RoutedModel(student.model.model, route, held)
+    route = route.model_copy(update={"memory": routed.memory})
     compared = gate_texts(gate_folders, data.seed) if gate_folders else data
     gates = fit_gates(routed, compared.training_texts(), compared.validation_texts(), options.max_run)
     artifact = _artifact(route, [data, compared], gates, outside, out)

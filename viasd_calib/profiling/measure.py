@@ -15,7 +15,7 @@ from viasd_calib.hardware import hardware
 from viasd_calib.models import DTYPE_NAMES, context_length
 from viasd_calib.passes.requests import finish
 from viasd_calib.profiling.context_scaling import ROUND_TOKENS, measure_rounds
-from viasd_calib.profiling.profile import LatencyProfile, Measured, PassShape, ProfileSettings, uncosted
+from viasd_calib.profiling.profile import LatencyProfile, Measured, PassShape, ProfileSettings
 from viasd_calib.progress import steps
 from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.cost import WARM_UP, interleaved_seconds
@@ -159,7 +159,7 @@ def measure_profile(
     return LatencyProfile(
         verifier=engine.spec.verifier,
         draft=engine.spec.draft,
-        route=uncosted(engine.spec.route),
+        route=engine.spec.route.unmeasured(),
         backend=backend or engine.backend,
         dtype=DTYPE_NAMES[engine.routed.dtype],
         device=str(device),

@@ -287,14 +287,9 @@ def check_profile(profile: LatencyProfile, spec: RoutingSpec) -> None:
     check_verifier(spec, profile.verifier)
     for name, found, wanted in (
         ("draft model", profile.draft, spec.draft),
-        ("route", profile.route, uncosted(spec.route)),
+        ("route", profile.route, spec.route.unmeasured()),
     ):
         if found != wanted:
             raise PlanningError(
                 f"the latency profile was measured with another {name} than the spec's; run viasd profile on this spec"
             )
-
-
-def uncosted(route: Route) -> Route:
-    """A route without the cost that was measured when it was exported."""
-    return route.model_copy(update={"relative_cost": None})

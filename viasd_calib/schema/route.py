@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, create_model, field_validator, model_validator
 
@@ -134,6 +134,60 @@ class MlpWidths(PartEntry):
     tensors: TensorFile = Field(description="each layer's order of neurons, kept ones first")
 
 
+LowBits = Literal[8, 4]
+"""Bits of a weight that a slim verifier runs in integers; :mod:`viasd_calib.slim.low_bit`."""
+LayersByBits = dict[Literal["8", "4"], Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]]
+
+
+class LowBitWeights(PartEntry):
+    """Sublayers whose linear layers the slim verifier runs with weights in 8 or 4 bits; those not named have 16.
+
+    Nothing is stored: the weights are rounded when the spec is loaded, from those that the other parts of the route run
+    (``rule`` nearest: :func:`viasd_calib.slim.low_bit.round_weight`). They are a copy, which takes memory of its own.
+
+    Example:
+        >>> LowBitWeights(attention={"8": [0, 2]}, mlp={"8": [0], "4": [2]}, head=8).bits("mlp")
+        {0: 8, 2: 4}
+    """
+
+    attention: LayersByBits = Field(
+        default_factory=dict, description="layers whose attention has so many bits, by bits"
+    )
+    mlp: LayersByBits = Field(default_factory=dict, description="layers whose MLP has so many bits, by bits")
+    head: LowBits | None = Field(None, description="bits of the output head's weights; null for 16")
+    input_bits: Literal[16, 8] = Field(16, description="bits of what enters such a layer, with one scale a token")
+    group: Literal[64] = Field(64, description="neighbouring weights of a row that share a scale in 4 bits")
+    rule: Literal["nearest"] = Field("nearest", description="how weights are rounded")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> LowBitWeights:
+        for name in ("attention", "mlp"):
+            by_bits: LayersByBits = getattr(self, name)
+            for layers in by_bits.values():
+                if layers != sorted(set(layers)):
+                    raise ValueError(f"layers of low_bit.{name} must be given once each, in rising order")
+            both = sorted(set(by_bits.get("8", ())).intersection(by_bits.get("4", ())))
+            if both:
+                raise ValueError(f"low_bit.{name} names layer {both[0]} twice, in 8 and in 4 bits; take it out of one")
+        if not (self.attention or self.mlp or self.head):
+            raise ValueError("low_bit names neither a sublayer nor the head; name some, or leave low_bit out")
+        return self
+
+    def bits(self, kind: Literal["attention", "mlp"]) -> dict[int, LowBits]:
+        """Bits of the sublayers of a kind, by layer, rising."""
+        by_bits: LayersByBits = self.attention if kind == "attention" else self.mlp
+        widths: tuple[LowBits, ...] = get_args(LowBits)
+        found = {layer: width for width in widths for layer in by_bits.get(str(width), ())}  # type: ignore[call-overload]
+        return dict(sorted(found.items()))
+
+
+class AddedMemory(SpecModel):
+    """Weights that the slim verifier has beside the full one's; each counts 16 bits, or 8 or 4 where it has these."""
+
+    bytes: int = Field(ge=0, description="of these weights")
+    share: float = Field(ge=0, description="of them over the full verifier's own")
+
+
 class Route(SpecModel):
     """Which sublayers the slim verifier leaves out; decoder layers are counted from 0.
 
@@ -151,8 +205,13 @@ class Route(SpecModel):
     bridges: BridgesRef | None = Field(None, description="linear maps in place of skipped runs; null for none")
     head_vocab: HeadVocab | None = Field(None, description="reduced output vocabulary; null for the verifier's own")
     adapter: AdapterRef | None = Field(None, description="weights of the slim path alone; null for none")
+    low_bit: LowBitWeights | None = Field(None, description="sublayers in 8 or 4 bits; null for none")
     relative_cost: RelativeCost | None = Field(
         None, description="of a slim pass, measured at export; null where not measured"
+    )
+
+    memory: AddedMemory | None = Field(
+        None, description="that the slim verifier takes beside the full one; null where not counted"
     )
 
     @field_validator("attention_skip", "mlp_skip")
@@ -172,12 +231,20 @@ class Route(SpecModel):
         return self
 
     @model_validator(mode="after")
-    def _narrows_what_runs(self) -> Route:
+    def _changes_what_runs(self) -> Route:
         both = sorted(self.narrowed.intersection(self.mlp_skip))
         if both:
             raise ValueError(
                 f"mlp_keep and mlp_skip both name layer {both[0]}; an MLP is narrowed or skipped, take it out of one"
             )
+        skipped = {"attention": self.attention_skip, "mlp": self.mlp_skip}
+        for kind, layers in self.low_bit_layers.items():
+            both = sorted(layers.intersection(skipped[kind]))
+            if both:
+                raise ValueError(
+                    f"low_bit.{kind} and {kind}_skip both name layer {both[0]}; a sublayer is skipped or has low "
+                    "bits, take it out of one"
+                )
         return self
 
     def entries(self) -> dict[str, PartEntry]:
@@ -200,9 +267,21 @@ class Route(SpecModel):
         """Layers whose MLP sublayer runs with some of its neurons."""
         return frozenset() if self.mlp_keep is None else frozenset(self.mlp_keep.keep)
 
+    @property
+    def low_bit_layers(self) -> dict[str, frozenset[int]]:
+        """Layers whose attention or MLP has weights of low bits, by kind."""
+        if self.low_bit is None:
+            return {}
+        return {kind: frozenset(self.low_bit.bits(kind)) for kind in ("attention", "mlp")}
+
+    def unmeasured(self) -> Route:
+        """The route without what was measured and counted when it was exported."""
+        return self.model_copy(update={"relative_cost": None, "memory": None})
+
     def misfits(self, num_layers: int) -> Iterator[str]:
         """What a verifier with so many layers cannot run, a line each."""
         named = {"attention_skip": self.attention_skip, "mlp_skip": self.mlp_skip, "mlp_keep": sorted(self.narrowed)}
+        named |= {f"low_bit.{kind}": sorted(layers) for kind, layers in self.low_bit_layers.items()}
         for name, layers in named.items():
             beyond = [layer for layer in layers if layer >= num_layers]
             if beyond:

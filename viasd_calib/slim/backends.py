@@ -14,6 +14,7 @@ from viasd_calib.errors import MachineWarning, ModelError
 from viasd_calib.slim.compiled import CompiledModel
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.grouped_query_attention import group_heads
+from viasd_calib.slim.low_bit import LowBitLinear
 from viasd_calib.slim.native.library import kernels, why_no_kernels
 from viasd_calib.slim.native.linear import native_linear, pack_low_bits
 from viasd_calib.slim.native.model import NativeModel
@@ -79,9 +80,18 @@ def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device
     Raises:
         ModelError: the backend does not run on ``device`` in ``dtype``.
     """
+    modules = tuple(modules)
+    if backend != "native" and any(isinstance(one, LowBitLinear) for module in modules for one in module.modules()):
+        unsuited = why_no_kernels(device, dtype)
+        why = "choose backend native" if unsuited is None else f"backend native has kernels for them, but {unsuited}"
+        warnings.warn(
+            f"backend {backend} runs sublayers in low bits, but no faster than others, so that a slim pass gains "
+            f"nothing here: {why}",
+            MachineWarning,
+            stacklevel=2,
+        )
     if backend == "eager":
         return
-    modules = tuple(modules)
     if backend == "native":
         lacking = why_no_kernels(device, dtype)
         if lacking is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from viasd_calib.slim.families import (
 )
 from viasd_calib.slim.grouped_query_attention import GROUPED, additive_mask, grouped_mask
 from viasd_calib.slim.linears import PackedLinear
+from viasd_calib.slim.memory import added_memory
 from viasd_calib.slim.parts.base import install_parts
 from viasd_calib.slim.parts.head_vocab import over_vocabulary
 from viasd_calib.slim.plan import SlimPlan, StandIn, Sublayer
@@ -135,6 +136,8 @@ class RoutedModel:
         self._slim_head = plan.head
         self.slim_networks = plan.own_networks()
         """What q' runs beside q's own modules, for a backend to prepare."""
+        self.memory = added_memory(model, self.slim_networks)
+        """Weights that q' has beside q's own."""
 
     @property
     def device(self) -> torch.device:
@@ -196,7 +199,8 @@ class RoutedModel:
         if self._slim_head is None:
             return self.soft_cap(self._head(hidden))
         some = self.soft_cap(self._slim_head(hidden))  # [..., head vocabulary]
-        return over_vocabulary(some, self._slim_head.ids, self.config.vocab_size)
+        ids = self._slim_head.ids
+        return some if ids is None else over_vocabulary(some, ids, self.config.vocab_size)
 
     def soft_cap(self, logits: Tensor) -> Tensor:
         """The model's bound on its logits (Gemma Team 2024, arXiv 2408.00118, section 2), where it has one."""
@@ -222,11 +226,15 @@ class RoutedModel:
         """The module of that norm."""
         return self._norm
 
-    def head_rows(self, ids: Tensor) -> Tensor:
-        """Rows of the output head for ``ids`` ([n]), which give logits before :meth:`soft_cap`: [n, hidden]."""
+    def head_rows(self, ids: Tensor | None = None) -> Tensor:
+        """Rows of the output head for ``ids`` ([n]), which give logits before :meth:`soft_cap`: [n, hidden].
+
+        Args:
+            ids: None for all rows, which are then those of the head itself.
+        """
         head = self._head
-        weight = head.plain() if isinstance(head, PackedLinear) else head.weight
-        return weight[ids]  # type: ignore[index]
+        weight: Any = head.plain() if isinstance(head, PackedLinear) else head.weight
+        return weight if ids is None else weight[ids]  # type: ignore[no-any-return]
 
     def attention_inputs(
         self, hidden: Tensor, positions: Tensor, mask_of: MaskOf, store: KeyValueStore

@@ -114,7 +114,8 @@ class LowBitLinear(Unsaved, nn.Module):
     """A linear layer whose weight is integers, on any device: PyTorch's own operators, one row as another.
 
     It shows what a layer gives, and is no faster than a plain one; a backend puts its own kernels into its place
-    (:mod:`viasd_calib.slim.native`). Weights are rounded when it is made, and the plain weight is not held.
+    (:mod:`viasd_calib.slim.native`). Weights are rounded when it is made, and the plain weight is not held. What is
+    trained below it is trained as if inputs were not rounded: a step has no slope.
 
     Args:
         linear: what it is made from.
@@ -138,8 +139,14 @@ class LowBitLinear(Unsaved, nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the number format of the inputs."""
-        codes, steps = round_inputs(inputs.reshape(-1, self.in_features), self.input_bits)
-        out = ((codes @ self.rounded.plain().T) * steps).sum(0)  # [rows, out]
+        rows = inputs.reshape(-1, self.in_features)  # [rows, in]
+        codes, steps = round_inputs(rows, self.input_bits)
+        weight = self.rounded.plain().T  # [in, out]
+        if torch.is_grad_enabled() and inputs.requires_grad:  # straight through: Bengio et al. 2013, arXiv 1308.3432
+            rounded = (codes * steps).sum(0).to(rows.dtype)
+            out = (rows + (rounded - rows).detach()).float() @ weight  # [rows, out]
+        else:
+            out = ((codes @ weight) * steps).sum(0)  # [rows, out]
         if self.bias is not None:
             out = out + self.bias.float()
         return out.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)

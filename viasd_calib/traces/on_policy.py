@@ -74,10 +74,9 @@ class Policy:
 def policy_name(method: str, draft: str, route: Route, gates: Gates, decoding: Decoding) -> str:
     """A name for all that decides a policy's texts beside the settings of the capture.
 
-    What was only measured on a machine, the route's cost, is no part of it.
+    What was only measured or counted, the route's cost and memory, is no part of it.
     """
-    unmeasured = route.model_copy(update={"relative_cost": None})
-    parts = [one.model_dump_json() for one in (unmeasured, gates, decoding)]
+    parts = [one.model_dump_json() for one in (route.unmeasured(), gates, decoding)]
     digest = hashlib.sha256("\n".join([draft, *parts]).encode()).hexdigest()
     return f"{method} {digest}"
 

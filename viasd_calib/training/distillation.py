@@ -10,17 +10,20 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
+from viasd_calib.errors import CalibrationError
 from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.slim.parts.adapter import adapted_layers
-from viasd_calib.slim.parts.base import fit_parts, part_named
+from viasd_calib.slim.parts.base import fit_parts, memory_words, part_named
 from viasd_calib.slim.parts.bridges import new_bridges
 from viasd_calib.slim.plan import Sublayer
-from viasd_calib.spec import Route
+from viasd_calib.spec import AddedMemory, Route
 from viasd_calib.traces.data import TraceBatch
 from viasd_calib.training.find_route import find_route
 from viasd_calib.training.options import SlimVerifierOptions
 from viasd_calib.training.student_module import StudentModule
 
+LARGEST_SHARE = 16
+"""A bound on memory above it is in bytes."""
 WARM_UP_STEPS = 20
 LAST_SHARE = 0.1
 """Learning rates rise over the first steps, and end at this share of their peaks."""
@@ -38,6 +41,24 @@ def rate_share(step: int, steps: float) -> float:
         [0.05, 0.81, 0.5, 0.1]
     """
     return min(1.0, (step + 1) / WARM_UP_STEPS) * max(LAST_SHARE, 1 - step / max(steps, 1))
+
+
+def check_memory(taken: AddedMemory, most: float | None) -> None:
+    """Refuse a slim verifier that takes more memory than is allowed.
+
+    Args:
+        taken: beside q.
+        most: a share of q's weights up to ``LARGEST_SHARE``, above that bytes; None for any.
+
+    Raises:
+        CalibrationError: it takes more.
+    """
+    if most is None or (taken.share if most <= LARGEST_SHARE else taken.bytes) <= most:
+        return
+    raise CalibrationError(
+        f"the slim verifier would take {memory_words(taken)}, and memory allows {most:g}; raise --model.memory, or "
+        "give fewer sublayers low bits, or 4 in place of 8"
+    )
 
 
 class DistillationModule(StudentModule):
@@ -99,6 +120,7 @@ class DistillationModule(StudentModule):
             self.slim_layers = adapted.train().requires_grad_(False)  # copied from a verifier that is in eval mode
         held = {"bridges": bridges, "adapter": self.slim_layers, **self._further}
         student.install(route, held)
+        check_memory(student.model.memory, options.memory)
         for name, one in held.items():
             for parameter in part_named(name).parameters(one, route) if one is not None else ():
                 parameter.requires_grad_(True)
@@ -176,6 +198,6 @@ class DistillationModule(StudentModule):
         route, options = self.student.route(state["kept"]), self.options
         hidden = self.student.model.config.hidden_size
         self._take(
-            route, new_bridges(route, hidden, options.bridge_rank, options.bridge_carry) if options.bridges else None
+            route, new_bridges(route, hidden, options.bridge_rank, options.bridge_carry) if options.bridged else None
         )
         self.check_state(state)

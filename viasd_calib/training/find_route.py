@@ -32,6 +32,8 @@ def find_route(
     Raises:
         CalibrationError: no route meets the target, or the given one is missing or of another verifier.
     """
+    if options.route_choice == "whole":
+        return Route(), None
     if learned is None and options.route_choice == "span":
         route, bridges = route_by_span(student, options, texts)
         return route, bridges if options.bridges else None

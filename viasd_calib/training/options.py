@@ -9,12 +9,12 @@ from typing import Any, Literal
 from viasd_calib.choices import SMOLLM2, SearchMethod
 from viasd_calib.errors import CalibrationError
 from viasd_calib.slim.parts.adapter import DEFAULT_TARGETS, AdapterOptions
-from viasd_calib.slim.parts.base import PartOptions, options_of
+from viasd_calib.slim.parts.base import PartOptions, options_of, part_named
 from viasd_calib.slim.parts.bridges import BridgeOptions
 from viasd_calib.spec import AdapterKind
 from viasd_calib.training.losses import LOSSES
 
-RouteChoice = Literal["span", "gates", "given"]
+RouteChoice = Literal["span", "gates", "given", "whole"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class SlimVerifierOptions:
 
     The route comes first. ``span`` takes the one run of layers whose bridge, fitted in closed form, leaves the least
     KL(q || q') (:mod:`viasd_calib.training.spans`), whatever the objective. ``gates`` learns for ``route_steps`` which
-    sublayers are kept (:mod:`viasd_calib.training.gate_learning`). ``given`` takes a route that ``viasd search`` found.
+    sublayers are kept (:mod:`viasd_calib.training.gate_learning`). ``given`` takes a route that ``viasd search`` found,
+    ``whole`` leaves out no sublayer: for a q' whose low bits alone make it cheap (``parts`` with ``low_bit``).
     Bridges are fitted in closed form, and then they and the adapter are distilled
     (:mod:`viasd_calib.training.distillation`).
 
@@ -63,6 +64,8 @@ class SlimVerifierOptions:
             They are chosen once q' is trained, on its whole output, and their head is what the target cost counts.
         parts: further parts of the route, by name, each with its options; they are fitted with the bridges, on the same
             texts, and what they have to train is distilled with the rest.
+        memory: most memory that q' may take beside q: up to 16 a share of q's weights (0.5), above that bytes; None for
+            no bound. Low bits, adapters and a head vocabulary take some.
 
     Raises:
         CalibrationError: an option is out of its range, or options contradict each other.
@@ -99,9 +102,17 @@ class SlimVerifierOptions:
     mlp_keep: float = 1.0
     head_vocab: int = 0
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    memory: float | None = None
 
     def __post_init__(self) -> None:
         options_of(self.parts)  # refuses what is no part
+        if "low_bit" in self.parts and self.adapter_kind == "dora" and self.rank != 0:
+            raise CalibrationError(
+                "low_bit cannot be fitted with adapter_kind dora, which reads whole weights; give lora or norms, or "
+                "adapter_rank 0"
+            )
+        if self.memory is not None and self.memory < 0:
+            raise CalibrationError(f"memory is {self.memory}; give a share of q's weights, or bytes")
         if not 0 < self.target_cost <= 1:
             raise CalibrationError(f"target_cost is {self.target_cost}; give a share of q's cost between 0 and 1")
         if self.objective not in LOSSES:
@@ -122,8 +133,13 @@ class SlimVerifierOptions:
 
     @property
     def distils(self) -> bool:
-        """Whether there is anything to distil: bridges, an adapter or further parts."""
-        return self.bridges or self.rank != 0 or bool(self.parts)
+        """Whether there is anything to distil: bridges, an adapter or further parts that train."""
+        return self.bridged or self.rank != 0 or any(part_named(name).trains for name in self.parts)
+
+    @property
+    def bridged(self) -> bool:
+        """Whether there are bridges: a whole route has nothing to bridge."""
+        return self.bridges and self.route_choice != "whole"
 
     @property
     def adapter_alpha(self) -> int | None:

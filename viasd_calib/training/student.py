@@ -127,7 +127,7 @@ class Student:
         longest = int(torch.randint(1, self._options.max_run + 1, (), generator=generator))
         starts = run_starts(batch.ids.shape[1], longest, generator).to(batch.ids.device)
         states = student_states(self.model, sublayers, batch.ids, cache, starts, gates, batch.begin)
-        return self.model.logits(states[batch.predicts[:, batch.begin :]])
+        return self.model.slim_logits(states[batch.predicts[:, batch.begin :]])
 
     def head_ids(self, counts: Counter[int]) -> Tensor | None:
         """The output tokens of q' by how often q chose each ([head vocabulary], long, rising); None for all."""

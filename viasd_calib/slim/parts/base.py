@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from viasd_calib.errors import ModelError, SpecError
 from viasd_calib.files import copy_file
 from viasd_calib.schema.route import PartEntry, import_part, register_entry
-from viasd_calib.spec import Route, TensorFile, VerifierRef, first_problem, tensor_file
+from viasd_calib.spec import AddedMemory, Route, TensorFile, VerifierRef, first_problem, tensor_file
 
 if TYPE_CHECKING:
     from viasd_calib.slim.forward import RoutedModel
@@ -136,6 +136,7 @@ class RoutePart(Generic[Held]):
         entry: its entry in a spec; None for a part whose entries are :class:`~viasd_calib.spec.Route`'s own.
         options: with which it is fitted.
         last: whether it is installed after all parts that do not say so: one that exchanges what others put there.
+        trains: whether distillation may have something to train in it.
     """
 
     name: ClassVar[str]
@@ -144,6 +145,7 @@ class RoutePart(Generic[Held]):
     entry: ClassVar[type[PartEntry] | None] = None
     options: ClassVar[type[PartOptions]] = PartOptions
     last: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
 
     def fit(self, inputs: FitInputs, options: PartOptions) -> Held:
         """Make what q' is to hold from texts, before distillation; ``options`` are of the part's own type."""
@@ -213,6 +215,8 @@ class RoutePart(Generic[Held]):
 
 Part = RoutePart[Any]
 _PARTS: dict[str, Part] = {}
+FIT_HAS_OPTIONS = ("skips", "attention_skip", "mlp_skip", "mlp_keep", "bridges", "head_vocab", "adapter")
+"""Parts that a fit makes by options of its own."""
 
 
 def register(kind: type[Part]) -> type[Part]:
@@ -257,7 +261,20 @@ def route_words(route: Route, layers: int) -> str:
         >>> route_words(Route(mlp_skip=[3]), layers=5)
         '5 of 5 attention and 4 of 5 MLP sublayers kept'
     """
-    return ", ".join(part.line(route, layers) for part in parts_of(route))
+    lines = [part.line(route, layers) for part in parts_of(route)]
+    if route.memory is not None:
+        lines.append(memory_words(route.memory))
+    return ", ".join(lines)
+
+
+def memory_words(memory: AddedMemory) -> str:
+    """What q' takes beside q.
+
+    Example:
+        >>> memory_words(AddedMemory(bytes=67_000_000, share=0.5))
+        "0.5 of q's memory more (67.0 MB)"
+    """
+    return f"{memory.share:.2g} of q's memory more ({memory.bytes / 1e6:,.1f} MB)"
 
 
 def load_parts(route: Route, folder: Path, sizes: Sizes) -> dict[str, object]:
@@ -277,7 +294,7 @@ def options_of(asked: Mapping[str, Mapping[str, Any]]) -> dict[str, PartOptions]
     """
     checked: dict[str, PartOptions] = {}
     for name, given in asked.items():
-        if name in ("skips", *Route.model_fields):
+        if name in FIT_HAS_OPTIONS:
             raise SpecError(f"{name} is a part that viasd fit has options of its own for; leave it out of parts")
         try:
             checked[name] = part_named(name).options.model_validate(given)

@@ -30,18 +30,18 @@ IDS = "ids"
 
 
 class SlimHead(nn.Module):
-    """Some rows of an output head, without soft-capping.
+    """Some rows of an output head, or all of them, without soft-capping.
 
     Args:
         rows: [head vocabulary, hidden].
-        ids: their ids in the verifier's vocabulary, [head vocabulary], long.
+        ids: their ids in the verifier's vocabulary, [head vocabulary], long; None for all.
     """
 
-    ids: Tensor
+    ids: Tensor | None
 
-    def __init__(self, rows: Tensor, ids: Tensor) -> None:
+    def __init__(self, rows: Tensor, ids: Tensor | None = None) -> None:
         super().__init__()
-        self.linear = linear_of(rows)  # a child, so that a backend can exchange it
+        self.linear: nn.Module = linear_of(rows)  # a child, so that a backend can exchange it
         self.register_buffer("ids", ids)
 
     def forward(self, hidden: Tensor) -> Tensor:

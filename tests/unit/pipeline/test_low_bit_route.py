@@ -1,0 +1,123 @@
+"""A slim verifier of low bits alone, from traces to a text; nothing of it is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import viasd_calib
+from tests.tiny import LAYERS, TinyFolder, tiny_prompts, tiny_traces
+from viasd_calib.cli import main
+from viasd_calib.errors import CalibrationError, MachineWarning, SpecError
+from viasd_calib.prompts import SplitShares
+from viasd_calib.spec import LowBitWeights, load_spec
+
+ALL = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
+EVERY = [*range(LAYERS)]
+WHOLE = LowBitWeights(attention={"8": EVERY}, mlp={"8": EVERY}, head=8)
+LOW: dict[str, Any] = {"route_choice": "whole", "adapter_rank": 0, "parts": {"low_bit": {"bits": 8}}, "max_run": 4}
+
+
+@pytest.fixture(scope="module")
+def traces(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_traces(tiny_folder, tmp_path_factory.mktemp("traces"), 24, max_new_tokens=12, batch_size=12, top_k=4)
+
+
+def options(verifier: TinyFolder, traces: Path, out: Path, **model: Any) -> viasd_calib.FitOptions:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return viasd_calib.FitOptions(
+        data=viasd_calib.TraceDataModule([str(traces)], shares=ALL, validation_share=0.3, max_batch_tokens=128),
+        out=str(out),
+        model=viasd_calib.SlimVerifierOptions(verifier=str(verifier), **model),
+        trainer={"accelerator": "cpu", "max_steps": 2, **quiet},
+    )
+
+
+def test_it_goes_from_traces_to_a_text(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = options(tiny_folder, traces, tmp_path / "fit", **LOW)
+    made: list[Any] = []
+
+    def new_trainer(**changes: Any) -> Any:
+        made.append(given.new_trainer(**changes))
+        return made[-1]
+
+    fitted = viasd_calib.fit(given, new_trainer=new_trainer)
+    assert fitted is not None
+    assert [trainer.global_step for trainer in made] == [0]
+    assert [*fitted.route.entries()] == ["low_bit"]
+    assert fitted.route.low_bit == WHOLE
+    assert fitted.agreement > 0.8
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(prompt.model_dump_json() for prompt in tiny_prompts(32)[24:]), encoding="utf-8")
+    spec = str(tmp_path / "spec" / "routing.json")
+    viasd_calib.calibrate(
+        viasd_calib.CalibrateOptions(
+            fit=str(tmp_path / "fit"), out=str(tmp_path / "calibrate"), prompts=str(prompts), max_new_tokens=4,
+            shares=SplitShares(fit=0.0, calibrate=1.0, test=0.0), max_loss=0.5, confidence=0.5,
+        )
+    )  # fmt: skip
+    exporting = viasd_calib.ExportOptions(calibrate=str(tmp_path / "calibrate"), out=spec, audit="strict")
+    with pytest.warns(MachineWarning, match="backend eager runs sublayers in low bits, but no faster than others"):
+        viasd_calib.export(exporting)
+    route = load_spec(spec).route
+    assert route.low_bit == WHOLE
+    assert route.memory == fitted.route.memory
+    assert sorted(path.name for path in (tmp_path / "spec").rglob("*")) == ["routing.json"]
+    assert main(["validate", spec]) == 0
+    assert "slim verifier: 0." in " ".join(capsys.readouterr().out.split())
+    command = ["generate", "--spec", spec, "--prompt", "w1 w2", "--max_new_tokens", "8"]
+    texts = []
+    for method in ("three_tier", "autoregressive"):
+        assert main([*command, "--method", method]) == 0
+        texts.append(capsys.readouterr().out.splitlines()[0])
+    assert texts[0] == texts[1]
+    document = json.loads(Path(spec).read_text(encoding="utf-8"))
+    document["route"]["low_bit"]["mlp"]["4"] = [1]
+    Path(spec).write_text(json.dumps(document), encoding="utf-8")
+    assert main(["validate", spec]) == 1
+    assert "low_bit.mlp names layer 1 twice" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_is_distilled_is_distilled_on_low_bits(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    changes = {"target_cost": 0.7, "adapter_rank": 2, "max_run": 4, "parts": {"low_bit": {"bits": 4}}}
+    fitted = viasd_calib.fit(options(tiny_folder, traces, tmp_path, **changes))
+    assert fitted is not None
+    route = fitted.route
+    assert [*route.entries()][-1] == "low_bit"
+    assert {"bridges", "adapter"} < {*route.entries()}
+    assert route.low_bit is not None
+    assert [*route.low_bit.bits("mlp")] == [layer for layer in EVERY if layer not in route.mlp_skip]
+    assert route.mlp_skip
+
+
+def test_memory_may_be_bounded(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    words = r"would take 0\.\d+ of q's memory more .*, and memory allows 0.2; raise --model.memory, or give fewer"
+    with pytest.raises(CalibrationError, match=words):
+        viasd_calib.fit(options(tiny_folder, traces, tmp_path, **LOW, memory=0.2))
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        (
+            {"parts": {"low_bit": {"bits": 5}}},
+            SpecError,
+            "options of the part low_bit: bits: Input should be 16, 8 or 4",
+        ),
+        (
+            {"parts": {"low_bit": {}}, "adapter_kind": "dora"},
+            CalibrationError,
+            "cannot be fitted with adapter_kind dora",
+        ),
+        ({"memory": -1.0}, CalibrationError, "memory is -1.0; give a share of q's weights, or bytes"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(changes: dict[str, Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        viasd_calib.SlimVerifierOptions(**changes)

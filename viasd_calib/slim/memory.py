@@ -1,0 +1,36 @@
+"""The memory that a slim verifier takes beside the full one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from viasd_calib.slim.low_bit import LowBitLinear
+from viasd_calib.spec import AddedMemory
+
+BYTES = 2
+"""Of a weight that is not in low bits: weights are counted in 16 bits, whatever format they are loaded in."""
+
+
+def added_memory(full: nn.Module, slim: Iterable[nn.Module]) -> AddedMemory:
+    """Weights of q' that are not q's own, in bytes and over q's own weights.
+
+    A view of q's weights, as of the first neurons of an MLP, takes none. Asked before a backend packs weights.
+
+    Args:
+        full: q.
+        slim: what q' runs beside q's own modules.
+
+    Example:
+        >>> full = nn.Linear(64, 64, bias=False)
+        >>> added_memory(full, [full, LowBitLinear(full, 8)]).share
+        0.5312
+    """
+    own = [*full.parameters()]
+    places = {weight.untyped_storage().data_ptr() for weight in own}
+    modules = nn.ModuleList(slim)
+    new = [weight for weight in modules.parameters() if weight.untyped_storage().data_ptr() not in places]
+    rounded = sum(module.memory() for module in modules.modules() if isinstance(module, LowBitLinear))
+    added = BYTES * sum(weight.numel() for weight in new) + rounded
+    return AddedMemory(bytes=added, share=round(added / (BYTES * sum(weight.numel() for weight in own)), 4))
