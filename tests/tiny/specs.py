@@ -16,11 +16,13 @@ from viasd_calib.models import load_verifier
 from viasd_calib.profiling.profile import LatencyProfile, Measured, PassShape, ProfileSettings
 from viasd_calib.spec import (
     AdapterRef,
+    AddedMemory,
     BridgesRef,
     Certificate,
     Evidence,
     Gates,
     HeadVocab,
+    LowBitWeights,
     MlpWidths,
     PromptHashes,
     PromptLookupDraft,
@@ -129,7 +131,9 @@ def full_spec(folder: Path) -> RoutingSpec:
             head_vocab=HeadVocab(size=5, tensors=tensor_file(folder / "slim" / "head.safetensors", folder)),
             bridges=BridgesRef(rank=3, tensors=tensor_file(folder / "slim" / "bridges.safetensors", folder)),
             adapter=AdapterRef(rank=4, alpha=8.0, targets=["q_proj"], folded=True, tensors=adapter),
+            low_bit=LowBitWeights(attention={"8": [1, 3]}, mlp={"4": [2]}, head=8),
             relative_cost=RelativeCost(measured={1: 0.5, 8: 0.61}, device="cpu", dtype="float32"),
+            memory=AddedMemory(bytes=9000, share=0.4),
         ),
         certificate=make_certificate(),
         evidence=Evidence(

@@ -81,15 +81,7 @@ def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device
         ModelError: the backend does not run on ``device`` in ``dtype``.
     """
     modules = tuple(modules)
-    if backend != "native" and any(isinstance(one, LowBitLinear) for module in modules for one in module.modules()):
-        unsuited = why_no_kernels(device, dtype)
-        why = "choose backend native" if unsuited is None else f"backend native has kernels for them, but {unsuited}"
-        warnings.warn(
-            f"backend {backend} runs sublayers in low bits, but no faster than others, so that a slim pass gains "
-            f"nothing here: {why}",
-            MachineWarning,
-            stacklevel=2,
-        )
+    _warn_of_low_bits(modules, backend, device, dtype)
     if backend == "eager":
         return
     if backend == "native":
@@ -112,3 +104,17 @@ def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device
         )
     pack_linears(modules)
     group_heads(modules)
+
+
+def _warn_of_low_bits(modules: Iterable[nn.Module], backend: Backend, device: torch.device, dtype: torch.dtype) -> None:
+    """Tell a user that sublayers in low bits are no faster where a backend has no kernels for them."""
+    if backend == "native" or not any(isinstance(one, LowBitLinear) for module in modules for one in module.modules()):
+        return
+    lacking = why_no_kernels(device, dtype)
+    why = "choose backend native" if lacking is None else f"backend native has kernels for them, but {lacking}"
+    warnings.warn(
+        f"backend {backend} runs sublayers in low bits, but no faster than others, so that a slim pass gains nothing "
+        f"here: {why}",
+        MachineWarning,
+        stacklevel=3,
+    )
