@@ -45,10 +45,11 @@ class RoundedWeight(NamedTuple):
 
     def plain(self) -> Tensor:
         """The values that the codes stand for: [out, in], float32."""
-        groups, inputs = self.steps.shape[1], self.codes.shape[1]
-        size = inputs if groups == 1 else GROUP
-        steps = self.steps.repeat_interleave(size, 1)[:, :inputs]  # [out, in]
-        return self.codes.float() * steps + self.lowest.repeat_interleave(size, 1)[:, :inputs]
+        if self.bits == 8:
+            return self.codes * self.steps
+        inputs = self.codes.shape[1]
+        steps = self.steps.repeat_interleave(GROUP, 1)[:, :inputs]  # [out, in]
+        return self.codes * steps + self.lowest.repeat_interleave(GROUP, 1)[:, :inputs]
 
 
 def round_weight(weight: Tensor, bits: Bits) -> RoundedWeight:
