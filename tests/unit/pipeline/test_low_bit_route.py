@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,19 @@ def test_memory_may_be_bounded(tiny_folder: TinyFolder, traces: Path, tmp_path: 
 def test_options_that_cannot_be_are_refused(changes: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         viasd_calib.SlimVerifierOptions(**changes)
+
+
+def test_a_later_round_and_gates_go_with_low_bits(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    low = {"low_bit": {"bits": 8, "head": 16}}
+    rounds = options(tiny_folder, traces, tmp_path / "rounds", target_cost=0.7, adapter_rank=2, max_run=4, parts=low)
+    gated = options(
+        tiny_folder, traces, tmp_path / "gates", target_cost=0.7, adapter_kind="norms", max_run=4, parts=low,
+        route_choice="gates", route_steps=1, fold_adapter=False, mlp_keep=0.5, head_vocab=16,
+    )  # fmt: skip
+    for given in (replace(rounds, rounds=2), gated):
+        fitted = viasd_calib.fit(given)
+        assert fitted is not None
+        low_bit = fitted.route.low_bit
+        assert low_bit is not None
+        assert low_bit.head is None
+        assert {*low_bit.bits("attention").values()} == {8}
