@@ -165,7 +165,7 @@ def load_engine(
         check_model(beside(drafting.name_or_path, folder), drafting.revision)
     name = beside(spec.verifier.name_or_path, folder) if verifier is None else verifier
     loaded = load(name, dtype=dtype or spec.verifier.dtype, device=device)
-    chosen = backend or choose_backend(loaded.model.device, loaded.model.dtype)
+    chosen = backend or choose_backend(loaded.model)
     return assemble(spec, folder, loaded, backend=chosen)
 
 

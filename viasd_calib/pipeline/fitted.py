@@ -35,7 +35,7 @@ def open_fit(fitted: FitArtifact, folder: Path, loaded: Verifier, draft_model: s
     gates = Gates(draft=fitted.draft_gate, slim=fitted.slim_gate, accept_at=NEVER, regenerate_at=NEVER)
     own = verifier_of(fitted.verifier, loaded.ref)
     spec = RoutingSpec(verifier=own, draft=draft, route=fitted.route, gates=gates)
-    backend = choose_backend(loaded.model.device, loaded.model.dtype)  # what will decode is what is timed
+    backend = choose_backend(loaded.model)  # what will decode is what is timed
     return assemble(spec, folder, loaded, draft_folder=draft_folder, backend=backend)
 
 

@@ -18,6 +18,7 @@ from viasd_calib.slim.low_bit import LowBitLinear
 from viasd_calib.slim.native.library import kernels, why_no_kernels
 from viasd_calib.slim.native.linear import native_linear, pack_low_bits
 from viasd_calib.slim.native.model import NativeModel
+from viasd_calib.slim.native.stack import why_not_run
 from viasd_calib.slim.onednn_linear import can_pack, pack_linears, why_not_packed
 from viasd_calib.spec import DType, Route
 
@@ -49,10 +50,29 @@ def fastest_dtype(device: torch.device) -> DType:
     return "float32" if default_backend(device, torch.bfloat16) == "eager" else "bfloat16"
 
 
-def choose_backend(device: torch.device, dtype: torch.dtype) -> Backend:
-    """The same, with a word to whoever decodes in bfloat16 on a CPU that is slow in it."""
-    backend = default_backend(device, dtype)
-    why = why_not_packed(device, dtype)
+def choose_backend(model: PreTrainedModel) -> Backend:
+    """The same for a model at hand, with a warning where something is slower here than it could be.
+
+    Kernels of backend ``native`` are compiled now, where they are not yet. Where that fails, or the model is of a type
+    that they do not know, its linear layers are packed.
+    """
+    device, dtype = model.device, model.dtype
+    backend, why = default_backend(device, dtype), why_not_packed(device, dtype)
+    if backend == "native":
+        lacking = why_not_run(model.config)
+        if lacking is None:
+            try:
+                kernels()
+            except ModelError as error:
+                lacking = str(error).partition("; ")[0]
+                warnings.warn(
+                    f"backend native cannot be used ({lacking}); what decodes in its place is slower",
+                    MachineWarning,
+                    stacklevel=2,
+                )
+        if lacking is None:
+            return "native"
+        backend = "packed" if why is None else "eager"
     if backend == "eager" and device.type == "cpu" and dtype != torch.float32 and why is not None:
         warnings.warn(
             f"backend eager runs the models, since packed weights cannot be used ({why}); texts are as good, but "

@@ -33,7 +33,7 @@ def load_ready(model: PreTrainedModel, route: Route, folder: Path) -> RoutedMode
         SpecError: the parts of the route do not fit the verifier.
         ModelError: the verifier is not of a supported kind.
     """
-    backend = choose_backend(model.device, model.dtype)
+    backend = choose_backend(model)
     routed = load_routed(model, route, folder, backend)
     prepare((model, *routed.slim_networks), backend, routed.device, routed.dtype)
     return routed

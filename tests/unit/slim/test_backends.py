@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
-from tests.tiny import TinyFolder, tiny_spec
+from tests.tiny import TinyFolder, make_model, tiny_config, tiny_model, tiny_spec
 from viasd_calib.cli import main
 from viasd_calib.decoding.engine import load_engine
 from viasd_calib.errors import MachineWarning, ModelError
@@ -82,12 +84,11 @@ def test_a_command_says_it_in_one_notice(
 def test_nothing_is_said_where_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose_backend(CPU, torch.float32) == "eager"
-        assert choose_backend(torch.device("cuda"), torch.bfloat16) == "eager"
+        assert choose_backend(tiny_model()) == "eager"
         monkeypatch.setattr(onednn_linear, "trial_product", lambda dtype: None)
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-        assert choose_backend(CPU, torch.bfloat16) == "packed"
+        assert choose_backend(_half(tiny_model())) == "packed"
 
 
 def test_the_trial_finds_an_operator_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,5 +121,24 @@ def test_the_own_kernels_are_the_default_where_they_run(monkeypatch: pytest.Monk
     with pytest.raises(ModelError, match="backend native cannot run here: this CPU has no avx512_bf16; choose another"):
         prepare([], "native", CPU, torch.bfloat16)
     monkeypatch.setattr(backends, "why_no_kernels", lambda device, dtype: None)
-    assert choose_backend(CPU, torch.bfloat16) == "native"
+    monkeypatch.setattr(backends, "kernels", lambda: None)
+    known = make_model(tiny_config(head_dim=32)).to(torch.bfloat16)
+    assert choose_backend(known) == "native"
+    assert choose_backend(_half(tiny_model(family="gemma2"))) in ("packed", "eager"), "a type that they do not know"
     assert fastest_dtype(CPU) == "bfloat16"
+
+
+def test_kernels_that_cannot_be_compiled_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise ModelError("/bin/false cannot compile the kernels (exit code 1); choose another backend")
+
+    monkeypatch.setattr(backends, "why_no_kernels", lambda device, dtype: None)
+    monkeypatch.setattr(backends, "kernels", refuse)
+    with pytest.warns(MachineWarning, match=r"backend native cannot be used \(/bin/false cannot compile the kernels"):
+        assert choose_backend(make_model(tiny_config(head_dim=32)).to(torch.bfloat16)) in ("packed", "eager")
+    with pytest.raises(ModelError, match="cannot compile the kernels"):
+        prepare([], "native", CPU, torch.bfloat16)
+
+
+def _half(model: PreTrainedModel) -> PreTrainedModel:
+    return copy.deepcopy(model).to(torch.bfloat16)

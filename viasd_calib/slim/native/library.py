@@ -159,8 +159,10 @@ def _compile(place: Path) -> None:
             )
             os.replace(made, place)
     except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.decode(errors="replace").splitlines() if "error" in line]
-        reason = (lines or ["no reason given"])[0]
+        lines = error.stderr.decode(errors="replace").splitlines()
+        reason = next(
+            (line for line in lines if "error" in line), lines[0] if lines else f"exit code {error.returncode}"
+        )
         raise ModelError(f"{program} cannot compile the kernels ({reason}); choose another backend") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ModelError(f"the kernels cannot be compiled ({error}); choose another backend") from error
