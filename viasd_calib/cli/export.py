@@ -41,8 +41,10 @@ def validate(spec: str, verifier: str | None = None) -> None:
     checked = validation.validate(spec, verifier)
     certificate = checked.certificate
     bound = "no certificate" if certificate is None or certificate.bound is None else f"loss <= {certificate.bound}"
+    from viasd_calib.slim.parts.base import memory_words
+
     memory = checked.route.memory
-    taken = "" if memory is None else f"; slim verifier: {memory.share:.2g} of q's memory more"
+    taken = "" if memory is None else f"; slim verifier: {memory_words(memory)}"
     Console().print(
         f"{shipped(spec)}: valid; {checked.verifier.name_or_path}, draft {checked.draft.kind}, "
         f"audit {checked.decoding.audit}, {bound}{taken}"

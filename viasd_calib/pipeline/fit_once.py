@@ -22,7 +22,7 @@ from viasd_calib.slim.parts.head_vocab import share_outside
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.traces.folder import read_manifest
-from viasd_calib.training.distillation import DistillationModule
+from viasd_calib.training.distillation import DistillationModule, check_memory
 from viasd_calib.training.fit import fit_slim_verifier
 from viasd_calib.training.warm_start import save_warm_start
 
@@ -69,6 +69,7 @@ def write_fit(
     route = save_parts(module.route, held, options.part_options, out)
     outside = 0.0 if head_ids is None else share_outside(head_ids, data.validation_texts())
     routed = RoutedModel(student.model.model, route, held)
+    check_memory(routed.memory, options.memory)
     route = route.model_copy(update={"memory": routed.memory})
     compared = gate_texts(gate_folders, data.seed) if gate_folders else data
     gates = fit_gates(routed, compared.training_texts(), compared.validation_texts(), options.max_run)

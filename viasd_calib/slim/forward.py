@@ -136,7 +136,8 @@ class RoutedModel:
         self._slim_head = plan.head
         self.slim_networks = plan.own_networks()
         """What q' runs beside q's own modules, for a backend to prepare."""
-        self.memory = added_memory(model, self.slim_networks)
+        folded = plan.route.adapter is not None and plan.route.adapter.folded
+        self.memory = added_memory(model, plan.run_modules(), folded)
         """Weights that q' has beside q's own."""
 
     @property

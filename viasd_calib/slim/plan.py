@@ -134,6 +134,18 @@ class SlimPlan:
                     planned.append(Sublayer(kind, index, layer, layer_type, number + 1))
         return planned
 
+    def run_modules(self) -> list[nn.Module]:
+        """Every module that q' runs, head and norms among them, and none of a sublayer that it leaves out."""
+        found = [*self.networks, *([] if self.head is None else [self.head])]
+        other = {"attention": "mlp", "mlp": "self_attn"}
+        for sublayer in self.sublayers():
+            if sublayer.kind == "bridge":
+                found.append(sublayer.layer)
+            else:
+                children = sublayer.layer.named_children()
+                found += [module for name, module in children if name != other[sublayer.kind]]
+        return found
+
     def own_networks(self) -> tuple[nn.Module, ...]:
         """What q' runs beside q's own modules."""
         layers = () if self.layers is self._own_layers else tuple(self.layers)

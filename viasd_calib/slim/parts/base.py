@@ -273,7 +273,11 @@ def memory_words(memory: AddedMemory) -> str:
     Example:
         >>> memory_words(AddedMemory(bytes=67_000_000, share=0.5))
         "0.5 of q's memory more (67.0 MB)"
+        >>> memory_words(AddedMemory(bytes=0, share=0.0))
+        'no memory beside that of q'
     """
+    if memory.bytes == 0:
+        return "no memory beside that of q"
     return f"{memory.share:.2g} of q's memory more ({memory.bytes / 1e6:,.1f} MB)"
 
 

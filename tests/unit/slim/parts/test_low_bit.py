@@ -270,6 +270,21 @@ def test_its_memory_is_that_of_the_copy() -> None:
     assert opened({"head_vocab": torch.arange(5)}).memory.bytes == 2 * 5 * 16
 
 
+def test_memory_of_an_adapter_is_that_of_decoding() -> None:
+    route = Route(attention_skip=[1], mlp_skip=[1])
+    counted: dict[bool, list[int]] = {}
+    for folded in (False, True):
+        ref, stored = stored_adapter(folded)
+        given = route.model_copy(update={"adapter": ref})
+        loaded = opened({"adapter": stored}, given)
+        model = copy.deepcopy(tiny_model())
+        trained = adapted_layers(model.model.layers, 2, 4, ref.targets)  # type: ignore[union-attr]
+        counted[folded] = [loaded.memory.bytes, RoutedModel(model, given, {"adapter": trained}).memory.bytes]
+    kept = LAYERS - 1
+    assert counted[False] == [2 * kept * 2 * (16 + 16 + 32 + 16)] * 2
+    assert counted[True] == [2 * kept * (16 * 16 + 32 * 16)] * 2
+
+
 def test_it_has_words_and_marks() -> None:
     route = Route(low_bit=WHOLE, memory=AddedMemory(bytes=134_500_000, share=0.5012))
     assert route_words(route, LAYERS) == (
