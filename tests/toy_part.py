@@ -54,6 +54,7 @@ class MeanUpdate(RoutePart[nn.ModuleDict]):
     contents = "their vectors"
     entry = MeanUpdateEntry
     options = MeanUpdateOptions
+    replaces_runs = True
 
     def fit(self, inputs: FitInputs, options: PartOptions) -> nn.ModuleDict:
         assert isinstance(options, MeanUpdateOptions)
@@ -90,7 +91,7 @@ class MeanUpdate(RoutePart[nn.ModuleDict]):
         for run in skipped_runs(plan.route):
             module = held[run.name]
             assert isinstance(module, Constant)
-            plan.stand_ins[run.begin] = run.end, module
+            plan.replace(run.begin, run.end, module, self.name)
         plan.networks.append(held)
 
     def line(self, route: Route, layers: int) -> str:

@@ -109,6 +109,10 @@ def test_validate_finds_tensors_that_do_not_fit(job: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
+        (
+            {"mean_update": {}},
+            "bridges and mean_update both run in place of skipped sublayers; add --model.bridges fal",
+        ),
         ({"nowhere": {}}, "'nowhere' is no part of a route that this release knows"),
         ({"mean_update": {"scale": 3}}, "options of the part mean_update: scale: Input should be less than or equal"),
         ({"bridges": {}}, "bridges is a part that viasd fit has options of its own for; leave it out of parts"),
@@ -118,5 +122,10 @@ def test_what_cannot_be_fitted_is_refused(
     job: Path, parts: dict[str, object], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["fit", "--config", str(job / "fit.yaml"), "--out", str(tmp_path), "--data.folders", f"[{job}/traces]"]
-    assert main([*command, "--model.verifier", str(job / "verifier"), "--model.parts", json.dumps(parts)]) == 1
+    assert (
+        main(
+            [*command, "--model.verifier", str(job / "verifier"), "--model.parts", json.dumps(parts), "--model.bridges"]
+        )
+        == 1
+    )
     assert words in " ".join(capsys.readouterr().err.split())

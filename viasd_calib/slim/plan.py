@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
+from viasd_calib.errors import SpecError
 from viasd_calib.slim.families import LayerType
 from viasd_calib.spec import Route
 
@@ -80,7 +81,8 @@ class SlimPlan:
         layers: the layers whose sublayers q' runs; a part that changes modules puts copies here
             (:func:`share_parameters`), so that q's own stay as they are.
         skipped: numbers of the sublayers that q' leaves out.
-        stand_ins: what runs in place of skipped sublayers, with the number after the last one, by the first's number.
+        stand_ins: what runs in place of skipped sublayers, with the number after the last one, by the first's number;
+            :meth:`replace` puts it here.
         kept_streams: numbers of the sublayers before which passes keep the residual stream in the cache, one slot each.
         head: the output head of q'; None for q's own.
         networks: further modules for a backend to prepare, beside layers and head.
@@ -106,6 +108,7 @@ class SlimPlan:
         self.route = route or Route()
         self.skipped: set[int] = set()
         self.stand_ins: dict[int, tuple[int, StandIn]] = {}
+        self._replaced_by: dict[int, str] = {}
         self.kept_streams: list[int] = []
         self.head: SlimHead | None = None
         self.networks: list[nn.Module] = []
@@ -120,6 +123,36 @@ class SlimPlan:
         """Bring a module to where q's weights are, in their number format."""
         if self._full is not None:
             module.to(device=self._full.device, dtype=self._full.dtype)
+
+    def replace(self, begin: int, end: int, module: StandIn, part: str) -> None:
+        """Let a module run in place of a run of sublayers, none of which runs then.
+
+        Args:
+            begin: number of the first one.
+            end: number after the last one.
+            part: name of the part that puts it there.
+
+        Raises:
+            SpecError: another part has replaced one of them.
+
+        Example:
+            >>> plan = SlimPlan(nn.ModuleList([nn.Identity()]), ["full_attention"])
+            >>> plan.replace(0, 2, StandIn(), "bridges")
+            >>> [(sublayer.kind, sublayer.end) for sublayer in plan.sublayers()]
+            [('bridge', 2)]
+        """
+        numbers = range(begin, end)
+        both = [number for number in numbers if number in self._replaced_by]
+        if both:
+            other = self._replaced_by[both[0]]
+            mend = "fit again with --model.bridges false, or leave the other part out of --model.parts"
+            if "bridges" not in (other, part):
+                mend = "fit again with one of them out of --model.parts"
+            named = f"sublayers {both[0]} to {both[-1]}" if len(both) > 1 else f"sublayer {both[0]}"
+            raise SpecError(f"{other} and {part} both replace {named}; {mend}")
+        self._replaced_by.update(dict.fromkeys(numbers, part))
+        self.skipped.update(numbers)
+        self.stand_ins[begin] = end, module
 
     def sublayers(self) -> list[Sublayer]:
         """What q' runs, in order."""

@@ -106,6 +106,10 @@ class SlimVerifierOptions:
 
     def __post_init__(self) -> None:
         options_of(self.parts)  # refuses what is no part
+        replacing = [*(["bridges"] if self.bridged else []), *filter(_replaces_runs, self.parts)]
+        if len(replacing) > 1:
+            mend = "add --model.bridges false" if self.bridged else "leave one of them out of --model.parts"
+            raise CalibrationError(f"{' and '.join(replacing[:2])} both run in place of skipped sublayers; {mend}")
         if "low_bit" in self.parts and self.adapter_kind == "dora" and self.rank != 0:
             raise CalibrationError(
                 "low_bit cannot be fitted with adapter_kind dora, which reads whole weights; give lora or norms, or "
@@ -173,3 +177,7 @@ class SlimVerifierOptions:
     def further_options(self) -> dict[str, PartOptions]:
         """Options of the further parts, by name."""
         return options_of(self.parts)
+
+
+def _replaces_runs(name: str) -> bool:
+    return part_named(name).replaces_runs

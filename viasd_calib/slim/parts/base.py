@@ -137,6 +137,8 @@ class RoutePart(Generic[Held]):
         options: with which it is fitted.
         last: whether it is installed after all parts that do not say so: one that exchanges what others put there.
         trains: whether distillation may have something to train in it.
+        replaces_runs: whether it has modules run in place of skipped runs (:meth:`SlimPlan.replace`), as one part of a
+            route may.
     """
 
     name: ClassVar[str]
@@ -146,6 +148,7 @@ class RoutePart(Generic[Held]):
     options: ClassVar[type[PartOptions]] = PartOptions
     last: ClassVar[bool] = False
     trains: ClassVar[bool] = True
+    replaces_runs: ClassVar[bool] = False
 
     def fit(self, inputs: FitInputs, options: PartOptions) -> Held:
         """Make what q' is to hold from texts, before distillation; ``options`` are of the part's own type."""

@@ -237,6 +237,7 @@ class Bridges(RoutePart[nn.ModuleDict]):
     title = "bridges"
     contents = "their maps"
     options = BridgeOptions
+    replaces_runs = True
 
     def fit(self, inputs: FitInputs, options: PartOptions) -> nn.ModuleDict:
         """The bridges of the route in closed form (:func:`fit_bridges`)."""
@@ -273,7 +274,7 @@ class Bridges(RoutePart[nn.ModuleDict]):
             if run.name in held:
                 bridge = held[run.name]
                 assert isinstance(bridge, Bridge)
-                plan.stand_ins[run.begin] = run.end, bridge
+                plan.replace(run.begin, run.end, bridge, self.name)
         plan.kept_streams += token_shift_ends(plan.route, held)
         plan.networks.append(held)
 
