@@ -73,7 +73,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "search": Command("search", "search", "compare other ways of choosing a route on the same traces", going_on=SAME),
     "generate": Command("generate", "answer", "answer a prompt with a routing spec"),
-    "bench": Command("bench", "bench", "compare decoding methods on a prompt file", going_on=SAME),
+    "bench": Command("bench", "bench", "compare decoding strategies on a prompt file", going_on=SAME),
     "report": Command("report", "report", "write one HTML page on a spec and its benchmark"),
     "cache": Command("caches", "cache", "show where caches lie and how large they are, or empty one"),
 }

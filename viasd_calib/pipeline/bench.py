@@ -1,4 +1,4 @@
-"""Decoding methods on the same prompts."""
+"""Decoding strategies on the same prompts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from viasd_calib.spec import file_sha256
 def bench(
     options: BenchOptions, load: lazy_types.LoadVerifier | None = None, command: str = ""
 ) -> lazy_types.BenchResult:
-    """Compare decoding methods: same weights, same drafter, interleaved prompt by prompt; write the result as JSON.
+    """Compare decoding strategies: same weights, same drafter, interleaved prompt by prompt; write the result as JSON.
 
     Prompts that are done are noted beside the result until it is written: run again, a bench that was stopped goes on.
 

@@ -86,8 +86,8 @@ class BackendModels(SpecModels):
     """The same, by a backend.
 
     Args:
-        backend: what runs models: eager, packed (CPU) or compiled (minutes to compile first); the faster one of the
-            first two where it is left out.
+        backend: what runs models: native (bfloat16 on a CPU with AVX-512 BF16 and VNNI), packed (a CPU), eager, or
+            compiled (minutes to compile first); where it is left out, the first of these that can run here.
     """
 
     backend: Backend | None = None
@@ -98,8 +98,8 @@ class PromptSource:
     """Which prompts a job takes.
 
     Args:
-        prompts: prompt file (JSONL or another: see README), NAME:SPLIT of a data set of the hub, or "embedded" for the
-            package's own.
+        prompts: prompt file (JSONL or another: see docs/guide/prompts.md), NAME:SPLIT of a data set of the hub, or
+            "embedded" for the package's own.
         shares: shares of the splits.
         limit: take this many of the prompts that are left by split and exclusions; null takes all.
     """
@@ -233,14 +233,14 @@ class ProfileOptions(BackendModels):
 
 @options
 class BenchOptions(UnseenPrompts, BackendModels):
-    """Compare decoding methods on a prompt file: same weights, same drafter, interleaved prompt by prompt.
+    """Compare decoding strategies on a prompt file: same weights, same drafter, interleaved prompt by prompt.
 
     Args:
         json: where the result is written.
-        methods: comma-separated; an unknown one is answered with the list of those there are. transformers, its own
-            generate, always runs eager.
+        methods: strategies, comma-separated; an unknown one is answered with the list of those there are. transformers,
+            its own generate, always runs eager.
         audit: of three_tier, in place of the spec's.
-        seed: of the order of methods and of the bootstrap.
+        seed: of the order of strategies and of the bootstrap.
     """
 
     json: str
@@ -330,7 +330,7 @@ class GenerateOptions(BackendModels):
         system: the system's message; where it is left out the chat template decides.
         chat_template_kwargs: what the chat template is told beside them, as JSON: '{"enable_thinking": false}'.
         max_new_tokens: longest answer.
-        method: as in viasd bench.
+        method: strategy, one of those of viasd bench but transformers.
         audit: in place of the spec's own.
         show_tiers: show which tier decided each token: by colour, or where the output is no terminal, in a line a
             token with the tier, a tab and the text as JSON.
@@ -395,8 +395,8 @@ class RunOptions:
         fit_config: configuration of ``viasd fit``.
         verifier: hub id, folder, .gguf file or "smollm2-135m".
         draft: drafter, as ``viasd capture`` takes it.
-        prompts: prompt file (JSONL or another: see README), NAME:SPLIT of a data set of the hub, or "embedded" for the
-            package's own.
+        prompts: prompt file (JSONL or another: see docs/guide/prompts.md), NAME:SPLIT of a data set of the hub, or
+            "embedded" for the package's own.
         capture_step: options of the capture step.
         calibrate_step: options of the calibrate step.
         bench_step: options of the bench step.
