@@ -15,9 +15,11 @@ from viasd_calib.progress import steps
 from viasd_calib.prompts import Prompt
 from viasd_calib.spec import Audit, Gates
 
-STRICT_THRESHOLDS = (0.5, 0.7, 0.85)
+STRICT_THRESHOLDS = (0.3, 0.5, 0.7, 0.85)
 """Thresholds that are tried beside the candidate's: with audit ``strict`` a wrong pending token costs time alone, so
 that less careful ones than a stated loss asks for may be faster."""
+STRICT_DRAFT_THRESHOLD = 0.9
+"""The least of the draft gate's then: a wrong token there spoils all that q' makes of it, and asking q' is cheap."""
 
 
 FEWEST_PROMPTS = 6
@@ -84,8 +86,11 @@ def without_slim(gates: Gates) -> Gates:
 
 
 def with_threshold(gates: Gates, threshold: float) -> Gates:
-    """Calibrated gates of which every tier trusts a token from the score ``threshold`` on."""
-    return gates.model_copy(update={"draft_accept_at": threshold, "accept_at": threshold, "regenerate_at": threshold})
+    """Calibrated gates that trust q' from the score ``threshold`` on, and the draft model from there or from
+    ``STRICT_DRAFT_THRESHOLD`` on, whichever is more; for exact decoding.
+    """
+    drafted = max(threshold, STRICT_DRAFT_THRESHOLD)
+    return gates.model_copy(update={"draft_accept_at": drafted, "accept_at": threshold, "regenerate_at": threshold})
 
 
 def time_policies(

@@ -376,6 +376,8 @@ class CalibrateStep(BaseModel):
     max_new_tokens: Count = 32
     fractions: list[Share] = list(FRACTIONS)
     allow_uncertified: bool = False
+    draft_length: DraftLength = 6
+    max_pending: MaxPending = 12
 
 
 class BenchStep(BaseModel):
