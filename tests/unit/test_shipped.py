@@ -43,7 +43,7 @@ def test_a_clones_files_are_found_from_elsewhere(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as stopped:
         main(["run", "--config", "quickstart", "--print-config"])
     assert stopped.value.code == 0
-    assert "fit_config: configs/fit/quick.yaml" in capsys.readouterr().out
+    assert "fit_config: configs/fit/low-bit.yaml" in capsys.readouterr().out
 
 
 def test_what_lies_here_goes_before_what_was_shipped() -> None:
