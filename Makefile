@@ -6,11 +6,23 @@
 # VENV       the environment; `make lowest` and `make newest` have their own
 # VERSIONS   the file of versions that it is installed with; none for the newest that setup.py admits
 # JOBS       processes that share the tests: by default one a core, four at most
+#
+# Of `make gpu`:
+# DEVICE     cuda, cuda:NUMBER, or cpu to try it without a GPU
+# MODELS     folders of models, .gguf files or routing specs; without any a tiny random model, and SmolLM2 where it is there
+# WHEELS     a folder of wheels to install from, into .venv-gpu, beside what $(PYTHON) has already; no network is used
+# GPU_OUT    the JSON file
+# SMALL      anything: without SmolLM2, and measure little
 
 PYTHON ?= python3
 PIP_FLAGS ?=
 VENV ?= .venv
 VERSIONS ?= constraints.txt
+DEVICE ?= cuda
+MODELS ?=
+WHEELS ?=
+GPU_OUT ?= gpu.json
+SMALL ?=
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 
 BIN := $(VENV)/bin
@@ -21,7 +33,7 @@ CONSTRAINTS := $(addprefix -c ,$(VERSIONS))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv quickstart test lint types unit integration duplicates coverage docs notebooks lowest newest constraints clean
+.PHONY: help venv quickstart test lint types unit integration duplicates coverage docs notebooks gpu lowest newest constraints clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -55,7 +67,7 @@ unit: $(INSTALLED)  ## run unit tests and doctests
 	$(PYTEST) tests/unit viasd_calib
 
 integration: $(INSTALLED)  ## run the remaining tests: integration and statistical
-	$(PYTEST) tests --ignore=tests/unit
+	$(PYTEST) tests --ignore=tests/unit --ignore=tests/gpu
 
 duplicates: $(INSTALLED)  ## find six equal lines in two places
 	$(BIN)/pylint viasd_calib train tests tests/unit tests/integration tests/statistical
@@ -70,6 +82,18 @@ docs: $(INSTALLED)  ## build the documentation, under site/
 
 notebooks: $(INSTALLED)  ## execute the notebooks
 	$(BIN)/pytest --nbmake --nbmake-timeout=900 notebooks
+
+# Without network: the wheels' environment, or else .venv where it is there, or else the interpreter as it is.
+GPU_VENV := .venv-gpu
+GPU_PYTHON = $(if $(WHEELS),$(GPU_VENV)/bin/python,$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)))
+
+$(GPU_VENV)/.installed: setup.py pyproject.toml $(WHEELS)
+	$(PYTHON) -m venv --system-site-packages $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --no-index --find-links $(WHEELS) -e '.[gpu-check]'
+	@touch $@
+
+gpu: $(if $(WHEELS),$(GPU_VENV)/.installed)  ## check kernels, graphs and exactness on a GPU and measure, in eight minutes: gpu.json
+	$(GPU_PYTHON) -m tests.gpu --device $(DEVICE) --out $(GPU_OUT) $(if $(SMALL),--small) --models $(MODELS)
 
 # Old versions warn of what newer ones of other libraries have dropped; so there, and only there, nobody is stopped by it.
 LENIENT := -ofilterwarnings=

@@ -46,6 +46,8 @@ REQUIREMENTS = [
 # torch for CUDA demands the version of Triton it was built with (2.8: 3.4, 2.13: 3.7); the range holds them all.
 GPU = ["triton>=3.4,<3.8; platform_system == 'Linux'"]
 
+GPU_CHECK = [*GPU, "setuptools>=77.0.1,<82", "pytest>=8.4,<10", "hypothesis>=6.130,<7"]  # all that `make gpu` needs
+
 SEARCH = ["optuna>=4,<6"]  # the method dimr of viasd search
 
 NOTEBOOKS = ["ipykernel>=6.29,<8", "nbmake>=1.5,<2"]
@@ -114,6 +116,13 @@ setup(
         "viasd_calib.checkpoints": ["smollm2-135m/*.json", "smollm2-135m/*.md", "smollm2-135m/*/*"],
     },
     install_requires=REQUIREMENTS,
-    extras_require={"dev": DEV, "docs": DOCS, "gpu": GPU, "notebooks": NOTEBOOKS, "search": SEARCH},
+    extras_require={
+        "dev": DEV,
+        "docs": DOCS,
+        "gpu": GPU,
+        "gpu-check": GPU_CHECK,
+        "notebooks": NOTEBOOKS,
+        "search": SEARCH,
+    },
     entry_points={"console_scripts": ["viasd = viasd_calib.cli:main"]},
 )

@@ -30,6 +30,9 @@ from hypothesis import HealthCheck, settings
 from tests.tiny import TinyFolder, save_tiny, tiny_prompts
 from viasd_calib.models import Verifier, load_verifier
 
+# For machines with a GPU, by `make gpu`: collected where their folder is named alone.
+collect_ignore = ["gpu"]
+
 # A tiny model takes milliseconds, and its width one thread. `--hypothesis-profile=explore` looks for new examples.
 torch.set_num_threads(1)
 settings.register_profile(

@@ -60,9 +60,10 @@ class TableModel(RoutedModel):
     """q and q' as bigram tables: logits hang on the last token alone."""
 
     kind = torch.float32
+    place = torch.device("cpu")
 
     def __init__(self, full: Tensor, slim: Tensor) -> None:
-        self.tables = torch.cat([full, slim])  # [2 * vocabulary, vocabulary]
+        self.tables = torch.cat([full, slim]).to(self.place)  # [2 * vocabulary, vocabulary]
         self.model: Any = torch.nn.Identity()  # what a backend would prepare
         self.slim_networks = ()
         self.config: Any = SimpleNamespace(
@@ -76,17 +77,19 @@ class TableModel(RoutedModel):
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cpu")
+        return self.place
 
     @property
     def dtype(self) -> torch.dtype:
         return torch.float32
 
     def new_cache(self, capacity: int, batch: int = 1) -> SharedCache:
-        return SharedCache(self.config, capacity, batch=batch)
+        return SharedCache(self.config, capacity, batch=batch, device=self.place)
 
     def full(self, ids: Tensor, window: Any, taps: Sequence[int] = ()) -> States:
-        return States(torch.nn.functional.one_hot(ids, 2 * VOCAB).float(), torch.zeros(*ids.shape, 0, 1))
+        return States(
+            torch.nn.functional.one_hot(ids, 2 * VOCAB).float(), torch.zeros(*ids.shape, 0, 1, device=self.place)
+        )
 
     def slim(self, ids: Tensor, window: Any, taps: Sequence[int] = ()) -> States:
         return self.full(ids + VOCAB, window, taps)
@@ -122,13 +125,13 @@ SLIM = table(1, like=FULL)
 DRAFT = table(2, like=FULL)
 
 
-def drafter(kind: str) -> Drafter:
+def drafter(kind: str, model: type[TableModel] = TableModel) -> Drafter:
     if kind == "prompt_lookup":
         return PromptLookup()
     if kind == "combined":  # which of the two drafts hangs on what was drawn before
-        return CombinedDrafter(drafter("near"), VOCAB, max_ngram=3, min_ngram=2)
+        return CombinedDrafter(drafter("near", model), VOCAB, max_ngram=3, min_ngram=2)
     tables = {"near": DRAFT, "far": table(3), "itself": FULL}
-    return CausalDrafter(TableModel(tables[kind], tables[kind]), VOCAB)
+    return CausalDrafter(model(tables[kind], tables[kind]), VOCAB)
 
 
 def three_tier(seed: int, **bounds: Any) -> ThreeTier:

@@ -80,7 +80,7 @@ def assert_alike(compiled: RoutedModel, eager: RoutedModel, taps: Sequence[int] 
     caches = compiled.new_cache(len(TEXT)), eager.new_cache(len(TEXT))
     steps = [("full", 0, 3), ("slim", 3, 5), ("slim", 8, 1), ("full", 3, 8), ("full", 11, 1)]
     for tier, start, width in steps:
-        ids = row(TEXT[start : start + width])
+        ids = row(TEXT[start : start + width]).to(compiled.device)
         said, expected = (
             getattr(model, tier)(ids, over(cache, start, width), taps)
             for model, cache in zip((compiled, eager), caches, strict=True)
