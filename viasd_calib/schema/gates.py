@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
@@ -60,6 +60,20 @@ class LogisticGate(SpecModel):
 _MEND_FEATURES = "fit the gates with this release"
 
 
+CONVENTIONS: dict[str, tuple[str, ...]] = {
+    "calibrated": ("slim", "regenerate_at"),
+    "ratio": ("escalate_below",),
+}
+"""What each convention needs beside ``accept_at``, by its name, which is that of the rule's module in
+:mod:`viasd_calib.decoding.slim_rules`: ``slim``, ``regenerate_at`` or ``escalate_below``. A threshold that it does not need
+is refused."""
+
+if TYPE_CHECKING:  # the names are those of the mapping
+    Convention = str
+else:
+    Convention = Literal[tuple(CONVENTIONS)]
+
+
 class Gates(SpecModel):
     """Gates and the thresholds their scores are held against.
 
@@ -70,7 +84,7 @@ class Gates(SpecModel):
     scores, falls below ``draft_stop_below``.
     """
 
-    convention: Literal["calibrated", "ratio"] = Field(
+    convention: Convention = Field(
         "calibrated", description="what a score is: calibrated, the gate's probability; ratio, q'(v) / max q'"
     )
     draft: LogisticGate | None = Field(
@@ -106,12 +120,13 @@ class Gates(SpecModel):
         return self
 
     def _problems(self) -> Iterator[str]:
-        if self.convention == "calibrated":
-            if self.slim is None or self.regenerate_at is None or self.escalate_below is not None:
-                yield "the calibrated convention needs a slim gate and regenerate_at, and no escalate_below"
-        elif self.escalate_below is None or self.regenerate_at is not None:
-            yield "the ratio convention needs escalate_below, and no regenerate_at"
-        elif self.accept_at <= self.escalate_below:
+        needed = CONVENTIONS[self.convention]
+        refused = [name for name in ("regenerate_at", "escalate_below") if name not in needed]
+        if any(getattr(self, name) is None for name in needed) or any(getattr(self, name) is not None for name in refused):
+            wanted = " and ".join("a slim gate" if name == "slim" else name for name in needed)
+            unwanted = " and ".join(f"no {name}" for name in refused)
+            yield f"the {self.convention} convention needs {', and '.join(filter(None, (wanted, unwanted)))}"
+        elif self.escalate_below is not None and self.accept_at <= self.escalate_below:
             yield "accept_at must exceed escalate_below, or the regenerate band is empty"
         if self.draft is None and (self.draft_stop_below > 0 or self.draft_accept_at <= 1):
             yield "draft_stop_below and draft_accept_at need a draft gate"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from tests.certificates import make_certificate
 from tests.tiny import constant_gate, small_gates, small_spec, write_document
 from viasd_calib.errors import SpecError
+from viasd_calib.schema.gates import CONVENTIONS
 from viasd_calib.spec import SLIM_FEATURES, Gates, LogisticGate, load_spec
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -51,6 +52,18 @@ def test_the_ratio_convention_needs_a_band_to_regenerate_in(entries: dict[str, f
 def test_the_calibrated_convention_needs_its_gate_and_bounds(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         small_gates(**changes)
+
+
+def test_a_new_convention_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONVENTIONS, "top_probability", ())
+
+    class NewGates(Gates):
+        convention: Literal[tuple(CONVENTIONS)]  # type: ignore[valid-type]  # as in the package
+
+    assert NewGates(convention="top_probability", accept_at=0.9).slim_tier
+    for threshold in ("regenerate_at", "escalate_below"):
+        with pytest.raises(ValidationError, match="top_probability convention needs no regenerate_at and no escalate"):
+            NewGates(convention="top_probability", accept_at=0.9, **{threshold: 0.5})
 
 
 @pytest.mark.parametrize("changes", [{"draft_stop_below": 0.3}, {"draft_accept_at": 0.9}])
