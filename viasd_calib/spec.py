@@ -228,12 +228,7 @@ def conflicts(parts: Mapping[str, Any]) -> Iterator[str]:
                 yield f"the certificate is of {certificate.n_prompts} prompts, prompts.calibrate names {len(calibrate)}"
     match parts:
         case {"verifier": VerifierRef() as verifier, "route": Route() as route}:
-            yield from route.misfits(verifier.num_layers)
-            if route.head_vocab is not None and route.head_vocab.size > verifier.vocab_size:
-                yield (
-                    f"route.head_vocab has {route.head_vocab.size} output tokens, the verifier has "
-                    f"{verifier.vocab_size}; export the spec again"
-                )
+            yield from route.misfits(verifier.num_layers, verifier.vocab_size)
     match parts:
         case {
             "verifier": VerifierRef() as verifier,

@@ -54,12 +54,8 @@ def say_fit(artifact: lazy_types.FitArtifact) -> None:
     console.print(gates)
     console.print(f"agreement of slim and full verifier: {artifact.agreement:.4f}")
     console.print(f"slim verifier: {route_words(route, layers)}")
-    if route.mlp_keep is not None:
-        neurons = runs(sorted(set(route.mlp_keep.keep.values())))
-        console.print(f"MLPs of layers {runs(sorted(route.narrowed))} are narrow: {neurons} neurons each")
-    if route.head_vocab is not None:
+    if artifact.outside_head_vocab > 0:
         console.print(
-            f"the slim verifier has {route.head_vocab.size:,} of {artifact.verifier.vocab_size:,} output tokens: the "
-            f"full verifier's choice is none of them at {artifact.outside_head_vocab:.4f} of held-back places, "
-            "agreement lost at most"
+            f"the full verifier's choice, of {artifact.verifier.vocab_size:,} tokens, is none of the slim verifier's "
+            f"at {artifact.outside_head_vocab:.4f} of held-back places, agreement lost at most"
         )

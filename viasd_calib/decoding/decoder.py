@@ -41,6 +41,8 @@ from viasd_calib.decoding.stateless import follow_text, read_criteria, read_proc
 from viasd_calib.decoding.strategies.base import Strategy
 from viasd_calib.decoding.verification import TokenSampler, make_sampler
 from viasd_calib.draft.base import Drafter, TextDrafter
+from viasd_calib.errors import ModelError
+from viasd_calib.models import Verifier
 from viasd_calib.passes.requests import Passes, finish
 from viasd_calib.passes.scheduling import run_together
 from viasd_calib.slim.cache import check_context
@@ -81,6 +83,7 @@ class Decoder(InProcess):
             (:mod:`~viasd_calib.decoding.stateless`).
 
     Raises:
+        ModelError: ``verifier`` is not opened.
         SamplingError: ``sampling`` or ``processors`` are of the wrong kind, or a processor may remember earlier calls.
     """
 
@@ -97,6 +100,10 @@ class Decoder(InProcess):
         certified_tokens: int | None = None,
         assume_stateless: bool = False,
     ) -> None:
+        if isinstance(verifier, Verifier):
+            raise ModelError(
+                "Decoder takes a RoutedModel, not a Verifier; give engine.routed, or what load_routed makes"
+            )
         self.verifier = verifier
         self.drafter = drafter if strategy.needs_drafter else None
         self.strategy = strategy

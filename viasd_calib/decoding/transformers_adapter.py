@@ -139,12 +139,17 @@ def custom_generate(
     Returns:
         What ``model.generate`` takes as ``custom_generate``; it raises what :func:`generate` raises.
 
+    Raises:
+        ModelError: ``tokenizer`` is none of transformers'.
+
     Example:
         With a model and its tokenizer from transformers::
 
             decode = viasd_calib.custom_generate("routing.json", tokenizer=tokenizer, streamer=TextStreamer(tokenizer))
             model.generate(**inputs, max_new_tokens=64, custom_generate=decode)
     """
+
+    _check_tokenizer(tokenizer)
 
     def decode(
         model: PreTrainedModel,
@@ -182,6 +187,7 @@ def _decode(
     Args:
         put_prompt: whether to give the streamer the prompt.
     """
+    _check_tokenizer(tokenizer)
     _check_settings(generation_config)
     read_processors(logits_processor, assume_stateless)
     _check_prompt(input_ids, model_kwargs)
@@ -228,6 +234,13 @@ def _withheld(caller: FrameType) -> dict[str, Any]:
     found = {name: caller.f_locals.get(name) for name in ("streamer", "assistant_model", "synced_gpus")}
     outer = caller.f_back.f_locals.get("kwargs") if caller.f_back else None  # torch's wrapper of no_grad
     return {**found, "tokenizer": outer.get("tokenizer") if isinstance(outer, dict) else None}
+
+
+def _check_tokenizer(tokenizer: object) -> None:
+    if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ModelError(
+            f"tokenizer is a {type(tokenizer).__name__}; give the verifier's own, from AutoTokenizer.from_pretrained"
+        )
 
 
 def _check_settings(config: GenerationConfig) -> None:

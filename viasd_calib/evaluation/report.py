@@ -289,7 +289,7 @@ def _speed_alt(methods: Mapping[str, MethodResult]) -> str:
 
 
 @dataclass(frozen=True)
-class Span:
+class ColouredToken:
     """One token of the coloured text: CSS class, title and what is shown."""
 
     style: str
@@ -301,7 +301,7 @@ def _sample(sample: SampleText | None) -> dict[str, Any] | None:
     if sample is None:
         return None
     spans = [
-        Span(
+        ColouredToken(
             style=f"t{tier.value}{' drafted' if drafted else ''}",
             title=f"{plots.TIER_NAMES[tier]}, {'drafted' if drafted else 'not drafted'}",
             text=piece.replace("\n", "↵\n"),

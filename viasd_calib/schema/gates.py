@@ -65,8 +65,8 @@ CONVENTIONS: dict[str, tuple[str, ...]] = {
     "ratio": ("escalate_below",),
 }
 """What each convention needs beside ``accept_at``, by its name, which is that of the rule's module in
-:mod:`viasd_calib.decoding.slim_rules`: ``slim``, ``regenerate_at`` or ``escalate_below``. A threshold that it does not need
-is refused."""
+:mod:`viasd_calib.decoding.slim_rules`: ``slim``, ``regenerate_at`` or ``escalate_below``. A threshold that it does not
+need is refused."""
 
 if TYPE_CHECKING:  # the names are those of the mapping
     Convention = str
@@ -121,10 +121,11 @@ class Gates(SpecModel):
 
     def _problems(self) -> Iterator[str]:
         needed = CONVENTIONS[self.convention]
-        refused = [name for name in ("regenerate_at", "escalate_below") if name not in needed]
-        if any(getattr(self, name) is None for name in needed) or any(getattr(self, name) is not None for name in refused):
+        barred = [name for name in ("regenerate_at", "escalate_below") if name not in needed]
+        given = {name for name, value in self if value is not None}
+        if not given.issuperset(needed) or not given.isdisjoint(barred):
             wanted = " and ".join("a slim gate" if name == "slim" else name for name in needed)
-            unwanted = " and ".join(f"no {name}" for name in refused)
+            unwanted = " and ".join(f"no {name}" for name in barred)
             yield f"the {self.convention} convention needs {', and '.join(filter(None, (wanted, unwanted)))}"
         elif self.escalate_below is not None and self.accept_at <= self.escalate_below:
             yield "accept_at must exceed escalate_below, or the regenerate band is empty"

@@ -27,6 +27,10 @@ class PartEntry(SpecModel):
         """Its tensor files, by the name of the field."""
         return {name: value for name, value in self if isinstance(value, TensorFile)}
 
+    def misfits(self, num_layers: int, vocab_size: int) -> Iterator[str]:
+        """What such a verifier cannot run, a line each: nothing, unless an entry says otherwise."""
+        yield from ()
+
 
 _OTHER_ENTRIES: dict[str, type[PartEntry]] = {}
 
@@ -119,6 +123,13 @@ class HeadVocab(PartEntry):
 
     size: int = Field(ge=2, description="output tokens of the slim verifier")
     tensors: TensorFile = Field(description="their ids")
+
+    def misfits(self, num_layers: int, vocab_size: int) -> Iterator[str]:
+        """More tokens than the verifier has."""
+        if self.size > vocab_size:
+            yield (
+                f"route.head_vocab has {self.size} output tokens, the verifier has {vocab_size}; export the spec again"
+            )
 
 
 class MlpWidths(PartEntry):
@@ -278,8 +289,10 @@ class Route(SpecModel):
         """The route without what was measured and counted when it was exported."""
         return self.model_copy(update={"relative_cost": None, "memory": None})
 
-    def misfits(self, num_layers: int) -> Iterator[str]:
-        """What a verifier with so many layers cannot run, a line each."""
+    def misfits(self, num_layers: int, vocab_size: int) -> Iterator[str]:
+        """What a verifier with so many layers and tokens cannot run, a line each."""
+        for entry in self.entries().values():
+            yield from entry.misfits(num_layers, vocab_size)
         named = {"attention_skip": self.attention_skip, "mlp_skip": self.mlp_skip, "mlp_keep": sorted(self.narrowed)}
         named |= {f"low_bit.{kind}": sorted(layers) for kind, layers in self.low_bit_layers.items()}
         for name, layers in named.items():

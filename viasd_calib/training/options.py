@@ -35,7 +35,7 @@ class SlimVerifierOptions:
     Args:
         verifier: name or path of the verifier.
         target_cost: measured cost of a slim pass over that of a full one.
-        objective: loss of gates and distillation (:mod:`viasd_calib.training.losses`): kl, total_variation or margin.
+        objective: loss of gates and distillation, one of :data:`~viasd_calib.training.losses.LOSSES`.
         accumulate: batches that each process learns from in a step; the trainer's accumulate_grad_batches.
         route_choice: how the route is found.
         route_file: what ``viasd search`` wrote, for a given route; target cost and kept layers are then the search's.

@@ -43,8 +43,8 @@ def test_fit_says_what_a_reduced_head_costs(capsys: pytest.CaptureFixture[str]) 
         )
     )  # fmt: skip
     said = " ".join(capsys.readouterr().out.split())
-    assert "the slim verifier has 8,192 of 49,152 output tokens" in said
-    assert "none of them at 0.0123 of held-back places" in said
+    assert "kept, 8,192 output tokens" in said
+    assert "choice, of 49,152 tokens, is none of the slim verifier's at 0.0123 of held-back places" in said
 
 
 def test_where_a_result_is_stands_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.tiny import tiny_model, transformers_text
+from tests.tiny import tiny_model, tiny_tokenizer, transformers_text, verifier_ref
 from viasd_calib import choices
 from viasd_calib.decoding import strategies
 from viasd_calib.decoding.acceptance import SlimMasks
@@ -25,7 +25,9 @@ from viasd_calib.decoding.strategies.speculative import Speculative
 from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.draft.base import MemorylessDrafter, Proposal, builds
 from viasd_calib.draft.build import build_drafter, name_draft
+from viasd_calib.errors import ModelError
 from viasd_calib.evaluation.bench import is_lossless
+from viasd_calib.models import Verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Decoding, Gates, PromptLookupDraft, Route
 
@@ -124,3 +126,9 @@ def test_a_drafter_is_built_by_its_module() -> None:
 
 def test_a_drafter_that_needs_no_settings_is_named_by_its_kind() -> None:
     assert name_draft("prompt_lookup") == (PromptLookupDraft(), Path())
+
+
+def test_a_decoder_refuses_a_verifier_that_is_not_opened() -> None:
+    verifier: Any = Verifier(tiny_model(), tiny_tokenizer(), verifier_ref())
+    with pytest.raises(ModelError, match=r"not a Verifier; give engine\.routed, or"):
+        Decoder(verifier, RepeatLast(), Speculative(3))

@@ -405,3 +405,9 @@ def test_threads_load_a_spec_once_and_give_each_its_text(
         )
     assert found == [run(prompt) for prompt in prompts]
     assert len(opened) == 1
+
+
+def test_a_tokenizer_that_is_none_is_refused() -> None:
+    name: Any = "gpt2"
+    with pytest.raises(ModelError, match="tokenizer is a str; give the verifier's own"):
+        viasd_calib.custom_generate("routing.json", tokenizer=name)

@@ -207,7 +207,7 @@ class AdapterOptions(PartOptions):
 
 
 @register
-class Adapter(RoutePart[StoredAdapter | nn.ModuleList]):
+class AdapterPart(RoutePart[StoredAdapter | nn.ModuleList]):
     """The adapter: its tensors, or layers that have it already."""
 
     name = "adapter"

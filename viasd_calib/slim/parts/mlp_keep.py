@@ -290,7 +290,10 @@ class MlpKeep(RoutePart[Mapping[int, KeptNeurons] | nn.ModuleList]):
         plan.layers = held
 
     def line(self, route: Route, layers: int) -> str:
-        return f"{len(route.narrowed)} of them narrow"
+        assert route.mlp_keep is not None, "asked of a route with narrow MLPs"
+        widths = route.mlp_keep.keep.values()
+        ends = dict.fromkeys((min(widths), max(widths)))  # once where they are equal
+        return f"{len(widths)} of them narrow ({' to '.join(f'{width:,}' for width in ends)} neurons)"
 
     def drawing(self, route: Route, layers: int) -> list[Mark]:
         return [Mark("mlp", layer, layer, "narrow: some of its neurons", 0.5) for layer in sorted(route.narrowed)]

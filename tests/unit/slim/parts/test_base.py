@@ -38,7 +38,7 @@ def test_parts_come_in_the_order_in_which_they_are_installed() -> None:
 
 def test_each_part_has_its_words() -> None:
     assert route_words(FULL, 5) == (
-        "3 of 5 attention and 4 of 5 MLP sublayers kept, 2 of them narrow, "
+        "3 of 5 attention and 4 of 5 MLP sublayers kept, 2 of them narrow (5 neurons), "
         "a bridge with token shift for the run skipped, "
         "4,096 output tokens, with a LoRA adapter of rank 8"
     )
