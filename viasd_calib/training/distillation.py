@@ -152,18 +152,18 @@ class DistillationModule(StudentModule):
 
     def training_step(self, batch: TraceBatch, batch_idx: int) -> Tensor | None:
         """The objective of q'; None where nothing is trained."""
-        if not self._trained():
+        if not self.trained():
             return None
         return self.loss(batch, self.student.logits(batch, self.sublayers(), self.draw_seed(batch_idx)))
 
-    def _trained(self) -> dict[str, nn.Parameter]:
+    def trained(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
         return {name: one for name, one in self.named_parameters() if one.requires_grad}
 
     def configure_optimizers(self) -> Any:
         """Adam over adapter, bridges and further parts, whose rates a schedule over all steps scales."""
         groups: dict[float, list[nn.Parameter]] = {}
-        for name, one in self._trained().items():
+        for name, one in self.trained().items():
             of_adapter = name.startswith("slim_layers.")
             rate = self.options.adapter_learning_rate if of_adapter else self.options.bridge_learning_rate
             groups.setdefault(rate, []).append(one)
@@ -184,7 +184,7 @@ class DistillationModule(StudentModule):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Trainable state alone, with what it belongs to: route, order of neurons, bridges, adapter, further parts."""
-        whole, trained = super().state_dict(*args, **kwargs), self._trained()
+        whole, trained = super().state_dict(*args, **kwargs), self.trained()
         frozen = ("slim_layers.", "further.")
         return {name: one for name, one in whole.items() if name in trained or not name.startswith(frozen)}
 

@@ -37,8 +37,8 @@ def fit_slim_verifier(
     """Find the route and train the slim verifier; each stage is a LightningModule with a trainer of its own.
 
     Gates take the first ``route_steps`` of all steps, however many epochs these are. Both stages write checkpoints
-    where the trainer's callbacks say, and a checkpoint of either is resumed from. Without bridges, adapter and
-    further parts nothing is distilled, and q' is only validated.
+    where the trainer's callbacks say, and a checkpoint of either is resumed from. Where the route leaves nothing
+    to train (no adapter, no bridge, no parameters of further parts), q' is only validated.
 
     Args:
         options: of the fit.
@@ -82,10 +82,12 @@ def _train(
     module: GateModule | DistillationModule, trainer: Trainer, data: TraceDataModule, ckpt_path: str | Path | None
 ) -> None:
     trainer.ckpt_path = ckpt_path  # here, so that the module sees it when it is configured
-    if isinstance(module, DistillationModule) and not module.options.distils:
-        trainer.validate(module, datamodule=data, verbose=False)
-    else:
-        trainer.fit(module, datamodule=data)
+    if isinstance(module, DistillationModule) and module.options.rank == 0:
+        trainer.validate(module, datamodule=data, verbose=False)  # which finds the route, and so what there is to train
+        if not module.trained():
+            return
+        module.agreement.reset()  # its tensors are of inference mode, which training cannot write into
+    trainer.fit(module, datamodule=data)
 
 
 def _go_on(trainer: Trainer, earlier: Trainer) -> None:

@@ -136,11 +136,6 @@ class SlimVerifierOptions:
         return None if self.adapter_kind == "norms" else self.adapter_rank
 
     @property
-    def distils(self) -> bool:
-        """Whether there is anything to distil: bridges, an adapter or further parts that train."""
-        return self.bridged or self.rank != 0 or any(part_named(name).trains for name in self.parts)
-
-    @property
     def bridged(self) -> bool:
         """Whether there are bridges: a whole route has nothing to bridge."""
         return self.bridges and self.route_choice != "whole"

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 import viasd_calib
-from tests.tiny import TinyFolder, tiny_prompts, tiny_traces
+from tests.tiny import TinyFolder, even_costs, tiny_prompts, tiny_traces
 from viasd_calib.calibration.artifacts import FitArtifact, load_scores
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import FIT_FILE
 from viasd_calib.files import read_json
 from viasd_calib.pipeline.fit_once import gate_texts
 from viasd_calib.prompts import SplitShares
+from viasd_calib.training import student
 
 ALL = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
 
@@ -53,12 +54,26 @@ def test_traces_are_fitted_and_calibrated(tiny_folder: TinyFolder, traces: Path,
     assert calibrated.certificate.split_sha256["fit"] == fitted.fit_sha256
 
 
-@pytest.mark.parametrize("choice", ["span", "gates"])
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"bridges": False}, [0]),
+        ({"bridges": False, "route_choice": "gates", "route_steps": 2}, [2, 0]),
+        ({"target_cost": 1.0}, [0]),  # a route that skips nothing has no bridges
+        ({"target_cost": 1.0, "route_choice": "gates", "route_steps": 2}, [2, 0]),
+        ({}, [3]),
+    ],
+)
 def test_without_bridges_and_adapter_nothing_is_distilled(
-    choice: str, tiny_folder: TinyFolder, traces: Path, tmp_path: Path
+    changes: dict[str, Any],
+    steps: list[int],
+    tiny_folder: TinyFolder,
+    traces: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bare = {"bridges": False, "adapter_rank": 0, "route_choice": choice, "route_steps": 2}
-    given = options(tiny_folder, traces, tmp_path, model=bare)
+    monkeypatch.setattr(student, "sublayer_costs", even_costs)
+    given = options(tiny_folder, traces, tmp_path, model={"adapter_rank": 0, **changes})
     made = []
 
     def new_trainer(**changes: Any) -> Any:
@@ -70,10 +85,10 @@ def test_without_bridges_and_adapter_nothing_is_distilled(
         fitted = viasd_calib.fit(given, new_trainer=new_trainer)
     messages = [str(one.message) for one in told]
     assert [one for one in messages if "treespec" not in one] == []  # that one is of Lightning's own use of torch
-    assert [trainer.global_step for trainer in made] == ([2, 0] if choice == "gates" else [0])
+    assert [trainer.global_step for trainer in made] == steps
     assert fitted is not None
-    assert fitted.route.mlp_skip
-    assert not [*fitted.route.files]
+    assert bool(fitted.route.mlp_skip) == ("target_cost" not in changes)
+    assert not [*fitted.route.files] or changes.get("bridges", True)
     assert load_scores(tmp_path)
 
 

@@ -136,9 +136,11 @@ class RoutePart(Generic[Held]):
         entry: its entry in a spec; None for a part whose entries are :class:`~viasd_calib.spec.Route`'s own.
         options: with which it is fitted.
         last: whether it is installed after all parts that do not say so: one that exchanges what others put there.
-        trains: whether distillation may have something to train in it.
+<<<<<<< HEAD
         replaces_runs: whether it has modules run in place of skipped runs (:meth:`SlimPlan.replace`), as one part of a
             route may.
+=======
+>>>>>>> 52de8df (Distil nothing, and warn of nothing, where only the found route tells that there is nothing to train)
     """
 
     name: ClassVar[str]
@@ -147,7 +149,6 @@ class RoutePart(Generic[Held]):
     entry: ClassVar[type[PartEntry] | None] = None
     options: ClassVar[type[PartOptions]] = PartOptions
     last: ClassVar[bool] = False
-    trains: ClassVar[bool] = True
     replaces_runs: ClassVar[bool] = False
 
     def fit(self, inputs: FitInputs, options: PartOptions) -> Held:

@@ -74,7 +74,6 @@ class LowBit(RoutePart[LowBitWeights]):
     contents = "which"
     options = LowBitOptions
     last = True
-    trains = False
 
     def fit(self, inputs: FitInputs, options: PartOptions) -> LowBitWeights:
         """What the options say, of the sublayers that the route keeps."""
