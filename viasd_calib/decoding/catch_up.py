@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from viasd_calib.decoding.acceptance import Tier, leading_true
-from viasd_calib.decoding.drafting import Block
+from viasd_calib.decoding.drafting import Block, no_block
 from viasd_calib.decoding.session import Session
 from viasd_calib.decoding.verification import TokenSampler, Verification
 from viasd_calib.errors import NumericsError, SamplingError
@@ -87,8 +87,7 @@ def catch_up(session: Session, block: Block, rule: VerificationRule = lossless_r
     kept, accepted, token, all_finite, next_possible, *drafted = yield Read(
         torch.cat([torch.stack([found.kept, found.accepted, found.next_token]), flags, block.tokens])
     )
-    if not all_finite:
-        raise NumericsError("the verifier's logits are not finite; load it in float32 or check its weights")
+    _refuse_not_finite(all_finite)
 
     # Emit.
     if kept < pending:
@@ -106,6 +105,32 @@ def catch_up(session: Session, block: Block, rule: VerificationRule = lossless_r
         seen = session.row.exact
         session.drafter.observe(start, result.tapped[: seen - start])
         session.drafter.rollback(seen)
+
+
+def choose_next(session: Session, logits: Tensor) -> Passes[tuple[Tensor, int]]:
+    """The token after the text, by logits alone, as where nothing was drafted: on the device ([]) and on the host.
+
+    Args:
+        logits: of whichever model decides it, [1, vocabulary].
+
+    Raises:
+        NumericsError: logits that are not finite.
+        SamplingError: logits processors leave no token.
+    """
+    block = no_block(session)
+    scores = session.sampler.scores(logits, session.text[: session.length])  # [1, vocabulary]
+    inputs = VerificationInputs(scores, block.tokens, _proposal_probs(session, block), 0, block)
+    found = lossless_rule(session.sampler, inputs)
+    flags = torch.isfinite(torch.stack([logits.amax(), scores.amax()])).long()
+    token, finite, possible = yield Read(torch.cat([found.next_token[None], flags]))
+    _refuse_not_finite(finite)
+    _refuse_impossible(possible)
+    return found.next_token, token
+
+
+def _refuse_not_finite(finite: int) -> None:
+    if not finite:
+        raise NumericsError("the verifier's logits are not finite; load it in float32 or check its weights")
 
 
 def _refuse_impossible(possible: int) -> None:

@@ -10,21 +10,26 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor
 
 from tests.cases import Case, cases, lively_case
-from tests.tiny import constant_gate
+from tests.tiny import DRAFTERS, constant_gate, make_drafter
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.drafting import Block
 from viasd_calib.decoding.features import DraftStatistics
 from viasd_calib.decoding.gates import Gate
+from viasd_calib.decoding.sampling import Sampling
+from viasd_calib.decoding.session import Counts
 from viasd_calib.decoding.slim_decision import decide_greedy
 from viasd_calib.decoding.slim_rules.margin import MarginRule
 from viasd_calib.decoding.strategies.autoregressive import Autoregressive
-from viasd_calib.decoding.strategies.base import Strategy
+from viasd_calib.decoding.strategies.base import Strategy, load_strategy
 from viasd_calib.decoding.strategies.lenient import Lenient
+from viasd_calib.decoding.strategies.multi_level import MultiLevel
 from viasd_calib.decoding.strategies.self_speculative import SelfSpeculative
+from viasd_calib.decoding.strategies.slim_only import SlimOnly
 from viasd_calib.decoding.strategies.speculative_fixed import SpeculativeFixed
 from viasd_calib.decoding.strategies.sprinter import Sprinter
 from viasd_calib.decoding.strategies.static_ensemble import StaticEnsemble, draft_probs
@@ -32,7 +37,8 @@ from viasd_calib.decoding.strategies.trispec import TriSpec
 from viasd_calib.decoding.strategies.via_sd_fixed import ViaSDFixed
 from viasd_calib.decoding.strategies.via_sd_published import ViaSDPublished
 from viasd_calib.decoding.transformers_baseline import TransformersDecoder
-from viasd_calib.errors import PromptError
+from viasd_calib.errors import PromptError, SamplingError
+from viasd_calib.slim.cache import CacheRow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
 
@@ -42,6 +48,8 @@ UNSURE = Gate(constant_gate("draft_margin", -9.0))
 LOSSLESS: dict[str, Strategy] = {
     "speculative_fixed": SpeculativeFixed(3),
     "self_speculative": SelfSpeculative(3),
+    "multi_level": MultiLevel(draft_length=3, max_pending=12),
+    "multi_level of one token": MultiLevel(draft_length=1, max_pending=4),
     "lenient at 1": Lenient(3, leniency=1.0),
     "static_ensemble at 1": StaticEnsemble(3, weight=1.0),
     "trispec that decides nothing": TriSpec(MarginRule(1.01), draft_length=3, max_pending=8),
@@ -55,6 +63,7 @@ LOSSY: dict[str, Strategy] = {
     "sprinter": Sprinter(draft_gate=SURE, draft_length=3, max_pending=8),
     "via_sd_fixed": ViaSDFixed(draft_length=3, max_pending=8),
     "via_sd_published": ViaSDPublished(draft_length=3, max_pending=8),
+    "slim_only": SlimOnly(),
 }
 
 
@@ -86,6 +95,85 @@ def test_self_speculation_on_the_whole_model_is_never_refused() -> None:
     out = case.generate(SelfSpeculative(4))
     assert out.counts.rejected == 0
     assert out.counts.full_passes == 6
+
+
+@pytest.mark.parametrize("drafter_kind", DRAFTERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_multi_level_is_exact_with_every_drafter(drafter_kind: str, dtype: torch.dtype) -> None:
+    tiers: Counter[Tier] = Counter()
+    for seed in range(4):
+        case = dataclasses.replace(lively_case(seed), drafter_kind=drafter_kind)
+        verifier = RoutedModel(copy.deepcopy(case.model).to(dtype), case.route)
+        drafter = make_drafter(drafter_kind, verifier, seed, case.family)
+        strategy = MultiLevel(draft_length=4, max_pending=12)
+        out, plain = (
+            Decoder(verifier, drafter, one).generate(case.prompt, case.count) for one in (strategy, Autoregressive())
+        )
+        assert out.tokens == plain.tokens
+        assert out.counts.full_passes < plain.counts.full_passes
+        tiers.update(out.tiers)
+    assert tiers[Tier.REGENERATE]
+    assert tiers[Tier.ESCALATE]
+
+
+def test_multi_level_lets_the_slim_verifier_decide_until_the_pending_tokens_are_many() -> None:
+    """q' is q here: q refuses nothing, and passes once for each ``max_pending`` tokens, its own block among them."""
+    case = dataclasses.replace(lively_case(1), route=Route(), count=40)
+    out = case.generate(MultiLevel(draft_length=3, max_pending=12))
+    assert out.tokens == case.expected
+    assert out.counts.full_passes <= 5
+    assert out.counts.slim_passes > out.counts.full_passes
+    assert max(Counter(out.tiers).values()) > 24
+
+
+def slim_text(case: Case) -> list[int]:
+    """What q' writes after a prompt that q has read, pass by pass."""
+    verifier, text = case.verifier, [*case.prompt]
+    row = CacheRow(verifier.new_cache(len(text) + case.count))
+    if text[1:]:
+        verifier.full(torch.tensor([text[:-1]]), row.window(0, len(text) - 1))
+    for _ in range(case.count):
+        states = verifier.slim(torch.tensor([text[-1:]]), row.window(len(text) - 1, 1))
+        text.append(int(verifier.slim_logits(states.last[0, -1]).argmax()))
+        if text[-1] in case.eos:
+            break
+    return text[len(case.prompt) :]
+
+
+@given(case=cases())
+def test_slim_only_is_the_slim_verifiers_text(case: Case) -> None:
+    out = case.generate(SlimOnly())
+    assert out.tokens == slim_text(case)
+    assert out.counts == Counts(full_passes=0, slim_passes=len(out.tokens))
+    assert {*out.tiers} == {Tier.REGENERATE}
+
+
+def test_slim_only_is_labelled_lossy_and_multi_level_lossless() -> None:
+    assert not load_strategy("slim_only").is_lossless("strict")
+    assert load_strategy("multi_level").is_lossless("off")
+
+
+def test_slim_only_on_the_whole_model_is_the_verifiers_own_text() -> None:
+    case = dataclasses.replace(lively_case(1), route=Route())
+    assert case.generate(SlimOnly()).tokens == case.expected
+
+
+class Forbidding(LogitsProcessor):
+    """Forbids every token."""
+
+    stateless = True
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
+        return torch.full_like(scores, -torch.inf)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_slim_only_refuses_a_place_without_tokens(temperature: float) -> None:
+    case = lively_case(1)
+    sampling = Sampling(temperature=temperature)
+    decoder = Decoder(case.verifier, None, SlimOnly(), case.eos, sampling, [Forbidding()])
+    with pytest.raises(SamplingError, match="leave no token that may follow"):
+        decoder.generate(case.prompt, 4)
 
 
 def test_trispec_decides_where_the_margin_is_wide() -> None:
