@@ -136,11 +136,8 @@ class RoutePart(Generic[Held]):
         entry: its entry in a spec; None for a part whose entries are :class:`~viasd_calib.spec.Route`'s own.
         options: with which it is fitted.
         last: whether it is installed after all parts that do not say so: one that exchanges what others put there.
-<<<<<<< HEAD
         replaces_runs: whether it has modules run in place of skipped runs (:meth:`SlimPlan.replace`), as one part of a
             route may.
-=======
->>>>>>> 52de8df (Distil nothing, and warn of nothing, where only the found route tells that there is nothing to train)
     """
 
     name: ClassVar[str]
