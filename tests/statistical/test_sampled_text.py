@@ -29,9 +29,7 @@ from viasd_calib.decoding.slim_rules.base import SlimRule
 from viasd_calib.decoding.slim_rules.ratio import RatioRule
 from viasd_calib.decoding.strategies.autoregressive import Autoregressive
 from viasd_calib.decoding.strategies.base import Strategy
-from viasd_calib.decoding.strategies.multi_level import MultiLevel
 from viasd_calib.decoding.strategies.self_speculative import SelfSpeculative
-from viasd_calib.decoding.strategies.slim_only import SlimOnly
 from viasd_calib.decoding.strategies.speculative import Speculative
 from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.draft.base import Drafter
@@ -51,7 +49,7 @@ FEWER = 2_000
 PROMPT = [0, 1, 2, 3, 0]
 
 FALSE_ALARM = 1e-5
-"""For each chi-square test; with 21 of them a right decoder fails once in 4,700 runs of other seeds.
+"""For each chi-square test; with 20 of them a right decoder fails once in 5,000 runs of other seeds.
 Seeds are fixed, so that a run that has passed passes again."""
 
 FAR = 0.05
@@ -201,7 +199,6 @@ CASES: list[Case] = [
     ("three tiers, cut", lambda: three_tier(8), "near", CUT, FEWER),
     ("three tiers, other gates", lambda: three_tier(11), "near", PLAIN, FEWER),
     ("three tiers, q' always trusted", lambda: three_tier(5, **TRUSTING), "near", PLAIN, FEWER),
-    ("multi-level", lambda: MultiLevel(draft_length=2, max_pending=4), "near", PLAIN, FEWER),
     ("three tiers, p always trusted", lambda: three_tier(5, **BLIND), "far", PLAIN, FEWER),
 ]
 
@@ -221,16 +218,10 @@ def test_draws_are_made_in_float32() -> None:
     assert p_value(counts, exact(PLAIN, FULL.to(torch.bfloat16).float())) > FALSE_ALARM
 
 
-def test_a_text_of_the_slim_verifier_alone_has_its_distribution() -> None:
-    counts = sample(SlimOnly(), "near", CUT, FEWER)
-    assert p_value(counts, exact(CUT, SLIM)) > FALSE_ALARM
-    assert p_value(counts, exact(PLAIN)) < FALSE_ALARM
-
-
 @pytest.mark.parametrize(
     "method",
-    [lambda: three_tier(5), lambda: three_tier(5, **TRUSTING), lambda: SelfSpeculative(2), MultiLevel],
-    ids=["three tiers", "q' always trusted", "self-speculative", "multi-level"],
+    [lambda: three_tier(5), lambda: three_tier(5, **TRUSTING), lambda: SelfSpeculative(2)],
+    ids=["three tiers", "q' always trusted", "self-speculative"],
 )
 def test_what_the_slim_verifier_cannot_emit_is_emitted(method: Callable[[], Strategy]) -> None:
     """q writes half of its text without the tokens of q'; the text is drawn from q's distribution all the same."""

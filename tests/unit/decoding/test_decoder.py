@@ -146,9 +146,7 @@ def test_the_compiled_backend_gives_the_same_text(
 
 @pytest.mark.parametrize("name", ["nonsense", "Three_Tier", "", None, 3, ["speculative"]])
 def test_another_method_is_refused(engine: Engine, name: Any) -> None:
-    with pytest.raises(
-        MethodError, match=r"there is no method .*; choose one of autoregressive, lenient, self_speculative"
-    ):
+    with pytest.raises(MethodError, match=r"there is no method .*; choose one of autoregressive, lenient, multi_level"):
         engine.decoder(name)
 
 
