@@ -14,6 +14,7 @@ import viasd_calib
 PACKAGE = Path(viasd_calib.__file__).parent
 PACKAGES = [
     "errors",
+    "option_types",
     "choices",
     "file_names",
     "shipped",

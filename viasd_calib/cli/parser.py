@@ -12,8 +12,9 @@ from typing import Any, NoReturn, get_args
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, auto_cli
 
 from viasd_calib.cli.configurations import read_configuration, with_shipped_configurations
-from viasd_calib.cli.usage import readable, type_words, values_of
+from viasd_calib.cli.usage import readable, values_of
 from viasd_calib.errors import UsageError, ViasdError
+from viasd_calib.option_types import type_words
 
 OPTION = re.compile(r"--[A-Za-z][\w.-]*(?=[=+]|$)")
 SHOWN = re.compile(r"--[A-Za-z][\w.]*_[\w.]*")

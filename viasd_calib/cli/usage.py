@@ -3,75 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel
 
+from viasd_calib.option_types import type_words
 from viasd_calib.pipeline.lists import dashed
-
-NUMBERS = {int: "a whole number", float: "a number"}
-WORDS = {bool: "true or false", str: "text", NoneType: "null"}
-BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-
-
-def type_words(kind: Any) -> str:
-    """What an option of a type takes.
-
-    Example:
-        >>> from viasd_calib.pipeline.numbers import Count, Inside
-        >>> type_words(Count | None), type_words(Inside), type_words(Literal["a", "b"])
-        ('a whole number, at least 1, or null', 'a number above 0 and below 1', 'one of a, b')
-    """
-    if kind in NUMBERS:
-        return NUMBERS[kind]
-    if kind in WORDS:
-        return WORDS[kind]
-    metadata = getattr(kind, "__metadata__", None)
-    if metadata is not None:
-        plain = type_words(kind.__origin__)
-        return (plain.replace("a number", "a finite number") if _is_finite(metadata) else plain) + _bounds(metadata)
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return f"an object with {', '.join(kind.model_fields)}"
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return "an object, '{\"name\": value}'"
-    if origin is not None and isinstance(origin, type) and issubclass(origin, Iterable) and arguments:
-        return f"a list, '[..., ...]', each {type_words(arguments[0])}"
-    if arguments:
-        null_last = sorted(arguments, key=lambda one: one is NoneType)
-        return ", or ".join(dict.fromkeys(type_words(one) for one in null_last))
-    return getattr(kind, "__name__", str(kind))
-
-
-def _constraints(metadata: Iterable[Any]) -> Iterator[Any]:
-    """What pydantic's fields hold numbers to."""
-    for entry in metadata:
-        yield from getattr(entry, "metadata", [entry])
-
-
-def _is_finite(metadata: Iterable[Any]) -> bool:
-    return any(getattr(constraint, "allow_inf_nan", True) is False for constraint in _constraints(metadata))
-
-
-def _bounds(metadata: Iterable[Any]) -> str:
-    """The bounds of a number, after its name."""
-    found: dict[str, Any] = {}
-    for constraint in _constraints(metadata):
-        found |= {name: getattr(constraint, name) for name in BOUNDS if hasattr(constraint, name)}
-    bounds = " and ".join(f"{BOUNDS[name]} {_power(bound)}" for name, bound in found.items())
-    if not bounds:
-        return ""
-    return f" {bounds}" if {"gt", "lt"} & {*found} else f", {bounds}"
-
-
-def _power(bound: Any) -> str:
-    return "2**64" if bound == 2**64 else f"{bound:g}" if isinstance(bound, float) else str(bound)
 
 
 def readable(

@@ -18,8 +18,9 @@ from viasd_calib.devices import check_device
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter, draft_weights
 from viasd_calib.draft.places import named_model, relocated
-from viasd_calib.errors import MethodError
+from viasd_calib.errors import MethodError, ModelError
 from viasd_calib.models import LoadVerifier, Verifier, beside, check_model, load_verifier
+from viasd_calib.option_types import check_option
 from viasd_calib.shipped import shipped
 from viasd_calib.slim.backends import choose_backend, prepare
 from viasd_calib.slim.forward import RoutedModel
@@ -155,6 +156,8 @@ def load_engine(
         SpecError: the spec is damaged, or was made for another verifier or tokenizer.
         ModelError: a model is missing or damaged.
     """
+    check_option("dtype", dtype, DType | None, ModelError)
+    check_option("backend", backend, Backend | None, ModelError)
     check_device(device)
     path = Path(shipped(str(spec_path)))
     spec, folder = load_spec(path) if spec is None else spec, path.parent

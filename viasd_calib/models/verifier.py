@@ -21,6 +21,7 @@ from viasd_calib.models.chat import check_template, encode_conversation, templat
 from viasd_calib.models.loading import load_complete, local_file
 from viasd_calib.models.names import check_model, resolve_model
 from viasd_calib.models.weights import weights_sha256
+from viasd_calib.option_types import check_option
 from viasd_calib.prompts import Prompt
 from viasd_calib.spec import DType, VerifierRef, config_sha256, tokenizer_sha256
 from viasd_calib.token_ids import check_token_ids
@@ -97,6 +98,7 @@ def load_verifier(
         ModelError: nothing of that name, a damaged file, or a model of more than text.
         StorageError: the converted model cannot be written.
     """
+    check_option("dtype", dtype, DType, ModelError)
     check_device(device)
     folder, identity = resolve_model(name_or_path)
     revision = identity or revision
@@ -120,6 +122,7 @@ def load_draft_model(
         ModelError: nothing of that name, a damaged file, or a model of more than text.
         StorageError: the converted model cannot be written.
     """
+    check_option("dtype", dtype, DType, ModelError)
     check_device(device)
     folder, identity = resolve_model(name_or_path)
     hub_revision = None if identity else revision

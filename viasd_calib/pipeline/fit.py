@@ -29,9 +29,9 @@ def fit(
     Raises:
         ViasdError: options that cannot be, most of them before a model is loaded.
     """
+    if not isinstance(options, FitOptions):
+        raise CalibrationError(f"the options of a fit are {options!r}; give a FitOptions")
     entries = options.entries()
-    if options.rounds < 1:
-        raise CalibrationError(f"rounds is {options.rounds}; give 1 or more")
     check_fit(entries)
     check_devices(entries.get("trainer.accelerator"), entries.get("trainer.precision"))
     if options.ckpt_path == "last":

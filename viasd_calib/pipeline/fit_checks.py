@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from viasd_calib.errors import CalibrationError
+from viasd_calib.option_types import check_option
 from viasd_calib.pipeline.checks import check_model, check_out_folder, check_traces
 from viasd_calib.pipeline.lists import dashed
 
@@ -39,6 +40,8 @@ def check_fit(options: Mapping[str, Any]) -> None:
             check_traces(dashed(name), [str(folder) for folder in folders])
     if isinstance(options.get("model.verifier"), str):
         check_model(options["model.verifier"])
+    for name in ("trainer.max_steps", "trainer.max_epochs"):
+        check_option(dashed(name), options.get(name), int | None, CalibrationError)
     for name, mend in NOTHING:
         if name in options and type(options[name]) in (int, float) and options[name] == 0:
             raise CalibrationError(f"{dashed(name)} is 0, so nothing would be learned; {mend}")
@@ -60,6 +63,8 @@ def check_fit(options: Mapping[str, Any]) -> None:
 
 
 def _check_seed(seed: object) -> None:
+    if type(seed) is not bool:  # Lightning's own, for a random one and for none
+        check_option("--seed-everything", seed, int | None, CalibrationError)
     if type(seed) is int and not 0 <= seed < SEEDS:
         raise CalibrationError(f"--seed-everything is {seed}; give a whole number of at least 0 and below 2**32")
 
@@ -138,7 +143,11 @@ def check_devices(accelerator: object, precision: object) -> None:
         CalibrationError: naming it, with its mend.
     """
     import torch
+    from lightning.pytorch.accelerators import AcceleratorRegistry
 
+    known = ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
+    if isinstance(accelerator, str) and accelerator not in known:
+        raise CalibrationError(f"--trainer.accelerator is {accelerator!r}; give one of {', '.join(known)}")
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     there = {"cuda": cuda, "mps": mps, "gpu": cuda or mps}
     if isinstance(accelerator, str) and not there.get(accelerator, True):

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from inspect import signature
 from typing import Any
 
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from viasd_calib.errors import CalibrationError
+from viasd_calib.option_types import Count, check_options
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training.options import SlimVerifierOptions
 
@@ -41,6 +43,9 @@ class FitOptions:
         seed: of everything that is drawn; None leaves random generators as they are.
         ckpt_path: checkpoint to go on from, or "last" for the newest one; None begins anew.
 
+    Raises:
+        CalibrationError: an option is of another type or out of its range, or there is no such argument of ``Trainer``.
+
     Example:
         >>> options = FitOptions(data=TraceDataModule(["runs/traces"]), trainer={"max_steps": 20})
         >>> options.entries()["trainer.max_steps"], options.entries()["data.folders"]
@@ -52,9 +57,16 @@ class FitOptions:
     model: SlimVerifierOptions = field(default_factory=SlimVerifierOptions)
     trainer: Mapping[str, Any] = field(default_factory=dict)
     gate_folders: Sequence[str] = ()
-    rounds: int = 1
+    rounds: Count = 1
     seed: int | None = 0
     ckpt_path: str | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self, CalibrationError)
+        known = signature(Trainer).parameters
+        for name in self.trainer:
+            if name not in known:
+                raise CalibrationError(f"trainer has {name!r}, which Lightning's Trainer does not take; leave it out")
 
     def entries(self) -> dict[str, Any]:
         """The options by their names on the command line."""

@@ -10,8 +10,8 @@ from viasd_calib.errors import ViasdError
 Name = TypeVar("Name", bound=str)
 
 
-def parse_methods(words: str, methods: Iterable[Name], error: type[ViasdError]) -> list[Name]:
-    """Methods from a comma-separated list, each once.
+def parse_methods(words: str | Sequence[str], methods: Iterable[Name], error: type[ViasdError]) -> list[Name]:
+    """Methods from a list, or from words between commas, each once.
 
     Args:
         methods: those there are.
@@ -25,7 +25,7 @@ def parse_methods(words: str, methods: Iterable[Name], error: type[ViasdError]) 
         ['b', 'a']
     """
     known = {str(name): name for name in methods}
-    names = split_names(words)
+    names = split_names(words if isinstance(words, str) else ",".join(words))
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise error(f"there is no method {unknown[0] if unknown else ''!r}; choose from {', '.join(known)}")

@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeVar, dataclass_transform
 from pydantic import BaseModel, ConfigDict
 
 from viasd_calib.choices import FRACTIONS, SEARCH_METHODS, SMOLLM2, Backend, CertificateLossName, StrategyName
-from viasd_calib.pipeline.numbers import (
+from viasd_calib.errors import UsageError
+from viasd_calib.option_types import (
     Count,
     DraftLength,
     Inside,
@@ -23,6 +24,7 @@ from viasd_calib.pipeline.numbers import (
     Seed,
     Share,
     ShareOrNone,
+    check_options,
 )
 from viasd_calib.prompts import EMBEDDED, Split, SplitShares
 from viasd_calib.spec import Audit, DType
@@ -32,11 +34,17 @@ Options = TypeVar("Options")
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def options(kind: type[Options]) -> type[Options]:
-    """A frozen dataclass of keywords whose docstring also describes what it inherits."""
+    """A frozen dataclass of keywords whose docstring also describes what it inherits.
+
+    What an annotation does not allow is a :class:`~viasd_calib.errors.UsageError`.
+    """
     documented = (inspect.cleandoc(base.__doc__ or "") for base in kind.__bases__ if base is not object)
     summary, _, own = inspect.cleandoc(kind.__doc__ or "").partition("\n\nArgs:\n")
     inherited = (text.partition("\n\nArgs:\n")[2] for text in documented)  # before its own, which may describe it anew
     kind.__doc__ = "\n".join([f"{summary}\n\nArgs:", *inherited, own])
+    if "__post_init__" not in vars(kind):
+        vars_of: Any = kind
+        vars_of.__post_init__ = check_options
     return dataclass(frozen=True, kw_only=True)(kind)
 
 
@@ -188,6 +196,11 @@ class CalibrateOptions(PromptSource, FitModels):
     draft_length: DraftLength = 6
     max_pending: MaxPending = 12
 
+    def __post_init__(self) -> None:
+        check_options(self)
+        if [*self.fractions] != sorted(set(self.fractions)) or not self.fractions:
+            raise UsageError(f"fractions is {[*self.fractions]}; give one or more, each larger than the one before")
+
 
 @options
 class ExportOptions(FitModels):
@@ -237,14 +250,14 @@ class BenchOptions(UnseenPrompts, BackendModels):
 
     Args:
         json: where the result is written.
-        methods: strategies, comma-separated; an unknown one is answered with the list of those there are. transformers,
-            its own generate, always runs eager.
+        methods: strategies, as a list or comma-separated; an unknown one is answered with the list of those there are.
+            transformers, its own generate, always runs eager.
         audit: of three_tier, in place of the spec's.
         seed: of the order of strategies and of the bootstrap.
     """
 
     json: str
-    methods: str = "autoregressive,speculative,three_tier"
+    methods: str | Sequence[str] = "autoregressive,speculative,three_tier"
     audit: Audit | None = None
     seed: Seed = 0
 
@@ -291,7 +304,7 @@ class SearchOptions(Models):
         traces: trace folders, comma-separated.
         json: where the result is written.
         target_cost: measured cost of a slim pass over that of a full one, bridges left out.
-        methods: comma-separated; an unknown one is answered with the list of those there are.
+        methods: a list, or comma-separated; an unknown one is answered with the list of those there are.
         budget: passes over the search's texts that each method may take.
         limit_texts: texts to search on, a fifth of them to compare routes on, the others for bridges; also the most
             that the chosen routes are compared on. Null takes all.
@@ -308,7 +321,7 @@ class SearchOptions(Models):
     traces: str
     json: str
     target_cost: Share = 0.5
-    methods: str = ",".join(SEARCH_METHODS)
+    methods: str | Sequence[str] = ",".join(SEARCH_METHODS)
     budget: Count = 200
     limit_texts: Count | None = 60
     bridges: bool = True
@@ -344,7 +357,7 @@ class GenerateOptions(BackendModels):
 
     prompt: str
     system: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: dict[Any, Any] | None = None
     max_new_tokens: Count = 128
     method: StrategyName = "three_tier"
     audit: Audit | None = None

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
 from viasd_calib.errors import TraceError
+from viasd_calib.option_types import Count, Seed, ShareBelowOne, check_option
 from viasd_calib.prompts import Split, SplitShares, split_of
 from viasd_calib.spec import VerifierRef
 from viasd_calib.traces.capture import Asked
@@ -312,6 +313,9 @@ class TraceDataModule(LightningDataModule):
         limit_tokens: most generated tokens to learn from, of whole texts drawn by hash of their prompts; one text at
             least. None takes all.
         seed: of the order of batches.
+
+    Raises:
+        TraceError: an argument is out of its range.
     """
 
     def __init__(
@@ -325,6 +329,16 @@ class TraceDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for name, value, kind in (
+            ("data.folders", folders, Sequence[str]),
+            ("data.split", split, Split),
+            ("data.shares", shares, SplitShares | None),
+            ("data.validation_share", validation_share, ShareBelowOne),
+            ("data.max_batch_tokens", max_batch_tokens, Count),
+            ("data.limit_tokens", limit_tokens, Count | None),
+            ("data.seed", seed, Seed),
+        ):
+            check_option(name, value, kind, TraceError)
         self.folders = [Path(folder) for folder in folders]
         self.split = split
         self.shares = shares or SplitShares()

@@ -1,6 +1,7 @@
-"""Options of ``viasd fit``: how the route of the slim verifier is found, and how the slim verifier is trained."""
+"""Options of ``viasd fit``: how the route of the slim verifier is found, and how the slim verifier is trained.
 
-from __future__ import annotations
+Annotations are evaluated here, not postponed, since the parser reads the ranges of numbers off them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any, Literal
 
 from viasd_calib.choices import SMOLLM2, SearchMethod
 from viasd_calib.errors import CalibrationError
+from viasd_calib.option_types import Count, Nonnegative, OptionalCount, Positive, check_options
 from viasd_calib.slim.parts.adapter import DEFAULT_TARGETS, AdapterOptions
 from viasd_calib.slim.parts.base import PartOptions, options_of, part_named
 from viasd_calib.slim.parts.bridges import BridgeOptions
@@ -83,28 +85,29 @@ class SlimVerifierOptions:
     route_choice: RouteChoice = "span"
     route_file: str | None = None
     route_method: SearchMethod | None = None
-    route_steps: int = 60
-    route_learning_rate: float = 0.15
-    cost_learning_rate: float = 0.5
+    route_steps: Count = 60
+    route_learning_rate: Positive = 0.15
+    cost_learning_rate: Nonnegative = 0.5
     bridges: bool = True
-    bridge_rank: int | None = None
+    bridge_rank: Count | None = None
     bridge_carry: bool = True
-    bridge_texts: int = 200
-    bridge_learning_rate: float = 1e-4
+    bridge_texts: Count = 200
+    bridge_learning_rate: Nonnegative = 1e-4
     adapter_kind: AdapterKind = "lora"
-    adapter_rank: int = 32
+    adapter_rank: OptionalCount = 32
     adapter_targets: Sequence[str] | None = None
-    adapter_learning_rate: float = 1e-3
+    adapter_learning_rate: Nonnegative = 1e-3
     fold_adapter: bool = False
-    max_run: int = 8
-    cache_gib: float = 0.0
+    max_run: Count = 8
+    cache_gib: Nonnegative = 0.0
     keep_layers: Sequence[int] = (0, -1)
     mlp_keep: float = 1.0
-    head_vocab: int = 0
+    head_vocab: OptionalCount = 0
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     memory: float | None = None
 
     def __post_init__(self) -> None:
+        check_options(self, CalibrationError)
         options_of(self.parts)  # refuses what is no part
         replacing = [*(["bridges"] if self.bridged else []), *filter(_replaces_runs, self.parts)]
         if len(replacing) > 1:

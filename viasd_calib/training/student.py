@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
+from viasd_calib.errors import CalibrationError
 from viasd_calib.models import Verifier
 from viasd_calib.replay.student import run_starts, student_states
 from viasd_calib.replay.teacher import KnownCaches, read_residuals
@@ -30,12 +32,13 @@ class Student:
         options: of the fit.
 
     Raises:
-        CalibrationError: ``head_vocab`` is not a size that the verifier's output can have.
+        CalibrationError: ``head_vocab``, ``bridge_rank`` or ``keep_layers`` are none that the verifier can have.
     """
 
     def __init__(self, verifier: Verifier, options: SlimVerifierOptions) -> None:
         if options.head_vocab:
             check_size(options.head_vocab, verifier.model.config.vocab_size, verifier.eos_ids)
+        _check_sizes(options, verifier.model.config)
         self.verifier = verifier
         self.model = RoutedModel(verifier.model)
         self.neuron_orders: Tensor | None = None
@@ -146,3 +149,18 @@ class Student:
         """The sublayers that a route keeps: [sublayers], bool."""
         skipped = {"attention": route.attention_skip, "mlp": route.mlp_skip}
         return torch.tensor([one.index not in skipped[one.kind] for one in self.model.full_sublayers])
+
+
+def _check_sizes(options: SlimVerifierOptions, config: PreTrainedConfig) -> None:
+    """Refuse options that this verifier is too small for."""
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    if options.bridged and options.bridge_rank is not None and options.bridge_rank > hidden:
+        raise CalibrationError(
+            f"bridge_rank is {options.bridge_rank}; give at most {hidden}, the verifier's hidden size, or leave it out "
+            "for full bridges"
+        )
+    beyond = [layer for layer in options.keep_layers if not -layers <= layer < layers]
+    if beyond:
+        raise CalibrationError(
+            f"keep_layers names layer {beyond[0]}; the verifier has layers 0 to {layers - 1}, or -1 for the last"
+        )

@@ -18,6 +18,8 @@ RUN = ["run", "--prompts", "good.jsonl", "--out", "out", "--fit-config", "good.y
 PROFILE = ["profile", "--spec", "spec/routing.json", "--json", "p.json"]
 SEARCH = ["search", "--traces", "traces", "--json", "out.json"]
 
+FIT = ["fit", "--data.folders", "[fine]"]
+
 CASES: list[tuple[str, list[str], int, str]] = [
     # words
     ("mistyped command", ["captre"], 2, "there is no command 'captre'; did you mean capture?"),
@@ -127,6 +129,17 @@ CASES: list[tuple[str, list[str], int, str]] = [
     # training
     ("negative fit seed", ["fit", "--seed-everything", "-3"], 1, "--seed-everything is -3; give a whole number"),
     ("half precision", ["fit", "--trainer.precision", "16-true"], 1, "give 32-true, bf16-mixed or, on a GPU, 16"),
+    ("runs of nothing", ["fit", "--model.max-run", "0"], 2, "--model.max-run is '0'; give a whole number, at least 1"),
+    ("bridges of rank 0", ["fit", "--model.bridge-rank", "0"], 2, "give a whole number, at least 1, or null"),
+    ("no texts for bridges", ["fit", "--model.bridge-texts", "0"], 2, "--model.bridge-texts is '0'; give a whole"),
+    ("adapter of rank -1", ["fit", "--model.adapter-rank=-1"], 2, "--model.adapter-rank is '-1'; give a whole number"),
+    ("less than no cache", ["fit", "--model.cache-gib=-1"], 2, "--model.cache-gib is '-1'; give a finite number, at"),
+    ("nan to learn by", ["fit", "--model.adapter-learning-rate", "nan"], 2, "is 'nan'; give a finite number, at least"),
+    ("all held back", [*FIT, "--data.validation-share", "2"], 1, "data.validation_share is 2.0; give a number at least 0"),
+    ("empty batches", [*FIT, "--data.max-batch-tokens", "0"], 1, "data.max_batch_tokens is 0; give a whole number, at"),
+    ("no such device", [*FIT, "--trainer.accelerator", "tpux"], 1, "--trainer.accelerator is 'tpux'; give one of auto"),
+    ("fraction of a step", ["fit", "--trainer.max-steps", "1.5"], 1, "--trainer.max-steps is 1.5; give a whole number"),
+    ("falling fractions", [*CALIBRATE, "--fractions", "[0.5,0.1]"], 2, "each larger than the one before"),
     ("no steps", ["fit", "--trainer.max-steps", "0"], 1, "--trainer.max-steps is 0, so nothing would be learned"),
     ("absent checkpoint", ["fit", "--ckpt-path", "none.ckpt"], 1, "there is no checkpoint none.ckpt; give --ckpt-path"),
     ("rounds and a checkpoint", ["fit", "--rounds", "2", "--ckpt-path", "a"], 1, "leave out --ckpt-path"),
@@ -157,6 +170,7 @@ def place(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> 
         "cut.json": '{"schema_version": ',
         "list.json": "[]",
         "fit/fit.json": "{",
+        "fine/capture.json": "{}",
     }
     for name, text in files.items():
         (folder / name).parent.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ from viasd_calib.cli import COMMANDS, main
 from viasd_calib.cli.configurations import read_configuration
 from viasd_calib.cli.parser import run_command
 from viasd_calib.errors import UsageError
-from viasd_calib.pipeline.numbers import Count
+from viasd_calib.option_types import Count
 from viasd_calib.prompts import SplitShares
 
 

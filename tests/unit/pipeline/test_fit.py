@@ -95,7 +95,7 @@ def test_without_bridges_and_adapter_nothing_is_distilled(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rounds": 0}, "rounds is 0; give 1 or more"),
+        ({"rounds": 0}, "rounds is 0; give a whole number, at least 1"),
         ({"seed": -1}, "--seed-everything is -1"),
         ({"ckpt_path": "none.ckpt"}, "there is no checkpoint none.ckpt"),
         ({"gate_folders": ["none"]}, "none/capture.json"),

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
 
 import pytest
 
+from viasd_calib.choices import BENCH_METHODS
 from viasd_calib.cli.parser import run_command
+from viasd_calib.errors import BenchError, UsageError
 from viasd_calib.pipeline import options
+from viasd_calib.pipeline.lists import parse_methods
 from viasd_calib.pipeline.options import BenchOptions, CalibrateOptions, CaptureOptions, PromptSource, ReportOptions
 
 CLASSES = [
@@ -38,6 +43,33 @@ def test_options_cannot_be_changed() -> None:
     given = CaptureOptions(out="traces")
     with pytest.raises(FrozenInstanceError):
         given.out = "elsewhere"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        (CaptureOptions, {"out": "a", "dtype": "fp8"}, "dtype is 'fp8'; give one of float32, bfloat16, float16"),
+        (CaptureOptions, {"out": "a", "limit": 0}, "limit is 0; give a whole number, at least 1, or null"),
+        (CaptureOptions, {"out": "a", "limit": "2"}, "limit is '2'; give a whole number"),
+        (CaptureOptions, {"out": None}, "out is None; give text"),
+        (CalibrateOptions, {"fit": "a", "out": "b", "loss": "foo"}, "loss is 'foo'; give one of divergence"),
+        (CalibrateOptions, {"fit": "a", "out": "b", "fractions": (0.5, 0.1)}, "each larger than the one before"),
+        (CalibrateOptions, {"fit": "a", "out": "b", "fractions": ()}, "give one or more"),
+        (BenchOptions, {"spec": "a", "json": "b", "audit": "foo"}, "audit is 'foo'; give one of strict, tolerant, off"),
+        (BenchOptions, {"spec": "a", "json": "b", "methods": 3}, "methods is 3; give text, or a list"),
+    ],
+)
+def test_what_an_annotation_does_not_allow_is_refused(
+    kind: Callable[..., object], given: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        kind(**given)
+    assert message in str(refused.value)
+
+
+def test_paths_and_lists_are_taken() -> None:
+    given = BenchOptions(spec=Path("a"), json="b", methods=["three_tier"], limit=3)  # type: ignore[arg-type]
+    assert parse_methods(given.methods, BENCH_METHODS, BenchError) == ["three_tier"]
 
 
 def test_a_command_is_called_with_its_options() -> None:
