@@ -135,7 +135,7 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("adapter of rank -1", ["fit", "--model.adapter-rank=-1"], 2, "--model.adapter-rank is '-1'; give a whole number"),
     ("less than no cache", ["fit", "--model.cache-gib=-1"], 2, "--model.cache-gib is '-1'; give a finite number, at"),
     ("nan to learn by", ["fit", "--model.adapter-learning-rate", "nan"], 2, "is 'nan'; give a finite number, at least"),
-    ("all held back", [*FIT, "--data.validation-share", "2"], 1, "validation_share is 2.0; give a number at least 0 and"),
+    ("all held back", [*FIT, "--data.validation-share", "2"], 1, "validation_share is 2.0; give a number at least 0"),
     ("empty batches", [*FIT, "--data.max-batch-tokens", "0"], 1, "data.max_batch_tokens is 0; give a whole number, at"),
     ("no such device", [*FIT, "--trainer.accelerator", "tpux"], 1, "--trainer.accelerator is 'tpux'; give one of auto"),
     ("fraction of a step", ["fit", "--trainer.max-steps", "1.5"], 1, "--trainer.max-steps is 1.5; give a whole number"),
