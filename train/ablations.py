@@ -154,7 +154,8 @@ def table_of(rows: Mapping[str, Row]) -> Table:
     return table
 
 
-def main() -> None:
+def command_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description="Train variants of one fit and compare them on the same texts.")
     parser.add_argument("--config", required=True, help="of viasd fit, for all of them")
     parser.add_argument("--search", required=True, help="what viasd search wrote, with the method span")
@@ -162,7 +163,11 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100, help="texts to compare on")
     parser.add_argument("--only", default="", help="variants whose names hold these words; all where left out")
     parser.add_argument("--out", required=True, help="folder for the fits and the table")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = command_parser().parse_args()
     keep_freed_memory()
     out = Path(options.out)
     rows = rows_kept(out / RESULT, options.judge, options.limit)
