@@ -26,7 +26,9 @@ from viasd_calib.decoding.session import Generation
 from viasd_calib.decoding.strategies.autoregressive import Autoregressive
 from viasd_calib.decoding.strategies.base import Strategy
 from viasd_calib.decoding.strategies.lenient import Lenient
+from viasd_calib.decoding.strategies.multi_level import MultiLevel
 from viasd_calib.decoding.strategies.self_speculative import SelfSpeculative
+from viasd_calib.decoding.strategies.slim_only import SlimOnly
 from viasd_calib.decoding.strategies.speculative import Speculative
 from viasd_calib.decoding.strategies.speculative_fixed import SpeculativeFixed
 from viasd_calib.decoding.strategies.sprinter import Sprinter
@@ -51,6 +53,8 @@ GATE = Gate(constant_gate("draft_margin", 0.0).model_copy(update={"weight": [1.0
 BASELINES: dict[str, Strategy] = {
     "speculative_fixed": SpeculativeFixed(3),
     "self_speculative": SelfSpeculative(3),
+    "multi_level": MultiLevel(draft_length=3, max_pending=8),
+    "slim_only": SlimOnly(),
     "lenient": Lenient(3),
     "static_ensemble": StaticEnsemble(3, GATE, 0.6),
     "trispec": TriSpec(draft_length=3, max_pending=8),

@@ -23,6 +23,7 @@ from viasd_calib.decoding.slim_rules.margin import MarginRule
 from viasd_calib.decoding.slim_rules.ratio import RatioRule
 from viasd_calib.decoding.strategies.autoregressive import Autoregressive
 from viasd_calib.decoding.strategies.base import Strategy
+from viasd_calib.decoding.strategies.multi_level import MultiLevel
 from viasd_calib.decoding.strategies.self_speculative import SelfSpeculative
 from viasd_calib.decoding.strategies.speculative import Speculative
 from viasd_calib.decoding.strategies.three_tier import ThreeTier
@@ -39,6 +40,7 @@ STRICT: dict[str, Strategy] = {
     "autoregressive": Autoregressive(),
     "speculative": Speculative(4),
     "self_speculative": SelfSpeculative(4),
+    "multi_level": MultiLevel(draft_length=4),
     **{f"three_tier, {name}": ThreeTier(rule, draft_length=4) for name, rule in RULES.items()},
 }
 
