@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from viasd_calib.errors import CalibrationError, StorageError, ViasdError
 
@@ -31,8 +31,17 @@ def read_json(kind: type[Model], path: str | Path, command: str, error: type[Via
     """
     try:
         return kind.model_validate_json(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise error(f"{path} is missing or damaged; run {command} first") from problem
+    except FileNotFoundError as problem:
+        raise error(f"{path} is missing; run {command} first") from problem
+    except OSError as problem:
+        raise error(f"cannot read {path}: {problem.strerror or problem}; run {command} again") from problem
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        what = f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")
+        raise error(f"{path} is damaged ({what}); run {command} again") from problem
+    except ValueError as problem:  # no UTF-8
+        raise error(f"{path} is damaged ({problem}); run {command} again") from problem
 
 
 @contextmanager

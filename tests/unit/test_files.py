@@ -6,10 +6,11 @@ import stat
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from tests.tiny import small_disk
-from viasd_calib.errors import StorageError
-from viasd_calib.files import atomic_path, copy_file, describe_os_error, write_bytes, write_text
+from viasd_calib.errors import CalibrationError, StorageError
+from viasd_calib.files import atomic_path, copy_file, describe_os_error, read_json, write_bytes, write_text
 
 
 def test_writes_the_whole_file_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -109,3 +110,24 @@ def test_a_copy_takes_the_place_of_the_old_file_whole(tmp_path: Path) -> None:
     assert target.read_bytes() == b"x" * 5000
     copy_file(target, target)
     assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is missing; run viasd x first"),
+        (b"{", "is damaged (Invalid JSON"),
+        (b'{"size": "a"}', "is damaged (size: Input should be a valid integer"),
+        (b"\xff", "is damaged ('utf-8' codec"),
+    ],
+)
+def test_what_is_missing_and_what_is_damaged_is_told_apart(content: bytes | None, message: str, tmp_path: Path) -> None:
+    class Result(BaseModel):
+        size: int
+
+    path = tmp_path / "result.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CalibrationError) as refused:
+        read_json(Result, path, "viasd x")
+    assert message in str(refused.value)

@@ -48,18 +48,23 @@ def cache(clear: CacheName | None = None) -> None:
 
 def cache_folders() -> dict[CacheName, Path]:
     """The folders of the caches, as the libraries that fill them look for them."""
-    everyones = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    home = Path(os.environ.get("HF_HOME", everyones / "huggingface"))
-    own = (home if "HF_HOME" in os.environ else everyones) / "viasd_calib"  # models.hashes.cache_folder is slow to load
+    everyones = _folder_of("XDG_CACHE_HOME", Path.home() / ".cache")
+    home = _folder_of("HF_HOME", everyones / "huggingface")
+    own = _folder_of("HF_HOME", everyones) / "viasd_calib"  # models.hashes.cache_folder is slow to load
     inductor = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
     return {
         "converted": own / "gguf",
         "hashes": own / "hashes",
         "native": own / "native",
-        "compiled": Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", inductor)),
-        "hub": Path(os.environ.get("HF_HUB_CACHE", home / "hub")),
-        "datasets": Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")),
+        "compiled": _folder_of("TORCHINDUCTOR_CACHE_DIR", inductor),
+        "hub": _folder_of("HF_HUB_CACHE", home / "hub"),
+        "datasets": _folder_of("HF_DATASETS_CACHE", home / "datasets"),
     }
+
+
+def _folder_of(variable: str, default: Path) -> Path:
+    """The folder that an environment variable names; the default where it is unset or empty."""
+    return Path(os.environ.get(variable) or default)
 
 
 def size_of(folder: Path) -> int:

@@ -35,10 +35,12 @@ class _Note(BaseModel):
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: under ``HF_HOME``, else ``XDG_CACHE_HOME``, else ``~/.cache``."""
-    if "HF_HOME" in os.environ:
-        return Path(os.environ["HF_HOME"]) / "viasd_calib"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "viasd_calib"
+    """Where converted models are kept: under ``HF_HOME``, else ``XDG_CACHE_HOME``, else ``~/.cache``.
+
+    A variable that is empty is taken as unset.
+    """
+    home = os.environ.get("HF_HOME") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "viasd_calib"
 
 
 def cached_sha256(path: Path) -> str:

@@ -10,7 +10,7 @@ from viasd_calib.errors import BenchError
 from viasd_calib.files import write_json
 from viasd_calib.ledger import ledger_beside
 from viasd_calib.pipeline import lazy_types
-from viasd_calib.pipeline.checks import check_out_file, check_spec
+from viasd_calib.pipeline.checks import check_audit, check_out_file, check_spec
 from viasd_calib.pipeline.lists import parse_methods
 from viasd_calib.pipeline.notices import notice_resumed, notice_uncertified
 from viasd_calib.pipeline.opening import open_engine
@@ -36,6 +36,7 @@ def bench(
     check_out_file("--json", options.json)
     check_device(options.device)
     methods = parse_methods(options.methods, BENCH_METHODS, BenchError)
+    check_audit(options.audit, methods)
     path, spec = check_spec(options.spec, options.verifier, options.draft_model)
     unseen = choose_unseen(options, spec)
     chosen = unseen.prompts

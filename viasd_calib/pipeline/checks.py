@@ -13,6 +13,7 @@ from viasd_calib.draft.places import LOOKUP, named_model, prefix_and_model, relo
 from viasd_calib.errors import (
     BenchError,
     CalibrationError,
+    MethodError,
     SamplingError,
     SpecError,
     StorageError,
@@ -24,7 +25,7 @@ from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, FRONTIER_FILE, MANI
 from viasd_calib.model_names import beside, model_path
 from viasd_calib.pipeline.lists import dashed
 from viasd_calib.shipped import shipped
-from viasd_calib.spec import RoutingSpec, load_spec
+from viasd_calib.spec import Audit, RoutingSpec, load_spec
 
 
 def check_out_file(option: str, path: str) -> None:
@@ -92,6 +93,19 @@ def check_spec(path: str, verifier: str | None, draft_model: str | None = None) 
     elif (drafting := named_model(spec.draft)) is not None:
         check_model(beside(drafting.name_or_path, folder))
     return found, spec
+
+
+def check_audit(audit: Audit | None, methods: Sequence[str]) -> None:
+    """Refuse an audit for methods that have none.
+
+    Raises:
+        MethodError: naming them.
+    """
+    if audit is not None and "three_tier" not in methods:
+        raise MethodError(
+            f"--audit is {audit}, which three_tier alone takes, and not {', '.join(methods)}; leave it out, or "
+            "add that method"
+        )
 
 
 def check_model(name: str | None) -> None:

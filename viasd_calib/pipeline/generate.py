@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from viasd_calib.devices import check_device
 from viasd_calib.errors import PromptError
 from viasd_calib.pipeline import lazy_types
-from viasd_calib.pipeline.checks import check_spec, read_sampling_options
+from viasd_calib.pipeline.checks import check_audit, check_spec, read_sampling_options
 from viasd_calib.pipeline.notices import notice_uncertified
 from viasd_calib.pipeline.opening import open_engine
 from viasd_calib.pipeline.options import GenerateOptions
@@ -28,6 +28,7 @@ def answer(options: GenerateOptions, load: lazy_types.LoadVerifier | None = None
         ViasdError: options that cannot be, most of them before a model is loaded.
     """
     check_device(options.device)
+    check_audit(options.audit, [options.method])
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     sampling = read_sampling_options(**{name: getattr(options, name) for name in names})
     asked = command_line_prompt(options.prompt, options.system, options.chat_template_kwargs)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, create_model, field_validator, model_validator
 
+from viasd_calib.errors import SpecError
 from viasd_calib.schema.base import DType, SpecModel, TensorFile
 
 PARTS_PACKAGE = "viasd_calib.slim.parts"
@@ -42,9 +43,18 @@ def register_entry(name: str, kind: type[PartEntry]) -> None:
 
 
 def import_part(name: str) -> None:
-    """Import the module of a route part, which registers it; nothing where there is none of this name."""
+    """Import the module of a route part, which registers it; nothing where there is none of this name.
+
+    Raises:
+        SpecError: the module that another package names for it cannot be imported, or registers no such part.
+    """
     for point in entry_points(group=PARTS_GROUP, name=name):
-        point.load()
+        try:
+            point.load()
+        except Exception as error:  # whatever the module of another package raises
+            raise SpecError(f"the part {name!r} cannot be imported from {point.value}: {error!r}; mend it") from error
+        if name not in _OTHER_ENTRIES:
+            raise SpecError(f"{point.value} registers no part {name!r} with an entry; mend its entry point or its name")
     module = f"{PARTS_PACKAGE}.{name}"
     if name.isidentifier() and find_spec(module) is not None:
         importlib.import_module(module)
@@ -236,6 +246,9 @@ class Route(SpecModel):
     def _other_parts_are_known(self) -> Route:
         given = self.__pydantic_extra__ or {}
         if given:
+            unknown = [name for name, value in given.items() if isinstance(value, dict) and _entry_kind(name) is None]
+            if unknown:
+                raise ValueError(f"{unknown[0]} is a part of a package that is not installed; install that package")
             known = {name: (kind | None, None) for name in given if (kind := _entry_kind(name)) is not None}
             others: type[SpecModel] = create_model("Route", __base__=SpecModel, **known)  # type: ignore[call-overload]
             given.update(others.model_validate_json(_as_json(given), strict=True))

@@ -63,6 +63,8 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("word for an object", [*GENERATE, "--chat-template-kwargs", "x"], 2, "is 'x'; give an object, '{\"name\": val"),
     ("no such method", [*BENCH, "--methods", "magic"], 1, "there is no method 'magic'; choose from autoregressive"),
     ("no method", [*BENCH, "--methods", ""], 1, "choose from autoregressive"),
+    ("audit of a method without", [*GENERATE, "--method", "speculative", "--audit", "off"], 1, "three_tier alone"),
+    ("audit of methods without", [*BENCH, "--methods", "speculative", "--audit", "off"], 1, "three_tier alone"),
     # configurations
     ("absent configuration", ["capture", "--config", "none.yaml"], 2, "none.yaml: No such file or directory; give"),
     ("folder as configuration", ["capture", "--config", "spec"], 2, "spec: Is a directory; give --config the path"),

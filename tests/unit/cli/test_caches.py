@@ -42,3 +42,13 @@ def test_caches_are_shown_and_one_is_emptied(tmp_path: Path, capsys: pytest.Capt
     assert main(["cache", "--clear", "compiled"]) == 0
     assert main(["cache", "--clear", "all"]) == 2
     assert "--clear is 'all'; give one of converted, hashes, native, compiled, hub, datasets" in capsys.readouterr().err
+
+
+def test_an_empty_variable_names_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable in ("HF_HOME", "XDG_CACHE_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(variable, "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache/viasd_calib"
+    found = cache_folders()
+    assert found["hashes"] == cache_folder() / "hashes"
+    assert all(folder.is_absolute() for folder in found.values())

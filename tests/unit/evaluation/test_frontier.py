@@ -69,7 +69,7 @@ def test_a_written_frontier_is_read(tmp_path: Path) -> None:
     found = frontier_of(member(0.4, 0.8), member(0.6, 0.9))
     write_json(tmp_path / FRONTIER_FILE, found)
     assert load_frontier(tmp_path) == found
-    with pytest.raises(CalibrationError, match="missing or damaged; run viasd frontier first"):
+    with pytest.raises(CalibrationError, match="is missing; run viasd frontier first"):
         load_frontier(tmp_path / "nowhere")
 
 

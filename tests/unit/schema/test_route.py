@@ -50,3 +50,10 @@ def test_widths_that_cannot_be_are_refused(keep: dict[int, int]) -> None:
 def test_layers_that_are_no_rising_indices_are_refused(layers: list[int]) -> None:
     with pytest.raises(ValidationError, match="rising order"):
         Route(attention_skip=layers)
+
+
+def test_a_part_of_a_package_that_is_not_installed_is_not_to_be_removed() -> None:
+    with pytest.raises(ValidationError, match="constants is a part of a package that is not installed; install that"):
+        Route.model_validate({"mlp_skip": [1], "constants": {"tensors": {}}})
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        Route.model_validate({"mlp_skipp": [1]})

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from viasd_calib.errors import ModelError, SpecError
 from viasd_calib.files import copy_file
-from viasd_calib.schema.route import PartEntry, import_part, register_entry
+from viasd_calib.schema.route import PARTS_PACKAGE, PartEntry, import_part, register_entry
 from viasd_calib.spec import AddedMemory, Route, TensorFile, VerifierRef, first_problem, tensor_file
 
 if TYPE_CHECKING:
@@ -221,7 +221,18 @@ FIT_HAS_OPTIONS = ("skips", "attention_skip", "mlp_skip", "mlp_keep", "bridges",
 
 
 def register(kind: type[Part]) -> type[Part]:
-    """Class decorator: let routes have parts of this kind, by its name."""
+    """Class decorator: let routes have parts of this kind, by its name.
+
+    Raises:
+        ValueError: it has no name, or one that another part or an entry of :class:`~viasd_calib.spec.Route` has.
+    """
+    name = getattr(kind, "name", "")
+    if not name:
+        raise ValueError(f"the part {kind.__name__} has no name; give it the attribute name")
+    other = type(_PARTS[name]) if name in _PARTS else kind
+    same = (other.__module__, other.__qualname__) == (kind.__module__, kind.__qualname__)
+    if not same or (name in Route.model_fields and kind.__module__ != f"{PARTS_PACKAGE}.{name}"):
+        raise ValueError(f"routes have {name!r} already; give the part {kind.__name__} another name")
     _PARTS[kind.name] = kind()
     if kind.entry is not None:
         register_entry(kind.name, kind.entry)

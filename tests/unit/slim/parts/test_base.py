@@ -78,7 +78,7 @@ def test_a_part_of_another_package_is_found_by_its_entry_point(monkeypatch: pyte
 
 @pytest.mark.parametrize("name", ["nowhere", "base"])
 def test_an_entry_of_no_part_is_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+    with pytest.raises(ValidationError, match=f"{name} is a part of a package that is not installed"):
         Route.model_validate({name: {"tensors": TENSORS.model_dump()}})
 
 
@@ -90,3 +90,18 @@ def test_a_part_with_nothing_to_install_is_refused(name: str, words: str) -> Non
     route = Route(mlp_skip=[1]).model_copy(update={name: getattr(FULL, name)})
     with pytest.raises(ModelError, match=f"the route names {words}; open it with load_routed"):
         RoutedModel(tiny_model(), route)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (None, "the part Another has no name"),
+        ("skips", "routes have 'skips' already; give the part Another another name"),
+        ("relative_cost", "routes have 'relative_cost' already"),
+        ("head_vocab", "routes have 'head_vocab' already"),
+    ],
+)
+def test_a_part_needs_a_name_of_its_own(name: str | None, message: str) -> None:
+    kind = type("Another", (base.RoutePart,), {} if name is None else {"name": name})
+    with pytest.raises(ValueError, match=message):
+        base.register(kind)

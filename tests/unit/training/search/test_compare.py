@@ -110,9 +110,9 @@ def test_bridges_are_left_out_on_request(traces: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"methods": "even,best"}, "no method 'best'; choose from span, random"),
-        ({"target_cost": 1.5}, "--target_cost: "),
+        ({"target_cost": 1.5}, "target_cost is 1.5; give a number above 0 and at most 1"),
         ({"target_cost": 0.01}, "raise target_cost"),
-        ({"budget": 0}, "--budget: "),
+        ({"budget": 0}, "budget is 0; give a whole number, at least 1"),
         ({"methods": "greedy", "budget": 3}, "raise budget to 4 or leave the method out"),
     ],
 )
@@ -131,5 +131,7 @@ def test_another_verifier_is_refused(traces: Path, tmp_path: Path) -> None:
 
 def test_a_damaged_result_is_refused(tmp_path: Path) -> None:
     (tmp_path / "search.json").write_text(json.dumps({"found": {}}), encoding="utf-8")
-    with pytest.raises(CalibrationError, match="run viasd search first"):
+    with pytest.raises(
+        CalibrationError, match="search.json is damaged .verifier: Field required.; run viasd search again"
+    ):
         load_search(tmp_path / "search.json")
