@@ -313,9 +313,6 @@ class TraceDataModule(LightningDataModule):
         limit_tokens: most generated tokens to learn from, of whole texts drawn by hash of their prompts; one text at
             least. None takes all.
         seed: of the order of batches.
-
-    Raises:
-        TraceError: an argument is out of its range.
     """
 
     def __init__(
@@ -329,16 +326,7 @@ class TraceDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, kind in (
-            ("data.folders", folders, Sequence[str]),
-            ("data.split", split, Split),
-            ("data.shares", shares, SplitShares | None),
-            ("data.validation_share", validation_share, ShareBelowOne),
-            ("data.max_batch_tokens", max_batch_tokens, Count),
-            ("data.limit_tokens", limit_tokens, Count | None),
-            ("data.seed", seed, Seed),
-        ):
-            check_option(name, value, kind, TraceError)
+        check_option("data.folders", folders, Sequence[str], TraceError)
         self.folders = [Path(folder) for folder in folders]
         self.split = split
         self.shares = shares or SplitShares()
@@ -346,6 +334,9 @@ class TraceDataModule(LightningDataModule):
         self.max_batch_tokens = max_batch_tokens
         self.limit_tokens = limit_tokens
         self.seed = seed
+        kinds: dict[str, Any] = {"split": Split, "shares": SplitShares, "validation_share": ShareBelowOne, "seed": Seed}
+        for name, kind in (kinds | {"max_batch_tokens": Count, "limit_tokens": Count | None}).items():
+            check_option(f"data.{name}", getattr(self, name), kind, TraceError)
         self.texts: list[TraceText] = []
         self._training: TraceLoader | None = None
         self._resume_from: Mapping[str, Any] | None = None

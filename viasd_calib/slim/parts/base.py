@@ -136,8 +136,8 @@ class RoutePart(Generic[Held]):
         entry: its entry in a spec; None for a part whose entries are :class:`~viasd_calib.spec.Route`'s own.
         options: with which it is fitted.
         last: whether it is installed after all parts that do not say so: one that exchanges what others put there.
-        replaces_runs: whether it has modules run in place of skipped runs (:meth:`SlimPlan.replace`), as one part of a
-            route may.
+        replaces_runs: whether it has modules run in place of skipped runs
+            (:meth:`~viasd_calib.slim.plan.SlimPlan.replace`), as one part of a route may.
     """
 
     name: ClassVar[str]
