@@ -96,12 +96,12 @@ def check_spec(path: str, verifier: str | None, draft_model: str | None = None) 
 
 
 def check_audit(audit: Audit | None, methods: Sequence[str]) -> None:
-    """Refuse an audit for methods that have none.
+    """Refuse a lossy audit for methods that have none, whose texts would be taken for those of that audit.
 
     Raises:
         MethodError: naming them.
     """
-    if audit is not None and "three_tier" not in methods:
+    if audit not in (None, "strict") and "three_tier" not in methods:
         raise MethodError(
             f"--audit is {audit}, which three_tier alone takes, and not {', '.join(methods)}; leave it out, or "
             "add that method"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from viasd_calib.choices import SMOLLM2, SearchMethod
 from viasd_calib.errors import CalibrationError
-from viasd_calib.option_types import Count, Nonnegative, OptionalCount, Positive, check_options
+from viasd_calib.option_types import Count, Nonnegative, OptionalCount, check_options
 from viasd_calib.slim.parts.adapter import DEFAULT_TARGETS, AdapterOptions
 from viasd_calib.slim.parts.base import PartOptions, options_of, part_named
 from viasd_calib.slim.parts.bridges import BridgeOptions
@@ -86,7 +86,7 @@ class SlimVerifierOptions:
     route_file: str | None = None
     route_method: SearchMethod | None = None
     route_steps: Count = 60
-    route_learning_rate: Positive = 0.15
+    route_learning_rate: Nonnegative = 0.15
     cost_learning_rate: Nonnegative = 0.5
     bridges: bool = True
     bridge_rank: Count | None = None

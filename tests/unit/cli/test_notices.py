@@ -30,7 +30,7 @@ def spec(request: pytest.FixtureRequest, tiny_folder: TinyFolder, tmp_path: Path
         ([], False),
         (["--audit", "strict"], False),
         (["--audit", "off"], True),
-        (["--audit", "off", "--method", "autoregressive"], False),
+        (["--audit", "strict", "--method", "autoregressive"], False),
     ],
 )
 def test_generate(spec: str, options: list[str], lossy: bool, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,7 +41,11 @@ def test_generate(spec: str, options: list[str], lossy: bool, capsys: pytest.Cap
 
 @pytest.mark.parametrize(
     ("options", "lossy"),
-    [([], False), (["--audit", "off"], True), (["--audit", "off", "--methods", "autoregressive,speculative"], False)],
+    [
+        ([], False),
+        (["--audit", "off"], True),
+        (["--audit", "strict", "--methods", "autoregressive,speculative"], False),
+    ],
 )
 def test_bench(spec: str, options: list[str], lossy: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = tmp_path / "prompts.jsonl"

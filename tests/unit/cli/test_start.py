@@ -156,10 +156,11 @@ def test_a_wrong_option_is_refused_without_a_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "status"),
-    [("--help", 141), ("--version", 141), ("schema", 141), ("bench --help", 0)],  # argparse itself lets a reader go
+    ("words", "statuses"),
+    # argparse itself lets a reader go, where its text is longer than what a stream holds back
+    [("--help", {141}), ("--version", {141}), ("schema", {141}), ("bench --help", {0, 141})],
 )
-def test_a_reader_that_has_gone_is_no_complaint(words: str, status: int, tmp_path: Path) -> None:
+def test_a_reader_that_has_gone_is_no_complaint(words: str, statuses: set[int], tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     program = "import sys; from viasd_calib.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -171,4 +172,5 @@ def test_a_reader_that_has_gone_is_no_complaint(words: str, status: int, tmp_pat
             stderr=subprocess.PIPE,
             text=True,
         )
-    assert (done.returncode, done.stderr) == (status, "")
+    assert done.returncode in statuses
+    assert done.stderr == ""
