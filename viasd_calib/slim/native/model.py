@@ -1,15 +1,18 @@
-"""Backend ``native``: passes of few tokens over a single text by kernels of our own, on a CPU.
+"""Backend ``native``: passes over a single text by kernels of our own, on a CPU.
 
 Sublayers that the kernels know run in one call for all that follow each other; the others (bridges, adapters) run as
-their modules do. So do batches and prompts, whose linear layers are the kernels' too: there is one copy of each weight.
-What a token gives depends on no other token of its pass, bit for bit, whatever the width of the pass: greedy
-decoding with audit ``strict`` gives the very text of autoregressive decoding in bfloat16, too.
+their modules do. So do batches, whose linear layers are the kernels' too: there is one copy of each weight. A wide
+pass, such as a prompt's, runs in pieces. What a token gives depends on no other token of its pass, bit for bit, whatever
+the width of the pass: greedy decoding with audit ``strict`` gives the very text of autoregressive decoding in bfloat16,
+too, and a text that is compared with the full verifier's choices diverges where it does, not where rounding does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -26,7 +29,7 @@ from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import Route
 
 WIDEST = 64
-"""Tokens of the widest pass that the kernels run; prompts are wider."""
+"""Tokens that the kernels run at once; a wider pass runs in pieces of so many."""
 
 Segment = tuple[NativeStack | None, list[Sublayer]]
 """Sublayers in a row, and the call that runs them; None where modules do."""
@@ -49,24 +52,31 @@ class NativeModel(InProcess, RoutedModel):
         return NativeModel(model)
 
     def run_sublayers(self, sublayers: Sequence[Sublayer], hidden: Tensor, window: Window) -> Tensor:
-        if not self._fits(window, hidden.shape[1]):
+        if not self._runs(window):
             return super().run_sublayers(sublayers, hidden, window)
-        assert isinstance(window, CacheWindow), "asked above"
-        stream = hidden[0].float().contiguous()
         (piece,) = self._pieces(sublayers, ())
-        for stack, own in piece:
-            stream = self._through(stack, own, stream, window)
-        return stream[None].to(self.dtype)
+        streams = []
+        for some, part in zip(hidden[0].split(WIDEST), parts_of(window, hidden.shape[1]), strict=True):
+            stream = some.float().contiguous()
+            for stack, own in piece:
+                stream = self._through(stack, own, stream, part)
+            streams.append(stream)
+        return torch.cat(streams)[None].to(self.dtype)
 
-    def _fits(self, window: Window, width: int) -> bool:
-        """Whether the kernels run a pass: of few tokens, over a single text."""
+    def _runs(self, window: Window) -> TypeGuard[CacheWindow]:
+        """Whether the kernels run a pass: over a single text."""
         single = isinstance(window, CacheWindow) and isinstance(window.start, int) and window.cache.batch == 1
-        return self._known and single and width <= WIDEST
+        return self._known and single
 
     def _forward(self, sublayers: Sequence[Sublayer], ids: Tensor, window: Window, taps: Sequence[int]) -> States:
-        if not self._fits(window, ids.shape[1]):
+        if not self._runs(window):
             return super()._forward(sublayers, ids, window, taps)
-        assert isinstance(window, CacheWindow), "asked above"
+        parts = zip(ids.split(WIDEST, 1), parts_of(window, ids.shape[1]), strict=True)
+        states = [self._narrow(sublayers, some, part, taps) for some, part in parts]
+        return States(*(torch.cat(both, 1) for both in zip(*states, strict=True))) if len(states) > 1 else states[0]
+
+    def _narrow(self, sublayers: Sequence[Sublayer], ids: Tensor, window: CacheWindow, taps: Sequence[int]) -> States:
+        """A pass of at most ``WIDEST`` tokens, in the kernels."""
         stream = self.embed(ids)[0].float().contiguous()  # [width, hidden]
         tapped: list[Tensor] = []
         pieces = self._pieces(sublayers, tuple(taps))
@@ -142,3 +152,14 @@ class NativeModel(InProcess, RoutedModel):
         if not hasattr(self, "_final"):
             self._final = self._norm.weight.detach().float().contiguous()  # type: ignore[operator]
         return self._final
+
+
+def parts_of(window: CacheWindow, width: int) -> list[CacheWindow]:
+    """Windows of at most ``WIDEST`` tokens each, which together are that of a pass over a single text."""
+    start = window.start
+    assert isinstance(start, int), "a single text starts at one place"
+    begins = range(start, start + width, WIDEST)
+    widths = [min(WIDEST, start + width - begin) for begin in begins]
+    return [
+        replace(window, start=begin, width=own, extent=begin + own) for begin, own in zip(begins, widths, strict=True)
+    ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.tiny import TINY_FAMILIES, make_model, tiny_config
 from viasd_calib.errors import ModelError
 from viasd_calib.slim.backends import open_model, prepare
+from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.low_bit import round_linears
 from viasd_calib.slim.native import library, model
@@ -110,12 +111,30 @@ def test_families_that_the_kernels_do_not_know_run_as_modules(family: str) -> No
     torch.testing.assert_close(logits_of(native, ids, 4), wanted, rtol=0.1, atol=0.1 * float(wanted.std()))
 
 
-def test_wide_passes_and_batches_run_as_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("taps", [(), (0, 3)])
+def test_wide_passes_run_in_pieces(monkeypatch: pytest.MonkeyPatch, taps: tuple[int, ...]) -> None:
+    """A prompt's pass gives, bit for bit, what passes of single tokens give."""
+    native = opened("mistral_sliding", "native")
+    ids = text(native)
+    row = native.new_cache(LENGTH).rows()[0]
+    with torch.inference_mode():
+        whole = native.full(ids, row.window(0, LENGTH), taps)
+        monkeypatch.setattr(model, "WIDEST", 7)
+        pieces = native.full(ids, native.new_cache(LENGTH).rows()[0].window(0, LENGTH), taps)
+    assert torch.equal(whole.last, pieces.last)
+    assert torch.equal(whole.tapped, pieces.tapped)
+    assert whole.tapped.shape == (1, LENGTH, len(taps), 64)
+
+
+def test_batches_run_as_modules() -> None:
     native = opened("llama", "native")
     ids = text(native)
-    narrow = logits_of(native, ids, 8)
-    monkeypatch.setattr(model, "WIDEST", 7)
-    torch.testing.assert_close(logits_of(native, ids, 8), narrow, rtol=0.05, atol=0.05 * float(narrow.std()))
+    alone = logits_of(native, ids, LENGTH)
+    with torch.inference_mode():
+        window = CacheWindow(native.new_cache(LENGTH, batch=2), 0, LENGTH, LENGTH)
+        both = native.logits(native.full(ids.expand(2, -1), window).last).float()
+    torch.testing.assert_close(both[0], alone, rtol=0.05, atol=0.05 * float(alone.std()))
+    assert torch.equal(both[0], both[1])
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
