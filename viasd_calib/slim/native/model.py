@@ -2,9 +2,10 @@
 
 Sublayers that the kernels know run in one call for all that follow each other; the others (bridges, adapters) run as
 their modules do. So do batches, whose linear layers are the kernels' too: there is one copy of each weight. A wide
-pass, such as a prompt's, runs in pieces. What a token gives depends on no other token of its pass, bit for bit, whatever
-the width of the pass: greedy decoding with audit ``strict`` gives the very text of autoregressive decoding in bfloat16,
-too, and a text that is compared with the full verifier's choices diverges where it does, not where rounding does.
+pass, such as a prompt's, runs in pieces. What a token gives depends on no other token of its pass, bit for bit,
+whatever the width of the pass: greedy decoding with audit ``strict`` gives the very text of autoregressive decoding in
+bfloat16, too, and a text that is compared with the full verifier's choices diverges where it does, not where rounding
+does.
 """
 
 from __future__ import annotations
