@@ -51,18 +51,24 @@ def dtype_of(target: OpenTarget, device: torch.device) -> DType:
     return "float32" if target.target.name == TINY else fastest_dtype(device)
 
 
+def models_of(target: OpenTarget, settings: Settings, backend: Backend) -> dict[str, Any]:
+    """The options of both measurements that say what runs, and where."""
+    return {
+        "spec": str(target.spec),
+        "verifier": target.target.verifier,
+        "draft_model": target.target.draft_model,
+        "device": settings.device,
+        "dtype": dtype_of(target, torch.device(settings.device)),
+        "backend": backend,
+    }
+
+
 def measure_profile(target: OpenTarget, settings: Settings, backend: Backend, folder: Path) -> Numbers:
     """Milliseconds of passes by width, context and batch, and of decoded tokens by method and context."""
-    device = torch.device(settings.device)
     tiny = target.target.name == TINY
     result = profile(
         ProfileOptions(
-            spec=str(target.spec),
-            verifier=target.target.verifier,
-            draft_model=target.target.draft_model,
-            device=settings.device,
-            dtype=dtype_of(target, device),
-            backend=backend,
+            **models_of(target, settings, backend),
             json=str(folder / "profile.json"),
             widths=(1, 4) if settings.small else (1, 2, 4, 8, 16),
             contexts=(16,) if settings.small else (32, 128) if tiny else (128, 1024),
@@ -87,16 +93,10 @@ def measure_bench(target: OpenTarget, settings: Settings, backend: Backend, fold
     Raises:
         UnexplainedError: a lossless method is not.
     """
-    device = torch.device(settings.device)
     methods = COMPILED_METHODS if backend == "compiled" else BENCH_METHODS
     result = bench(
         BenchOptions(
-            spec=str(target.spec),
-            verifier=target.target.verifier,
-            draft_model=target.target.draft_model,
-            device=settings.device,
-            dtype=dtype_of(target, device),
-            backend=backend,
+            **models_of(target, settings, backend),
             json=str(folder / "bench.json"),
             methods=",".join(methods),
             audit="strict",

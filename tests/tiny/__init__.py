@@ -12,7 +12,7 @@ from tests.tiny.drafters import (
     tiny_shallow,
     tiny_shape,
 )
-from tests.tiny.fits import tiny_fit
+from tests.tiny.fits import tiny_fit, tiny_fit_options
 from tests.tiny.folders import TinyFolder, save_tiny, write_gguf
 from tests.tiny.gates import constant_gate, random_gate, trusting_gates
 from tests.tiny.models import (
@@ -73,6 +73,7 @@ __all__ = [
     "spoil",
     "tiny_config",
     "tiny_fit",
+    "tiny_fit_options",
     "tiny_model",
     "tiny_profile",
     "tiny_prompts",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import viasd_calib
-from tests.tiny import TinyFolder, even_costs, tiny_prompts, tiny_traces
+from tests.tiny import TinyFolder, even_costs, tiny_fit_options, tiny_prompts, tiny_traces
 from viasd_calib.calibration.artifacts import FitArtifact, load_scores
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import FIT_FILE
@@ -17,8 +17,6 @@ from viasd_calib.files import read_json
 from viasd_calib.pipeline.fit_once import gate_texts
 from viasd_calib.prompts import SplitShares
 from viasd_calib.training import student
-
-ALL = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +26,7 @@ def traces(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) ->
 
 def options(verifier: TinyFolder, traces: Path, out: Path, **changes: Any) -> viasd_calib.FitOptions:
     model = {"target_cost": 0.7, "adapter_rank": 2, "max_run": 4, **changes.pop("model", {})}
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return viasd_calib.FitOptions(
-        data=viasd_calib.TraceDataModule([str(traces)], shares=ALL, validation_share=0.3, max_batch_tokens=128),
-        out=str(out),
-        model=viasd_calib.SlimVerifierOptions(verifier=str(verifier), **model),
-        trainer={"accelerator": "cpu", "max_steps": 3, **quiet},
-        **changes,
-    )
+    return tiny_fit_options(verifier, traces, out, 3, model, **changes)
 
 
 def test_traces_are_fitted_and_calibrated(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 import viasd_calib
-from tests.tiny import LAYERS, TinyFolder, tiny_prompts, tiny_traces
+from tests.tiny import LAYERS, TinyFolder, tiny_fit_options, tiny_prompts, tiny_traces
 from viasd_calib.cli import main
 from viasd_calib.errors import CalibrationError, MachineWarning, SpecError
 from viasd_calib.prompts import SplitShares
 from viasd_calib.spec import LowBitWeights, load_spec
 
-ALL = SplitShares(fit=1.0, calibrate=0.0, test=0.0)
 EVERY = [*range(LAYERS)]
 WHOLE = LowBitWeights(attention={"8": EVERY}, mlp={"8": EVERY}, head=8)
 LOW: dict[str, Any] = {"route_choice": "whole", "adapter_rank": 0, "parts": {"low_bit": {"bits": 8}}, "max_run": 4}
@@ -28,13 +27,7 @@ def traces(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def options(verifier: TinyFolder, traces: Path, out: Path, **model: Any) -> viasd_calib.FitOptions:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return viasd_calib.FitOptions(
-        data=viasd_calib.TraceDataModule([str(traces)], shares=ALL, validation_share=0.3, max_batch_tokens=128),
-        out=str(out),
-        model=viasd_calib.SlimVerifierOptions(verifier=str(verifier), **model),
-        trainer={"accelerator": "cpu", "max_steps": 2, **quiet},
-    )
+    return tiny_fit_options(verifier, traces, out, 2, model)
 
 
 def test_it_goes_from_traces_to_a_text(

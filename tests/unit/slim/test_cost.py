@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.clocks import MlpClock
 from tests.tiny import tiny_model
 from viasd_calib.slim.cost import WARM_UP, interleaved_seconds, median_seconds, relative_cost, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel
@@ -67,20 +68,12 @@ def test_a_slim_pass_is_charged_with_its_own_head(monkeypatch: pytest.MonkeyPatc
     assert costs.shares.tolist() == [0.0] * len(model.full_sublayers)
 
 
-class NeuronClock(RoutedModel):
+class NeuronClock(MlpClock):
     """A verifier whose MLPs alone take time: a second for each neuron."""
 
-    now = 0.0
-
-    def perf_counter(self) -> float:
-        """The time, in seconds."""
-        return self.now
-
-    def step(self, sublayer: Sublayer, hidden: Tensor, inputs: Any) -> Tensor:
-        if sublayer.kind == "mlp":
-            mlp: Any = sublayer.layer.mlp
-            self.now += mlp.keep if isinstance(mlp, NarrowMLP) else 32
-        return super().step(sublayer, hidden, inputs)
+    def seconds_of(self, sublayer: Sublayer) -> float:
+        mlp: Any = sublayer.layer.mlp
+        return mlp.keep if isinstance(mlp, NarrowMLP) else 32
 
 
 def test_a_narrow_mlp_is_charged_with_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:

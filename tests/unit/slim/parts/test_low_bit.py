@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from tests.clocks import MlpClock
 from tests.rounding import assert_near, rounding
 from tests.tiny import LAYERS, make_model, random_bridges, small_spec, tiny_config, tiny_model
 from tests.toy_part import MeanUpdateEntry
@@ -199,20 +200,12 @@ def test_a_verifier_that_is_packed_is_refused() -> None:
         RoutedModel(model, held={"low_bit": WHOLE})
 
 
-class LinearClock(RoutedModel):
+class LinearClock(MlpClock):
     """A verifier whose MLPs alone take time: a second for each neuron, half of it in low bits."""
 
-    now = 0.0
-
-    def perf_counter(self) -> float:
-        """The time, in seconds."""
-        return self.now
-
-    def step(self, sublayer: Sublayer, hidden: Tensor, inputs: Any) -> Tensor:
-        if sublayer.kind == "mlp":
-            mlp: Any = sublayer.layer.mlp
-            self.now += mlp.down_proj.in_features * (1 if linears(sublayer) == {nn.Linear} else 0.5)
-        return super().step(sublayer, hidden, inputs)
+    def seconds_of(self, sublayer: Sublayer) -> float:
+        mlp: Any = sublayer.layer.mlp
+        return float(mlp.down_proj.in_features * (1 if linears(sublayer) == {nn.Linear} else 0.5))
 
 
 def test_each_sublayer_is_charged_with_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
