@@ -39,10 +39,11 @@ def validate(spec: str, verifier: str | None = None) -> None:
         verifier: load this verifier too, and check that the spec was made for it.
     """
     checked = validation.validate(spec, verifier)
+
+    from viasd_calib.slim.parts.base import memory_words  # loads PyTorch, which what is refused needs not
+
     certificate = checked.certificate
     bound = "no certificate" if certificate is None or certificate.bound is None else f"loss <= {certificate.bound}"
-    from viasd_calib.slim.parts.base import memory_words
-
     memory = checked.route.memory
     taken = "" if memory is None else f"; slim verifier: {memory_words(memory)}"
     Console().print(

@@ -38,7 +38,7 @@ from viasd_calib.files import write_bytes
 from viasd_calib.passes.requests import Cost, Passes, Request, ranges_of
 from viasd_calib.slim.cache import CacheRow, SharedCache, readable, repeat_last, window_of_rows
 from viasd_calib.slim.families import KeyValueStore
-from viasd_calib.slim.forward import MaskOf, RoutedModel, Window, sublayers_of
+from viasd_calib.slim.forward import MaskOf, RoutedModel, sublayers_of
 from viasd_calib.spec import ShallowDraft, ShallowShape
 
 
@@ -134,19 +134,8 @@ class ShallowModel(nn.Module):
             conditions: of each token, from the place *before* it, [batch, width, hidden].
             positions: [1 or batch, width].
         """
-        hidden = self._entering(ids, conditions)
-        inputs = self.verifier.attention_inputs(hidden, positions, mask_of, store)
-        for sublayer in self._sublayers:
-            hidden = hidden + self.verifier.step(sublayer, hidden, inputs)
-        return hidden
-
-    def run(self, ids: Tensor, conditions: Tensor, window: Window) -> Tensor:
-        """The same in a pass of decoding, on what runs the verifier's passes."""
-        return self.verifier.run_sublayers(self._sublayers, self._entering(ids, conditions), window)
-
-    def _entering(self, ids: Tensor, conditions: Tensor) -> Tensor:
-        """What enters the first layer: [batch, width, hidden]."""
-        return self.from_token(self.embed(ids)) + conditions  # type: ignore[no-any-return]
+        hidden: Tensor = self.from_token(self.embed(ids)) + conditions  # [batch, width, hidden]
+        return self.verifier.run_sublayers(self._sublayers, hidden, positions, mask_of, store)
 
     def logits(self, states: Tensor) -> Tensor:
         """[..., hidden] -> [..., head_vocab]."""
@@ -236,7 +225,7 @@ class ShallowStep(Request[Step]):
 
     def run(self) -> Step:
         window = self.row.window(self.start, self.ids.shape[0])
-        states = self.model.run(self.ids[None], self.conditions[None], window)[0]
+        states = self.model(self.ids[None], self.conditions[None], window.positions(), window.mask, window)[0]
         return Step(self.model.logits(states[-1]), self.model.own_condition(states[self.known :]))
 
     @classmethod
@@ -245,7 +234,7 @@ class ShallowStep(Request[Step]):
         widths = [request.ids.shape[0] for request in requests]
         window = window_of_rows([r.row for r in requests], [r.start for r in requests], widths)
         ids, conditions = repeat_last([r.ids for r in requests]), repeat_last([r.conditions for r in requests])
-        states = model.run(ids, conditions, window)  # [batch, widest, hidden]
+        states = model(ids, conditions, window.positions(), window.mask, window)  # [batch, widest, hidden]
         own = [rows[request.known : width] for rows, request, width in zip(states, requests, widths, strict=True)]
         after = model.own_condition(torch.cat(own))  # [places without a verifier, hidden]
         logits = model.logits(torch.stack([rows[width - 1] for rows, width in zip(states, widths, strict=True)]))

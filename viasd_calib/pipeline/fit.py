@@ -9,9 +9,10 @@ from viasd_calib.errors import CalibrationError
 from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.pipeline.fit_checks import check_devices, check_fit, last_checkpoint
 from viasd_calib.pipeline.fit_once import fit_once
-from viasd_calib.pipeline.fit_options import FitOptions, NewTrainer, lightning_refusals
+from viasd_calib.pipeline.fit_options import FitOptions, lightning_refusals
 from viasd_calib.pipeline.notices import notice
 from viasd_calib.pipeline.rounds import fit_rounds
+from viasd_calib.training.fit import NewTrainer
 
 
 def fit(

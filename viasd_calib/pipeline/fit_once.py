@@ -13,7 +13,7 @@ from viasd_calib.draft.places import draft_at, draft_from
 from viasd_calib.file_names import FIT_FILE
 from viasd_calib.files import write_json
 from viasd_calib.models import LoadVerifier
-from viasd_calib.pipeline.fit_options import FitOptions, NewTrainer
+from viasd_calib.pipeline.fit_options import FitOptions
 from viasd_calib.prompt_copies import short_hashes
 from viasd_calib.prompts import SplitShares, combined_sha256
 from viasd_calib.slim.forward import RoutedModel
@@ -23,7 +23,7 @@ from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.traces.folder import read_manifest
 from viasd_calib.training.distillation import DistillationModule, check_memory
-from viasd_calib.training.fit import fit_slim_verifier
+from viasd_calib.training.fit import NewTrainer, fit_slim_verifier
 from viasd_calib.training.warm_start import save_warm_start
 
 

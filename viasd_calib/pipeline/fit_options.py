@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -24,9 +24,6 @@ TRAINER_DEFAULTS: Mapping[str, Any] = {
     "num_sanity_val_steps": 0,
 }
 """Arguments of the trainer that differ from Lightning's defaults."""
-
-NewTrainer = Callable[..., Trainer]
-"""Makes a trainer with the arguments that the options have, but for those it is called with."""
 
 
 @dataclass(frozen=True, kw_only=True)

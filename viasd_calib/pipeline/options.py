@@ -43,8 +43,8 @@ def options(kind: type[Options]) -> type[Options]:
     inherited = (text.partition("\n\nArgs:\n")[2] for text in documented)  # before its own, which may describe it anew
     kind.__doc__ = "\n".join([f"{summary}\n\nArgs:", *inherited, own])
     if "__post_init__" not in vars(kind):
-        vars_of: Any = kind
-        vars_of.__post_init__ = check_options
+        untyped: Any = kind
+        untyped.__post_init__ = check_options
     return dataclass(frozen=True, kw_only=True)(kind)
 
 

@@ -15,7 +15,7 @@ from viasd_calib.file_names import FIT_FILE, SCORES_FILE
 from viasd_calib.files import copy_file, read_json, write_json
 from viasd_calib.models import LoadVerifier, Verifier
 from viasd_calib.pipeline.fit_once import fit_once, gate_texts
-from viasd_calib.pipeline.fit_options import FitOptions, NewTrainer
+from viasd_calib.pipeline.fit_options import FitOptions
 from viasd_calib.pipeline.fitted import decoder_at, open_fit
 from viasd_calib.progress import say
 from viasd_calib.spec import Decoding
@@ -23,6 +23,7 @@ from viasd_calib.traces.capture import CaptureReport, capture_again
 from viasd_calib.traces.data import TraceText
 from viasd_calib.traces.folder import CaptureSettings, read_manifest
 from viasd_calib.traces.on_policy import Policy, policy_name
+from viasd_calib.training.fit import NewTrainer
 from viasd_calib.training.warm_start import STATE_FILE
 
 ROUND_LOSS = 0.05

@@ -33,8 +33,10 @@ def default_backend(device: torch.device, dtype: torch.dtype) -> Backend:
         >>> default_backend(torch.device("cpu"), torch.float32)
         'eager'
     """
-    if why_no_kernels(device, dtype) is None:
-        return "native"
+    return "native" if why_no_kernels(device, dtype) is None else _without_kernels(device, dtype)
+
+
+def _without_kernels(device: torch.device, dtype: torch.dtype) -> Backend:
     return "packed" if dtype == torch.bfloat16 and can_pack(device, dtype) else "eager"
 
 
@@ -57,22 +59,18 @@ def choose_backend(model: PreTrainedModel) -> Backend:
     that they do not know, its linear layers are packed.
     """
     device, dtype = model.device, model.dtype
-    backend, why = default_backend(device, dtype), why_not_packed(device, dtype)
-    if backend == "native":
-        lacking = why_not_run(model.config)
-        if lacking is None:
-            try:
-                kernels()
-            except ModelError as error:
-                lacking = str(error).partition("; ")[0]
-                warnings.warn(
-                    f"backend native cannot be used ({lacking}); what decodes in its place is slower",
-                    MachineWarning,
-                    stacklevel=2,
-                )
-        if lacking is None:
+    if default_backend(device, dtype) == "native" and why_not_run(model.config) is None:
+        try:
+            kernels()
+        except ModelError as error:
+            warnings.warn(
+                f"backend native cannot be used ({str(error).partition('; ')[0]}); what decodes in its place is slower",
+                MachineWarning,
+                stacklevel=2,
+            )
+        else:
             return "native"
-        backend = "packed" if why is None else "eager"
+    backend, why = _without_kernels(device, dtype), why_not_packed(device, dtype)
     if backend == "eager" and device.type == "cpu" and dtype != torch.float32 and why is not None:
         warnings.warn(
             f"backend eager runs the models, since packed weights cannot be used ({why}); texts are as good, but "

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from viasd_calib.errors import PromptError
 from viasd_calib.models import context_length
+from viasd_calib.slim.families import head_width
 from viasd_calib.slim.token_shift import linear_recurrence, repeated
 
 
@@ -84,8 +85,7 @@ class SharedCache(Lengths):
         super().__init__()
         check_context(config, capacity)
         heads = config.num_key_value_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, batch, heads, capacity, width)
+        shape = (config.num_hidden_layers, batch, heads, capacity, head_width(config))
         self.capacity = capacity
         self.keys = torch.zeros(shape, dtype=dtype, device=device)  # [layers, batch, heads, capacity, width]
         self.values = torch.zeros(shape, dtype=dtype, device=device)  # the same

@@ -169,6 +169,11 @@ def cache_argument(module: nn.Module) -> str:
     return found[0]
 
 
+def head_width(config: Any) -> int:
+    """Numbers of one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def window_of(config: Any, kind: LayerType) -> int | None:
     """How many positions a layer of a type reads, its own included; None for all of them."""
     return int(config.sliding_window) if kind == "sliding_attention" else None

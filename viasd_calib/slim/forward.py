@@ -290,14 +290,19 @@ class RoutedModel:
         previous.keep(slot, stream)
         return stream
 
-    def run_sublayers(self, sublayers: Sequence[Sublayer], hidden: Tensor, window: Window) -> Tensor:
+    def run_sublayers(
+        self, sublayers: Sequence[Sublayer], hidden: Tensor, positions: Tensor, mask_of: MaskOf, store: KeyValueStore
+    ) -> Tensor:
         """The residual stream [batch, width, hidden] after some sublayers without bridges.
 
         Args:
             sublayers: the same list at each call.
-            window: where they write and read, in a cache of as many layers as theirs.
+            hidden: what enters the first one, [batch, width, hidden].
+            positions: [1 or batch, width].
+            store: where they write and read, with as many layers as theirs; a window of a cache has these positions
+                and this mask.
         """
-        inputs = self.attention_inputs(hidden, window.positions(), window.mask, window)
+        inputs = self.attention_inputs(hidden, positions, mask_of, store)
         for sublayer in sublayers:
             hidden = hidden + self.step(sublayer, hidden, inputs)
         return hidden

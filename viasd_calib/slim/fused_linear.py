@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from viasd_calib.slim.lora_linear import LoRALinear
@@ -38,6 +39,20 @@ def siblings_in(parent: nn.Module) -> list[list[nn.Linear]]:
         groups += [own] if len(own) == len(names) else []
         groups += [adapters] if len(adapters) > 1 else []
     return [group for group in groups if len({(layer.in_features, layer.weight.dtype) for layer in group}) == 1]
+
+
+def joint_bias(biases: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor | None:
+    """Biases of layers, one after the other, zero for a layer that has none; None where none has: [sum of sizes].
+
+    Example:
+        >>> joint_bias([None, torch.ones(2)], [3, 2]).tolist()
+        [0.0, 0.0, 0.0, 1.0, 1.0]
+    """
+    given = next((bias for bias in biases if bias is not None), None)
+    if given is None:
+        return None
+    every = zip(biases, sizes, strict=True)
+    return torch.cat([given.new_zeros(size) if bias is None else bias.detach() for bias, size in every])
 
 
 class _Made(NamedTuple):
@@ -84,7 +99,7 @@ class FusedLinear:
 
 
 class FusedLinearPart(nn.Module):
-    """What takes the place of one layer of a :class:`FusedLinear` was."""
+    """What takes the place of one layer of a :class:`FusedLinear`."""
 
     def __init__(self, product: FusedLinear, number: int) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from viasd_calib.errors import ModelError
-from viasd_calib.slim.fused_linear import FusedLinear, FusedLinearPart, siblings_in
+from viasd_calib.slim.fused_linear import FusedLinear, FusedLinearPart, joint_bias, siblings_in
 from viasd_calib.slim.linears import LinearPlace, PackedLinear, plain_linears
 
 TYPICAL_WIDTH = 8
@@ -184,8 +184,8 @@ def pack_linears(
 
 
 def _joint_product(layers: Sequence[nn.Linear], pack: Callable[[Tensor, Tensor | None], nn.Module]) -> FusedLinear:
-    product = pack(_joint_weight(layers), _joint_bias(layers))
-    return FusedLinear(product, [layer.out_features for layer in layers])
+    sizes = [layer.out_features for layer in layers]
+    return FusedLinear(pack(_joint_weight(layers), joint_bias([layer.bias for layer in layers], sizes)), sizes)
 
 
 def _key(linear: nn.Linear) -> _Key:
@@ -199,12 +199,3 @@ def _joint_weight(layers: Sequence[nn.Linear]) -> Tensor:
     for layer, rows in zip(layers, joint.split([layer.out_features for layer in layers]), strict=True):
         layer.weight.data = rows
     return joint
-
-
-def _joint_bias(layers: Sequence[nn.Linear]) -> Tensor | None:
-    """Their biases in the same order, zero for a layer that has none; None where none has: [sum of out]."""
-    if all(layer.bias is None for layer in layers):
-        return None
-    return torch.cat(
-        [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach() for layer in layers]
-    )

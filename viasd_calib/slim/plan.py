@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from viasd_calib.slim.parts.head_vocab import SlimHead
 
 SublayerKind = Literal["attention", "mlp", "bridge"]
+
+
+MODULES: Mapping[SublayerKind, str] = {"attention": "self_attn", "mlp": "mlp"}
+"""Names of the modules that sublayers run in a decoder layer, beside its norms."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,7 @@ class Sublayer:
             >>> Sublayer("mlp", 0, layer, "full_attention", 2).cost_key
             ('mlp', '4 bits')
         """
-        names = {"attention": "self_attn", "mlp": "mlp"}
-        module = self.layer.get_submodule(names.get(self.kind, ""))
+        module = self.layer.get_submodule(MODULES.get(self.kind, ""))
         return (self.kind, *(one.cost_key for one in module.modules() if hasattr(one, "cost_key")))
 
 
@@ -81,8 +84,8 @@ class SlimPlan:
         layers: the layers whose sublayers q' runs; a part that changes modules puts copies here
             (:func:`share_parameters`), so that q's own stay as they are.
         skipped: numbers of the sublayers that q' leaves out.
-        stand_ins: what runs in place of skipped sublayers, with the number after the last one, by the first's number;
-            :meth:`replace` puts it here.
+        stand_ins: what runs in place of skipped sublayers, by the first one's number: the number after the last one,
+            the module, and the part that it is of; :meth:`replace` puts it here.
         kept_streams: numbers of the sublayers before which passes keep the residual stream in the cache, one slot each.
         head: the output head of q'; None for q's own.
         networks: further modules for a backend to prepare, beside layers and head.
@@ -107,8 +110,7 @@ class SlimPlan:
         self._full = full
         self.route = route or Route()
         self.skipped: set[int] = set()
-        self.stand_ins: dict[int, tuple[int, StandIn]] = {}
-        self._replaced_by: dict[int, str] = {}
+        self.stand_ins: dict[int, tuple[int, StandIn, str]] = {}
         self.kept_streams: list[int] = []
         self.head: SlimHead | None = None
         self.networks: list[nn.Module] = []
@@ -142,17 +144,17 @@ class SlimPlan:
             [('bridge', 2)]
         """
         numbers = range(begin, end)
-        both = [number for number in numbers if number in self._replaced_by]
+        replaced = {number: name for first, (last, _, name) in self.stand_ins.items() for number in range(first, last)}
+        both = [number for number in numbers if number in replaced]
         if both:
-            other = self._replaced_by[both[0]]
+            other = replaced[both[0]]
             mend = "fit again with --model.bridges false, or leave the other part out of --model.parts"
             if "bridges" not in (other, part):
                 mend = "fit again with one of them out of --model.parts"
             named = f"sublayers {both[0]} to {both[-1]}" if len(both) > 1 else f"sublayer {both[0]}"
             raise SpecError(f"{other} and {part} both replace {named}; {mend}")
-        self._replaced_by.update(dict.fromkeys(numbers, part))
         self.skipped.update(numbers)
-        self.stand_ins[begin] = end, module
+        self.stand_ins[begin] = end, module, part
 
     def sublayers(self) -> list[Sublayer]:
         """What q' runs, in order."""
@@ -161,7 +163,7 @@ class SlimPlan:
             kinds: tuple[SublayerKind, ...] = ("attention", "mlp")
             for number, kind in enumerate(kinds, start=2 * index):
                 if number in self.stand_ins:
-                    end, module = self.stand_ins[number]
+                    end, module, _ = self.stand_ins[number]
                     planned.append(Sublayer("bridge", index, module, layer_type, end))
                 elif number not in self.skipped:
                     planned.append(Sublayer(kind, index, layer, layer_type, number + 1))
@@ -170,13 +172,12 @@ class SlimPlan:
     def run_modules(self) -> list[nn.Module]:
         """Every module that q' runs, head and norms among them, and none of a sublayer that it leaves out."""
         found = [*self.networks, *([] if self.head is None else [self.head])]
-        other = {"attention": "mlp", "mlp": "self_attn"}
         for sublayer in self.sublayers():
             if sublayer.kind == "bridge":
                 found.append(sublayer.layer)
             else:
-                children = sublayer.layer.named_children()
-                found += [module for name, module in children if name != other[sublayer.kind]]
+                others = {*MODULES.values()} - {MODULES[sublayer.kind]}
+                found += [module for name, module in sublayer.layer.named_children() if name not in others]
         return found
 
     def own_networks(self) -> tuple[nn.Module, ...]:

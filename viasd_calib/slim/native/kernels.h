@@ -49,6 +49,11 @@ struct Inputs {
 
 inline int bytes_of(const Linear& linear) { return linear.format == BFLOAT16 ? 2 : 1; }
 
+// From one tile of outputs to the next.
+inline size_t tile_bytes(const Linear& linear) {
+  return size_t(linear.inputs) * TILE * (linear.format == INT4 ? 1 : 2 * bytes_of(linear)) / 2;
+}
+
 inline __m512 widen(const bfloat16* from) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16));
 }
@@ -189,8 +194,7 @@ inline void vector_product(const Linear& linear, const int* tiles, const Inputs&
   const int depth = linear.inputs, stride = depth * bytes_of(linear), groups = depth / GROUP;
   const char* rows = inputs.data + size_t(first) * stride;
   const char* weight[COUNT];
-  const size_t size = linear.format == INT4 ? size_t(depth) * TILE / 2 : size_t(depth) * TILE * bytes_of(linear);
-  for (int t = 0; t < COUNT; ++t) weight[t] = (const char*)linear.weight + tiles[t] * size;
+  for (int t = 0; t < COUNT; ++t) weight[t] = (const char*)linear.weight + tiles[t] * tile_bytes(linear);
   const auto broadcast = [&](int row, int byte) {
     int32_t few;
     std::memcpy(&few, rows + size_t(row) * stride + byte, 4);
@@ -251,10 +255,9 @@ template <int COUNT>
 inline void tile_values(const Linear& linear, const int* tiles, const Inputs& inputs, int first, int rows, __m512 (*to)[COUNT]) {
   const int depth = linear.inputs, stride = depth * bytes_of(linear), groups = depth / GROUP;
   const char* from = inputs.data + size_t(first) * stride;
-  const size_t size = linear.format == INT4 ? size_t(depth) * TILE / 2 : size_t(depth) * TILE * bytes_of(linear);
   alignas(64) int32_t sums[COUNT][ROWS][TILE];
   const char* weight[COUNT];
-  for (int t = 0; t < COUNT; ++t) weight[t] = (const char*)linear.weight + tiles[t] * size;
+  for (int t = 0; t < COUNT; ++t) weight[t] = (const char*)linear.weight + tiles[t] * tile_bytes(linear);
   shape_tiles(rows);
   if (linear.format == BFLOAT16) {
     tile_product<COUNT, false>(weight, depth / 32, from, stride, sums);

@@ -65,6 +65,7 @@ class CacheStruct(ctypes.Structure):
     )
 
 
+@cache
 def cpu_flags() -> frozenset[str]:
     """Names of the CPU's instructions; none where Linux does not list them."""
     try:

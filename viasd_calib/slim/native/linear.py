@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from viasd_calib.slim.fused_linear import SIBLINGS, FusedLinear, FusedLinearPart
+from viasd_calib.slim.fused_linear import SIBLINGS, FusedLinear, FusedLinearPart, joint_bias
 from viasd_calib.slim.linears import PackedLinear
 from viasd_calib.slim.low_bit import InputBits, LowBitLinear, RoundedWeight
 from viasd_calib.slim.native.library import LinearStruct, kernels
@@ -88,10 +88,6 @@ def _joined(layers: Sequence[LowBitLinear]) -> NativeLinear:
     """Layers of the same bits as one, their outputs one after the other."""
     rounded = [layer.rounded for layer in layers]
     codes, steps, lowest = (torch.cat(tensors) for tensors in zip(*(one[1:] for one in rounded), strict=True))
-    biases = [layer.bias for layer in layers]
-    zeros = [torch.zeros(layer.out_features) for layer in layers]
-    bias = None
-    if any(one is not None for one in biases):
-        bias = torch.cat([zero if one is None else one.float() for one, zero in zip(biases, zeros, strict=True)])
     weight = RoundedWeight(rounded[0].bits, codes, steps, lowest)
+    bias = joint_bias([layer.bias for layer in layers], [layer.out_features for layer in layers])
     return NativeLinear(pack_rounded(weight), bias, layers[0].input_bits)

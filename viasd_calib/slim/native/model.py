@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import groupby
 from typing import TypeGuard
 
@@ -21,8 +22,9 @@ from transformers import PreTrainedModel
 
 from viasd_calib.models import context_length
 from viasd_calib.slim.cache import CacheWindow
-from viasd_calib.slim.families import LayerType
-from viasd_calib.slim.forward import RoutedModel, States, Window
+from viasd_calib.slim.compiled import static_capacity
+from viasd_calib.slim.families import KeyValueStore, LayerType
+from viasd_calib.slim.forward import MaskOf, RoutedModel, States, Window
 from viasd_calib.slim.in_process import InProcess
 from viasd_calib.slim.native.library import kernels
 from viasd_calib.slim.native.stack import NativeStack, runs, why_not_run
@@ -52,19 +54,21 @@ class NativeModel(InProcess, RoutedModel):
     def alike(self, model: PreTrainedModel) -> NativeModel:
         return NativeModel(model)
 
-    def run_sublayers(self, sublayers: Sequence[Sublayer], hidden: Tensor, window: Window) -> Tensor:
-        if not self._runs(window):
-            return super().run_sublayers(sublayers, hidden, window)
+    def run_sublayers(
+        self, sublayers: Sequence[Sublayer], hidden: Tensor, positions: Tensor, mask_of: MaskOf, store: KeyValueStore
+    ) -> Tensor:
+        if not self._runs(store):
+            return super().run_sublayers(sublayers, hidden, positions, mask_of, store)
         (piece,) = self._pieces(sublayers, ())
         streams = []
-        for some, part in zip(hidden[0].split(WIDEST), parts_of(window, hidden.shape[1]), strict=True):
+        for some, part in zip(hidden[0].split(WIDEST), parts_of(store, hidden.shape[1]), strict=True):
             stream = some.float().contiguous()
             for stack, own in piece:
                 stream = self._through(stack, own, stream, part)
             streams.append(stream)
         return torch.cat(streams)[None].to(self.dtype)
 
-    def _runs(self, window: Window) -> TypeGuard[CacheWindow]:
+    def _runs(self, window: KeyValueStore) -> TypeGuard[CacheWindow]:
         """Whether the kernels run a pass: over a single text."""
         single = isinstance(window, CacheWindow) and isinstance(window.start, int) and window.cache.batch == 1
         return self._known and single
@@ -128,14 +132,13 @@ class NativeModel(InProcess, RoutedModel):
         return [(NativeStack(self.config, own) if known else None, own) for known, own in grouped]
 
     def _rotary_at(self, kind: LayerType, start: int, width: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of positions, [width, head width], float32, from a table that is made once."""
-        if kind not in self._tables:
-            length = context_length(self.config)
-            positions = torch.arange(length)[None]
+        """Cosine and sine of positions, [width, head width], float32, from a table as long as texts have been."""
+        cosine, sine = self._tables.get(kind, (torch.empty(0), torch.empty(0)))
+        if len(cosine) < start + width:
+            positions = torch.arange(static_capacity(start + width, context_length(self.config)))[None]
             inputs = self.family.rotary(self._rotary, torch.zeros(1, 1, 1), positions, (kind,))
-            cosine, sine = inputs[kind]
-            self._tables[kind] = cosine[0].float().contiguous(), sine[0].float().contiguous()
-        cosine, sine = self._tables[kind]
+            cosine, sine = (one[0].float().contiguous() for one in inputs[kind])
+            self._tables[kind] = cosine, sine
         return cosine[start : start + width], sine[start : start + width]
 
     def _normed(self, stream: Tensor) -> Tensor:
@@ -148,11 +151,9 @@ class NativeModel(InProcess, RoutedModel):
         )
         return out
 
-    @property
+    @cached_property
     def _final_weight(self) -> Tensor:
-        if not hasattr(self, "_final"):
-            self._final = self._norm.weight.detach().float().contiguous()  # type: ignore[operator]
-        return self._final
+        return self._norm.weight.detach().float().contiguous()  # type: ignore[operator]
 
 
 def parts_of(window: CacheWindow, width: int) -> list[CacheWindow]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from viasd_calib.slim.families import window_of
+from viasd_calib.slim.families import head_width, window_of
 from viasd_calib.slim.fused_linear import FusedLinearPart
 from viasd_calib.slim.native.library import CacheStruct, LayerStruct, LinearStruct, ModelStruct, kernels
 from viasd_calib.slim.native.linear import NativeLinear
@@ -35,11 +35,6 @@ def why_not_run(config: PreTrainedConfig) -> str | None:
     if config.hidden_act not in ACTIVATIONS:
         return f"the activation {config.hidden_act}"
     return None
-
-
-def head_width(config: PreTrainedConfig) -> int:
-    """Numbers of one attention head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 class NativeStack:
@@ -128,11 +123,10 @@ def runs(sublayer: Sublayer) -> bool:
 
 def product_of(holder: nn.Module, names: Sequence[str]) -> NativeLinear | None:
     """The one product that gives what these layers of a module give; None where there is none."""
-    parts = [getattr(holder, name, None) for name in names]
-    if not all(isinstance(part, FusedLinearPart) for part in parts):
+    parts = [part for name in names if isinstance(part := getattr(holder, name, None), FusedLinearPart)]
+    if len(parts) < len(names):
         return None
-    products = {id(part.product): part.product for part in parts if isinstance(part, FusedLinearPart)}
-    numbers = [part.number for part in parts if isinstance(part, FusedLinearPart)]
-    (product, *others) = products.values()
-    whole = not others and numbers == [*range(len(names))] and len(product.sizes) == len(names)
-    return product.linear if whole and isinstance(product.linear, NativeLinear) else None
+    product = parts[0].product
+    whole = all(part.product is product and part.number == number for number, part in enumerate(parts))
+    known = whole and len(product.sizes) == len(names) and isinstance(product.linear, NativeLinear)
+    return product.linear if known else None  # type: ignore[return-value]

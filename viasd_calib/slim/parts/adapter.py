@@ -213,6 +213,7 @@ class AdapterPart(RoutePart[StoredAdapter | nn.ModuleList]):
     name = "adapter"
     title = "an adapter"
     contents = "its tensors"
+    fit_has_options = True
     options = AdapterOptions
 
     def parameters(self, held: StoredAdapter | nn.ModuleList, route: Route) -> list[nn.Parameter]:

@@ -138,6 +138,7 @@ class RoutePart(Generic[Held]):
         last: whether it is installed after all parts that do not say so: one that exchanges what others put there.
         replaces_runs: whether it has modules run in place of skipped runs
             (:meth:`~viasd_calib.slim.plan.SlimPlan.replace`), as one part of a route may.
+        fit_has_options: whether ``viasd fit`` makes it by options of its own, and not by ``--model.parts``.
     """
 
     name: ClassVar[str]
@@ -147,6 +148,7 @@ class RoutePart(Generic[Held]):
     options: ClassVar[type[PartOptions]] = PartOptions
     last: ClassVar[bool] = False
     replaces_runs: ClassVar[bool] = False
+    fit_has_options: ClassVar[bool] = False
 
     def fit(self, inputs: FitInputs, options: PartOptions) -> Held:
         """Make what q' is to hold from texts, before distillation; ``options`` are of the part's own type."""
@@ -216,8 +218,8 @@ class RoutePart(Generic[Held]):
 
 Part = RoutePart[Any]
 _PARTS: dict[str, Part] = {}
-FIT_HAS_OPTIONS = ("skips", "attention_skip", "mlp_skip", "mlp_keep", "bridges", "head_vocab", "adapter")
-"""Parts that a fit makes by options of its own."""
+SKIPS = ("attention_skip", "mlp_skip")
+"""Entries of a route's part ``skips``."""
 
 
 def register(kind: type[Part]) -> type[Part]:
@@ -310,7 +312,7 @@ def options_of(asked: Mapping[str, Mapping[str, Any]]) -> dict[str, PartOptions]
     """
     checked: dict[str, PartOptions] = {}
     for name, given in asked.items():
-        if name in FIT_HAS_OPTIONS:
+        if name in SKIPS or part_named(name).fit_has_options:
             raise SpecError(f"{name} is a part that viasd fit has options of its own for; leave it out of parts")
         try:
             checked[name] = part_named(name).options.model_validate(given)

@@ -238,6 +238,7 @@ class Bridges(RoutePart[nn.ModuleDict]):
     contents = "their maps"
     options = BridgeOptions
     replaces_runs = True
+    fit_has_options = True
 
     def fit(self, inputs: FitInputs, options: PartOptions) -> nn.ModuleDict:
         """The bridges of the route in closed form (:func:`fit_bridges`)."""

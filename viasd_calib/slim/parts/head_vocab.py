@@ -151,6 +151,7 @@ class HeadVocabulary(RoutePart[Tensor]):
     name = "head_vocab"
     title = "a head vocabulary"
     contents = "its ids"
+    fit_has_options = True
 
     def save(self, held: Tensor, route: Route, folder: Path, options: PartOptions) -> HeadVocab:
         return save_head_ids(held, self.tensors_path(folder), folder)

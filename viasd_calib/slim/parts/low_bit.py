@@ -16,17 +16,16 @@ from torch import nn
 from viasd_calib.errors import SpecError
 from viasd_calib.slim.linears import LinearPlace, plain_linears
 from viasd_calib.slim.lora_linear import LoRALinear
-from viasd_calib.slim.low_bit import InputBits, LowBitLinear
+from viasd_calib.slim.low_bit import InputBits, LowBitLinear, round_linears
 from viasd_calib.slim.onednn_linear import refuse_packed
 from viasd_calib.slim.parts.adapter import of_adapter
 from viasd_calib.slim.parts.base import FitInputs, Mark, PartOptions, RoutePart, Sizes, register
 from viasd_calib.slim.parts.head_vocab import SlimHead
-from viasd_calib.slim.plan import SlimPlan, share_parameters
+from viasd_calib.slim.plan import MODULES, SlimPlan, share_parameters
 from viasd_calib.spec import LowBits, LowBitWeights, Route
 
 Bits = Literal[16, 8, 4]
 KINDS: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
-MODULES = {"attention": "self_attn", "mlp": "mlp"}
 
 
 class LowBitOptions(PartOptions):
@@ -108,10 +107,8 @@ class LowBit(RoutePart[LowBitWeights]):
                     place.put(LowBitLinear(place.linear, bits, held.input_bits))
         plan.layers = layers
         if held.head is not None:
-            head = plan.head or SlimHead(plan.full.head_rows())
-            for place in plain_linears([head]):
-                place.put(LowBitLinear(place.linear, held.head, held.input_bits))
-            plan.head = head
+            plan.head = plan.head or SlimHead(plan.full.head_rows())
+            round_linears([plan.head], held.head, held.input_bits)
 
     def line(self, route: Route, layers: int) -> str:
         assert route.low_bit is not None, "asked of a route with low bits"

@@ -245,6 +245,7 @@ class MlpKeep(RoutePart[Mapping[int, KeptNeurons] | nn.ModuleList]):
     name = "mlp_keep"
     title = "widths of MLPs"
     contents = "their neurons"
+    fit_has_options = True
     options = MlpKeepOptions
 
     def fit(self, inputs: FitInputs, options: PartOptions) -> dict[int, KeptNeurons]:

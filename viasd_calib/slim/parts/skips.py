@@ -65,6 +65,7 @@ class Skips(RoutePart[None]):
     name = "skips"
     title = "skipped sublayers"
     contents = "which"
+    fit_has_options = True
 
     def install(self, plan: SlimPlan, held: None = None) -> None:
         plan.skipped.update(skipped_numbers(plan.route))

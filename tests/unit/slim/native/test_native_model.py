@@ -18,6 +18,7 @@ from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.low_bit import round_linears
 from viasd_calib.slim.native import library, model
 from viasd_calib.slim.native.library import kernels, why_no_kernels
+from viasd_calib.slim.native.model import NativeModel
 from viasd_calib.slim.native.stack import FAMILIES
 from viasd_calib.spec import Route
 
@@ -124,6 +125,17 @@ def test_wide_passes_run_in_pieces(monkeypatch: pytest.MonkeyPatch, taps: tuple[
     assert torch.equal(whole.last, pieces.last)
     assert torch.equal(whole.tapped, pieces.tapped)
     assert whole.tapped.shape == (1, LENGTH, len(taps), 64)
+
+
+def test_rotary_embeddings_of_longer_texts_begin_as_those_of_shorter_ones() -> None:
+    """The table grows with the texts, and is what it would have been at once."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32, "max_position_embeddings": 1024}
+    short, long = (NativeModel(make_model(tiny_config(**sizes)).to(DTYPE)) for _ in range(2))
+    whole = long._rotary_at("full_attention", 0, 1000)
+    for start, width in ((0, 8), (250, 20), (990, 10)):
+        for found, wanted in zip(short._rotary_at("full_attention", start, width), whole, strict=True):
+            assert torch.equal(found, wanted[start : start + width])
 
 
 def test_batches_run_as_modules() -> None:
