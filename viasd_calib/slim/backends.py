@@ -105,7 +105,7 @@ def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device
     if backend == "native":
         lacking = why_no_kernels(device, dtype)
         if lacking is not None:
-            raise ModelError(f"backend native cannot run here: {lacking}; choose another backend")
+            raise ModelError(f"the kernels of backend native cannot run here: {lacking}; choose another backend")
         kernels()  # compiled now, where they are not yet
         pack_low_bits(modules)
         pack_linears(modules, native_linear)
