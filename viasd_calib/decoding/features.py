@@ -88,7 +88,7 @@ def slim_features(
         "slim_entropy": lambda: slim.entropy,
         "slim_log_top1": lambda: slim.log_probs[..., 0],
         "slim_margin": lambda: slim.margin.clamp(max=MARGIN_CAP),
-        "log_ratio": lambda: log_ratio.clamp(min=-MARGIN_CAP),
+        "log_ratio": lambda: log_ratio_feature(log_ratio),
         "has_draft": lambda: zeros if draft is None else torch.ones_like(zeros),
         "same_choice": lambda: zeros if draft is None else (draft.tokens == slim.ids[..., 0]).float(),
         "draft_kl_slim": lambda: (
@@ -102,6 +102,11 @@ def slim_features(
         "pending": lambda: pending.float(),
     }
     return {name: compute[name]() for name in names}
+
+
+def log_ratio_feature(log_ratio: Tensor) -> Tensor:
+    """The feature of candidates whose log-probabilities under q' are so much below that of q's slim choice: [k]."""
+    return log_ratio.clamp(min=-MARGIN_CAP)
 
 
 def top_k_kl(ids: Tensor, log_probs: Tensor, slim_logits: Tensor, slim_log_sum_exp: Tensor) -> Tensor:

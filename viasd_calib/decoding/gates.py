@@ -37,7 +37,22 @@ class Gate:
 
     def __call__(self, features: Mapping[str, Tensor]) -> Tensor:
         """Scores in [0, 1] for features of shape [k] each: [k], float32."""
-        stacked = torch.stack([features[name] for name in self.names], -1)  # [k, features]
+        return self.of_stacked(self.stack(features))
+
+    def stack(self, features: Mapping[str, Tensor]) -> Tensor:
+        """The features that the gate looks at ([k] each), in its order: [k, features]."""
+        return torch.stack([features[name] for name in self.names], -1)
+
+    def with_feature(self, stacked: Tensor, name: str, values: Tensor) -> Tensor:
+        """Stacked features with other values ([k]) of one of them, where the gate looks at it: [k, features]."""
+        if name not in self.names:
+            return stacked
+        changed = stacked.clone()
+        changed[:, self.names.index(name)] = values
+        return changed
+
+    def of_stacked(self, stacked: Tensor) -> Tensor:
+        """Scores in [0, 1] for features as :meth:`stack` gives them, [k, features]: [k], float32."""
         return torch.sigmoid(stacked @ self._weight + self._bias)
 
 

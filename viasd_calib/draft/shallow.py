@@ -11,9 +11,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -33,10 +33,11 @@ from viasd_calib.draft.base import (
     to_verifier_ids,
 )
 from viasd_calib.draft.checking import MEND
+from viasd_calib.draft.native_shallow import UNIT_EPSILON, NativeSteps, StepTensors, native_steps
 from viasd_calib.errors import ModelError
 from viasd_calib.files import write_bytes
 from viasd_calib.passes.requests import Cost, Passes, Request, ranges_of
-from viasd_calib.slim.cache import CacheRow, SharedCache, readable, repeat_last, window_of_rows
+from viasd_calib.slim.cache import CacheRow, CacheWindow, SharedCache, readable, repeat_last, window_of_rows
 from viasd_calib.slim.families import KeyValueStore
 from viasd_calib.slim.forward import MaskOf, RoutedModel, sublayers_of
 from viasd_calib.spec import ShallowDraft, ShallowShape
@@ -54,7 +55,7 @@ def draft_config(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
 def unit_size(states: Tensor) -> Tensor:
     """States ([..., hidden]) at root mean square 1: a residual stream grows with depth, and early texts' first
     tokens hold values a thousand times as large."""
-    return nn.functional.rms_norm(states, states.shape[-1:], eps=1e-6)
+    return nn.functional.rms_norm(states, states.shape[-1:], eps=UNIT_EPSILON)
 
 
 class ShallowModel(nn.Module):
@@ -91,7 +92,7 @@ class ShallowModel(nn.Module):
         self.head = nn.Linear(hidden, shape.head_vocab, bias=False)
         self.register_buffer("vocabulary", torch.arange(shape.head_vocab))
         self.register_buffer("token_size", verifier.embedding_size())
-        self._sublayers = sublayers_of(self.layers, verifier.layer_types[-shape.num_layers :])
+        self.sublayers = sublayers_of(self.layers, verifier.layer_types[-shape.num_layers :])
         self._verifier = [verifier]  # in a list, so that its weights are not counted as the drafter's
         self.requires_grad_(True)
         with torch.no_grad():
@@ -135,11 +136,28 @@ class ShallowModel(nn.Module):
             positions: [1 or batch, width].
         """
         hidden: Tensor = self.from_token(self.embed(ids)) + conditions  # [batch, width, hidden]
-        return self.verifier.run_sublayers(self._sublayers, hidden, positions, mask_of, store)
+        return self.verifier.run_sublayers(self.sublayers, hidden, positions, mask_of, store)
 
     def logits(self, states: Tensor) -> Tensor:
         """[..., hidden] -> [..., head_vocab]."""
         return self.verifier.soft_cap(self.head(self.norm(states)))
+
+    @cached_property
+    def _native(self) -> NativeSteps | None:
+        return native_steps(self)
+
+    def step(self, ids: Tensor, conditions: Tensor, known: int, window: CacheWindow) -> StepTensors:
+        """Run tokens ([width]) of a single text, with their conditions ([width, hidden]).
+
+        Args:
+            known: leading places that a verifier has run on; the places after the others get the drafter's own
+                condition.
+            window: of the drafter's cache, over these tokens.
+        """
+        if self._native is not None:
+            return self._native.step(ids, conditions, known, window)
+        states = self(ids[None], conditions[None], window.positions(), window.mask, window)[0]  # [width, hidden]
+        return StepTensors(self.logits(states[-1]), self.own_condition(states[known:]))
 
 
 def _check_shape(shape: ShallowShape, layers: int) -> None:
@@ -191,20 +209,8 @@ def load_shallow(verifier: RoutedModel, shape: ShallowShape, path: Path) -> Shal
     return model.eval().requires_grad_(False)
 
 
-class Step(NamedTuple):
-    """What a step of the drafter gives.
-
-    Attributes:
-        logits: after the last token, [draft vocabulary].
-        conditions: for the places after those that no verifier has run on, [width - known, hidden].
-    """
-
-    logits: Tensor
-    conditions: Tensor
-
-
 @dataclass(frozen=True)
-class ShallowStep(Request[Step]):
+class ShallowStep(Request[StepTensors]):
     """One forward of a shallow drafter over tokens of a text.
 
     Attributes:
@@ -223,13 +229,11 @@ class ShallowStep(Request[Step]):
     conditions: Tensor
     known: int
 
-    def run(self) -> Step:
-        window = self.row.window(self.start, self.ids.shape[0])
-        states = self.model(self.ids[None], self.conditions[None], window.positions(), window.mask, window)[0]
-        return Step(self.model.logits(states[-1]), self.model.own_condition(states[self.known :]))
+    def run(self) -> StepTensors:
+        return self.model.step(self.ids, self.conditions, self.known, self.row.window(self.start, self.ids.shape[0]))
 
     @classmethod
-    def run_together(cls, requests: Sequence[Self]) -> list[Step]:
+    def run_together(cls, requests: Sequence[Self]) -> list[StepTensors]:
         model = requests[0].model
         widths = [request.ids.shape[0] for request in requests]
         window = window_of_rows([r.row for r in requests], [r.start for r in requests], widths)
@@ -239,7 +243,7 @@ class ShallowStep(Request[Step]):
         after = model.own_condition(torch.cat(own))  # [places without a verifier, hidden]
         logits = model.logits(torch.stack([rows[width - 1] for rows, width in zip(states, widths, strict=True)]))
         ends = ranges_of([rows.shape[0] for rows in own])
-        return [Step(one, after[begin:end]) for one, (begin, end) in zip(logits, ends, strict=True)]
+        return [StepTensors(one, after[begin:end]) for one, (begin, end) in zip(logits, ends, strict=True)]
 
 
 class ShallowDrafter(CachedDrafter):
@@ -314,7 +318,7 @@ class ShallowTextDrafter(CachedTextDrafter):
         start, width = self.row.exact, ids.shape[0]
         conditions = self.conditions[start : start + width]  # [width, hidden]
         known = max(self.observed - start, 0)  # leading places that a verifier has run on already
-        step: Step = yield ShallowStep(self._model, self.row, start, ids, conditions, known)
+        step: StepTensors = yield ShallowStep(self._model, self.row, start, ids, conditions, known)
         self.conditions[start + known + 1 : start + width + 1] = step.conditions
         self.row.mark_exact(start + width)
         self.steps += 1

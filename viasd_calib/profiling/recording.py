@@ -29,8 +29,8 @@ Watched = TypeVar("Watched")
 
 VERIFIER_CALLS: dict[str, TierName] = {"full": "full", "slim": "slim", "logits": "head", "slim_logits": "head"}
 CAUSAL_CALLS: dict[str, TierName] = {"full": "draft", "logits": "draft"}
-SHALLOW_CALLS: dict[str, TierName] = dict.fromkeys(("forward", "logits", "condition", "own_condition"), "draft")
-PASSES = ("full", "slim", "forward")
+SHALLOW_CALLS: dict[str, TierName] = dict.fromkeys(("step", "condition"), "draft")
+PASSES = ("full", "slim", "step")
 """Calls over token ids; the others are products alone."""
 
 

@@ -16,10 +16,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernel_cases import CONTROL, cases, differences
+from tests.kernel_cases import CONTROL, cases, differences, noise
 from tests.rounding import assert_near
-from viasd_calib.decoding.kernels import LogitStatistics, join_statistics, logit_statistics, logit_statistics_torch
+from viasd_calib.decoding.kernels import (
+    LogitStatistics,
+    has_native,
+    join_statistics,
+    logit_statistics,
+    logit_statistics_torch,
+)
 from viasd_calib.decoding.kernels.fused import NARROWEST_BLOCK, PROGRAMS_PER_PROCESSOR, WIDEST_BLOCK, block_size
+from viasd_calib.decoding.kernels.native import logit_statistics_native
 from viasd_calib.decoding.top_k import top_k_statistics
 
 ROOT = Path(__file__).parents[3]
@@ -40,6 +47,29 @@ def in_a_new_process(program: list[str], **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+# --- the compiled kernels against the reference ---
+
+
+@pytest.mark.skipif(not has_native(), reason="this CPU has no compiled kernels")
+@pytest.mark.parametrize("name", cases())
+def test_the_compiled_kernels_against_the_reference(name: str) -> None:
+    case = cases()[name]
+    logits = case.logits.bfloat16()
+    found = logit_statistics_native(logits, case.tokens)
+    assert differences(found, logit_statistics_torch(logits, case.tokens), logits.shape[1]) == []
+
+
+@pytest.mark.skipif(not has_native(), reason="this CPU has no compiled kernels")
+def test_a_row_is_read_as_alone() -> None:
+    logits = noise(9, 1237).bfloat16()
+    together = logit_statistics(logits)
+    for row in range(9):
+        alone = logit_statistics(logits[row : row + 1])
+        assert all(
+            torch.equal(getattr(alone, one), getattr(together, one)[row : row + 1]) for one in (*FLOATS, "argmax")
+        )
 
 
 # --- the reference against torch ---

@@ -85,7 +85,7 @@ def test_searches_are_draft_time_and_no_steps(tiny_verifier: Verifier, kind: str
     rounds = RecordedText(engine_of(tiny_verifier, kind), "speculative", PROMPT, 20, may_end=False).finish().rounds
     calls = [[span.call for span in one.spans if span.tier == "draft"] for one in rounds]
     assert all(of_round[0] == "look_up" and of_round.count("look_up") == 1 for of_round in calls)
-    modelled = [bool({"forward", "full"}.intersection(of_round)) for of_round in calls]
+    modelled = [bool({"step", "full"}.intersection(of_round)) for of_round in calls]
     assert not modelled[0]  # the prompt comes back to its beginning
     assert any(modelled)
 

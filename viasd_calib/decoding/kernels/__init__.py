@@ -1,8 +1,8 @@
 """The statistics of logits that gates use, in one pass over them.
 
-``logit_statistics`` runs two Triton kernels on a GPU and plain torch elsewhere, with equal results. Triton is
-optional (``pip install 'viasd_calib[gpu]'``, or with torch's CUDA wheels) and loaded at the first call that
-needs it.
+``logit_statistics`` runs two Triton kernels on a GPU, the project's own compiled ones for bfloat16 on a CPU that has
+them (:mod:`viasd_calib.slim.native`), and plain torch elsewhere, with equal results. Triton is optional
+(``pip install 'viasd_calib[gpu]'``, or with torch's CUDA wheels) and loaded at the first call that needs it.
 
 It is called for:
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 import importlib.util
 from functools import cache
 
+import torch
 from torch import Tensor
 
 from viasd_calib.decoding.kernels.reference import (
@@ -29,6 +30,7 @@ from viasd_calib.decoding.kernels.reference import (
     logit_statistics_torch,
     no_tokens,
 )
+from viasd_calib.slim.native.library import why_no_kernels
 
 __all__ = ["LogitStatistics", "join_statistics", "logit_statistics", "logit_statistics_torch"]
 
@@ -49,18 +51,27 @@ def logit_statistics(logits: Tensor, tokens: Tensor | None = None) -> LogitStati
         ValueError: shapes, types or devices do not fit.
 
     Example:
-        >>> import torch
         >>> found = logit_statistics(torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]]), torch.tensor([2]))
         >>> found.argmax.tolist(), found.margin.tolist(), found.log_ratio.tolist()
         ([1, 0], [1.0, 3.0], [-1.0])
     """
+    tokens = no_tokens(logits) if tokens is None else tokens
+    check(logits, tokens)
     if logits.is_cuda and logits.shape[0] > 0 and has_triton():
         from viasd_calib.decoding.kernels.fused import logit_statistics_fused
 
-        tokens = no_tokens(logits) if tokens is None else tokens
-        check(logits, tokens)
         return logit_statistics_fused(logits, tokens)
+    if logits.dtype == torch.bfloat16 and logits.device.type == "cpu" and has_native():
+        from viasd_calib.decoding.kernels.native import logit_statistics_native
+
+        return logit_statistics_native(logits, tokens)
     return logit_statistics_torch(logits, tokens)
+
+
+@cache
+def has_native() -> bool:
+    """Whether this CPU has the compiled kernels."""
+    return why_no_kernels(torch.device("cpu"), torch.bfloat16) is None
 
 
 @cache

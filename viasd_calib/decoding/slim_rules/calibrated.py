@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from viasd_calib.decoding.acceptance import SlimMasks, accept_by_score
-from viasd_calib.decoding.features import TRACED_TOP_K, DraftStatistics, slim_features
+from viasd_calib.decoding.features import TRACED_TOP_K, DraftStatistics, log_ratio_feature, slim_features
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.kernels import logit_statistics
 from viasd_calib.decoding.slim_rules.base import SlimRule, register
@@ -54,8 +54,9 @@ def candidate_scores(gate: Gate, logits: Tensor, draft: DraftStatistics, pending
     place = torch.arange(k + 1, device=logits.device)
     waiting = pending + place
     zeros = torch.zeros_like(slim.entropy)  # [k + 1]: log ratio of q's slim choice to itself
-    inside = slim_features(zeros[:k], logits[:k], slim[:k], draft, place[:k], waiting[:k], gate.names)
-    after = slim_features(zeros[k:], logits[k:], slim[k:], None, place[k:], waiting[k:], gate.names)
+    inside = gate.stack(slim_features(zeros[:k], logits[:k], slim[:k], draft, place[:k], waiting[:k], gate.names))
+    after = gate.stack(slim_features(zeros[k:], logits[k:], slim[k:], None, place[k:], waiting[k:], gate.names))
     # At one place q's choice and the drafted token have every feature in common but this.
-    other = slim_features(statistics.log_ratio, logits[:k], slim[:k], draft, place[:k], waiting[:k], ["log_ratio"])
-    return gate(inside | other), torch.cat([gate(inside), gate(after)])
+    drafted = gate.with_feature(inside, "log_ratio", log_ratio_feature(statistics.log_ratio))  # [k, features]
+    scores = gate.of_stacked(torch.cat([drafted, inside, after]))  # [2 k + 1]
+    return scores[:k], scores[k:]

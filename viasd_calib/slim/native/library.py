@@ -19,7 +19,7 @@ from viasd_calib.errors import ModelError
 from viasd_calib.models import cache_folder
 from viasd_calib.progress import steps
 
-SOURCES = ("attention.h", "kernels.h", "passes.cpp")
+SOURCES = ("attention.h", "kernels.h", "statistics.h", "passes.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16")
 """Instructions of the CPU that the kernels are written in, as Linux names them."""
@@ -62,6 +62,16 @@ class CacheStruct(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("keys", "values")),
         *((name, ctypes.c_int64) for name in ("layer_stride", "capacity")),
+    )
+
+
+class DrafterStruct(ctypes.Structure):
+    """``Drafter`` of passes.cpp."""
+
+    _fields_ = (
+        *((name, LinearStruct) for name in ("from_token", "from_own", "head")),
+        *((name, ctypes.c_void_p) for name in ("embeddings", "norm", "ones")),
+        *((name, ctypes.c_float) for name in ("token_size", "epsilon", "own_epsilon")),
     )
 
 
@@ -125,9 +135,18 @@ def kernels() -> Any:
         *(pointer, pointer, number, pointer, number, number),
         *(pointer, pointer, pointer, number),
     ]
-    library.viasd_linear.argtypes = [pointer, pointer, number, number, pointer, real, pointer, number, number]
+    library.viasd_linear.argtypes = [pointer, pointer, number, number, pointer, real, pointer, number, number, number]
+    library.viasd_statistics.argtypes = [
+        *(pointer, number, number, pointer, number),
+        *(pointer, pointer, pointer, number),
+    ]
+    library.viasd_draft.argtypes = [
+        *(pointer, pointer, pointer, number, pointer, number, number),
+        *(pointer, pointer, number, pointer, pointer, pointer),
+        *(pointer, number, pointer, number),
+    ]
     library.viasd_norm.argtypes = [pointer, number, number, pointer, real, pointer]
-    for name in ("viasd_run", "viasd_linear", "viasd_norm"):
+    for name in ("viasd_run", "viasd_linear", "viasd_draft", "viasd_statistics", "viasd_norm"):
         getattr(library, name).restype = None
     library.viasd_use_amx(1)
     return library

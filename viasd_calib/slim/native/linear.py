@@ -51,12 +51,13 @@ class NativeLinear(PackedLinear):
         """[..., in] -> [..., out], in the number format of the inputs."""
         rows = inputs.reshape(-1, self.in_features).float().contiguous()  # [rows, in]
         rows = nn.functional.pad(rows, (0, -self.in_features % 16)) if self.in_features % 16 else rows
-        out = torch.empty(rows.shape[0], self.out_features)  # [rows, out], float32
+        narrowed = inputs.dtype == torch.bfloat16
+        out = torch.empty(rows.shape[0], self.out_features, dtype=torch.bfloat16 if narrowed else torch.float32)
         kernels().viasd_linear(
             *(pointer_to(self._struct), rows.data_ptr(), rows.shape[1], rows.shape[0], None, 0.0),
-            *(out.data_ptr(), self.out_features, torch.get_num_threads()),
+            *(out.data_ptr(), int(narrowed), self.out_features, torch.get_num_threads()),
         )
-        return out.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
+        return out.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)  # [..., out]
 
 
 def native_linear(weight: Tensor, bias: Tensor | None) -> NativeLinear:

@@ -54,6 +54,14 @@ class NativeModel(InProcess, RoutedModel):
     def alike(self, model: PreTrainedModel) -> NativeModel:
         return NativeModel(model)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16  # asked at every pass; transformers looks through all parameters for it
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
     def run_sublayers(
         self, sublayers: Sequence[Sublayer], hidden: Tensor, positions: Tensor, mask_of: MaskOf, store: KeyValueStore
     ) -> Tensor:
@@ -101,7 +109,7 @@ class NativeModel(InProcess, RoutedModel):
         """The residual stream [width, hidden], float32, after some sublayers."""
         if stack is not None:
             assert isinstance(window.start, int), "a single text starts at one place"
-            rotary = self._rotary_at(sublayers[0].layer_type, window.start, len(stream))
+            rotary = self.rotary_at(sublayers[0].layer_type, window.start, len(stream))
             stack.run(stream, rotary, window.cache.keys[:, 0], window.cache.values[:, 0], window.start)
             return stream
         hidden = stream[None].to(self.dtype)  # [1, width, hidden]
@@ -131,7 +139,7 @@ class NativeModel(InProcess, RoutedModel):
         grouped = [(known, list(own)) for (known, _), own in groupby(sublayers, kind)]
         return [(NativeStack(self.config, own) if known else None, own) for known, own in grouped]
 
-    def _rotary_at(self, kind: LayerType, start: int, width: int) -> tuple[Tensor, Tensor]:
+    def rotary_at(self, kind: LayerType, start: int, width: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of positions, [width, head width], float32, from a table as long as texts have been."""
         cosine, sine = self._tables.get(kind, (torch.empty(0), torch.empty(0)))
         if len(cosine) < start + width:

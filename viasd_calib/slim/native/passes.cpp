@@ -9,6 +9,7 @@
 
 #include "attention.h"
 #include "kernels.h"
+#include "statistics.h"
 
 using namespace viasd;
 
@@ -244,8 +245,9 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
   }
 }
 
-// A linear layer: from [rows][count] to [rows][columns], float32; after a norm where `weight` is not null.
-void viasd_linear(const Linear* linear, const float* from, int count, int rows, const float* weight, float epsilon, float* to, int columns, int threads) {
+// A linear layer: from [rows][count] to [rows][columns], bfloat16 where `narrowed`, else float32; after a norm where
+// `weight` is not null.
+void viasd_linear(const Linear* linear, const float* from, int count, int rows, const float* weight, float epsilon, void* to, int narrowed, int columns, int threads) {
   const int most = linear->inputs;
   std::atomic<int> taken{0};
 #pragma omp parallel num_threads(threads)
@@ -254,10 +256,64 @@ void viasd_linear(const Linear* linear, const float* from, int count, int rows, 
     multiply(*linear, own.of(*linear, from, count, rows, weight, epsilon), rows, taken, omp_get_num_threads(), amx_allowed, [&](int row, const int* tiles, const __m512* values, int tile_count) {
       for (int t = 0; t < tile_count; ++t) {
         const int first = tiles[t] * TILE, here = std::min(TILE, columns - first);
-        if (here > 0) _mm512_mask_storeu_ps(to + size_t(row) * columns + first, __mmask16((1u << here) - 1), values[t]);
+        if (here <= 0) continue;
+        const __mmask16 inside = __mmask16((1u << here) - 1);
+        const size_t at = size_t(row) * columns + first;
+        if (narrowed) _mm256_mask_storeu_epi16((bfloat16*)to + at, inside, (__m256i)_mm512_cvtneps_pbh(values[t]));
+        else _mm512_mask_storeu_ps((float*)to + at, inside, values[t]);
       }
     });
     forget_tiles();
+  }
+}
+
+struct Drafter {
+  Linear from_token, from_own, head;
+  const bfloat16* embeddings;  // [vocabulary][hidden]
+  const float* norm;           // before the head, [hidden]
+  const float* ones;           // [hidden]
+  float token_size, epsilon, own_epsilon;
+};
+
+// A step of a shallow drafter (draft/shallow.py) over `rows` tokens from position `start` on.
+//   conditions  [rows][hidden], of each token
+//   stream      [rows][hidden], left as the drafter's states
+//   logits      of the last token
+//   own         [rows - known][hidden], conditions for the places after the tokens from the `known`-th on
+void viasd_draft(const Drafter* drafter, const Model* model, const Layer* layers, int count, const Cache* cache, int rows, int start,
+                 const int64_t* ids, const bfloat16* conditions, int known, float* stream, const float* cosine, const float* sine,
+                 bfloat16* logits, int vocabulary, bfloat16* own, int threads) {
+  const int hidden = model->hidden;
+  std::vector<float> tokens(size_t(rows) * hidden);
+  const __m512 size = _mm512_set1_ps(drafter->token_size);
+  for (int r = 0; r < rows; ++r)
+    for (int i = 0; i < hidden; i += 16)
+      _mm512_storeu_ps(&tokens[size_t(r) * hidden + i], _mm512_div_ps(widen(drafter->embeddings + ids[r] * hidden + i), size));
+  viasd_linear(&drafter->from_token, tokens.data(), hidden, rows, nullptr, 0, stream, 0, hidden, threads);
+  for (int i = 0; i < rows * hidden; i += 16)
+    _mm512_storeu_ps(stream + i, _mm512_add_ps(_mm512_loadu_ps(stream + i), widen(conditions + i)));
+  viasd_run(model, layers, count, cache, rows, start, stream, cosine, sine, threads);
+  const float* last = stream + size_t(rows - 1) * hidden;
+  viasd_linear(&drafter->head, last, hidden, 1, drafter->norm, drafter->epsilon, logits, 1, vocabulary, threads);
+  const float* unverified = stream + size_t(known) * hidden;
+  if (known < rows)
+    viasd_linear(&drafter->from_own, unverified, hidden, rows - known, drafter->ones, drafter->own_epsilon, own, 1, hidden, threads);
+}
+
+// Statistics of rows of logits [rows][count]; of the proposed tokens [tokens], which may be none, the logit less the
+// largest one.
+//   values  [4][rows]: maximum, log_sum_exp, entropy, second;  argmax  [rows];  log_ratio  [tokens]
+void viasd_statistics(const bfloat16* logits, int count, int rows, const int64_t* proposed, int tokens, float* values, int64_t* argmax, float* log_ratio, int threads) {
+#pragma omp parallel for num_threads(std::min(threads, rows)) schedule(dynamic)
+  for (int r = 0; r < rows; ++r) {
+    const bfloat16* row = logits + size_t(r) * count;
+    const Statistics found = statistics_of(row, count);
+    const float four[] = {found.maximum, found.log_sum_exp, found.entropy, found.second};
+    for (int i = 0; i < 4; ++i) values[size_t(i) * rows + r] = four[i];
+    argmax[r] = found.argmax;
+    if (r >= tokens) continue;
+    const int64_t token = proposed[r];
+    log_ratio[r] = token < 0 || token >= count ? NAN : _mm512_cvtss_f32(logits_at(row, token, token + 1)) - found.maximum;
   }
 }
 

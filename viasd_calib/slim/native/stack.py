@@ -74,11 +74,16 @@ class NativeStack:
             values: the same.
         """
         cosine, sine = rotary
-        cache = CacheStruct(keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1) // keys.shape[-1])
+        cache = cache_struct(keys, values)
         kernels().viasd_run(
-            *(pointer_to(self._model), pointer_to(self._layers), len(self._layers), pointer_to(cache)),
+            *(*self.pointers, pointer_to(cache)),
             *(stream.shape[0], start, stream.data_ptr(), cosine.data_ptr(), sine.data_ptr(), torch.get_num_threads()),
         )
+
+    @property
+    def pointers(self) -> tuple[int, int, int]:
+        """Where model and layers lie, and how many layers there are; valid as long as the stack is held."""
+        return pointer_to(self._model), pointer_to(self._layers), len(self._layers)
 
     def _describe(self, struct: LayerStruct, sublayer: Sublayer, config: PreTrainedConfig) -> None:
         layer: Any = sublayer.layer
@@ -105,6 +110,11 @@ class NativeStack:
     def _pointer(self, weight: Tensor) -> int:
         self._kept.append(weight.detach().float().contiguous())
         return self._kept[-1].data_ptr()
+
+
+def cache_struct(keys: Tensor, values: Tensor) -> CacheStruct:
+    """What the kernels are told of a text's keys and values, [layers, heads, capacity, head width] each."""
+    return CacheStruct(keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1) // keys.shape[-1])
 
 
 def runs(sublayer: Sublayer) -> bool:

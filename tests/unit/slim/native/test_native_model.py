@@ -132,9 +132,9 @@ def test_rotary_embeddings_of_longer_texts_begin_as_those_of_shorter_ones() -> N
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32, "max_position_embeddings": 1024}
     short, long = (NativeModel(make_model(tiny_config(**sizes)).to(DTYPE)) for _ in range(2))
-    whole = long._rotary_at("full_attention", 0, 1000)
+    whole = long.rotary_at("full_attention", 0, 1000)
     for start, width in ((0, 8), (250, 20), (990, 10)):
-        for found, wanted in zip(short._rotary_at("full_attention", start, width), whole, strict=True):
+        for found, wanted in zip(short.rotary_at("full_attention", start, width), whole, strict=True):
             assert torch.equal(found, wanted[start : start + width])
 
 
