@@ -14,7 +14,7 @@ from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.strategies.autoregressive import Autoregressive
 from viasd_calib.decoding.strategies.speculative import Speculative
 from viasd_calib.draft.build import build_drafter, describe_shallow
-from viasd_calib.draft.native_shallow import StepTensors, native_steps
+from viasd_calib.draft.native_shallow import native_steps
 from viasd_calib.draft.shallow import ShallowDrafter, ShallowModel, save_shallow
 from viasd_calib.slim.backends import prepare
 from viasd_calib.slim.cache import CacheWindow
@@ -68,22 +68,29 @@ def exact_drafter(folder: Path, weight_format: WeightFormat | None) -> ShallowDr
 def test_a_step_is_what_modules_give(
     tmp_path: Path, weight_format: WeightFormat | None, width: int, known: int
 ) -> None:
-    found_by, exact = native_pair(tmp_path, weight_format)[1], exact_drafter(tmp_path, weight_format)
+    """They round to bfloat16 between products, the kernels do not: these are no further from float32 than they."""
+    by_kernels, by_modules = (native_pair(tmp_path, weight_format)[1] for _ in range(2))
+    by_modules.model.__dict__["_native"] = None
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 24, (4 + width,), generator=generator)
     conditions = torch.randn(4 + width, 64, generator=generator)
-    results: list[tuple[StepTensors, Tensor]] = []
-    for drafter in (found_by, exact):
-        cache, given = drafter.new_cache(32), conditions.to(drafter.model.verifier.dtype)
-        drafter.model.step(ids[:4], given[:4], 4, CacheWindow(cache, 0, 4, 4))  # keys and values that the step reads
-        window = CacheWindow(cache, 4, width, 4 + width)
-        results.append((drafter.model.step(ids[4:], given[4:], known, window), cache.keys))
-    (found, keys), (wanted, exact_keys) = results
-    assert found.logits.dtype == found.conditions.dtype == DTYPE
-    for one, other in ((found.logits, wanted.logits), (found.conditions, wanted.conditions), (keys, exact_keys)):
-        assert one.shape == other.shape
-        # What enters one of the fourteen products in a row, and what is cached, is rounded by 2^-9 of it at most.
-        assert (one.float() - other).norm() <= 16 * 2**-9 * other.norm()
+    found, rounded, exact = (
+        [*run_step(drafter, ids, conditions, known)]
+        for drafter in (by_kernels, by_modules, exact_drafter(tmp_path, weight_format))
+    )
+    assert found[0].dtype == found[1].dtype == DTYPE
+    for one, other, wanted in zip(found, rounded, exact, strict=True):
+        assert one.shape == wanted.shape
+        assert (one.float() - wanted).norm() <= 1.5 * (other.float() - wanted).norm()
+
+
+def run_step(drafter: ShallowDrafter, ids: Tensor, conditions: Tensor, known: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, conditions and keys of a step over all but the first four tokens, whose keys and values it reads."""
+    model, cache, width = drafter.model, drafter.new_cache(32), len(ids) - 4
+    given = conditions.to(model.verifier.dtype)
+    model.step(ids[:4], given[:4], 4, CacheWindow(cache, 0, 4, 4))
+    step = model.step(ids[4:], given[4:], known, CacheWindow(cache, 4, width, 4 + width))
+    return step.logits, step.conditions, cache.keys
 
 
 def test_steps_run_by_modules_where_a_linear_layer_is_not_the_kernels_own(tmp_path: Path) -> None:
