@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <immintrin.h>
+#include <sched.h>
 
 namespace viasd {
 
@@ -333,15 +334,29 @@ inline void multiply_tiles(const Linear& linear, const int* tiles, const Inputs&
   give(first, rows - first, values);
 }
 
-// Calls work(chunk) for chunks 0 to count - 1, each once, by whichever thread is free.
+// Work that threads share. A thread that comes late, since another process has its core, finds the chunks taken and
+// waits for none but those that are still being worked on: so nobody waits for a thread that does not run.
+struct alignas(64) Stage {
+  std::atomic<int> taken{0}, done{0};
+};
+
+constexpr int SPINS = 4000;  // of a waiting thread, before it lets others run: a busy machine needs the core
+
+// Calls work(chunk) for chunks 0 to count - 1, each once, by whichever thread is free; returns when all are done.
 template <class Work>
-inline void share(std::atomic<int>& taken, int count, const Work& work) {
-  for (int chunk; (chunk = taken.fetch_add(1, std::memory_order_relaxed)) < count;) work(chunk);
+inline void share(Stage& stage, int count, const Work& work) {
+  for (int chunk; (chunk = stage.taken.fetch_add(1, std::memory_order_relaxed)) < count;) {
+    work(chunk);
+    stage.done.fetch_add(1, std::memory_order_release);
+  }
+  for (int spin = 0; stage.done.load(std::memory_order_acquire) < count; ++spin)
+    if (spin < SPINS) _mm_pause(); else sched_yield();
 }
 
-// The inputs of some tokens times the weight, shared among threads; `put` as above.
-template <class Put>
-inline void multiply(const Linear& linear, const Inputs& inputs, int tokens, std::atomic<int>& taken, int threads, bool amx, const Put& put) {
+// The inputs of some tokens times the weight, shared among threads; `put` as above. `make_inputs` is called by each
+// thread that has taken a chunk: as long as one is not done, nobody changes what inputs are made of.
+template <class Make, class Put>
+inline void multiply(const Linear& linear, const Make& make_inputs, int tokens, Stage& stage, int threads, bool amx, const Put& put) {
   const int tiles = linear.outputs / TILE, half = tiles / 2;
   int at_once = 2;
   for (int count : {4, 3})
@@ -349,15 +364,17 @@ inline void multiply(const Linear& linear, const Inputs& inputs, int tokens, std
       at_once = count;
       break;
     }
-  share(taken, (tiles + at_once - 1) / at_once, [&](int chunk) {
+  const Inputs* inputs = nullptr;
+  share(stage, (tiles + at_once - 1) / at_once, [&](int chunk) {
+    if (!inputs) inputs = &make_inputs();
     const int first = chunk * at_once, count = std::min(at_once, tiles - first);
     int numbers[4];
     for (int t = 0; t < count; ++t) numbers[t] = linear.tile_pairs ? (first + t) / 2 + (t % 2 ? half : 0) : first + t;
     switch (count) {
-      case 4: multiply_tiles<4>(linear, numbers, inputs, tokens, amx, put); break;
-      case 3: multiply_tiles<3>(linear, numbers, inputs, tokens, amx, put); break;
-      case 2: multiply_tiles<2>(linear, numbers, inputs, tokens, amx, put); break;
-      default: multiply_tiles<1>(linear, numbers, inputs, tokens, amx, put);
+      case 4: multiply_tiles<4>(linear, numbers, *inputs, tokens, amx, put); break;
+      case 3: multiply_tiles<3>(linear, numbers, *inputs, tokens, amx, put); break;
+      case 2: multiply_tiles<2>(linear, numbers, *inputs, tokens, amx, put); break;
+      default: multiply_tiles<1>(linear, numbers, *inputs, tokens, amx, put);
     }
   });
 }

@@ -1,7 +1,6 @@
 // Passes of few tokens through the sublayers of a decoder on a CPU: all that a pass does beside its output head, in one
 // call, with one team of threads. Called from Python through the functions at the end; every buffer is the caller's.
 #include <omp.h>
-#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -16,7 +15,6 @@ using namespace viasd;
 namespace {
 
 constexpr int STAGES = 6;             // of a layer: products and attention steps that threads share
-constexpr int SPINS = 4000;           // of a waiting thread, before it lets others run: a busy machine needs the core
 bool amx_allowed = false;
 
 // Memory of a thread that lasts from call to call.
@@ -27,24 +25,6 @@ char* scratch(size_t bytes) {
 }
 
 inline size_t whole(size_t bytes) { return (bytes + 63) & ~size_t(63); }
-
-class Barrier {
- public:
-  void wait(int threads) {
-    if (threads == 1) return;
-    const int now = phase_.load(std::memory_order_acquire);
-    if (waiting_.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
-      waiting_.store(0, std::memory_order_relaxed);
-      phase_.store(now + 1, std::memory_order_release);
-      return;
-    }
-    for (int spin = 0; phase_.load(std::memory_order_acquire) == now; ++spin)
-      if (spin < SPINS) _mm_pause(); else sched_yield();
-  }
-
- private:
-  std::atomic<int> waiting_{0}, phase_{0};
-};
 
 void norm(const float* row, const float* weight, int count, float epsilon, float* to) {
   __m512 sum = _mm512_setzero_ps();
@@ -163,12 +143,11 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
   const size_t attention = size_t(start + rows) * 4;
 #endif
   const size_t own_bytes = Own::bytes(most, rows, attention);
-  std::vector<std::atomic<int>> taken(size_t(count) * STAGES);
+  std::vector<Stage> stages(size_t(count) * STAGES);
   // Of the team: in the calling thread's scratch, behind what it needs itself.
   char* shared = scratch(own_bytes + whole(size_t(rows) * wide * 4) + whole(size_t(rows) * std::max(queries, model.neurons) * 4)) + whole(own_bytes);
   float* qkv = (float*)shared;
   float* between = (float*)(shared + whole(size_t(rows) * wide * 4));  // of attention and its output, of gates and down
-  Barrier barrier;
 #pragma omp parallel num_threads(threads)
   {
     const int team = omp_get_num_threads();
@@ -181,13 +160,12 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
     };
     for (int n = 0; n < count; ++n) {
       const Layer& layer = layers[n];
-      std::atomic<int>* stage = taken.data() + size_t(n) * STAGES;
+      Stage* stage = stages.data() + size_t(n) * STAGES;
       if (layer.attention_norm) {
-        const Inputs& normed = own.of(layer.qkv, stream, hidden, rows, layer.attention_norm, model.epsilon);
+        const auto normed = [&]() -> const Inputs& { return own.of(layer.qkv, stream, hidden, rows, layer.attention_norm, model.epsilon); };
         multiply(layer.qkv, normed, rows, stage[0], team, amx_allowed, [&](int row, const int* tiles, const __m512* values, int tile_count) {
           for (int t = 0; t < tile_count; ++t) _mm512_storeu_ps(qkv + size_t(row) * wide + size_t(tiles[t]) * TILE, values[t]);
         });
-        barrier.wait(team);
         share(stage[1], rows * (model.shared_heads + model.heads), [&](int item) {
           const int row = item / (model.shared_heads + model.heads), head = item % (model.shared_heads + model.heads);
           float* from = qkv + size_t(row) * wide + size_t(head) * width;  // queries come first, then keys
@@ -202,7 +180,6 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
             narrow(cache.values + at + i, _mm512_loadu_ps(from + keys + i));
           }
         });
-        barrier.wait(team);
         const int sharing = rows * group, at_once = amx_allowed ? ROWS : 1, parts = (sharing + at_once - 1) / at_once;
         share(stage[2], parts * model.shared_heads, [&](int item) {
           const int head = item % model.shared_heads, first = item / model.shared_heads * at_once;
@@ -225,20 +202,18 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
           for (int i = 0; i < width; i += 16) narrow(query + i, _mm512_loadu_ps(from[0] + i));
           attend(cached, query, spans[0], own.scores, to[0]);
         });
-        barrier.wait(team);
-        multiply(layer.out, own.of(layer.out, between, queries, rows, nullptr, 0), rows, stage[3], team, amx_allowed, add);
-        barrier.wait(team);
+        const auto attended = [&]() -> const Inputs& { return own.of(layer.out, between, queries, rows, nullptr, 0); };
+        multiply(layer.out, attended, rows, stage[3], team, amx_allowed, add);
       }
       if (layer.mlp_norm) {
         const int neurons = layer.gate_up.outputs / 2;
-        const Inputs& normed = own.of(layer.gate_up, stream, hidden, rows, layer.mlp_norm, model.epsilon);
+        const auto normed = [&]() -> const Inputs& { return own.of(layer.gate_up, stream, hidden, rows, layer.mlp_norm, model.epsilon); };
         multiply(layer.gate_up, normed, rows, stage[4], team, amx_allowed, [&](int row, const int* tiles, const __m512* values, int tile_count) {
           for (int t = 0; t < tile_count; t += 2)
             _mm512_storeu_ps(between + size_t(row) * neurons + size_t(tiles[t]) * TILE, _mm512_mul_ps(activated(values[t], model.activation), values[t + 1]));
         });
-        barrier.wait(team);
-        multiply(layer.down, own.of(layer.down, between, neurons, rows, nullptr, 0), rows, stage[5], team, amx_allowed, add);
-        barrier.wait(team);
+        const auto gated = [&]() -> const Inputs& { return own.of(layer.down, between, neurons, rows, nullptr, 0); };
+        multiply(layer.down, gated, rows, stage[5], team, amx_allowed, add);
       }
     }
     forget_tiles();
@@ -249,11 +224,12 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
 // `weight` is not null.
 void viasd_linear(const Linear* linear, const float* from, int count, int rows, const float* weight, float epsilon, void* to, int narrowed, int columns, int threads) {
   const int most = linear->inputs;
-  std::atomic<int> taken{0};
+  Stage stage;
 #pragma omp parallel num_threads(threads)
   {
     Own own(most, rows, 0);
-    multiply(*linear, own.of(*linear, from, count, rows, weight, epsilon), rows, taken, omp_get_num_threads(), amx_allowed, [&](int row, const int* tiles, const __m512* values, int tile_count) {
+    const auto inputs = [&]() -> const Inputs& { return own.of(*linear, from, count, rows, weight, epsilon); };
+    multiply(*linear, inputs, rows, stage, omp_get_num_threads(), amx_allowed, [&](int row, const int* tiles, const __m512* values, int tile_count) {
       for (int t = 0; t < tile_count; ++t) {
         const int first = tiles[t] * TILE, here = std::min(TILE, columns - first);
         if (here <= 0) continue;
