@@ -14,6 +14,7 @@ from tests.unit.slim.test_low_bit import BITS, INPUT_BITS, numbers
 from viasd_calib.draft.quantised import check_device, quantise_linears
 from viasd_calib.errors import ModelError
 from viasd_calib.slim.low_bit import Bits, InputBits, LowBitLinear, round_inputs, round_weight
+from viasd_calib.slim.low_bit_kernel import TritonLowBitLinear, why_no_kernel
 
 pytestmark = pytest.mark.gpu
 
@@ -55,6 +56,23 @@ def test_a_layer_gives_what_its_reference_gives(bits: Bits, input_bits: InputBit
         # The largest sum on the way: every product with the same sign.
         size = float((inputs.double().abs() @ plain.abs().T).max())
         assert_near(layer(inputs.to(device)).cpu(), wanted.float(), sums=INPUTS, size=size)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("input_bits", INPUT_BITS)
+def test_the_kernel_gives_what_its_reference_gives(bits: Bits, input_bits: InputBits, device: torch.device) -> None:
+    """In bfloat16, whose rounding of the output is 2^-9 of it; a row is as alone, bit for bit."""
+    lacking = why_no_kernel(device, torch.bfloat16)
+    if lacking is not None:
+        pytest.skip(lacking)
+    reference = LowBitLinear(linear_of(numbers(1, OUTPUTS, INPUTS)).to(device), bits, input_bits)
+    layer = TritonLowBitLinear(reference)
+    for rows in ROWS:
+        inputs = numbers(rows, rows, INPUTS).to(device, torch.bfloat16)
+        found, wanted = layer(inputs), reference(inputs.float())
+        size = float((inputs.float().abs() @ reference.rounded.plain().abs().T).max())
+        assert float((found.float() - wanted).abs().max()) <= size * (2**-9 + 2**-14)
+        assert torch.equal(layer(inputs[-1:])[0], found[-1])
 
 
 def test_what_a_token_gives_depends_on_no_later_token(device: torch.device) -> None:

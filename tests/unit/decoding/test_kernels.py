@@ -1,12 +1,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.kernel_cases import CONTROL, cases, differences, noise
 from tests.rounding import assert_near
+from tests.triton_tools import assert_is_for, compiled_for, fresh_module, in_a_new_process, needs_triton
 from viasd_calib.decoding.kernels import (
     LogitStatistics,
     has_native,
@@ -29,24 +26,13 @@ from viasd_calib.decoding.kernels.fused import NARROWEST_BLOCK, PROGRAMS_PER_PRO
 from viasd_calib.decoding.kernels.native import logit_statistics_native
 from viasd_calib.decoding.top_k import top_k_statistics
 
-ROOT = Path(__file__).parents[3]
 FLOATS = ("maximum", "log_sum_exp", "entropy", "second", "log_ratio")
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 # Few values, so that ties are frequent.
 LOGIT = st.one_of(st.floats(-30, 30, width=16), st.sampled_from([-1.0, 0.0, 2.5, -math.inf]))
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 12))
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 TOKENS = torch.tensor([1, 2, 3])
-
-
-def in_a_new_process(program: list[str], **environment: str) -> str:
-    """What a fresh interpreter prints."""
-    done = subprocess.run(
-        [sys.executable, *program], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 # --- the compiled kernels against the reference ---
@@ -220,46 +206,26 @@ def test_the_comparison_sees_a_wrong_value(name: str) -> None:
 # --- what a GPU would be given ---
 
 LOGIT_TYPES = ["bf16", "fp16", "fp32"]
-ALIGNED = [["tt.divisibility", 16]]
-
-
-def compiled_for(capability: int, kernel: Any, types: dict[str, str], constants: dict[str, int], warps: int) -> Any:
-    """A kernel compiled for a GPU that need not be there; rows contiguous, their length a multiple of 16."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    constants = constants | {"column_stride": 1}
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
-    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name in ("row_stride", "vocabulary")]
-    source = ASTSource(kernel, signature, constants, {(kernel.arg_names.index(name),): ALIGNED for name in aligned})
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+CONTIGUOUS = {"column_stride": 1}
+EVEN = ("row_stride", "vocabulary")
+"""Multiples of 16."""
 
 
 @pytest.fixture
-def fresh_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def fused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The module of the kernels, compiled and not interpreted, with an empty cache."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
-        pytest.skip("TRITON_INTERPRET is set")
-    return importlib.import_module("viasd_calib.decoding.kernels.fused")
-
-
-def assert_is_for(compiled: Any, capability: int) -> None:
-    assert f".target sm_{capability}" in compiled.asm["ptx"]
-    assert len(compiled.asm["cubin"]) > 1000
-    assert compiled.asm["cubin"][:4] == b"\x7fELF"
+    return fresh_module(monkeypatch, tmp_path, "viasd_calib.decoding.kernels.fused")
 
 
 @pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("logits", LOGIT_TYPES)
-def test_blocks_compile_without_a_gpu(fresh_kernels: Any, logits: str, capability: int) -> None:
+def test_blocks_compile_without_a_gpu(fused: Any, logits: str, capability: int) -> None:
     pointers = {"logits": f"*{logits}", "partials": "*fp32", "partial_ids": "*i32"}
     block = WIDEST_BLOCK
-    warps = block // fresh_kernels.LOGITS_PER_WARP
-    compiled = compiled_for(capability, fresh_kernels.read_blocks, pointers, {"BLOCK": block}, warps)
+    warps = block // fused.LOGITS_PER_WARP
+    compiled = compiled_for(capability, fused.read_blocks, pointers, {"BLOCK": block} | CONTIGUOUS, warps, EVEN)
     assert_is_for(compiled, capability)
     loads = [line for line in compiled.asm["ptx"].splitlines() if "ld.global" in line]
     # Each thread reads its share of the block once, 16 bytes at a time.
@@ -271,7 +237,7 @@ def test_blocks_compile_without_a_gpu(fresh_kernels: Any, logits: str, capabilit
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("logits", LOGIT_TYPES)
-def test_merging_compiles_without_a_gpu(fresh_kernels: Any, logits: str, capability: int) -> None:
+def test_merging_compiles_without_a_gpu(fused: Any, logits: str, capability: int) -> None:
     types = {
         "logits": f"*{logits}",
         "partials": "*fp32",
@@ -280,7 +246,7 @@ def test_merging_compiles_without_a_gpu(fresh_kernels: Any, logits: str, capabil
         "floats": "*fp32",
         "argmax": "*i64",
     }
-    compiled = compiled_for(capability, fresh_kernels.merge_blocks, types, {"BLOCKS": 256}, 1)
+    compiled = compiled_for(capability, fused.merge_blocks, types, {"BLOCKS": 256} | CONTIGUOUS, 1, EVEN)
     assert_is_for(compiled, capability)
 
 
