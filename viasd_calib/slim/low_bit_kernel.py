@@ -117,7 +117,8 @@ def packed_codes(layer: LowBitLinear) -> Tensor:
     if layer.rounded.bits == 8:
         return codes.contiguous()
     halves = codes.unflatten(1, (-1, 2, GROUP // 2)).to(torch.uint8)  # [out, groups, 2, 32]
-    return (halves[:, :, 0] | halves[:, :, 1] << 4).flatten(1).contiguous()
+    pairs: Tensor = halves[:, :, 0] | halves[:, :, 1] << 4  # [out, groups, 32]
+    return pairs.flatten(1).contiguous()
 
 
 class TritonLowBitLinear(Unsaved, nn.Module):
