@@ -10,7 +10,7 @@ from torch import Tensor
 from viasd_calib.decoding.acceptance import SlimMasks, accept_sampled, leading_true, select_row
 from viasd_calib.decoding.drafting import Block
 from viasd_calib.decoding.verification import RejectionSampler
-from viasd_calib.draft.base import argmax
+from viasd_calib.slim.argmax import argmax
 
 
 @dataclass(frozen=True)

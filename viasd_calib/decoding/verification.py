@@ -17,7 +17,8 @@ from viasd_calib.decoding.draws import draw, process_rows
 from viasd_calib.decoding.logit_statistics import CachedStatistics, StatisticsPick
 from viasd_calib.decoding.sampling import Sampling, seed_of_text
 from viasd_calib.decoding.stateless import follow_text
-from viasd_calib.draft.base import GreedyPick, Pick, argmax
+from viasd_calib.draft.base import GreedyPick, Pick
+from viasd_calib.slim.argmax import argmax
 from viasd_calib.slim.parts.head_vocab import over_vocabulary
 from viasd_calib.spec import Audit
 

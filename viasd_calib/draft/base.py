@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from viasd_calib.passes.requests import Passes, Read, at_once
+from viasd_calib.slim.argmax import argmax
 from viasd_calib.slim.cache import CacheRow, SharedCache, keep_rows
 from viasd_calib.slim.forward import RoutedModel
 
@@ -248,18 +249,6 @@ class CachedDrafter(Drafter):
 
     def start_rows(self, capacity: int, rows: int) -> Sequence[CachedTextDrafter]:
         return [self.follow(row) for row in self.new_cache(capacity, rows).rows()]
-
-
-def argmax(logits: Tensor) -> Tensor:
-    """The first of the most likely tokens of each row ([..., vocabulary]): [...], long.
-
-    As ``Tensor.argmax``, which on a CPU reads bfloat16 one by one and takes four times as long.
-
-    Example:
-        >>> argmax(torch.tensor([[0.0, 2.0, 2.0], [1.0, 0.0, 0.0]])).tolist()
-        [1, 0]
-    """
-    return logits.max(-1).indices
 
 
 def to_verifier_ids(places: Tensor, vocabulary: Tensor | None) -> Tensor:

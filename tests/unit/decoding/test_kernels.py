@@ -17,7 +17,6 @@ from tests.rounding import assert_near
 from tests.triton_tools import assert_is_for, compiled_for, fresh_module, in_a_new_process, needs_triton
 from viasd_calib.decoding.kernels import (
     LogitStatistics,
-    has_native,
     join_statistics,
     logit_statistics,
     logit_statistics_torch,
@@ -25,6 +24,8 @@ from viasd_calib.decoding.kernels import (
 from viasd_calib.decoding.kernels.fused import NARROWEST_BLOCK, PROGRAMS_PER_PROCESSOR, WIDEST_BLOCK, block_size
 from viasd_calib.decoding.kernels.native import logit_statistics_native
 from viasd_calib.decoding.top_k import top_k_statistics
+from viasd_calib.slim.argmax import argmax
+from viasd_calib.slim.native.library import cpu_has_kernels
 
 FLOATS = ("maximum", "log_sum_exp", "entropy", "second", "log_ratio")
 
@@ -38,16 +39,18 @@ TOKENS = torch.tensor([1, 2, 3])
 # --- the compiled kernels against the reference ---
 
 
-@pytest.mark.skipif(not has_native(), reason="this CPU has no compiled kernels")
+@pytest.mark.skipif(not cpu_has_kernels(), reason="this CPU has no compiled kernels")
 @pytest.mark.parametrize("name", cases())
 def test_the_compiled_kernels_against_the_reference(name: str) -> None:
     case = cases()[name]
     logits = case.logits.bfloat16()
     found = logit_statistics_native(logits, case.tokens)
     assert differences(found, logit_statistics_torch(logits, case.tokens), logits.shape[1]) == []
+    proper = ~found.log_sum_exp.isnan()
+    assert torch.equal(argmax(logits)[proper], found.argmax[proper])
 
 
-@pytest.mark.skipif(not has_native(), reason="this CPU has no compiled kernels")
+@pytest.mark.skipif(not cpu_has_kernels(), reason="this CPU has no compiled kernels")
 def test_a_row_is_read_as_alone() -> None:
     logits = noise(9, 1237).bfloat16()
     together = logit_statistics(logits)

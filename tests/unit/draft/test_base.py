@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import RandomDrafter, propose
-from viasd_calib.draft.base import Proposal, argmax, never_stop, to_verifier_ids
+from viasd_calib.draft.base import Proposal, never_stop, to_verifier_ids
+from viasd_calib.slim.argmax import argmax
 
 
 def test_ids_of_a_smaller_vocabulary() -> None:

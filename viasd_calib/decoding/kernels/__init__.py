@@ -30,7 +30,7 @@ from viasd_calib.decoding.kernels.reference import (
     logit_statistics_torch,
     no_tokens,
 )
-from viasd_calib.slim.native.library import why_no_kernels
+from viasd_calib.slim.native.library import cpu_has_kernels
 
 __all__ = ["LogitStatistics", "join_statistics", "logit_statistics", "logit_statistics_torch"]
 
@@ -61,17 +61,11 @@ def logit_statistics(logits: Tensor, tokens: Tensor | None = None) -> LogitStati
         from viasd_calib.decoding.kernels.fused import logit_statistics_fused
 
         return logit_statistics_fused(logits, tokens)
-    if logits.dtype == torch.bfloat16 and logits.device.type == "cpu" and has_native():
+    if logits.dtype == torch.bfloat16 and logits.device.type == "cpu" and cpu_has_kernels():
         from viasd_calib.decoding.kernels.native import logit_statistics_native
 
         return logit_statistics_native(logits, tokens)
     return logit_statistics_torch(logits, tokens)
-
-
-@cache
-def has_native() -> bool:
-    """Whether this CPU has the compiled kernels."""
-    return why_no_kernels(torch.device("cpu"), torch.bfloat16) is None
 
 
 @cache

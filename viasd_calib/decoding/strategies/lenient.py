@@ -9,7 +9,7 @@ from viasd_calib.decoding.catch_up import VerificationInputs, VerificationRule
 from viasd_calib.decoding.strategies.base import register
 from viasd_calib.decoding.strategies.speculative import Speculative
 from viasd_calib.decoding.verification import RejectionSampler, TokenSampler, Verification, verify_against
-from viasd_calib.draft.base import argmax
+from viasd_calib.slim.argmax import argmax
 
 
 @register(lossless=False)

@@ -113,6 +113,12 @@ def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 @cache
+def cpu_has_kernels() -> bool:
+    """Whether the kernels run on this machine's CPU, in bfloat16."""
+    return why_no_kernels(torch.device("cpu"), torch.bfloat16) is None
+
+
+@cache
 def kernels() -> Any:
     """The library, compiled where it is not there yet.
 
@@ -145,8 +151,9 @@ def kernels() -> Any:
         *(pointer, pointer, number, pointer, pointer, pointer),
         *(pointer, number, pointer, number),
     ]
+    library.viasd_argmax.argtypes = [pointer, number, number, pointer]
     library.viasd_norm.argtypes = [pointer, number, number, pointer, real, pointer]
-    for name in ("viasd_run", "viasd_linear", "viasd_draft", "viasd_statistics", "viasd_norm"):
+    for name in ("viasd_run", "viasd_linear", "viasd_draft", "viasd_statistics", "viasd_argmax", "viasd_norm"):
         getattr(library, name).restype = None
     library.viasd_use_amx(1)
     return library

@@ -34,6 +34,9 @@ from viasd_calib.spec import Route
 WIDEST = 64
 """Tokens that the kernels run at once; a wider pass runs in pieces of so many."""
 
+NO_TABLE = torch.empty(0), torch.empty(0)
+"""Cosine and sine of no position."""
+
 Segment = tuple[NativeStack | None, list[Sublayer]]
 """Sublayers in a row, and the call that runs them; None where modules do."""
 
@@ -141,7 +144,7 @@ class NativeModel(InProcess, RoutedModel):
 
     def rotary_at(self, kind: LayerType, start: int, width: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of positions, [width, head width], float32, from a table as long as texts have been."""
-        cosine, sine = self._tables.get(kind, (torch.empty(0), torch.empty(0)))
+        cosine, sine = self._tables.get(kind, NO_TABLE)
         if len(cosine) < start + width:
             positions = torch.arange(static_capacity(start + width, context_length(self.config)))[None]
             inputs = self.family.rotary(self._rotary, torch.zeros(1, 1, 1), positions, (kind,))

@@ -19,6 +19,22 @@ inline __m512 logits_at(const bfloat16* row, int at, int count) {
   return _mm512_mask_blend_ps(inside, _mm512_set1_ps(-INFINITY), _mm512_castsi512_ps(bits));
 }
 
+// The first of the largest logits; any index where one is NaN.
+inline int64_t argmax_of(const bfloat16* row, int count) {
+  __m512 most = _mm512_set1_ps(-INFINITY);
+  __m512i places = _mm512_setzero_si512(), place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int i = 0; i < count; i += 16) {
+    const __m512 values = logits_at(row, i, count);
+    const __mmask16 more = _mm512_cmp_ps_mask(values, most, _CMP_GT_OQ);
+    most = _mm512_mask_blend_ps(more, most, values);
+    places = _mm512_mask_blend_epi32(more, places, place);
+    place = _mm512_add_epi32(place, _mm512_set1_epi32(16));
+  }
+  const float maximum = _mm512_reduce_max_ps(most);
+  if (maximum == -INFINITY) return 0;
+  return _mm512_mask_reduce_min_epi32(_mm512_cmp_ps_mask(most, _mm512_set1_ps(maximum), _CMP_EQ_OQ), places);
+}
+
 inline Statistics statistics_of(const bfloat16* row, int count) {
   const __m512 lowest = _mm512_set1_ps(-INFINITY);
   __m512 first = lowest, second = lowest;
