@@ -11,8 +11,10 @@ from transformers import PreTrainedConfig
 
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import Verifier
+from viasd_calib.replay.agreement import compare_places, directly_after, text_cache
 from viasd_calib.replay.student import run_starts, student_states
 from viasd_calib.replay.teacher import KnownCaches, read_residuals
+from viasd_calib.slim.cache import SharedCache
 from viasd_calib.slim.cost import SublayerCosts, sublayer_costs
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.parts.base import FitInputs, part_named
@@ -77,7 +79,16 @@ class Student:
 
     def fit_inputs(self, route: Route, texts: Sequence[TraceText]) -> FitInputs:
         """What parts of a route are fitted on."""
-        return FitInputs(self.model, route, texts, read_residuals)
+        caches: dict[int, SharedCache] = {}
+
+        def divergence(model: RoutedModel, number: int) -> float:
+            text = texts[number]
+            if number not in caches:
+                caches[number] = text_cache(self.model, text)
+            places = compare_places(model, model.slim_sublayers, text, caches[number], directly_after(text))
+            return float(places.kl.mean())
+
+        return FitInputs(self.model, route, texts, read_residuals, divergence, self._options.target_cost)
 
     def rank_neurons(self, texts: Sequence[TraceText]) -> Tensor:
         """Neurons of the MLPs that are to be narrow, most important first: [narrow layers, intermediate], long."""

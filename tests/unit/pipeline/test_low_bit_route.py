@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.tiny import LAYERS, TinyFolder, tiny_fit_options, tiny_prompts, tiny_
 from viasd_calib.cli import main
 from viasd_calib.errors import CalibrationError, MachineWarning, SpecError
 from viasd_calib.prompts import SplitShares
+from viasd_calib.slim.parts import low_bit
 from viasd_calib.spec import LowBitWeights, load_spec
 
 EVERY = [*range(LAYERS)]
@@ -102,7 +104,12 @@ def test_memory_may_be_bounded(tiny_folder: TinyFolder, traces: Path, tmp_path: 
         (
             {"parts": {"low_bit": {"bits": 5}}},
             SpecError,
-            "options of the part low_bit: bits: Input should be 16, 8 or 4",
+            "options of the part low_bit: bits: Input should be 16, 8, 4 or 'auto'",
+        ),
+        (
+            {"parts": {"low_bit": {"bits": "auto", "head": 8}}},
+            SpecError,
+            "bits auto chooses for all; leave out attention, mlp and head, or give bits a number",
         ),
         (
             {"parts": {"low_bit": {}}, "adapter_kind": "dora"},
@@ -131,3 +138,34 @@ def test_a_later_round_and_gates_go_with_low_bits(tiny_folder: TinyFolder, trace
         assert low_bit is not None
         assert low_bit.head is None
         assert {*low_bit.bits("attention").values()} == {8}
+
+
+def priced(
+    shapes: Iterable[tuple[int, int]], tried: Sequence[int], *_: object
+) -> dict[tuple[tuple[int, int], int], float]:
+    """Products that take as long as their bits to read."""
+    return {(shape, bits): shape[0] * shape[1] * bits for shape in shapes for bits in {16, *tried}}
+
+
+def test_bits_are_chosen_within_the_target(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(low_bit, "product_seconds", priced)
+    auto = {**LOW, "parts": {"low_bit": {"bits": "auto"}}}
+    found = {}
+    for cost in (0.8, 0.5, 0.3):
+        out = tmp_path / str(cost)
+        fitted = viasd_calib.fit(options(tiny_folder, traces, out, **auto, target_cost=cost))
+        assert fitted is not None
+        assert fitted.route.low_bit is not None
+        choice = json.loads((out / low_bit.MEASURED_FILE).read_text(encoding="utf-8"))
+        rows = [row for row in choice["measured"] if row["chosen"]]
+        assert len(rows) == 2 * LAYERS + 1
+        assert choice["relative_cost"] == pytest.approx(sum(row["cost"] for row in rows))
+        assert choice["relative_cost"] <= cost
+        kept = {row["layer"]: row["bits"] for row in rows if row["kind"] == "mlp" and row["bits"] != 16}
+        assert fitted.route.low_bit.bits("mlp") == kept
+        found[cost] = sum(row["kl"] for row in rows)
+    assert found[0.8] < found[0.5] < found[0.3]
+    with pytest.raises(SpecError, match=r"the least is 0\.250; raise target_cost, or let low_bit choose"):
+        viasd_calib.fit(options(tiny_folder, traces, tmp_path / "none", **auto, target_cost=0.2))

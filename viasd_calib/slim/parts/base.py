@@ -71,6 +71,9 @@ Replay = Callable[["RoutedModel", Tensor, Sequence[int]], Tensor]
 """Runs q over ids ([batch, length]) and gives its residual stream before the sublayers of these numbers, which rise;
 their count stands for the end: [batch, length, numbers, hidden]; ``viasd_calib.replay.teacher.read_residuals``."""
 
+Divergence = Callable[["RoutedModel", int], float]
+"""Mean KL(q || q') of a model's q', directly after q, on the text of this number, in nats a place."""
+
 
 def generated_residuals(
     model: RoutedModel, text: WrittenText, numbers: Sequence[int], replay: Replay, lead: int = 0
@@ -97,12 +100,16 @@ class FitInputs:
         route: as far as it has been found.
         texts: that q wrote.
         replay: runs q over them.
+        divergence: of q' from q on one of the texts; None where nothing measures it.
+        target_cost: share of a full pass that a slim pass may cost.
     """
 
     full: RoutedModel
     route: Route
     texts: Sequence[WrittenText]
     replay: Replay
+    divergence: Divergence | None = None
+    target_cost: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,19 @@ skipped sublayers and narrow MLPs do not.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import BaseModel, Field, PrivateAttr, model_validator
 from torch import nn
 
 from viasd_calib.errors import SpecError
+from viasd_calib.files import write_json
+from viasd_calib.slim.bit_choice import MeasuredBits, choose_bits
+from viasd_calib.slim.bit_costs import Shape, product_seconds
+from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.linears import LinearPlace, plain_linears
 from viasd_calib.slim.lora_linear import LoRALinear
 from viasd_calib.slim.low_bit import InputBits, LowBitLinear, round_linears
@@ -25,6 +30,10 @@ from viasd_calib.slim.plan import MODULES, SlimPlan, share_parameters
 from viasd_calib.spec import LowBits, LowBitWeights, Route
 
 Bits = Literal[16, 8, 4]
+MEASURED_FILE = "low_bit.json"
+"""Where a fit leaves what bits were chosen by."""
+TEXTS = 8
+"""Texts that divergences are measured on."""
 KINDS: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
 
 
@@ -32,18 +41,26 @@ class LowBitOptions(PartOptions):
     """How many bits weights have.
 
     Attributes:
-        bits: of all sublayers that the route keeps, and of the output head.
+        bits: of all sublayers that the route keeps, and of the output head; "auto" chooses for each.
         attention: layers whose attention has others, by bits: ``{"16": [0], "4": [7, 8]}``.
         mlp: layers whose MLP has others.
         head: of the output head, where it has others.
         input_bits: of what enters a layer.
+        options: the numbers of bits that ``bits: auto`` chooses among, by measured divergence and cost.
     """
 
-    bits: Bits = 8
+    bits: Literal[16, 8, 4, "auto"] = 8
     attention: dict[Literal["16", "8", "4"], list[int]] = Field(default_factory=dict)
     mlp: dict[Literal["16", "8", "4"], list[int]] = Field(default_factory=dict)
     head: Bits | None = None
     input_bits: InputBits = 16
+    options: tuple[Bits, ...] = Field((16, 8, 4), min_length=1)
+
+    @model_validator(mode="after")
+    def _chosen_or_named(self) -> LowBitOptions:
+        if self.bits == "auto" and (self.attention or self.mlp or self.head is not None):
+            raise ValueError("bits auto chooses for all; leave out attention, mlp and head, or give bits a number")
+        return self
 
     def by_bits(self, kind: Literal["attention", "mlp"], kept: set[int], layers: int) -> dict[str, list[int]]:
         """The layers of a kind that a route keeps in 8 and 4 bits.
@@ -64,6 +81,111 @@ class LowBitOptions(PartOptions):
         return {bits: named for bits, named in low.items() if named}
 
 
+class MeasuredSublayer(BaseModel):
+    """A sublayer, or the head, with so many bits.
+
+    Attributes:
+        kind: attention, mlp or head.
+        layer: None for the head.
+        kl: KL(q || q') where it alone has them, in nats a place.
+        cost: share of a full pass's products.
+        chosen: whether it has these.
+    """
+
+    kind: Literal["attention", "mlp", "head"]
+    layer: int | None
+    bits: Bits
+    kl: float
+    cost: float
+    chosen: bool
+
+
+class MeasuredChoice(BaseModel):
+    """What bits were chosen by: one row for each sublayer and number of bits.
+
+    Attributes:
+        relative_cost: of all products of the route over those of a full pass, as chosen.
+    """
+
+    target_cost: float
+    relative_cost: float
+    measured: list[MeasuredSublayer]
+
+
+class ChosenBits(LowBitWeights):
+    """Bits that were chosen, with what they were chosen by."""
+
+    _table: MeasuredChoice | None = PrivateAttr(None)
+
+    @property
+    def table(self) -> MeasuredChoice:
+        """What was measured."""
+        assert self._table is not None, "set where bits are chosen"
+        return self._table
+
+
+def _choose(inputs: FitInputs, options: LowBitOptions) -> ChosenBits:
+    """The bits of least summed KL(q || q') within the fit's target cost, of kept sublayers and the head.
+
+    Each is measured alone, all others as q has them; costs are those of products, without what attention does beside.
+    """
+    if inputs.divergence is None or not inputs.texts:
+        raise SpecError("bits auto needs texts that q wrote; give bits a number")
+    full, route = inputs.full, inputs.route
+    skipped = {"attention": route.attention_skip, "mlp": route.mlp_skip}
+    places: list[tuple[str, int | None]] = [
+        (kind, layer) for layer in range(full.config.num_hidden_layers) for kind in KINDS if layer not in skipped[kind]
+    ]
+    places.append(("head", None))
+    rows = full.head_rows()
+    shapes: dict[tuple[str, int | None], list[Shape]] = {("head", None): [(rows.shape[0], rows.shape[1])]}
+    for index, decoder_layer in enumerate(full.layers):
+        for name in KINDS:
+            linears = verifier_linears(decoder_layer.get_submodule(MODULES[name]))
+            shapes[name, index] = [(one.linear.out_features, one.linear.in_features) for one in linears]
+    tried = [*dict.fromkeys(options.options)]
+    asked = [shape for each in shapes.values() for shape in each]
+    seconds = product_seconds(asked, tried, full.device, options.input_bits)
+    total = sum(seconds[shape, 16] for shape in asked)
+
+    def measure(kind: str, layer: int | None, bits: int) -> MeasuredBits:
+        cost = sum(seconds[shape, bits] for shape in shapes[kind, layer]) / total
+        if bits == 16:
+            return MeasuredBits(0.0, cost)
+        named = {"head": bits} if layer is None else {kind: {str(bits): [layer]}}
+        alone = LowBitWeights.model_validate({**named, "input_bits": options.input_bits})
+        model = RoutedModel(full.model, Route(), {"low_bit": alone})
+        texts = range(min(TEXTS, len(inputs.texts)))
+        return MeasuredBits(statistics.mean(divergence(model, number) for number in texts), cost)
+
+    divergence = inputs.divergence
+    measured = [{bits: measure(kind, layer, bits) for bits in tried} for kind, layer in places]
+    chosen = choose_bits(measured, inputs.target_cost)
+    entry: dict[str, Any] = {"attention": {}, "mlp": {}, "head": None, "input_bits": options.input_bits}
+    for (kind, layer), bits in zip(places, chosen, strict=True):
+        if bits != 16 and layer is None:
+            entry["head"] = bits
+        elif bits != 16:
+            entry[kind].setdefault(str(bits), []).append(layer)
+    if not (entry["attention"] or entry["mlp"] or entry["head"]):
+        raise SpecError(
+            "bits auto leaves everything in 16 bits, which meets target_cost; lower it, or leave out low_bit"
+        )
+    found = ChosenBits.model_validate(entry)
+    found._table = MeasuredChoice(
+        target_cost=inputs.target_cost,
+        relative_cost=sum(module[bits].cost for module, bits in zip(measured, chosen, strict=True)),
+        measured=[
+            MeasuredSublayer.model_validate(
+                {"kind": kind, "layer": layer, "bits": bits, **one._asdict(), "chosen": bits == mine}
+            )
+            for (kind, layer), module, mine in zip(places, measured, chosen, strict=True)
+            for bits, one in module.items()
+        ],
+    )
+    return found
+
+
 @register
 class LowBit(RoutePart[LowBitWeights]):
     """Sublayers and a head in low bits; it holds its entry, for weights are made of q's own."""
@@ -77,6 +199,8 @@ class LowBit(RoutePart[LowBitWeights]):
     def fit(self, inputs: FitInputs, options: PartOptions) -> LowBitWeights:
         """What the options say, of the sublayers that the route keeps."""
         assert isinstance(options, LowBitOptions)
+        if options.bits == "auto":
+            return _choose(inputs, options)
         route, layers = inputs.route, inputs.full.config.num_hidden_layers
         skipped = {"attention": route.attention_skip, "mlp": route.mlp_skip}
         kept = {kind: {*range(layers)}.difference(skipped[kind]) for kind in KINDS}
@@ -90,8 +214,11 @@ class LowBit(RoutePart[LowBitWeights]):
         )
 
     def save(self, held: LowBitWeights, route: Route, folder: Path, options: PartOptions) -> LowBitWeights:
-        """Nothing is written but the entry."""
-        return held
+        """Nothing is written but the entry, and what was measured where bits were chosen (:data:`MEASURED_FILE`)."""
+        if not isinstance(held, ChosenBits):
+            return held
+        write_json(folder / MEASURED_FILE, held.table)
+        return LowBitWeights.model_validate(held.model_dump())
 
     def load(self, route: Route, folder: Path, sizes: Sizes) -> LowBitWeights:
         assert route.low_bit is not None, "asked of a route with low bits"
