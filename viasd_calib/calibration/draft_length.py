@@ -19,15 +19,17 @@ FEWEST_BLOCKS = 50
 
 @dataclass(frozen=True)
 class PassCosts:
-    """What a round of speculative decoding spends, in seconds.
+    """What rounds spend, in seconds.
 
     Attributes:
         draft_step: one step of the drafter.
         full: a pass of q with output head over 1, 2, ... tokens.
+        slim: a pass of q' over as many.
     """
 
     draft_step: float
     full: Sequence[float]
+    slim: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -63,35 +65,50 @@ def whole_blocks(scores: TierScores, length: int) -> Blocks:
     return Blocks(scores.draft[places], scores.draft_agrees[places])
 
 
-def seconds_per_token(blocks: Blocks, stop_below: float, costs: PassCosts) -> float:
-    """*Simulated* seconds a token of speculative decoding, were every round one of these blocks.
+def seconds_per_token(blocks: Blocks, stop_below: float, draft_step: float, passes: Sequence[float]) -> float:
+    """*Simulated* seconds a token, were every round one of these blocks and one pass over it.
+
+    A round drafts k tokens, one step each, and makes a pass over them and the token before. It gives the leading
+    drafted tokens that are q's choice and one more, so that over all blocks
+
+        seconds a token = sum(k * draft_step + passes[k]) / sum(kept + 1).
 
     Drafting stops after the token up to which the probability that all are kept, the product of the scores, falls
-    below ``stop_below``.
+    below ``stop_below``. With full passes this is speculative decoding. With slim passes it is three-tier decoding in
+    which q' chooses what q would, and the draft gate accepts nothing. The catch-up passes of q are left out: they go
+    with the tokens and hardly with how these are drafted.
+
+    Args:
+        draft_step: seconds of one step of the drafter.
+        passes: seconds of the pass that ends a round, over 1, 2, ... tokens.
 
     Example:
         >>> blocks = Blocks(torch.tensor([[0.9, 0.1, 0.1]]), torch.tensor([[True, False, False]]))
-        >>> costs = PassCosts(1.0, [4.0, 4.0, 4.0, 4.0])
-        >>> seconds_per_token(blocks, 0.0, costs), seconds_per_token(blocks, 0.5, costs)
+        >>> passes = [4.0, 4.0, 4.0, 4.0]
+        >>> seconds_per_token(blocks, 0.0, 1.0, passes), seconds_per_token(blocks, 0.5, 1.0, passes)
         (3.5, 3.0)
     """
     length = blocks.scores.shape[1]
     chance = blocks.scores.cumprod(-1)  # [blocks, length]
     drafted = (leading_true(chance >= stop_below) + 1).clamp(max=length)  # [blocks]
     accepted = torch.minimum(leading_true(blocks.agrees), drafted)  # [blocks]
-    seconds = drafted * costs.draft_step + torch.tensor(costs.full, dtype=torch.float32)[drafted]  # [blocks]
+    seconds = drafted * draft_step + torch.tensor(passes, dtype=torch.float32)[drafted]  # [blocks]
     return float(seconds.sum() / (accepted + 1).sum())
 
 
-def best_stop(scores: TierScores, length: int, costs: PassCosts, default: float) -> float:
+def best_stop(scores: TierScores, length: int, draft_step: float, passes: Sequence[float], default: float) -> float:
     """The threshold of ``GRID`` with the fewest *simulated* seconds a token; ``default`` for too few blocks.
+
+    What is simulated is said of :func:`seconds_per_token`. Of equally fast thresholds the lowest is taken.
 
     Args:
         scores: of texts the gate was not fitted on.
         length: most tokens drafted a round.
-        costs: of passes over 1 to ``length`` + 1 tokens.
+        draft_step: seconds of one step of the drafter.
+        passes: seconds of the pass that ends a round, over 1 to ``length`` + 1 tokens: ``slim`` of
+            :class:`PassCosts` for decoding with the slim tier, ``full`` for decoding without it.
     """
     blocks = whole_blocks(scores, min(length, int(scores.depth.max()) + 1))
     if len(blocks.scores) < FEWEST_BLOCKS:
         return default
-    return min(GRID, key=lambda threshold: seconds_per_token(blocks, threshold, costs))
+    return min(GRID, key=lambda threshold: seconds_per_token(blocks, threshold, draft_step, passes))

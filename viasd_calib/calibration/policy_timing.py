@@ -1,39 +1,93 @@
-"""Whether the slim tier earns its passes, and a certified loss its time: policies side by side, on the clock."""
+"""Whether the slim tier earns its passes, a certified loss its time, and at which thresholds: policies side by side, on
+the clock."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from viasd_calib.decoding.conversation import converse
-from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.conversation import Answering, converse
 from viasd_calib.decoding.strategies.three_tier import NEVER
 from viasd_calib.models import Verifier
 from viasd_calib.progress import steps
 from viasd_calib.prompts import Prompt
 from viasd_calib.spec import Audit, Gates
 
-STRICT_THRESHOLDS = (0.3, 0.5, 0.7, 0.85)
+STRICT_THRESHOLDS = (0.5, 0.7, 0.85)
 """Thresholds that are tried beside the candidate's: with audit ``strict`` a wrong pending token costs time alone, so
-that less careful ones than a stated loss asks for may be faster."""
+that less careful ones than a stated loss asks for may be faster. Below 0.5 slim passes are wasted on tokens that q
+then rejects."""
 STRICT_DRAFT_THRESHOLD = 0.9
 """The least of the draft gate's then: a wrong token there spoils all that q' makes of it, and asking q' is cheap."""
-
+STRICT_STOPS = (0.25, 0.4, 0.55, 0.7)
+"""Stop bounds that are tried beside the one that a replay found, which counts neither catch-up passes nor gates."""
+STOP_STEP = 0.15
+"""From one of them to the next, and from the one of decoding without the slim tier to its two neighbours."""
+HIGHEST_STOP = 0.95
+"""Above it hardly a second token would be drafted."""
 
 FEWEST_PROMPTS = 6
 """Prompts that must have been timed for one policy to be called faster: of fewer, even all on one side show nothing at
 95 % (a sign test: 2 / 2^n)."""
 
 
+class TimedPolicy(BaseModel):
+    """A policy of exact decoding that was tried.
+
+    Attributes:
+        stage: of the search; seconds are compared within one, whose policies took turns.
+        slim_tier: whether q' is asked.
+        threshold: the score at which it is trusted; None where it is not asked.
+        draft_accept_at: the score at which the draft gate accepts a token unverified; above 1 it never does.
+        draft_stop_below: drafting stops where the whole block is kept with less than this probability.
+        seconds_per_token: on the prompts of the timing.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: int = Field(ge=1)
+    slim_tier: bool
+    threshold: float | None
+    draft_accept_at: float
+    draft_stop_below: float
+    seconds_per_token: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _threshold_of_the_slim_tier(self) -> Self:
+        if self.slim_tier != (self.threshold is not None):
+            raise ValueError("a threshold is given where the slim tier is asked, and nowhere else")
+        return self
+
+    @classmethod
+    def of(cls, gates: Gates, stage: int, seconds_per_token: float) -> TimedPolicy:
+        """What ``gates`` decode by, and how long it took."""
+        return cls(
+            stage=stage,
+            slim_tier=gates.slim_tier,
+            threshold=gates.accept_at if gates.slim_tier else None,
+            draft_accept_at=gates.draft_accept_at,
+            draft_stop_below=gates.draft_stop_below,
+            seconds_per_token=seconds_per_token,
+        )
+
+    def applied_to(self, gates: Gates) -> Gates:
+        """Calibrated gates with the thresholds of this policy."""
+        threshold = NEVER if self.threshold is None else self.threshold
+        return with_thresholds(gates, threshold, self.draft_accept_at, self.draft_stop_below)
+
+
 class PolicyTiming(BaseModel):
     """What the same prompts took with the slim tier and without it.
 
     Attributes:
-        by_bound: seconds a token of exact decoding with the slim tier, by the score at which a tier trusts a token.
-        seconds_per_token_without: of exact decoding with draft gate and full verifier alone.
+        by_bound: seconds a token of exact decoding with the slim tier, by the score at which a tier trusts a token; at
+            the stop bound that a replay found, in the first stage of the search.
+        seconds_per_token_without: of exact decoding with draft gate and full verifier alone, at its fastest stop bound.
         seconds_per_token_certified: of the certified policy, whose text may diverge; None where there is none.
+        policies: all exact ones that were tried, in order; empty in what earlier releases wrote.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +96,7 @@ class PolicyTiming(BaseModel):
     seconds_per_token_without: float = Field(gt=0)
     seconds_per_token_certified: float | None = Field(None, gt=0)
     n_prompts: int = Field(ge=1)
+    policies: tuple[TimedPolicy, ...] = ()
 
     @property
     def threshold(self) -> float:
@@ -50,8 +105,23 @@ class PolicyTiming(BaseModel):
 
     @property
     def seconds_per_token(self) -> float:
-        """With the slim tier, at that threshold."""
-        return self.by_bound[self.threshold]
+        """With the slim tier, at that threshold and the fastest stop bound and draft gate's threshold."""
+        last = self._last_stage(slim_tier=True)
+        return _fastest(last).seconds_per_token if last else self.by_bound[self.threshold]
+
+    @property
+    def exact_policy(self) -> TimedPolicy:
+        """The policy of exact decoding to export: the fastest with the slim tier where that pays, else without.
+
+        Raises:
+            ValueError: there are no ``policies``.
+        """
+        return _fastest(self._last_stage(slim_tier=self.pays))
+
+    def _last_stage(self, *, slim_tier: bool) -> list[TimedPolicy]:
+        """The policies that took turns last; what came before was timed under other conditions."""
+        last = max((one.stage for one in self.policies), default=0)
+        return [one for one in self.policies if (one.stage, one.slim_tier) == (last, slim_tier)]
 
     @property
     def seconds_per_token_exact(self) -> float:
@@ -80,60 +150,131 @@ class PolicyTiming(BaseModel):
         return self.enough and certified is not None and certified < self.seconds_per_token_exact
 
 
+def _fastest(policies: Sequence[TimedPolicy]) -> TimedPolicy:
+    """Of equally fast ones the first."""
+    return min(policies, key=lambda one: one.seconds_per_token)
+
+
 def without_slim(gates: Gates) -> Gates:
     """Calibrated gates with a slim tier that is never asked."""
     return gates.model_copy(update={"accept_at": NEVER, "regenerate_at": NEVER})
 
 
-def with_threshold(gates: Gates, threshold: float) -> Gates:
-    """Calibrated gates that trust q' from the score ``threshold`` on, and the draft model from there or from
-    ``STRICT_DRAFT_THRESHOLD`` on, whichever is more; for exact decoding.
+def with_thresholds(gates: Gates, threshold: float, draft_accept_at: float, stop_below: float) -> Gates:
+    """Calibrated gates that trust q' from the score ``threshold`` on and the draft model from ``draft_accept_at`` on,
+    and stop drafting below ``stop_below``.
     """
-    drafted = max(threshold, STRICT_DRAFT_THRESHOLD)
-    return gates.model_copy(update={"draft_accept_at": drafted, "accept_at": threshold, "regenerate_at": threshold})
+    return gates.model_copy(
+        update={
+            "draft_accept_at": draft_accept_at,
+            "draft_stop_below": stop_below,
+            "accept_at": threshold,
+            "regenerate_at": threshold,
+        }
+    )
+
+
+def stops_with_slim(stop: float) -> list[float]:
+    """Stop bounds that are tried with the slim tier, rising: ``stop`` and those of ``STRICT_STOPS`` that are further
+    from it than half of their step.
+
+    Example:
+        >>> stops_with_slim(0.6), stops_with_slim(0.0)
+        ([0.25, 0.4, 0.6, 0.7], [0.0, 0.25, 0.4, 0.55, 0.7])
+    """
+    return sorted([stop, *(one for one in STRICT_STOPS if abs(one - stop) > STOP_STEP / 2)])
+
+
+def stops_without_slim(stop: float) -> list[float]:
+    """Stop bounds that are tried without the slim tier, rising: ``stop`` and its neighbours.
+
+    Example:
+        >>> stops_without_slim(0.3), stops_without_slim(0.05)
+        ([0.15, 0.3, 0.45], [0.0, 0.05, 0.2])
+    """
+    lower, higher = max(stop - STOP_STEP, 0.0), min(stop + STOP_STEP, HIGHEST_STOP)
+    return sorted({round(lower, 4), stop, round(higher, 4)})
+
+
+def threshold_stage(gates: Gates) -> list[Gates]:
+    """The first stage of the search: exact decoding with the slim tier at several thresholds, rising, at the stop bound
+    of ``gates``. The draft gate's threshold is the same, or ``STRICT_DRAFT_THRESHOLD`` where that is more.
+    """
+    return [
+        with_thresholds(gates, threshold, max(threshold, STRICT_DRAFT_THRESHOLD), gates.draft_stop_below)
+        for threshold in sorted({*STRICT_THRESHOLDS, gates.accept_at})
+    ]
+
+
+def stop_stage(gates: Gates, threshold: float, stop_without_slim: float) -> list[Gates]:
+    """The second stage: exact decoding at one threshold, with stop bounds around that of ``gates`` and a draft gate
+    that accepts from a score on, or never; and without the slim tier, with stop bounds around ``stop_without_slim``.
+    """
+    with_slim = [
+        with_thresholds(gates, threshold, draft_accept_at, stop)
+        for draft_accept_at in (max(threshold, STRICT_DRAFT_THRESHOLD), NEVER)
+        for stop in stops_with_slim(gates.draft_stop_below)
+    ]
+    without = [
+        without_slim(gates).model_copy(update={"draft_stop_below": stop})
+        for stop in stops_without_slim(stop_without_slim)
+    ]
+    return [*with_slim, *without]
 
 
 def time_policies(
-    decoder_for: Callable[[Gates, Audit], Decoder],
+    decoder_for: Callable[[Gates, Audit], Answering],
     gates: Gates,
     verifier: Verifier,
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     *,
+    stop_without_slim: float,
     certified: bool,
 ) -> PolicyTiming:
-    """Decode ``prompts`` by several policies in turns: drift strikes all alike.
+    """Search for the fastest policy of exact decoding, and time the certified one beside it.
 
-    They are exact decoding with the slim tier at several thresholds, exact decoding without it and, where ``gates`` are
-    certified, they themselves with audit ``off``.
+    The search has two stages, :func:`threshold_stage` and, at the threshold that was fastest, :func:`stop_stage`. The
+    policies of a stage decode ``prompts`` in turns: drift strikes all alike. Where ``gates`` are certified, they
+    themselves with audit ``off`` are timed in the second stage.
 
     Args:
         decoder_for: a decoder with these gates and this audit.
-        gates: with a threshold for all tiers; it is tried beside ``STRICT_THRESHOLDS``.
+        gates: with a threshold for all tiers, which is tried beside ``STRICT_THRESHOLDS``, and the stop bound that a
+            replay found at the costs of slim passes.
         prompts: one at least; the first one is also the warm-up.
+        stop_without_slim: the stop bound that a replay found at the costs of full passes.
     """
-    thresholds = sorted({*STRICT_THRESHOLDS, gates.accept_at})
-    decoders = [*(decoder_for(with_threshold(gates, threshold), "strict") for threshold in thresholds)]
-    decoders.append(decoder_for(without_slim(gates), "strict"))
-    if certified:
-        decoders.append(decoder_for(gates, "off"))
-    seconds = _seconds_per_token(decoders, verifier, prompts, max_new_tokens)
+
+    def seconds_of(label: str, exact: Sequence[Gates], others: Sequence[Answering] = ()) -> list[float]:
+        decoders = [*(decoder_for(one, "strict") for one in exact), *others]
+        return _seconds_per_token(label, decoders, verifier, prompts, max_new_tokens)
+
+    first = threshold_stage(gates)
+    seconds = seconds_of("timing thresholds", first)
+    policies = [TimedPolicy.of(one, 1, spent) for one, spent in zip(first, seconds, strict=True)]
+    by_bound = {one.accept_at: spent for one, spent in zip(first, seconds, strict=True)}
+
+    second = stop_stage(gates, min(by_bound, key=by_bound.__getitem__), stop_without_slim)
+    seconds = seconds_of("timing where drafting stops", second, [decoder_for(gates, "off")] if certified else [])
+    policies += [TimedPolicy.of(one, 2, spent) for one, spent in zip(second, seconds[: len(second)], strict=True)]
     return PolicyTiming(
-        by_bound=dict(zip(thresholds, seconds[: len(thresholds)], strict=True)),
-        seconds_per_token_without=seconds[len(thresholds)],
+        by_bound=by_bound,
+        seconds_per_token_without=min(one.seconds_per_token for one in policies if not one.slim_tier),
         seconds_per_token_certified=seconds[-1] if certified else None,
         n_prompts=len(prompts),
+        policies=tuple(policies),
     )
 
 
 def _seconds_per_token(
-    decoders: Sequence[Decoder], verifier: Verifier, prompts: Sequence[Prompt], max_new_tokens: int
+    label: str, decoders: Sequence[Answering], verifier: Verifier, prompts: Sequence[Prompt], max_new_tokens: int
 ) -> list[float]:
     """Seconds a token that each decoder takes on the same prompts, after one of them as a warm-up."""
     seconds, tokens = [0.0] * len(decoders), [0] * len(decoders)
     for decoder in decoders:
         list(converse(decoder, verifier, prompts[0], max_new_tokens))
-    with steps("timing the policies", len(prompts), "prompts") as running:
+    with steps(label, len(prompts), "prompts") as running:
         for number, prompt in enumerate(prompts):
             for which in ((number + step) % len(decoders) for step in range(len(decoders))):
                 begin = time.perf_counter()

@@ -33,7 +33,9 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     """Propose thresholds from traces, decode the calibrate split with each, and certify the fastest that holds.
 
     What is certified is then timed beside exact decoding, with the slim tier and without it: the fastest is exported.
-    Where drafting stops is chosen by a replay of the fit's held-back texts at the costs of passes on this machine.
+    A replay of the fit's held-back texts, at the costs of passes on this machine, proposes where drafting stops, once
+    at the costs of slim passes and once at those of full ones; for exact decoding, stops and thresholds around what is
+    proposed are timed too.
     Prompts that are done are noted in ``out`` until the result is written: run again, a job that was stopped goes on.
 
     Raises:
@@ -62,7 +64,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     from viasd_calib.calibration.candidates import DEFAULT_STOP, propose
     from viasd_calib.calibration.certify import certify
     from viasd_calib.calibration.draft_length import PassCosts, best_stop
-    from viasd_calib.calibration.policy_timing import time_policies, with_threshold, without_slim
+    from viasd_calib.calibration.policy_timing import time_policies
     from viasd_calib.decoding.decoder import Decoder
     from viasd_calib.evaluation.frontier import load_frontier
     from viasd_calib.hardware import hardware
@@ -100,7 +102,10 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     notice_resumed(ledger, "steps")
     # Timed, so another run may come to another threshold, and its candidates would be others.
     costs = ledger.recall("what passes cost", PassCosts, lambda: measure_costs(engine, options.draft_length))
-    stop = best_stop(scores, options.draft_length, costs, DEFAULT_STOP)
+    stop, stop_without_slim = (
+        best_stop(scores, options.draft_length, costs.draft_step, passes, DEFAULT_STOP)
+        for passes in (costs.slim, costs.full)
+    )
     candidates = propose(fitted.draft_gate, fitted.slim_gate, scores, options.max_loss, options.fractions, stop)
     tokens = sum(len(prompt.turns) for prompt in chosen) * options.max_new_tokens
     longest = len(candidates) * tokens * costs.full[0]
@@ -127,12 +132,12 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     # Which prompts decide between an exact policy and a certified one is all the same to the certificate.
     timing = time_policies(
         decoder_for, gates, loaded, timed, max(options.max_new_tokens, TIMED_TOKENS),
-        certified=certification.chosen is not None,
+        stop_without_slim=stop_without_slim, certified=certification.chosen is not None,
     )  # fmt: skip
     artifact = CalibrateArtifact(
         fit=fit_beside(folder, Path(options.out)),
         verifier=engine.spec.verifier,
-        gates=with_threshold(gates, timing.threshold) if timing.pays else without_slim(gates),
+        gates=timing.exact_policy.applied_to(gates),
         certified_gates=gates if certification.chosen else None,
         draft_length=options.draft_length,
         max_pending=options.max_pending,
@@ -200,7 +205,7 @@ def in_words(seconds: float) -> str:
 
 
 def measure_costs(engine: lazy_types.Engine, draft_length: int) -> lazy_types.PassCosts:
-    """What a draft step and full passes over 1 to ``draft_length`` + 1 tokens take here."""
+    """What a draft step takes here, and full and slim passes over 1 to ``draft_length`` + 1 tokens."""
     from viasd_calib.calibration.draft_length import PassCosts
     from viasd_calib.models import context_length
     from viasd_calib.profiling.measure import decoder_passes, time_passes
@@ -209,7 +214,8 @@ def measure_costs(engine: lazy_types.Engine, draft_length: int) -> lazy_types.Pa
     widths = tuple(range(1, draft_length + 2))
     context = min(CONTEXT, context_length(engine.routed.config) - widths[-1])
     settings = ProfileSettings(widths=widths, contexts=(context,), batches=(1,), repeats=COST_REPEATS)
-    wanted = {shape: run for shape, run in decoder_passes(engine, settings).items() if shape.tier in ("draft", "full")}
+    wanted = {shape: run for shape, run in decoder_passes(engine, settings).items() if shape.tier != "head"}
     seconds = {one.shape: one.seconds for one in time_passes(wanted, COST_REPEATS, engine.routed.device)}
     full = [seconds[PassShape("full", width, context, 1)] for width in widths]
-    return PassCosts(seconds[PassShape("draft", 1, context, 1)], full)
+    slim = [seconds[PassShape("slim", width, context, 1)] for width in widths]
+    return PassCosts(seconds[PassShape("draft", 1, context, 1)], full, slim)

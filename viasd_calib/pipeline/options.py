@@ -181,7 +181,8 @@ class CalibrateOptions(PromptSource, FitModels):
         fractions: rising; a candidate is proposed at each of these fractions of max_loss.
         allow_uncertified: go on with fewer prompts than can certify max_loss, to a spec that decodes exactly.
         draft_length: most tokens drafted a round.
-        max_pending: most tokens that may wait for the full verifier.
+        max_pending: most tokens that may wait for the full verifier; good slim verifiers, such as low bits, bear 24
+            to 32, those that agree less often fewer.
     """
 
     fit: str
@@ -194,7 +195,7 @@ class CalibrateOptions(PromptSource, FitModels):
     fractions: Sequence[Share] = FRACTIONS
     allow_uncertified: bool = False
     draft_length: DraftLength = 6
-    max_pending: MaxPending = 12
+    max_pending: MaxPending = 24
 
     def __post_init__(self) -> None:
         check_options(self)

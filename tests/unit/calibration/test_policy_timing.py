@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
+from pydantic import ValidationError
 from torch import Tensor
 
 from tests.tiny import constant_gate, make_drafter, tiny_prompts
 from viasd_calib.calibration import policy_timing
-from viasd_calib.calibration.policy_timing import without_slim
-from viasd_calib.decoding.conversation import converse
+from viasd_calib.calibration.policy_timing import PolicyTiming, TimedPolicy, without_slim
+from viasd_calib.decoding.acceptance import Tier
+from viasd_calib.decoding.conversation import Answering, converse
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.strategies.three_tier import ThreeTier
+from viasd_calib.decoding.session import Counts, Generation
+from viasd_calib.decoding.strategies.three_tier import NEVER, ThreeTier
 from viasd_calib.models import Verifier
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel, States
@@ -24,6 +27,7 @@ GATES = Gates(
     draft_accept_at=0.9,
     accept_at=0.4,
     regenerate_at=0.4,
+    draft_stop_below=0.3,
 )
 """Every score is 0.5: q' decides all, the draft gate nothing."""
 
@@ -57,17 +61,20 @@ def test_the_clock_decides(
     routed = Clock(tiny_verifier.model, Route())
     routed.slim_seconds = slim_seconds
     monkeypatch.setattr(policy_timing, "time", routed)
+    monkeypatch.setattr(policy_timing, "FEWEST_PROMPTS", 1)  # nothing varies on this clock
+    monkeypatch.setattr(policy_timing, "STRICT_STOPS", ())
     drafter = make_drafter("near", routed)
 
     def decoder_for(gates: Gates, audit: Audit) -> Decoder:
         return Decoder(routed, drafter, ThreeTier.from_spec(gates, Decoding(audit=audit, draft_length=2)))
 
     measured = policy_timing.time_policies(
-        decoder_for, GATES, tiny_verifier, tiny_prompts(policy_timing.FEWEST_PROMPTS), 24, certified=certified
-    )
+        decoder_for, GATES, tiny_verifier, tiny_prompts(1), 16,
+        stop_without_slim=0.3, certified=certified,
+    )  # fmt: skip
     assert measured.pays is pays
     assert (measured.seconds_per_token_certified is not None) == certified
-    assert measured.n_prompts == policy_timing.FEWEST_PROMPTS
+    assert measured.n_prompts == 1
     assert sorted(measured.by_bound) == sorted([0.4, *policy_timing.STRICT_THRESHOLDS])  # the gates' own is tried too
     assert measured.by_bound[0.7] == pytest.approx(measured.by_bound[0.85])  # no score of 0.5 meets them
     if pays:
@@ -89,10 +96,12 @@ def test_of_too_few_prompts_nothing_pays() -> None:
 
 
 def test_the_draft_model_alone_is_trusted_less_than_the_slim_verifier() -> None:
-    for threshold, drafted in ((0.6, policy_timing.STRICT_DRAFT_THRESHOLD), (0.95, 0.95)):
-        gates = policy_timing.with_threshold(GATES, threshold)
-        assert (gates.draft_accept_at, gates.accept_at, gates.regenerate_at) == (drafted, threshold, threshold)
-    assert gates.slim == GATES.slim
+    stage = policy_timing.threshold_stage(GATES.model_copy(update={"accept_at": 0.95}))
+    assert [(one.accept_at, one.regenerate_at, one.draft_accept_at) for one in stage] == [
+        (0.5, 0.5, 0.9), (0.7, 0.7, 0.9), (0.85, 0.85, 0.9), (0.95, 0.95, 0.95)
+    ]  # fmt: skip
+    assert {one.draft_stop_below for one in stage} == {GATES.draft_stop_below}
+    assert all(one.slim == GATES.slim for one in stage)
 
 
 def test_without_slim_no_slim_pass_is_made(tiny_verifier: Verifier) -> None:
@@ -106,3 +115,111 @@ def test_without_slim_no_slim_pass_is_made(tiny_verifier: Verifier) -> None:
         assert (turn.generation.counts.slim_passes > 0) == gates.slim_tier
     assert texts[0] == texts[1]
     assert (without_slim(GATES).draft_accept_at, without_slim(GATES).slim) == (0.9, GATES.slim)
+
+
+class Priced:
+    """Answers with one token, which takes what ``price`` says of the policy; in place of the module ``time``, too."""
+
+    def __init__(self, price: Callable[[Gates, Audit], float]) -> None:
+        self.price = price
+        self.now = 0.0
+        self.asked: list[Gates] = []
+
+    def perf_counter(self) -> float:
+        """The time, in seconds."""
+        return self.now
+
+    def decoder_for(self, gates: Gates, audit: Audit) -> Answering:
+        """A decoder with this price."""
+        outer = self
+
+        class OneToken:
+            def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
+                outer.now += outer.price(gates, audit)
+                outer.asked.append(gates)
+                return Generation([1], [Tier.ESCALATE], [False], Counts())
+
+        return OneToken()
+
+    def search(self, verifier: Verifier, monkeypatch: pytest.MonkeyPatch, n_prompts: int = 6) -> PolicyTiming:
+        """The search at these prices; a replay found stops of 0.3 with the slim tier and 0.2 without."""
+        monkeypatch.setattr(policy_timing, "time", self)
+        return policy_timing.time_policies(
+            self.decoder_for, GATES, verifier, tiny_prompts(n_prompts), 4, stop_without_slim=0.2, certified=True
+        )
+
+
+def price(gates: Gates, audit: Audit, with_slim: float = 1.0) -> float:
+    """Least at threshold 0.7 and stop 0.55 with a draft gate that accepts nothing; without q' 2, least at stop 0.35."""
+    if audit == "off":
+        return 5.0
+    if not gates.slim_tier:
+        return 2.0 + abs(gates.draft_stop_below - 0.35)
+    gated = 0.2 if gates.draft_accept_at <= 1 else 0.0
+    return with_slim + abs(gates.accept_at - 0.7) + abs(gates.draft_stop_below - 0.55) + gated
+
+
+def test_what_is_exported_is_the_policy_that_won(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    timing = Priced(price).search(tiny_verifier, monkeypatch)
+    assert timing.pays
+    assert timing.threshold == 0.7
+    assert timing.seconds_per_token == pytest.approx(1.0)
+    assert timing.seconds_per_token_without == pytest.approx(2.0)
+    assert timing.seconds_per_token_certified == pytest.approx(5.0)
+    gates = timing.exact_policy.applied_to(GATES)
+    assert (gates.accept_at, gates.regenerate_at, gates.draft_accept_at) == (0.7, 0.7, NEVER)
+    assert gates.draft_stop_below == 0.55
+    assert (gates.draft, gates.slim) == (GATES.draft, GATES.slim)
+
+
+@pytest.mark.parametrize(("with_slim", "n_prompts"), [(3.0, 6), (1.0, 5)])
+def test_without_the_slim_tier_its_own_stop_is_exported(
+    tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch, with_slim: float, n_prompts: int
+) -> None:
+    """Where it is slower, and where too few prompts were timed to say."""
+    priced = Priced(lambda gates, audit: price(gates, audit, with_slim))
+    timing = priced.search(tiny_verifier, monkeypatch, n_prompts)
+    assert not timing.pays
+    gates = timing.exact_policy.applied_to(GATES)
+    assert gates == without_slim(GATES).model_copy(update={"draft_stop_below": 0.35})
+
+
+def test_all_that_was_tried_is_in_the_json(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    priced = Priced(price)
+    timing = PolicyTiming.model_validate_json(priced.search(tiny_verifier, monkeypatch).model_dump_json())
+    tried = [(one.stage, one.threshold, one.draft_accept_at, one.draft_stop_below) for one in timing.policies]
+    assert tried == [
+        *((1, threshold, 0.9, 0.3) for threshold in (0.4, 0.5, 0.7, 0.85)),
+        *((2, 0.7, accept, stop) for accept in (0.9, NEVER) for stop in (0.3, 0.4, 0.55, 0.7)),
+        *((2, None, 0.9, stop) for stop in (0.05, 0.2, 0.35)),
+    ]
+    assert timing.by_bound == {one.threshold: one.seconds_per_token for one in timing.policies if one.stage == 1}
+    for one in timing.policies:
+        assert one.seconds_per_token == pytest.approx(price(one.applied_to(GATES), "strict"))
+    again = Priced(price)
+    again.search(tiny_verifier, monkeypatch)
+    assert again.asked == priced.asked, "the same order every time"
+
+
+def test_what_was_timed_earlier_decides_nothing() -> None:
+    """The machine slows down after the first stage: its times are not held against those of the second."""
+    rows = [(1, 0.7, 0.4, 0.01), (2, 0.7, 0.4, 0.04), (2, 0.7, 0.55, 0.03), (2, None, 0.2, 0.02)]
+    policies = [
+        TimedPolicy(
+            stage=stage, slim_tier=threshold is not None, threshold=threshold, draft_accept_at=0.9,
+            draft_stop_below=stop, seconds_per_token=seconds,
+        )
+        for stage, threshold, stop, seconds in rows
+    ]  # fmt: skip
+    timing = PolicyTiming(by_bound={0.7: 0.01}, seconds_per_token_without=0.02, n_prompts=8, policies=tuple(policies))
+    assert (timing.seconds_per_token, timing.pays) == (0.03, False)
+    assert timing.exact_policy.draft_stop_below == 0.2
+
+
+@pytest.mark.parametrize(("slim_tier", "threshold"), [(True, None), (False, 0.7)])
+def test_a_threshold_belongs_to_the_slim_tier(slim_tier: bool, threshold: float | None) -> None:
+    with pytest.raises(ValidationError, match="a threshold is given where the slim tier is asked"):
+        TimedPolicy(
+            stage=1, slim_tier=slim_tier, threshold=threshold, draft_accept_at=0.9, draft_stop_below=0.4,
+            seconds_per_token=1.0,
+        )  # fmt: skip

@@ -132,7 +132,7 @@ def test_what_is_tested_and_timed_is_written_and_printed(
     assert certificate.candidates_tested == len(found.tested)
     assert certificate.observed in [one.observed_loss for one in found.tested]
     assert found.certified_gates is not None
-    assert (found.draft_length, found.max_pending) == (4, 12)
+    assert (found.draft_length, found.max_pending) == (4, 24)
     rows = [line.split() for line in told.out.splitlines() if len(line.split()) == 7 and line.split()[0].isdigit()]
     assert rows == [
         [str(number), f"{one.bound:.4f}", f"{one.replayed_loss:.4f}", f"{one.observed_loss:.4f}", str(one.n_prompts),
@@ -142,6 +142,10 @@ def test_what_is_tested_and_timed_is_written_and_printed(
     printed = " ".join(told.out.split())
     assert f"confidence 0.95, observed {certificate.observed:.4f} on 4 prompts" in printed
     timing = found.slim_worth
+    assert not timing.pays, "four prompts are too few to say"
+    fastest = min((one for one in timing.policies if not one.slim_tier), key=lambda one: one.seconds_per_token)
+    assert not found.gates.slim_tier
+    assert found.gates.draft_stop_below == fastest.draft_stop_below
     kept = "kept" if timing.pays else "left out"
     assert (
         f"{1000 * timing.seconds_per_token_without:.1f} without ({timing.n_prompts} prompts): it is {kept}" in printed
