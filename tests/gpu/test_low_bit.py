@@ -14,7 +14,7 @@ from tests.unit.slim.test_low_bit import BITS, INPUT_BITS, numbers
 from viasd_calib.draft.quantised import check_device, quantise_linears
 from viasd_calib.errors import ModelError
 from viasd_calib.slim.low_bit import Bits, InputBits, LowBitLinear, round_inputs, round_weight
-from viasd_calib.slim.low_bit_kernel import TritonLowBitLinear, why_no_kernel
+from viasd_calib.slim.low_bit_kernel import TritonLowBitLinear, why_no_triton_kernel
 
 pytestmark = pytest.mark.gpu
 
@@ -62,7 +62,7 @@ def test_a_layer_gives_what_its_reference_gives(bits: Bits, input_bits: InputBit
 @pytest.mark.parametrize("input_bits", INPUT_BITS)
 def test_the_kernel_gives_what_its_reference_gives(bits: Bits, input_bits: InputBits, device: torch.device) -> None:
     """In bfloat16, whose rounding of the output is 2^-9 of it; a row is as alone, bit for bit."""
-    lacking = why_no_kernel(device, torch.bfloat16)
+    lacking = why_no_triton_kernel(device, torch.bfloat16)
     if lacking is not None:
         pytest.skip(lacking)
     reference = LowBitLinear(linear_of(numbers(1, OUTPUTS, INPUTS)).to(device), bits, input_bits)

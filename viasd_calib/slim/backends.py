@@ -15,7 +15,7 @@ from viasd_calib.slim.compiled import CompiledModel
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.grouped_query_attention import group_heads
 from viasd_calib.slim.low_bit import LowBitLinear
-from viasd_calib.slim.low_bit_kernel import use_kernel, why_no_kernel
+from viasd_calib.slim.low_bit_kernel import use_kernel, why_no_triton_kernel
 from viasd_calib.slim.native.library import kernels, why_no_kernels
 from viasd_calib.slim.native.linear import native_linear, pack_low_bits
 from viasd_calib.slim.native.model import NativeModel
@@ -100,7 +100,7 @@ def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device
         ModelError: the backend does not run on ``device`` in ``dtype``.
     """
     modules = tuple(modules)
-    if backend != "native" and why_no_kernel(device, dtype) is None:
+    if backend != "native" and why_no_triton_kernel(device, dtype) is None:
         use_kernel(modules)
     _warn_of_low_bits(modules, backend, device, dtype)
     if backend == "eager":

@@ -13,7 +13,7 @@ from viasd_calib.errors import MachineWarning
 from viasd_calib.slim.backends import default_backend, prepare
 from viasd_calib.slim.cost import interleaved_seconds
 from viasd_calib.slim.low_bit import InputBits, LowBitLinear
-from viasd_calib.slim.low_bit_kernel import why_no_kernel
+from viasd_calib.slim.low_bit_kernel import why_no_triton_kernel
 from viasd_calib.slim.native.library import why_no_kernels
 
 Shape = tuple[int, int]
@@ -33,7 +33,7 @@ def product_seconds(
     low bits, a warning says so, and they cost what 16 bits cost.
     """
     backend = default_backend(device, DTYPE)
-    lacking = None if why_no_kernel(device, DTYPE) is None else why_no_kernels(device, DTYPE)
+    lacking = None if why_no_triton_kernel(device, DTYPE) is None else why_no_kernels(device, DTYPE)
     if lacking is not None:
         warnings.warn(
             f"nothing has kernels for low bits here ({lacking}): they are taken to cost what 16 bits cost",

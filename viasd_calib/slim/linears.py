@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -18,7 +18,10 @@ class PackedLinear(Unsaved, nn.Module):
         raise NotImplementedError
 
 
-class LinearPlace(NamedTuple):
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+class LinearPlace(NamedTuple, Generic[Layer]):
     """A linear layer, and what holds it.
 
     Attributes:
@@ -29,7 +32,7 @@ class LinearPlace(NamedTuple):
     path: str
     holder: nn.Module
     name: str
-    linear: nn.Linear
+    linear: Layer
 
     def put(self, module: nn.Module) -> None:
         """Put ``module`` there."""
@@ -59,17 +62,22 @@ def _parameter(tensor: Tensor) -> nn.Parameter:
     return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
 
 
-def plain_linears(modules: Iterable[nn.Module]) -> list[LinearPlace]:
+def places_of(modules: Iterable[nn.Module], kind: type[Layer]) -> list[LinearPlace[Layer]]:
+    """Every place inside ``modules`` that holds a layer of this very class: what derives from it may differ."""
+    return [
+        LinearPlace(f"{path}.{name}".lstrip("."), holder, name, child)
+        for module in modules
+        for path, holder in module.named_modules()
+        for name, child in holder.named_children()
+        if type(child) is kind
+    ]
+
+
+def plain_linears(modules: Iterable[nn.Module]) -> list[LinearPlace[nn.Linear]]:
     """Every place inside ``modules`` that holds a linear layer; what derives from one may compute something else.
 
     Example:
         >>> [place.path for place in plain_linears([nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(2, 2)))])]
         ['1.0']
     """
-    return [
-        LinearPlace(f"{path}.{name}".lstrip("."), holder, name, child)
-        for module in modules
-        for path, holder in module.named_modules()
-        for name, child in holder.named_children()
-        if type(child) is nn.Linear
-    ]
+    return places_of(modules, nn.Linear)

@@ -10,14 +10,15 @@ weights. A weight in bfloat16 has 2 * in * out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from viasd_calib.slim.in_process import Unsaved
+from viasd_calib.slim.linears import places_of
 from viasd_calib.slim.low_bit import GROUP, LowBitLinear, round_inputs
+from viasd_calib.slim.triton_jit import jit
 
 try:
     import triton
@@ -34,12 +35,7 @@ DTYPES = (torch.bfloat16, torch.float16)
 """Of inputs that the kernel takes."""
 
 
-def jit(kernel: Callable[..., None]) -> Any:
-    """Make a function a Triton kernel, where Triton is installed."""
-    return kernel if triton is None else triton.jit(kernel, do_not_specialize=["rows"])
-
-
-@jit
+@jit("rows")
 def multiply_codes(
     inputs: tl.tensor,
     weight: tl.tensor,
@@ -160,18 +156,15 @@ class TritonLowBitLinear(Unsaved, nn.Module):
 
 def use_kernel(modules: Iterable[nn.Module]) -> None:
     """Exchange, in place, every :class:`LowBitLinear` inside ``modules`` for one that the kernel runs."""
-    for module in modules:
-        for holder in list(module.modules()):
-            for name, child in list(holder.named_children()):
-                if type(child) is LowBitLinear:
-                    setattr(holder, name, TritonLowBitLinear(child))
+    for place in places_of(modules, LowBitLinear):
+        place.put(TritonLowBitLinear(place.linear))
 
 
-def why_no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
+def why_no_triton_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
     """What the kernel lacks, in words; None where it runs.
 
     Example:
-        >>> why_no_kernel(torch.device("cuda"), torch.float32)
+        >>> why_no_triton_kernel(torch.device("cuda"), torch.float32)
         'it multiplies bfloat16 and float16, not float32'
     """
     if device.type != "cuda":

@@ -159,8 +159,8 @@ def pack_linears(
     modules = tuple(modules)
     groups = [group for module in modules for holder in module.modules() for group in siblings_in(holder)]
     of_a_group = {id(layer) for group in groups for layer in group}
-    alone: dict[_Key, list[LinearPlace]] = {}
-    in_group: dict[int, LinearPlace] = {}
+    alone: dict[_Key, list[LinearPlace[nn.Linear]]] = {}
+    in_group: dict[int, LinearPlace[nn.Linear]] = {}
     for place in plain_linears(modules):
         if id(place.linear) in of_a_group:
             in_group[id(place.linear)] = place

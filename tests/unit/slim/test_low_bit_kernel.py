@@ -14,7 +14,7 @@ from torch import nn
 from tests.low_bit_kernel_cases import cases
 from tests.triton_tools import assert_is_for, compiled_for, fresh_module, in_a_new_process, needs_triton
 from viasd_calib.slim.low_bit import Bits, LowBitLinear
-from viasd_calib.slim.low_bit_kernel import OUTPUTS, ROWS, WARPS, packed_codes, use_kernel, why_no_kernel
+from viasd_calib.slim.low_bit_kernel import OUTPUTS, ROWS, WARPS, packed_codes, use_kernel, why_no_triton_kernel
 
 ROUNDING = 2**-11
 """Of float16, which outputs are rounded to; sums in float32 add little to it."""
@@ -82,4 +82,4 @@ def test_layers_are_exchanged_where_they_are() -> None:
 
 
 def test_a_device_without_the_kernel_has_a_reason() -> None:
-    assert why_no_kernel(torch.device("cpu"), torch.bfloat16) == "device cpu is no CUDA device"
+    assert why_no_triton_kernel(torch.device("cpu"), torch.bfloat16) == "device cpu is no CUDA device"

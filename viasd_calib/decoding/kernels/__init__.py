@@ -55,17 +55,19 @@ def logit_statistics(logits: Tensor, tokens: Tensor | None = None) -> LogitStati
         >>> found.argmax.tolist(), found.margin.tolist(), found.log_ratio.tolist()
         ([1, 0], [1.0, 3.0], [-1.0])
     """
+    fused = logits.is_cuda and logits.shape[0] > 0 and has_triton()
+    native = logits.dtype == torch.bfloat16 and logits.device.type == "cpu" and cpu_has_kernels()
+    if not (fused or native):
+        return logit_statistics_torch(logits, tokens)
     tokens = no_tokens(logits) if tokens is None else tokens
     check(logits, tokens)
-    if logits.is_cuda and logits.shape[0] > 0 and has_triton():
-        from viasd_calib.decoding.kernels.fused import logit_statistics_fused
-
-        return logit_statistics_fused(logits, tokens)
-    if logits.dtype == torch.bfloat16 and logits.device.type == "cpu" and cpu_has_kernels():
+    if native:
         from viasd_calib.decoding.kernels.native import logit_statistics_native
 
         return logit_statistics_native(logits, tokens)
-    return logit_statistics_torch(logits, tokens)
+    from viasd_calib.decoding.kernels.fused import logit_statistics_fused
+
+    return logit_statistics_fused(logits, tokens)
 
 
 @cache

@@ -23,14 +23,13 @@ otherwise: where that matters, pad the vocabulary of the output head and mask th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from viasd_calib.decoding.kernels.reference import LogitStatistics
+from viasd_calib.slim.triton_jit import jit
 
 try:
     import triton
@@ -45,15 +44,6 @@ LOGITS_PER_WARP = 512
 
 PROGRAMS_PER_PROCESSOR = 2
 """Programs wanted for each streaming multiprocessor before blocks may widen."""
-
-
-def jit(*scalars: str) -> Callable[[Callable[..., None]], Any]:
-    """Make a function a Triton kernel that is not compiled anew for the values of these arguments."""
-
-    def decorate(kernel: Callable[..., None]) -> Any:
-        return kernel if triton is None else triton.jit(kernel, do_not_specialize=list(scalars))
-
-    return decorate
 
 
 @jit()

@@ -295,7 +295,7 @@ void viasd_statistics(const bfloat16* logits, int count, int rows, const int64_t
 
 // The first of the largest logits of each row of [rows][count].
 void viasd_argmax(const bfloat16* logits, int count, int rows, int64_t* argmax) {
-  for (int r = 0; r < rows; ++r) argmax[r] = argmax_of(logits + size_t(r) * count, count);
+  for (int r = 0; r < rows; ++r) argmax[r] = largest_of(logits + size_t(r) * count, count).place;
 }
 
 // The norm alone: from [rows][count] to bfloat16.

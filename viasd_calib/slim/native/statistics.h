@@ -19,23 +19,14 @@ inline __m512 logits_at(const bfloat16* row, int at, int count) {
   return _mm512_mask_blend_ps(inside, _mm512_set1_ps(-INFINITY), _mm512_castsi512_ps(bits));
 }
 
-// The first of the largest logits; any index where one is NaN.
-inline int64_t argmax_of(const bfloat16* row, int count) {
-  __m512 most = _mm512_set1_ps(-INFINITY);
-  __m512i places = _mm512_setzero_si512(), place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  for (int i = 0; i < count; i += 16) {
-    const __m512 values = logits_at(row, i, count);
-    const __mmask16 more = _mm512_cmp_ps_mask(values, most, _CMP_GT_OQ);
-    most = _mm512_mask_blend_ps(more, most, values);
-    places = _mm512_mask_blend_epi32(more, places, place);
-    place = _mm512_add_epi32(place, _mm512_set1_epi32(16));
-  }
-  const float maximum = _mm512_reduce_max_ps(most);
-  if (maximum == -INFINITY) return 0;
-  return _mm512_mask_reduce_min_epi32(_mm512_cmp_ps_mask(most, _mm512_set1_ps(maximum), _CMP_EQ_OQ), places);
-}
+// The largest logit of a row, the first place of it, and the second largest, which is the same where that occurs twice.
+struct Largest {
+  float first, second;
+  int64_t place;
+  bool is_number;  // all are numbers; else the others say nothing, but that the place is one of the row
+};
 
-inline Statistics statistics_of(const bfloat16* row, int count) {
+inline Largest largest_of(const bfloat16* row, int count) {
   const __m512 lowest = _mm512_set1_ps(-INFINITY);
   __m512 first = lowest, second = lowest;
   __m512i places = _mm512_setzero_si512(), place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -50,13 +41,19 @@ inline Statistics statistics_of(const bfloat16* row, int count) {
     place = _mm512_add_epi32(place, _mm512_set1_epi32(16));
   }
   const float maximum = _mm512_reduce_max_ps(first);
+  if (maximum == -INFINITY) return {maximum, maximum, 0, !not_numbers};
   const __mmask16 holders = _mm512_cmp_ps_mask(first, _mm512_set1_ps(maximum), _CMP_EQ_OQ);
-  const int argmax = holders ? _mm512_mask_reduce_min_epi32(holders, places) : 0;
-  if (not_numbers || maximum == INFINITY) return {NAN, NAN, NAN, NAN, argmax};
-  if (maximum == -INFINITY) return {maximum, maximum, NAN, maximum, 0};
+  const int argmax = _mm512_mask_reduce_min_epi32(holders, places);
   // Twice the largest: in two lanes, or in one, where the second of the lane holds it.
   const __mmask16 owner = _mm512_mask_cmpeq_epi32_mask(holders, places, _mm512_set1_epi32(argmax));
-  const float runner_up = _mm512_reduce_max_ps(_mm512_mask_blend_ps(owner, first, second));
+  return {maximum, _mm512_reduce_max_ps(_mm512_mask_blend_ps(owner, first, second)), argmax, !not_numbers};
+}
+
+inline Statistics statistics_of(const bfloat16* row, int count) {
+  const Largest top = largest_of(row, count);
+  const float maximum = top.first;
+  if (!top.is_number || maximum == INFINITY) return {NAN, NAN, NAN, NAN, top.place};
+  if (maximum == -INFINITY) return {maximum, maximum, NAN, maximum, top.place};
   __m512 total = _mm512_setzero_ps(), weighted = _mm512_setzero_ps();
   const __m512 anchor = _mm512_set1_ps(maximum), faintest = _mm512_set1_ps(-80);  // e^-80 of a million is 0 in float32
   for (int i = 0; i < count; i += 16) {
@@ -66,7 +63,7 @@ inline Statistics statistics_of(const bfloat16* row, int count) {
     weighted = _mm512_fmadd_ps(shifted, weights, weighted);
   }
   const float sum = _mm512_reduce_add_ps(total), log_sum = std::log(sum);
-  return {maximum, maximum + log_sum, log_sum - _mm512_reduce_add_ps(weighted) / sum, runner_up, argmax};
+  return {maximum, maximum + log_sum, log_sum - _mm512_reduce_add_ps(weighted) / sum, top.second, top.place};
 }
 
 }  // namespace viasd

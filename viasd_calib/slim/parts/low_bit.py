@@ -124,6 +124,12 @@ class ChosenBits(LowBitWeights):
         return self._table
 
 
+def kept_layers(inputs: FitInputs) -> dict[Literal["attention", "mlp"], set[int]]:
+    """Layers whose sublayer of each kind a route keeps."""
+    skipped = {"attention": inputs.route.attention_skip, "mlp": inputs.route.mlp_skip}
+    return {kind: {*range(inputs.full.config.num_hidden_layers)}.difference(skipped[kind]) for kind in KINDS}
+
+
 def _choose(inputs: FitInputs, options: LowBitOptions) -> ChosenBits:
     """The bits of least summed KL(q || q') within the fit's target cost, of kept sublayers and the head.
 
@@ -131,10 +137,9 @@ def _choose(inputs: FitInputs, options: LowBitOptions) -> ChosenBits:
     """
     if inputs.divergence is None or not inputs.texts:
         raise SpecError("bits auto needs texts that q wrote; give bits a number")
-    full, route = inputs.full, inputs.route
-    skipped = {"attention": route.attention_skip, "mlp": route.mlp_skip}
+    full, kept = inputs.full, kept_layers(inputs)
     places: list[tuple[str, int | None]] = [
-        (kind, layer) for layer in range(full.config.num_hidden_layers) for kind in KINDS if layer not in skipped[kind]
+        (kind, layer) for layer in range(full.config.num_hidden_layers) for kind in KINDS if layer in kept[kind]
     ]
     places.append(("head", None))
     rows = full.head_rows()
@@ -201,9 +206,7 @@ class LowBit(RoutePart[LowBitWeights]):
         assert isinstance(options, LowBitOptions)
         if options.bits == "auto":
             return _choose(inputs, options)
-        route, layers = inputs.route, inputs.full.config.num_hidden_layers
-        skipped = {"attention": route.attention_skip, "mlp": route.mlp_skip}
-        kept = {kind: {*range(layers)}.difference(skipped[kind]) for kind in KINDS}
+        kept, layers = kept_layers(inputs), inputs.full.config.num_hidden_layers
         head = options.bits if options.head is None else options.head
         return LowBitWeights.model_validate(
             {
@@ -266,7 +269,7 @@ def _counts(entry: LowBitWeights) -> Mapping[int, int]:
     return {bits: every.count(bits) for bits in get_args(LowBits) if bits in every}
 
 
-def verifier_linears(module: nn.Module) -> Iterator[LinearPlace]:
+def verifier_linears(module: nn.Module) -> Iterator[LinearPlace[nn.Linear]]:
     """Where a module's linear layers are, but for those of an adapter beside them.
 
     Example:
