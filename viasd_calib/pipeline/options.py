@@ -290,11 +290,12 @@ class RouteQualityOptions(UnseenPrompts, BackendModels):
 
     Args:
         json: where the result is written.
-        batch_size: prompts answered at once.
+        batch_size: prompts answered at once; one unless given: in bfloat16 a batch rounds otherwise than the single
+            texts that are compared, so that its answers are not everywhere the verifier's own choice.
     """
 
     json: str
-    batch_size: Count = 16
+    batch_size: Count = 1
 
 
 @options

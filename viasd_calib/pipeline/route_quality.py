@@ -17,7 +17,9 @@ from viasd_calib.pipeline.prompt_choice import check_prompts, choose_unseen
 def route_quality(options: RouteQualityOptions, load: lazy_types.LoadVerifier | None = None) -> lazy_types.RouteQuality:
     """Measure how well the slim verifier predicts the full one, and what a pass of it costs; write that as JSON.
 
-    The full verifier answers the prompts greedily; the slim one is asked at every place of these answers.
+    The full verifier answers the prompts greedily; the slim one is asked at every place of these answers. One backend
+    runs both. With ``native``, where the width of a pass over a single text does not matter, a slim verifier that is
+    the full one agrees with it at every place; with others in bfloat16 at nearly all, since widths round differently.
 
     Raises:
         ViasdError: options that cannot be, most of them before a model is loaded.
@@ -32,6 +34,7 @@ def route_quality(options: RouteQualityOptions, load: lazy_types.LoadVerifier | 
     from viasd_calib.traces.capture import capture_traces
     from viasd_calib.traces.data import read_texts
     from viasd_calib.traces.folder import CaptureSettings
+    from viasd_calib.traces.on_policy import Policy
 
     engine = open_engine(path, spec, options, load, options.backend)
     check_prompts(engine.verifier, chosen, options.max_new_tokens)
@@ -39,7 +42,9 @@ def route_quality(options: RouteQualityOptions, load: lazy_types.LoadVerifier | 
     cost = relative_cost(engine.routed)  # before other work warms or fills the caches
     with tempfile.TemporaryDirectory(prefix="viasd-") as folder:
         settings = CaptureSettings(max_new_tokens=options.max_new_tokens, batch_size=options.batch_size)
-        capture_traces(engine.verifier, None, "none", chosen, Path(folder), settings)
+        # A capture's own passes are eager ones, whatever backend has prepared the modules that they run.
+        q = Policy("autoregressive", engine.decoder("autoregressive"))
+        capture_traces(engine.verifier, None, "none", chosen, Path(folder), settings, q)
         texts = read_texts(Path(folder))
     quality = measure_quality(engine.routed, texts, cost)
     write_json(Path(options.json), quality)
