@@ -21,12 +21,13 @@ def route_quality(options: RouteQualityOptions) -> None:
 
 def quality_table(quality: lazy_types.RouteQuality) -> Table:
     """What was measured, as a table."""
-    table = new_table("slim verifier against full verifier", ["", "agreement"])
+    table = new_table("slim verifier against full verifier", ["", "agreement", "places"])
     table.add_row("all places, directly after the full verifier", f"{quality.agreement:.4f}")
     for share, agreement in quality.agreement_confident.items():
         table.add_row(f"  the most confident {float(share):.0%}", f"{agreement:.4f}")
     for distance, agreement in quality.by_distance.items():
-        table.add_row(f"{distance} tokens after it", f"{agreement:.4f}")
+        places = str(quality.places_by_distance[distance])
+        table.add_row(f"{distance} token{'' if distance == 1 else 's'} after it", f"{agreement:.4f}", places)
     for task, agreement in quality.by_task.items():
         table.add_row(task, f"{agreement:.4f}")
     costs = ", ".join(f"{cost:.2f} at width {width}" for width, cost in quality.relative_cost.items())

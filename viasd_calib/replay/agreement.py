@@ -40,6 +40,10 @@ class ComparedPlaces:
             torch.cat([part.confidence for part in parts]),
         )
 
+    def only(self, chosen: Tensor) -> ComparedPlaces:
+        """The places where ``chosen`` ([n], bool) holds."""
+        return ComparedPlaces(self.kl[chosen], self.agrees[chosen], self.confidence[chosen])
+
     def agreement(self, share: float = 1.0) -> float:
         """Agreement on this share of the places, those where q' is most confident of its choice; on one at least.
 
@@ -94,9 +98,25 @@ def compare_places(
 ) -> ComparedPlaces:
     """Run q' on a text, as :func:`slim_logits_on` does, and compare it with q."""
     logits = slim_logits_on(model, sublayers, text, cache, starts)
+    return compare_logits(text.q_ids, text.q_log_probs, logits)
+
+
+def compare_logits(q_ids: Tensor, q_log_probs: Tensor, logits: Tensor) -> ComparedPlaces:
+    """Compare what q' gives at n places with what q gave there.
+
+    Args:
+        q_ids: q's top tokens, the most probable first, [n, k], long.
+        q_log_probs: their log-probabilities, [n, k], float32.
+        logits: of q', [n, vocabulary], float32.
+
+    Example:
+        >>> log_probs = torch.tensor([[0.9, 0.1]]).log()
+        >>> compare_logits(torch.tensor([[1, 0]]), log_probs, torch.tensor([[0.0, 2.0, 1.0]])).agrees
+        tensor([True])
+    """
     top, log_sum_exp = logits.max(-1), logits.logsumexp(-1)
     return ComparedPlaces(
-        kl=top_k_kl(text.q_ids, text.q_log_probs, logits, log_sum_exp),
-        agrees=top.indices == text.q_ids[:, 0],
+        kl=top_k_kl(q_ids, q_log_probs, logits, log_sum_exp),
+        agrees=top.indices == q_ids[:, 0],
         confidence=(top.values - log_sum_exp).exp(),
     )
