@@ -10,6 +10,7 @@ from viasd_calib.calibration.logistic_gate import FittedGate, fit_draft_gate, fi
 from viasd_calib.calibration.scoring import ScoredText, score_texts
 from viasd_calib.progress import tracked
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.low_bit import widened_weights
 from viasd_calib.traces.data import TraceText
 
 
@@ -37,8 +38,9 @@ def fit_gates(
         TraceError: the traces were captured without a drafter.
         CalibrationError: q agreed always or never.
     """
-    fitted_on = _score(model, texts, max_run, "scoring fit texts")
-    evaluated_on = _score(model, held_back, max_run, "scoring held-back texts")
+    with widened_weights(model.slim_networks):
+        fitted_on = _score(model, texts, max_run, "scoring fit texts")
+        evaluated_on = _score(model, held_back, max_run, "scoring held-back texts")
     draft = fit_draft_gate(fitted_on, evaluated_on)
     slim = fit_slim_gate(fitted_on, evaluated_on)
     scores = tier_scores(draft.gate, slim.gate, evaluated_on)

@@ -12,8 +12,8 @@ from viasd_calib.decoding.features import DraftStatistics, draft_features, slim_
 from viasd_calib.decoding.kernels import logit_statistics
 from viasd_calib.decoding.top_k import TopKStatistics, top_k_of
 from viasd_calib.errors import TraceError
-from viasd_calib.replay.student import run_starts, student_states
-from viasd_calib.replay.teacher import read_text
+from viasd_calib.replay.agreement import slim_logits_on, text_cache
+from viasd_calib.replay.student import run_starts
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.data import TraceText
 
@@ -73,6 +73,8 @@ def traced_draft_statistics(text: TraceText) -> DraftStatistics:
 def score_texts(model: RoutedModel, texts: Sequence[TraceText], max_run: int, seed: int = 0) -> Iterator[ScoredText]:
     """Run q' over traced texts as it will run, and label what the gates would be asked.
 
+    q reads the prompt, as it does when it decodes: runs of pending places begin after it.
+
     Args:
         model: the verifier with its route.
         max_run: longest run of pending places.
@@ -80,13 +82,10 @@ def score_texts(model: RoutedModel, texts: Sequence[TraceText], max_run: int, se
     """
     generator = torch.Generator().manual_seed(seed)
     for text in texts:
-        ids = text.ids[None, :-1].to(model.device)  # [1, length - 1]
-        _, cache = read_text(model, ids)
-        starts = run_starts(ids.shape[1], max_run, generator).to(model.device)
-        states = student_states(model, model.slim_sublayers, ids, cache, starts)
-        begin = text.prompt_length - 1
-        logits = model.slim_logits(states[0, begin:]).cpu()  # [n, vocabulary]
-        pending = (torch.arange(ids.shape[1]) - starts.cpu())[begin:]  # [n]
+        begin, length = text.prompt_length - 1, len(text.ids) - 1
+        starts = run_starts(length, max_run, generator)  # [length]
+        logits = slim_logits_on(model, model.slim_sublayers, text, text_cache(model, text), starts)  # [n, vocabulary]
+        pending = torch.arange(begin, length) - starts[begin:].clamp(min=begin)  # [n]
         yield _score(text, logits, pending)
 
 

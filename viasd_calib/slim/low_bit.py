@@ -8,7 +8,8 @@ leaves, so that products of integers serve both. All products are exact sums of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,6 +24,9 @@ INPUT_STEPS = 127
 """Codes of an input on either side of zero."""
 FINE_STEPS = 254
 """Steps of an input's second code in one of its first."""
+
+WIDENED_BYTES = 4 * 2**30
+"""Memory that :func:`widened_weights` takes at most."""
 
 Bits = Literal[8, 4]
 InputBits = Literal[16, 8]
@@ -137,12 +141,13 @@ class LowBitLinear(Unsaved, nn.Module):
         self.rounded = round_weight(linear.weight, bits)
         self.bias = linear.bias
         self.cost_key = bits, input_bits
+        self._widened: Tensor | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the number format of the inputs."""
         rows = inputs.reshape(-1, self.in_features)  # [rows, in]
         codes, steps = round_inputs(rows, self.input_bits)
-        weight = self.rounded.plain().T  # [in, out]
+        weight = self._weight()  # [in, out]
         if torch.is_grad_enabled() and inputs.requires_grad:  # straight through: Bengio et al. 2013, arXiv 1308.3432
             rounded = (codes * steps).sum(0).to(rows.dtype)
             out = (rows + (rounded - rows).detach()).float() @ weight  # [rows, out]
@@ -151,6 +156,14 @@ class LowBitLinear(Unsaved, nn.Module):
         if self.bias is not None:
             out = out + self.bias.float()
         return out.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
+
+    def _weight(self) -> Tensor:
+        """The values of the codes, float32, [in, out]: those that are held, else made anew."""
+        return self.rounded.plain().T if self._widened is None else self._widened
+
+    def hold_widened(self, held: bool) -> None:
+        """Hold the weight in float32 from now on, or no longer."""
+        self._widened = self.rounded.plain().T if held else None
 
     def memory(self) -> int:
         """Bytes of the weight with its steps: codes of 4 bits count as half a byte, as kernels keep them."""
@@ -163,3 +176,33 @@ def round_linears(modules: Iterable[nn.Module], bits: Bits, input_bits: InputBit
     """Exchange, in place, every linear layer inside ``modules`` for one with a weight of integers."""
     for place in plain_linears(modules):
         place.put(LowBitLinear(place.linear, bits, input_bits))
+
+
+@contextmanager
+def widened_weights(modules: Iterable[nn.Module], limit: int = WIDENED_BYTES) -> Iterator[None]:
+    """Within it, low-bit layers hold their weights in float32: many passes widen them once, and give the same bits.
+
+    Args:
+        modules: whose layers hold them.
+        limit: bytes; layers whose weights do not fit beside those before them widen them at each pass, as ever.
+
+    Example:
+        >>> layer, inputs = LowBitLinear(nn.Linear(64, 16), 8), torch.ones(1, 64)
+        >>> with widened_weights([layer]):
+        ...     held = layer(inputs)
+        >>> torch.equal(held, layer(inputs))
+        True
+    """
+    layers = {layer: None for module in modules for layer in module.modules() if isinstance(layer, LowBitLinear)}
+    left, held = limit, []
+    try:
+        for layer in layers:
+            size = 4 * layer.in_features * layer.out_features
+            if size <= left:
+                left -= size
+                layer.hold_widened(True)
+                held.append(layer)
+        yield
+    finally:
+        for layer in held:
+            layer.hold_widened(False)

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from viasd_calib.slim.low_bit import FINE_STEPS, Bits, InputBits, LowBitLinear, round_inputs, round_weight
+from viasd_calib.slim.low_bit import (
+    FINE_STEPS,
+    Bits,
+    InputBits,
+    LowBitLinear,
+    RoundedWeight,
+    round_inputs,
+    round_weight,
+    widened_weights,
+)
 
 BITS: list[Bits] = [8, 4]
 INPUT_BITS: list[InputBits] = [16, 8]
@@ -89,3 +98,27 @@ def test_memory_is_counted_in_bits() -> None:
     linear = nn.Linear(128, 32)
     assert LowBitLinear(linear, 8).memory() == 128 * 32 + 32 * 4
     assert LowBitLinear(linear, 4).memory() == 128 * 32 // 2 + 32 * 2 * 8
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_weights_are_widened_once_within_the_limit_and_give_the_same_bits(
+    bits: Bits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(LowBitLinear(nn.Linear(96, 70), bits), LowBitLinear(nn.Linear(70, 20), bits))
+    inputs = numbers(4, 5, 96)
+    wanted = layers(inputs)
+    widened: list[int] = []
+    plain = RoundedWeight.plain
+
+    def counted(weight: RoundedWeight) -> Tensor:
+        widened.append(weight.codes.shape[0])
+        return plain(weight)
+
+    monkeypatch.setattr(RoundedWeight, "plain", counted)
+    with widened_weights([layers, layers[0]], limit=4 * 96 * 70 + 100):  # the second is too large for what is left
+        found = [layers(inputs) for _ in range(3)]
+    assert widened == [70, 20, 20, 20]
+    assert all(torch.equal(one, wanted) for one in found)
+    layers(inputs)
+    assert widened[4:] == [70, 20]
