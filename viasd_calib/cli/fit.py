@@ -38,7 +38,8 @@ def fit(words: Sequence[str], load: lazy_types.LoadVerifier | None = None) -> No
 
 
 def say_fit(artifact: lazy_types.FitArtifact) -> None:
-    """Say what was learned: the route, how good the gates are, and how often q' and q agree."""
+    """Say what was learned: the route, how good the gates are, how often q' and q agree, and what low bits cost."""
+    from viasd_calib.evaluation.report_rows import cost_words
     from viasd_calib.slim.parts.base import route_words
 
     route, layers = artifact.route, artifact.verifier.num_layers
@@ -54,6 +55,8 @@ def say_fit(artifact: lazy_types.FitArtifact) -> None:
     console.print(gates)
     console.print(f"agreement of slim and full verifier: {artifact.agreement:.4f}")
     console.print(f"slim verifier: {route_words(route, layers)}")
+    if route.relative_cost is not None:
+        console.print(f"cost of a slim pass: {cost_words(route)}")
     if artifact.outside_head_vocab > 0:
         console.print(
             f"the full verifier's choice, of {artifact.verifier.vocab_size:,} tokens, is none of the slim verifier's "

@@ -39,7 +39,7 @@ def setting_groups(spec: RoutingSpec, bench: BenchResult) -> list[tuple[str, lis
         ("architecture", f"{verifier.architecture}, {verifier.num_layers} layers of width {verifier.hidden_size}"),
         ("draft model", _draft_words(spec.draft)),
         ("slim verifier", route_words(spec.route, verifier.num_layers)),
-        ("relative cost", _cost_words(spec.route)),
+        ("relative cost", cost_words(spec.route)),
     ]
     decoder = [
         ("draft length", f"{decoding.draft_length}"),
@@ -86,7 +86,8 @@ def _weight_words(quantize: WeightFormat | None) -> str:
     return "" if quantize is None else f", {quantize} weights"
 
 
-def _cost_words(route: Route) -> str:
+def cost_words(route: Route) -> str:
+    """What a slim pass was measured to cost."""
     cost = route.relative_cost
     if cost is None:
         return "not measured"

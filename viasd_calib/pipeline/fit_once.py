@@ -16,8 +16,9 @@ from viasd_calib.models import LoadVerifier
 from viasd_calib.pipeline.fit_options import FitOptions
 from viasd_calib.prompt_copies import short_hashes
 from viasd_calib.prompts import SplitShares, combined_sha256
+from viasd_calib.slim.decoding_copy import decoding_cost
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.parts.base import save_parts
+from viasd_calib.slim.parts.base import Sizes, load_parts, save_parts
 from viasd_calib.slim.parts.head_vocab import share_outside
 from viasd_calib.spec import Route
 from viasd_calib.traces.data import TraceDataModule
@@ -60,6 +61,8 @@ def write_fit(
 ) -> FitArtifact:
     """Write the route with the tensors of its parts, fit the first gates on them, and write those.
 
+    A slim pass with low bits is timed beside a full one, as both will decode here.
+
     Args:
         gate_folders: traces for the gates; none for the texts that the route learned from, and those held back.
     """
@@ -71,6 +74,10 @@ def write_fit(
     routed = RoutedModel(student.model.model, route, held)
     check_memory(routed.memory, options.memory)
     route = route.model_copy(update={"memory": routed.memory})
+    if route.low_bit is not None:  # target_cost says nothing of what they gain, and another machine may gain nothing
+        verifier = student.verifier.model
+        cost = decoding_cost(verifier, route, load_parts(route, out, Sizes.of_config(verifier.config)))
+        route = route.model_copy(update={"relative_cost": cost})
     compared = gate_texts(gate_folders, data.seed) if gate_folders else data
     gates = fit_gates(routed, compared.training_texts(), compared.validation_texts(), options.max_run)
     artifact = _artifact(route, [data, compared], gates, outside, out)

@@ -16,6 +16,7 @@ from viasd_calib.replay.student import run_starts, student_states
 from viasd_calib.replay.teacher import KnownCaches, read_residuals
 from viasd_calib.slim.cache import SharedCache
 from viasd_calib.slim.cost import SublayerCosts, sublayer_costs
+from viasd_calib.slim.decoding_copy import decoding_copy
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.parts.base import FitInputs, part_named
 from viasd_calib.slim.parts.head_vocab import check_size, choose_tokens
@@ -103,9 +104,15 @@ class Student:
         self.model = RoutedModel(self.model.model, held={"mlp_keep": layers})
 
     def measured_costs(self) -> SublayerCosts:
-        """What sublayers of q' cost on this machine, with its narrow MLPs and a head of its size."""
+        """What sublayers of q' cost on this machine, with its narrow MLPs and a head of its size.
+
+        Beside low bits they are timed as they will decode, as the products of low bits are.
+        """
         size = self._options.head_vocab
         any_tokens = torch.arange(size) if size else None  # as many of others cost the same
+        if "low_bit" in self._options.parts:
+            held = {"mlp_keep": self.widths or None, "head_vocab": any_tokens}
+            return sublayer_costs(decoding_copy(self.model.model, Route(), held))
         held = {"mlp_keep": self.narrow_layers, "head_vocab": any_tokens}
         return sublayer_costs(RoutedModel(self.model.model, held=held))
 

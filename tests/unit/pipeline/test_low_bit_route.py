@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import viasd_calib
 from tests.tiny import LAYERS, TinyFolder, tiny_fit_options, tiny_prompts, tiny_traces
 from viasd_calib.cli import main
 from viasd_calib.errors import CalibrationError, MachineWarning, SpecError
 from viasd_calib.prompts import SplitShares
+from viasd_calib.slim import backends
+from viasd_calib.slim.backends import fastest_dtype
 from viasd_calib.slim.parts import low_bit
 from viasd_calib.spec import LowBitWeights, load_spec
 
@@ -48,6 +51,10 @@ def test_it_goes_from_traces_to_a_text(
     assert [*fitted.route.entries()] == ["low_bit"]
     assert fitted.route.low_bit == WHOLE
     assert fitted.agreement > 0.8
+    cost = fitted.route.relative_cost
+    assert cost is not None
+    assert [*cost.measured] == [1, 4, 8]
+    assert cost.dtype == fastest_dtype(torch.device("cpu"))
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("\n".join(prompt.model_dump_json() for prompt in tiny_prompts(32)[24:]), encoding="utf-8")
     spec = str(tmp_path / "spec" / "routing.json")
@@ -89,6 +96,15 @@ def test_what_is_distilled_is_distilled_on_low_bits(tiny_folder: TinyFolder, tra
     assert route.low_bit is not None
     assert [*route.low_bit.bits("mlp")] == [layer for layer in EVERY if layer not in route.mlp_skip]
     assert route.mlp_skip
+
+
+def test_where_nothing_has_kernels_for_them_a_fit_says_so(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "why_no_kernels", lambda *_: "this CPU has no avx512_vnni")
+    words = "runs sublayers in low bits, but no faster than others.*this CPU has no avx512_vnni"
+    with pytest.warns(MachineWarning, match=words):
+        viasd_calib.fit(options(tiny_folder, traces, tmp_path, **LOW))
 
 
 def test_memory_may_be_bounded(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
