@@ -48,6 +48,7 @@ def fit_once(
         max_steps=options.trainer.get("max_steps", -1),
         ckpt_path=options.ckpt_path,
         load=load,
+        folder=Path(options.out),
     )
     if state is not None:
         save_warm_start(module.trainer, state)

@@ -18,6 +18,7 @@ from viasd_calib.pipeline.fit_once import fit_once, gate_texts
 from viasd_calib.pipeline.fit_options import FitOptions
 from viasd_calib.pipeline.fitted import decoder_at, open_fit
 from viasd_calib.progress import say
+from viasd_calib.slim.parts.low_bit import MEASURED_FILE
 from viasd_calib.spec import Decoding
 from viasd_calib.traces.capture import CaptureReport, capture_again
 from viasd_calib.traces.data import TraceText
@@ -67,6 +68,8 @@ def fit_rounds(options: FitOptions, load: LoadVerifier, new_trainer: NewTrainer)
         if not (folder / FIT_FILE).is_file():
             say(f"round {number}/{options.rounds}")
             own = options_of_round(options, folder, folders[: number - 1])
+            if number > 1:
+                _keep_choice(folders[number - 2], folder)  # what was trained was trained on these bits
             fit_once(own, load, partial(new_trainer, default_root_dir=str(folder)), folder / STATE_FILE)
         if number < options.rounds:
             verifier = load(options.model.verifier, device=str(trainer.strategy.root_device))
@@ -130,7 +133,14 @@ def keep_as_result(fit_folder: Path, out: Path) -> FitArtifact:
     fitted = read_json(FitArtifact, fit_folder / FIT_FILE, "viasd fit")
     for name in (SCORES_FILE, *(file.path for file in fitted.route.files)):
         copy_file(fit_folder / name, out / name)
+    _keep_choice(fit_folder, out)
     draft = draft_from(draft_at(fitted.draft, fit_folder), out)
     kept = fitted.model_copy(update={"draft": draft})
     write_json(out / FIT_FILE, kept)
     return kept
+
+
+def _keep_choice(fit_folder: Path, out: Path) -> None:
+    """Put the bits that a round chose, where it chose some, where another one looks for them."""
+    if (fit_folder / MEASURED_FILE).is_file():
+        copy_file(fit_folder / MEASURED_FILE, out / MEASURED_FILE)

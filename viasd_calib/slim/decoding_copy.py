@@ -42,7 +42,7 @@ def decoding_copy(model: PreTrainedModel, route: Route, held: Mapping[str, objec
 def copied_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """A copy in another number format; buffers stay in theirs, as they do where a verifier is loaded."""
     weights = {id(one): nn.Parameter(one.detach().to(dtype), requires_grad=False) for one in model.parameters()}
-    return copy.deepcopy(model, weights)  # type: ignore[arg-type]  # what the copy has in their places
+    return copy.deepcopy(model, weights)  # the copy has these in their places
 
 
 def decoding_cost(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,6 +76,7 @@ class DistillationModule(StudentModule):
         load: where the verifier comes from.
         learned: the route that gates learned; None for the options' choice.
         neuron_orders: of narrow MLPs, [narrow layers, intermediate], long; None ranks them.
+        folder: of the fit, where parts leave what they have measured; None for nowhere.
     """
 
     STAGE = "adapter"
@@ -87,11 +89,13 @@ class DistillationModule(StudentModule):
         load: LoadVerifier = load_verifier,
         learned: Route | None = None,
         neuron_orders: Tensor | None = None,
+        folder: Path | None = None,
     ) -> None:
         super().__init__(options, load)
         self.strict_loading = False  # the frozen layers that the adapter sits on are no part of a checkpoint
         self._learned = learned
         self._neuron_orders = neuron_orders
+        self._folder = folder
         self.slim_layers: nn.ModuleList | None = None
         self.bridges: nn.ModuleDict | None = None
         self._further: dict[str, Any] = {}
@@ -110,7 +114,8 @@ class DistillationModule(StudentModule):
         options, student = self.options, self.student
         self.register_buffer("kept", student.kept(route).to(self.device))
         if options.parts:
-            fitted = fit_parts(student.fit_inputs(route, self.texts), options.further_options)
+            folder = self._folder if self.trainer.is_global_zero else None  # whose parts all processes take
+            fitted = fit_parts(student.fit_inputs(route, self.texts, folder), options.further_options)
             self._further = self.trainer.strategy.broadcast(fitted)
         self.further = nn.ModuleDict({name: one for name, one in self._further.items() if isinstance(one, nn.Module)})
         self.bridges = bridges

@@ -33,6 +33,7 @@ def fit_slim_verifier(
     max_steps: int = -1,
     ckpt_path: str | Path | None = None,
     load: LoadVerifier = load_verifier,
+    folder: Path | None = None,
 ) -> DistillationModule:
     """Find the route and train the slim verifier; each stage is a LightningModule with a trainer of its own.
 
@@ -47,6 +48,7 @@ def fit_slim_verifier(
         max_steps: of both stages together; -1 for no limit.
         ckpt_path: checkpoint to go on from; None begins anew.
         load: where the verifier comes from.
+        folder: of the fit, where parts of the route leave what they have measured; None for nowhere.
 
     Raises:
         CalibrationError: the gates' steps are more than all, or the checkpoint does not fit.
@@ -69,10 +71,12 @@ def fit_slim_verifier(
         max_steps -= gate_steps
     last = new_trainer(max_steps=max_steps, **shared)
     if gates is None:
-        module = DistillationModule(options, load)
+        module = DistillationModule(options, load, folder=folder)
     else:
         student = gates.student
-        module = DistillationModule(options, lambda *_, **__: student.verifier, gates.route, student.neuron_orders)
+        module = DistillationModule(
+            options, lambda *_, **__: student.verifier, gates.route, student.neuron_orders, folder
+        )
         _go_on(last, trainer)
     _train(module, last, data, ckpt_path)
     return module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -78,8 +79,8 @@ class Student:
             layer: KeptNeurons(order, self._kept_neurons) for layer, order in zip(self.narrowed, orders, strict=True)
         }
 
-    def fit_inputs(self, route: Route, texts: Sequence[TraceText]) -> FitInputs:
-        """What parts of a route are fitted on."""
+    def fit_inputs(self, route: Route, texts: Sequence[TraceText], folder: Path | None = None) -> FitInputs:
+        """What parts of a route are fitted on; ``folder`` is the fit's."""
         caches: dict[int, SharedCache] = {}
 
         def divergence(model: RoutedModel, number: int) -> float:
@@ -89,12 +90,13 @@ class Student:
             places = compare_places(model, model.slim_sublayers, text, caches[number], directly_after(text))
             return float(places.kl.mean())
 
-        return FitInputs(self.model, route, texts, read_residuals, divergence, self._options.target_cost)
+        return FitInputs(self.model, route, texts, read_residuals, divergence, self._options.target_cost, folder)
 
     def rank_neurons(self, texts: Sequence[TraceText]) -> Tensor:
         """Neurons of the MLPs that are to be narrow, most important first: [narrow layers, intermediate], long."""
         options = MlpKeepOptions(layers=tuple(self.narrowed), keep=self._kept_neurons)
         kept = part_named("mlp_keep").fit(self.fit_inputs(Route(), texts), options)
+        assert kept is not None, "neurons can always be ranked"
         return torch.stack([neurons.order for neurons in kept.values()])
 
     def narrow(self, neuron_orders: Tensor) -> None:
@@ -111,8 +113,8 @@ class Student:
         size = self._options.head_vocab
         any_tokens = torch.arange(size) if size else None  # as many of others cost the same
         if "low_bit" in self._options.parts:
-            held = {"mlp_keep": self.widths or None, "head_vocab": any_tokens}
-            return sublayer_costs(decoding_copy(self.model.model, Route(), held))
+            copied = {"mlp_keep": self.widths or None, "head_vocab": any_tokens}
+            return sublayer_costs(decoding_copy(self.model.model, Route(), copied))
         held = {"mlp_keep": self.narrow_layers, "head_vocab": any_tokens}
         return sublayer_costs(RoutedModel(self.model.model, held=held))
 

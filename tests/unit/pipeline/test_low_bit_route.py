@@ -14,7 +14,8 @@ import torch
 import viasd_calib
 from tests.tiny import LAYERS, TinyFolder, tiny_fit_options, tiny_prompts, tiny_traces
 from viasd_calib.cli import main
-from viasd_calib.errors import CalibrationError, MachineWarning, SpecError
+from viasd_calib.errors import CalibrationError, JobWarning, MachineWarning, SpecError
+from viasd_calib.file_names import FIT_FILE
 from viasd_calib.prompts import SplitShares
 from viasd_calib.slim import backends
 from viasd_calib.slim.backends import fastest_dtype
@@ -185,3 +186,40 @@ def test_bits_are_chosen_within_the_target(
     assert found[0.8] < found[0.5] < found[0.3]
     with pytest.raises(SpecError, match=r"the least is 0\.250; raise target_cost, or let low_bit choose"):
         viasd_calib.fit(options(tiny_folder, traces, tmp_path / "none", **auto, target_cost=0.2))
+
+
+def test_a_fit_whose_target_is_met_has_no_low_bits(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(low_bit, "product_seconds", priced)
+    auto = {**LOW, "parts": {"low_bit": {"bits": "auto"}}}
+    with pytest.warns(JobWarning, match="bits auto leaves everything in 16 bits"):
+        fitted = viasd_calib.fit(options(tiny_folder, traces, tmp_path, **auto, target_cost=1.0))
+    assert fitted is not None
+    assert not fitted.route.entries()
+    assert fitted.agreement == 1.0
+    assert fitted.route.relative_cost is None
+
+
+def test_a_later_round_has_the_bits_of_the_first(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bridges and adapter were trained on them."""
+    timed: list[object] = []
+
+    def otherwise(shapes: Iterable[tuple[int, int]], tried: Sequence[int], *_: object) -> dict[Any, float]:
+        """Products of the first time, and such whose choice would be another one."""
+        timed.append(shapes)
+        return {(shape, bits): seconds ** len(timed) for (shape, bits), seconds in priced(shapes, tried).items()}
+
+    monkeypatch.setattr(low_bit, "product_seconds", otherwise)
+    auto = {"route_choice": "whole", "adapter_rank": 2, "max_run": 4, "parts": {"low_bit": {"bits": "auto"}}}
+    given = options(tiny_folder, traces, tmp_path, **auto, target_cost=0.6)
+    with pytest.warns(JobWarning, match=r"bits are those of .*round-2.*low_bit\.json"):
+        fitted = viasd_calib.fit(replace(given, rounds=2))
+    assert fitted is not None
+    first = json.loads((tmp_path / "round-1" / FIT_FILE).read_text(encoding="utf-8"))
+    assert first["route"]["low_bit"] == fitted.route.model_dump(mode="json")["low_bit"]
+    assert len(timed) == 1
+    choices = [(place / low_bit.MEASURED_FILE).read_bytes() for place in (tmp_path, tmp_path / "round-1")]
+    assert choices[0] == choices[1]

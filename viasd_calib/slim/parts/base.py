@@ -102,6 +102,7 @@ class FitInputs:
         replay: runs q over them.
         divergence: of q' from q on one of the texts; None where nothing measures it.
         target_cost: share of a full pass that a slim pass may cost.
+        folder: of the fit, where a part may leave what a fit that goes on is to take up; None where there is none.
     """
 
     full: RoutedModel
@@ -110,6 +111,7 @@ class FitInputs:
     replay: Replay
     divergence: Divergence | None = None
     target_cost: float = 1.0
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,11 @@ class RoutePart(Generic[Held]):
     replaces_runs: ClassVar[bool] = False
     fit_has_options: ClassVar[bool] = False
 
-    def fit(self, inputs: FitInputs, options: PartOptions) -> Held:
-        """Make what q' is to hold from texts, before distillation; ``options`` are of the part's own type."""
+    def fit(self, inputs: FitInputs, options: PartOptions) -> Held | None:
+        """Make what q' is to hold from texts, before distillation; ``options`` are of the part's own type.
+
+        None where the texts show that the route is better without the part.
+        """
         raise NotImplementedError(f"{self.title} cannot be fitted by itself")
 
     def parameters(self, held: Held, route: Route) -> list[nn.Parameter]:

@@ -6,7 +6,9 @@ skipped sublayers and narrow MLPs do not.
 
 from __future__ import annotations
 
+import random
 import statistics
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,14 +16,14 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 from torch import nn
 
-from viasd_calib.errors import SpecError
-from viasd_calib.files import write_json
+from viasd_calib.errors import JobWarning, SpecError
+from viasd_calib.files import read_json, write_json
 from viasd_calib.slim.bit_choice import MeasuredBits, choose_bits
 from viasd_calib.slim.bit_costs import Shape, product_seconds
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.linears import LinearPlace, plain_linears
 from viasd_calib.slim.lora_linear import LoRALinear
-from viasd_calib.slim.low_bit import InputBits, LowBitLinear, round_linears
+from viasd_calib.slim.low_bit import InputBits, LowBitLinear, round_linears, widened_weights
 from viasd_calib.slim.onednn_linear import refuse_packed
 from viasd_calib.slim.parts.adapter import of_adapter
 from viasd_calib.slim.parts.base import FitInputs, Mark, PartOptions, RoutePart, Sizes, register
@@ -33,7 +35,9 @@ Bits = Literal[16, 8, 4]
 MEASURED_FILE = "low_bit.json"
 """Where a fit leaves what bits were chosen by."""
 TEXTS = 8
-"""Texts that divergences are measured on."""
+"""Texts that divergences are measured on, drawn from all."""
+SEED = 0
+"""Of that draw."""
 KINDS: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
 
 
@@ -100,16 +104,51 @@ class MeasuredSublayer(BaseModel):
     chosen: bool
 
 
+class AskedChoice(BaseModel):
+    """What bits were chosen for.
+
+    Attributes:
+        verifier: its name.
+        kept: layers whose sublayers of each kind the route keeps.
+        options: of the part.
+    """
+
+    verifier: str
+    target_cost: float
+    kept: dict[Literal["attention", "mlp"], list[int]]
+    options: LowBitOptions
+
+
 class MeasuredChoice(BaseModel):
     """What bits were chosen by: one row for each sublayer and number of bits.
 
     Attributes:
         relative_cost: of all products of the route over those of a full pass, as chosen.
+        asked: what they were chosen for; None in what earlier releases wrote.
     """
 
     target_cost: float
     relative_cost: float
     measured: list[MeasuredSublayer]
+    asked: AskedChoice | None = None
+
+    def chosen(self) -> ChosenBits | None:
+        """The bits that were chosen; None where everything keeps 16."""
+        low = [row for row in self.measured if row.chosen and row.bits != 16]
+        if not low:
+            return None
+        inputs = 16 if self.asked is None else self.asked.options.input_bits
+        entry: dict[str, Any] = {"attention": {}, "mlp": {}, "head": None, "input_bits": inputs}
+        for row in low:
+            if row.layer is None:
+                entry["head"] = row.bits
+            else:
+                entry[row.kind].setdefault(str(row.bits), []).append(row.layer)
+        found = ChosenBits.model_validate(
+            {**entry, "input_bits": 16 if self.asked is None else self.asked.options.input_bits}
+        )
+        found._table = self
+        return found
 
 
 class ChosenBits(LowBitWeights):
@@ -130,12 +169,13 @@ def kept_layers(inputs: FitInputs) -> dict[Literal["attention", "mlp"], set[int]
     return {kind: {*range(inputs.full.config.num_hidden_layers)}.difference(skipped[kind]) for kind in KINDS}
 
 
-def _choose(inputs: FitInputs, options: LowBitOptions) -> ChosenBits:
+def _measured(inputs: FitInputs, options: LowBitOptions, asked: AskedChoice) -> MeasuredChoice:
     """The bits of least summed KL(q || q') within the fit's target cost, of kept sublayers and the head.
 
     Each is measured alone, all others as q has them; costs are those of products, without what attention does beside.
     """
-    if inputs.divergence is None or not inputs.texts:
+    divergence = inputs.divergence
+    if divergence is None or not inputs.texts:
         raise SpecError("bits auto needs texts that q wrote; give bits a number")
     full, kept = inputs.full, kept_layers(inputs)
     places: list[tuple[str, int | None]] = [
@@ -149,9 +189,11 @@ def _choose(inputs: FitInputs, options: LowBitOptions) -> ChosenBits:
             linears = verifier_linears(decoder_layer.get_submodule(MODULES[name]))
             shapes[name, index] = [(one.linear.out_features, one.linear.in_features) for one in linears]
     tried = [*dict.fromkeys(options.options)]
-    asked = [shape for each in shapes.values() for shape in each]
-    seconds = product_seconds(asked, tried, full.device, options.input_bits)
-    total = sum(seconds[shape, 16] for shape in asked)
+    every = [shape for each in shapes.values() for shape in each]
+    seconds = product_seconds(every, tried, full.device, options.input_bits)
+    total = sum(seconds[shape, 16] for shape in every)
+    count = len(inputs.texts)
+    texts = sorted(random.Random(SEED).sample(range(count), min(TEXTS, count)))
 
     def measure(kind: str, layer: int | None, bits: int) -> MeasuredBits:
         cost = sum(seconds[shape, bits] for shape in shapes[kind, layer]) / total
@@ -160,24 +202,12 @@ def _choose(inputs: FitInputs, options: LowBitOptions) -> ChosenBits:
         named = {"head": bits} if layer is None else {kind: {str(bits): [layer]}}
         alone = LowBitWeights.model_validate({**named, "input_bits": options.input_bits})
         model = RoutedModel(full.model, Route(), {"low_bit": alone})
-        texts = range(min(TEXTS, len(inputs.texts)))
-        return MeasuredBits(statistics.mean(divergence(model, number) for number in texts), cost)
+        with widened_weights(model.slim_networks):
+            return MeasuredBits(statistics.mean(divergence(model, number) for number in texts), cost)
 
-    divergence = inputs.divergence
     measured = [{bits: measure(kind, layer, bits) for bits in tried} for kind, layer in places]
     chosen = choose_bits(measured, inputs.target_cost)
-    entry: dict[str, Any] = {"attention": {}, "mlp": {}, "head": None, "input_bits": options.input_bits}
-    for (kind, layer), bits in zip(places, chosen, strict=True):
-        if bits != 16 and layer is None:
-            entry["head"] = bits
-        elif bits != 16:
-            entry[kind].setdefault(str(bits), []).append(layer)
-    if not (entry["attention"] or entry["mlp"] or entry["head"]):
-        raise SpecError(
-            "bits auto leaves everything in 16 bits, which meets target_cost; lower it, or leave out low_bit"
-        )
-    found = ChosenBits.model_validate(entry)
-    found._table = MeasuredChoice(
+    return MeasuredChoice(
         target_cost=inputs.target_cost,
         relative_cost=sum(module[bits].cost for module, bits in zip(measured, chosen, strict=True)),
         measured=[
@@ -187,8 +217,36 @@ def _choose(inputs: FitInputs, options: LowBitOptions) -> ChosenBits:
             for (kind, layer), module, mine in zip(places, measured, chosen, strict=True)
             for bits, one in module.items()
         ],
+        asked=asked,
     )
+
+
+def _choice(inputs: FitInputs, options: LowBitOptions) -> MeasuredChoice:
+    """What was chosen for the same in the fit's folder, or is chosen now; the folder then holds it.
+
+    A fit that goes on has to go on with the bits that it began with, and times differ from run to run.
+    """
+    kept = {kind: sorted(layers) for kind, layers in kept_layers(inputs).items()}
+    name = str(inputs.full.config.name_or_path)
+    asked = AskedChoice(verifier=name, target_cost=inputs.target_cost, kept=kept, options=options)
+    if inputs.folder is None:
+        return _measured(inputs, options, asked)
+    path = inputs.folder / MEASURED_FILE
+    earlier = _read_choice(path)
+    if earlier is not None and earlier.asked == asked:
+        warnings.warn(f"bits are those of {path}; remove it to choose anew", JobWarning, stacklevel=2)
+        return earlier
+    found = _measured(inputs, options, asked)
+    write_json(path, found)
     return found
+
+
+def _read_choice(path: Path) -> MeasuredChoice | None:
+    """What an earlier fit chose; None where it left nothing that can be read."""
+    try:
+        return read_json(MeasuredChoice, path, "viasd fit", SpecError)
+    except SpecError:
+        return None
 
 
 @register
@@ -201,11 +259,21 @@ class LowBit(RoutePart[LowBitWeights]):
     options = LowBitOptions
     last = True
 
-    def fit(self, inputs: FitInputs, options: PartOptions) -> LowBitWeights:
-        """What the options say, of the sublayers that the route keeps."""
+    def fit(self, inputs: FitInputs, options: PartOptions) -> LowBitWeights | None:
+        """What the options say, of the sublayers that the route keeps; None, with a warning, where all keep 16 bits."""
         assert isinstance(options, LowBitOptions)
         if options.bits == "auto":
-            return _choose(inputs, options)
+            choice = _choice(inputs, options)
+            chosen = choice.chosen()
+            if chosen is None:
+                warnings.warn(
+                    f"bits auto leaves everything in 16 bits, whose products take {choice.relative_cost:.2f} of a full "
+                    f"pass's and meet target_cost {choice.target_cost:g}: the route has no low bits; lower target_cost "
+                    "for some",
+                    JobWarning,
+                    stacklevel=2,
+                )
+            return chosen
         kept, layers = kept_layers(inputs), inputs.full.config.num_hidden_layers
         head = options.bits if options.head is None else options.head
         return LowBitWeights.model_validate(

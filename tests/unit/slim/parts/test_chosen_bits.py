@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.tiny import tiny_model
-from viasd_calib.errors import SpecError
+from viasd_calib.errors import JobWarning
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.parts import low_bit
@@ -65,7 +69,58 @@ def test_a_sublayer_with_outliers_keeps_sixteen_bits(monkeypatch: pytest.MonkeyP
     assert ("attention", 2) not in {(row.kind, row.layer) for row in rows}
 
 
-def test_where_the_target_is_met_without_low_bits_they_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_target_is_met_without_low_bits_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(low_bit, "product_seconds", priced)
-    with pytest.raises(SpecError, match="bits auto leaves everything in 16 bits, which meets target_cost; lower it"):
-        LowBit().fit(inputs(1.0, Route()), AUTO)
+    words = r"bits auto leaves everything in 16 bits, whose products take 1\.00 .* meet target_cost 1: the route has no"
+    with pytest.warns(JobWarning, match=words):
+        assert LowBit().fit(inputs(1.0, Route()), AUTO) is None
+
+
+def test_divergences_are_measured_on_texts_from_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And on the same ones each time, or a fit that goes on would choose by others."""
+    monkeypatch.setattr(low_bit, "product_seconds", priced)
+    seen: list[list[int]] = []
+    for _ in range(2):
+        asked: set[int] = set()
+        given = inputs(0.7, Route())
+
+        def noted(model: RoutedModel, number: int, asked: set[int] = asked) -> float:
+            asked.add(number)
+            return divergence(model, number)
+
+        LowBit().fit(replace(given, texts=[Written()] * 100, divergence=noted), AUTO)  # type: ignore[list-item]
+        seen.append(sorted(asked))
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == low_bit.TEXTS
+    assert seen[0][-1] >= 50
+    assert max(after - before for before, after in itertools.pairwise(seen[0])) < 50
+
+
+def test_bits_that_were_chosen_for_the_same_are_taken_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    prices: list[int] = []
+
+    def dearer_each_time(shapes: Iterable[tuple[int, int]], tried: Sequence[int], *_: object) -> dict[object, float]:
+        """Of another machine, or of the same one a minute later: what is kept would cost less."""
+        prices.append(len(prices))
+        return {key: seconds + 500 * prices[-1] for key, seconds in priced(shapes, tried).items()}
+
+    monkeypatch.setattr(low_bit, "product_seconds", dearer_each_time)
+    given = replace(inputs(0.8, Route()), folder=tmp_path)
+    first = LowBit().fit(given, AUTO)
+    with pytest.warns(JobWarning, match=r"bits are those of .*low_bit\.json; remove it to choose anew"):
+        again = LowBit().fit(given, AUTO)
+    assert again == first
+    assert isinstance(again, low_bit.ChosenBits)
+    assert again.table.measured
+    assert prices == [0]
+    changes: list[tuple[Any, LowBitOptions]] = [
+        (replace(given, target_cost=0.9), AUTO),
+        (replace(given, route=Route(mlp_skip=[1])), AUTO),
+        (given, LowBitOptions(bits="auto", options=(16, 4))),
+    ]
+    for others, options in changes:
+        LowBit().fit(others, options)
+    assert prices == [0, 1, 2, 3]
+    (tmp_path / low_bit.MEASURED_FILE).write_text("{", encoding="utf-8")
+    LowBit().fit(given, AUTO)
+    assert prices == [0, 1, 2, 3, 4]
