@@ -18,7 +18,7 @@ from viasd_calib.calibration.policy_timing import PolicyTiming
 from viasd_calib.errors import CalibrationError, SpecError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
 from viasd_calib.files import read_json, write_bytes
-from viasd_calib.spec import Audit, Certificate, Gates, LogisticGate, Route, VerifierRef
+from viasd_calib.spec import Audit, Certificate, DType, Gates, LogisticGate, Route, VerifierRef
 
 
 class FitArtifact(BaseModel):
@@ -62,6 +62,7 @@ class CalibrateArtifact(BaseModel):
         fit: folder of the fit, as it lies from the folder of this file; earlier releases wrote it as it lay from where
             the command was run.
         verifier: what it was certified on; None in what earlier releases wrote.
+        dtype: number format that was decoded in; None in what earlier releases wrote.
         gates: those of the fastest exact policy: without a slim tier that does not pay.
         certified_gates: those the certificate holds for; None where nothing is certified.
         certificate: of the certified policy, or of why there is none.
@@ -73,6 +74,7 @@ class CalibrateArtifact(BaseModel):
 
     fit: str
     verifier: VerifierRef | None = None
+    dtype: DType | None = None
     gates: Gates
     certified_gates: Gates | None
     draft_length: int

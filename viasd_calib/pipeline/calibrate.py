@@ -69,7 +69,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     from viasd_calib.evaluation.frontier import load_frontier
     from viasd_calib.hardware import hardware
     from viasd_calib.models import load_verifier
-    from viasd_calib.pipeline.fitted import decoder_at, open_fit
+    from viasd_calib.pipeline.fitted import decoder_at, dtype_of_fit, open_fit
 
     folder = Path(options.fit)
     if options.cost is not None:
@@ -77,7 +77,8 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     fitted = read_json(FitArtifact, folder / FIT_FILE, "viasd fit")
     refuse_learned_from(chosen, fitted)
     name = options.verifier or fitted.verifier.name_or_path
-    loaded = (load or load_verifier)(name, dtype=options.dtype, device=options.device)
+    dtype = options.dtype or dtype_of_fit(fitted.route, options.device)
+    loaded = (load or load_verifier)(name, dtype=dtype, device=options.device)
     check_prompts(loaded, chosen, options.max_new_tokens)
     timed = draw_prompts(chosen, TIMED_PROMPTS)
     check_prompts(loaded, timed, max(options.max_new_tokens, TIMED_TOKENS))
@@ -92,7 +93,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
             "decoding": [
                 options.max_new_tokens,
                 decoding.model_dump(mode="json"),
-                options.dtype,
+                dtype,
                 options.verifier,
                 loaded.ref.weights,
             ],
@@ -137,6 +138,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     artifact = CalibrateArtifact(
         fit=fit_beside(folder, Path(options.out)),
         verifier=engine.spec.verifier,
+        dtype=dtype,
         gates=timing.exact_policy.applied_to(gates),
         certified_gates=gates if certification.chosen else None,
         draft_length=options.draft_length,

@@ -62,7 +62,8 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
     policy = calibrated.policy(options.audit)
     draft, draft_folder = _draft_of(draft_at(fitted.draft, fit_folder), path.parent, options.draft_model)
     name = options.verifier or fitted.verifier.name_or_path
-    loaded = (load or load_verifier)(name, dtype=options.dtype, device=options.device)
+    dtype = options.dtype or calibrated.dtype or "float32"
+    loaded = (load or load_verifier)(name, dtype=dtype, device=options.device)
     certified_on = calibrated.verifier
     if certified_on is not None and not certified_on.says_the_same(loaded.ref):
         raise SpecError(
@@ -71,9 +72,7 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
         )
     own = verifier_of(fitted.verifier, loaded.ref)
     spec = RoutingSpec(
-        verifier=own.model_copy(
-            update={"dtype": options.dtype, "name_or_path": seen_from(own.name_or_path, path.parent)}
-        ),
+        verifier=own.model_copy(update={"dtype": dtype, "name_or_path": seen_from(own.name_or_path, path.parent)}),
         draft=draft,
         route=fitted.route,
         gates=policy.gates,

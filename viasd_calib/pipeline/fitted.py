@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import torch
+
 from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine, assemble
@@ -13,8 +15,9 @@ from viasd_calib.draft.build import name_draft
 from viasd_calib.draft.places import draft_at, relocated
 from viasd_calib.errors import WeightsWarning
 from viasd_calib.models import Verifier
-from viasd_calib.slim.backends import choose_backend
-from viasd_calib.spec import Decoding, Gates, RoutingSpec, VerifierRef
+from viasd_calib.pipeline.notices import notice
+from viasd_calib.slim.backends import choose_backend, low_bits_have_kernels
+from viasd_calib.spec import Decoding, DType, Gates, Route, RoutingSpec, VerifierRef
 
 
 def open_fit(fitted: FitArtifact, folder: Path, loaded: Verifier, draft_model: str | None = None) -> Engine:
@@ -37,6 +40,24 @@ def open_fit(fitted: FitArtifact, folder: Path, loaded: Verifier, draft_model: s
     spec = RoutingSpec(verifier=own, draft=draft, route=fitted.route, gates=gates)
     backend = choose_backend(loaded.model)  # what will decode is what is timed
     return assemble(spec, folder, loaded, draft_folder=draft_folder, backend=backend)
+
+
+def dtype_of_fit(route: Route, device: str) -> DType:
+    """The number format to calibrate a fit in, where the user names none, with a notice where it is not float32.
+
+    Low bits gain nothing without kernels: a route that has some is calibrated in the format in which the fit found its
+    passes cheaper than full ones, where that format has kernels on this machine.
+    """
+    cost = route.relative_cost
+    if route.low_bit is None or cost is None or cost.dtype == "float32" or min(cost.measured.values()) >= 1:
+        return "float32"
+    if not low_bits_have_kernels(torch.device(device), getattr(torch, cost.dtype)):
+        return "float32"
+    notice(
+        f"calibrates in {cost.dtype}, in which low bits have kernels here, and which the spec will decode in; give "
+        "--dtype float32 for the format of the fit, in which a slim pass gains nothing"
+    )
+    return cost.dtype
 
 
 def verifier_of(fitted: VerifierRef, loaded: VerifierRef) -> VerifierRef:

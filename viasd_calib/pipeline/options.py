@@ -75,6 +75,19 @@ class FitModels(Models):
 
 
 @options
+class FittedModels(Models):
+    """The same, of a fit.
+
+    Args:
+        draft_model: where to find the draft model, in place of its name in the fit.
+        dtype: number format of the verifier.
+    """
+
+    draft_model: str | None = None
+    dtype: DType | None = None
+
+
+@options
 class SpecModels(Models):
     """The same, of a routing spec.
 
@@ -166,7 +179,7 @@ class CaptureOptions(PromptSource, FitModels):
 
 
 @options
-class CalibrateOptions(PromptSource, FitModels):
+class CalibrateOptions(PromptSource, FittedModels):
     """Propose thresholds from traces, decode the calibrate split with each, and certify the fastest that holds.
 
     Args:
@@ -181,6 +194,8 @@ class CalibrateOptions(PromptSource, FitModels):
         fractions: rising; a candidate is proposed at each of these fractions of max_loss.
         allow_uncertified: go on with fewer prompts than can certify max_loss, to a spec that decodes exactly.
         draft_length: most tokens drafted a round.
+        dtype: number format of the verifier; where it is left out float32, or for a q' in low bits the format in which
+            the fit found its passes cheaper than full ones, where this machine has kernels for it.
         max_pending: most tokens that may wait for the full verifier; good slim verifiers, such as low bits, bear 24
             to 32, those that agree less often fewer.
     """
@@ -204,7 +219,7 @@ class CalibrateOptions(PromptSource, FitModels):
 
 
 @options
-class ExportOptions(FitModels):
+class ExportOptions(FittedModels):
     """Write the routing spec, with its tensors beside it.
 
     Args:
@@ -212,6 +227,7 @@ class ExportOptions(FitModels):
         out: path of the spec (JSON).
         audit: "strict" for the fastest exact policy, "off" for the certified one; the faster of the two where it is
             left out.
+        dtype: number format of the verifier; where it is left out the one that was calibrated in.
         evidence: JSON of ``viasd bench`` to record as evidence; it must have measured this policy, with a spec that was
             exported before.
         fit: where the fit is that was calibrated, if not where it was then.
@@ -418,7 +434,7 @@ class RunOptions:
         calibrate_step: options of the calibrate step.
         bench_step: options of the bench step.
         dtype: number format to calibrate and decode in; "auto" is bfloat16 where the CPU calculates in it, else
-            float32. Traces and training are in float32.
+            float32. Where it is left out ``viasd calibrate`` chooses. Traces and training are in float32.
         sample_prompt: a prompt to answer at the end, coloured by tier.
     """
 
@@ -430,5 +446,5 @@ class RunOptions:
     capture_step: CaptureStep | None = None
     calibrate_step: CalibrateStep | None = None
     bench_step: BenchStep | None = None
-    dtype: DType | Literal["auto"] = "float32"
+    dtype: DType | Literal["auto"] | None = None
     sample_prompt: str = "Explain in three sentences why the sky is blue."

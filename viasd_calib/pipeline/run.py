@@ -165,8 +165,8 @@ def _concluded(spec: Path, measured: Path, calibrated: Path) -> tuple[StrategyNa
     return recommended_method(result), conclusion(result, load_spec(spec), timing)
 
 
-def _dtype_of(dtype: DType | Literal["auto"]) -> DType:
-    """The number format that is meant."""
+def _dtype_of(dtype: DType | Literal["auto"] | None) -> DType | None:
+    """The number format that is meant; None for the one that calibration chooses."""
     if dtype != "auto":
         return dtype
     import torch

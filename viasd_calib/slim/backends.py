@@ -53,6 +53,16 @@ def fastest_dtype(device: torch.device) -> DType:
     return "float32" if default_backend(device, torch.bfloat16) == "eager" else "bfloat16"
 
 
+def low_bits_have_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether something here runs low bits faster than it runs 16, for models that it knows.
+
+    Example:
+        >>> low_bits_have_kernels(torch.device("cpu"), torch.float32)
+        False
+    """
+    return why_no_triton_kernel(device, dtype) is None or why_no_kernels(device, dtype) is None
+
+
 def choose_backend(model: PreTrainedModel) -> Backend:
     """The same for a model at hand, with a warning where something is slower here than it could be.
 
@@ -133,6 +143,8 @@ def _warn_of_low_bits(modules: Iterable[nn.Module], backend: Backend, device: to
         return
     lacking = why_no_kernels(device, dtype)
     why = "choose backend native" if lacking is None else f"backend native has kernels for them, but {lacking}"
+    if low_bits_have_kernels(device, torch.bfloat16) and not low_bits_have_kernels(device, dtype):
+        why = "kernels for them calculate in bfloat16; give --dtype bfloat16"
     warnings.warn(
         f"backend {backend} runs sublayers in low bits, but no faster than others, so that a slim pass gains nothing "
         f"here: {why}",

@@ -16,6 +16,7 @@ from tests.tiny import LAYERS, TinyFolder, tiny_fit_options, tiny_prompts, tiny_
 from viasd_calib.cli import main
 from viasd_calib.errors import CalibrationError, JobWarning, MachineWarning, SpecError
 from viasd_calib.file_names import FIT_FILE
+from viasd_calib.pipeline import fitted as fitted_module
 from viasd_calib.prompts import SplitShares
 from viasd_calib.slim import backends
 from viasd_calib.slim.backends import fastest_dtype
@@ -62,7 +63,7 @@ def test_it_goes_from_traces_to_a_text(
     viasd_calib.calibrate(
         viasd_calib.CalibrateOptions(
             fit=str(tmp_path / "fit"), out=str(tmp_path / "calibrate"), prompts=str(prompts), max_new_tokens=4,
-            shares=SplitShares(fit=0.0, calibrate=1.0, test=0.0), max_loss=0.5, confidence=0.5,
+            shares=SplitShares(fit=0.0, calibrate=1.0, test=0.0), max_loss=0.5, confidence=0.5, dtype="float32",
         )
     )  # fmt: skip
     exporting = viasd_calib.ExportOptions(calibrate=str(tmp_path / "calibrate"), out=spec, audit="strict")
@@ -85,6 +86,33 @@ def test_it_goes_from_traces_to_a_text(
     Path(spec).write_text(json.dumps(document), encoding="utf-8")
     assert main(["validate", spec]) == 1
     assert "low_bit.mlp names layer 1 twice" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_spec_decodes_in_the_format_that_was_calibrated_in(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the fit measured that low bits gain something in bfloat16, which it does not of so small a model."""
+    viasd_calib.fit(options(tiny_folder, traces, tmp_path / "fit", **LOW))
+    monkeypatch.setattr(fitted_module, "low_bits_have_kernels", lambda *_: True)
+    file = tmp_path / "fit" / FIT_FILE
+    document = json.loads(file.read_text(encoding="utf-8"))
+    document["route"]["relative_cost"] = {"measured": {"4": 0.6}, "device": "cpu", "dtype": "bfloat16"}
+    file.write_text(json.dumps(document), encoding="utf-8")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(prompt.model_dump_json() for prompt in tiny_prompts(26)[24:]), encoding="utf-8")
+    with pytest.warns(JobWarning, match="calibrates in bfloat16"):
+        found = viasd_calib.calibrate(
+            viasd_calib.CalibrateOptions(
+                fit=str(tmp_path / "fit"), out=str(tmp_path / "calibrate"), prompts=str(prompts), max_new_tokens=4,
+                shares=SplitShares(fit=0.0, calibrate=1.0, test=0.0), allow_uncertified=True, fractions=[0.5],
+            )
+        )  # fmt: skip
+    assert found.dtype == "bfloat16"
+    spec = str(tmp_path / "spec" / "routing.json")
+    exported = viasd_calib.export(viasd_calib.ExportOptions(calibrate=str(tmp_path / "calibrate"), out=spec))
+    assert exported.verifier.dtype == "bfloat16"
+    assert exported.route.relative_cost is not None
+    assert exported.route.relative_cost.dtype == "bfloat16"
 
 
 def test_what_is_distilled_is_distilled_on_low_bits(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from tests.tiny import TinyFolder, make_model, tiny_config, tiny_model, tiny_spec
@@ -16,6 +17,7 @@ from viasd_calib.decoding.engine import load_engine
 from viasd_calib.errors import MachineWarning, ModelError
 from viasd_calib.slim import backends, onednn_linear
 from viasd_calib.slim.backends import choose_backend, fastest_dtype, prepare
+from viasd_calib.slim.low_bit import LowBitLinear
 from viasd_calib.slim.onednn_linear import can_pack, trial_product, why_not_packed
 
 CPU = torch.device("cpu")
@@ -142,3 +144,17 @@ def test_kernels_that_cannot_be_compiled_are_done_without(monkeypatch: pytest.Mo
 
 def _half(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model).to(torch.bfloat16)
+
+
+def test_low_bits_in_a_format_without_kernels_name_the_one_that_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = LowBitLinear(nn.Linear(64, 16), 8)
+    with pytest.warns(
+        MachineWarning, match=r"gains nothing here: backend native has kernels for them, but this CPU has"
+    ):
+        prepare([layer], "eager", CPU, torch.float32)
+    lacking = {torch.bfloat16: None, torch.float32: "they calculate in bfloat16"}
+    monkeypatch.setattr(backends, "why_no_kernels", lambda device, dtype: lacking[dtype])
+    with pytest.warns(MachineWarning, match=r"kernels for them calculate in bfloat16; give --dtype bfloat16"):
+        prepare([layer], "eager", CPU, torch.float32)
+    with pytest.warns(MachineWarning, match="gains nothing here: choose backend native"):
+        prepare([layer], "eager", CPU, torch.bfloat16)
