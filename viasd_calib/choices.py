@@ -43,10 +43,12 @@ else:
     BenchMethod = Literal[BENCH_METHODS]
     CertificateLossName = Literal[CERTIFICATE_LOSSES]
 
-SearchMethod = Literal["span", "random", "even", "ablation", "greedy", "dimr", "similarity", "knapsack"]
+LowBitMethod = Literal["low_bit_8", "low_bit_8_span", "low_bit_4_mlp", "low_bit_auto"]
+SkippingMethod = Literal["span", "random", "even", "ablation", "greedy", "dimr", "similarity", "knapsack"]
+SearchMethod = SkippingMethod | LowBitMethod
 """Ways of choosing a route; :mod:`viasd_calib.training.search.methods` has a function for each."""
 
-SEARCH_METHODS: tuple[SearchMethod, ...] = get_args(SearchMethod)
+SEARCH_METHODS: tuple[SearchMethod, ...] = (*get_args(SkippingMethod), *get_args(LowBitMethod))
 
 FRACTIONS = (0.05, 0.15, 0.3, 0.5)
 """Candidate thresholds are proposed at these fractions of the stated loss, in the replay."""

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from viasd_calib.errors import CalibrationError
 from viasd_calib.slim.cost import TOLERANCE, SublayerCosts
 from viasd_calib.slim.parts.base import part_named
-from viasd_calib.spec import Route
+from viasd_calib.spec import LowBitWeights, Route
 from viasd_calib.traces.data import TraceText
 from viasd_calib.training.options import SlimVerifierOptions
 from viasd_calib.training.search.record import load_search
@@ -56,11 +57,30 @@ def given_route(student: Student, options: SlimVerifierOptions) -> Route:
     """The route that a method of ``viasd search`` found.
 
     Raises:
-        CalibrationError: the file is missing or damaged, of another verifier, or the method was not run.
+        CalibrationError: the file is missing or damaged, of another verifier, or the method was not run, or its route
+            has low bits.
     """
     assert options.route_file is not None, "refused when the options were made"
     assert options.route_method is not None, "refused when the options were made"
-    return load_search(Path(options.route_file)).route_of(options.route_method, student.verifier.ref)
+    route = load_search(Path(options.route_file)).route_of(options.route_method, student.verifier.ref)
+    if route.low_bit is not None:
+        raise CalibrationError(
+            f"the route of {options.route_method} has low bits, which a fit rounds itself: leave out route_file and "
+            f"route_method, and give --model.route_choice {'span' if route.mlp_skip else 'whole'} and --model.parts "
+            f"'{{low_bit: {low_bit_words(route.low_bit)}}}'"
+        )
+    return route
+
+
+def low_bit_words(entry: LowBitWeights) -> str:
+    """Options of the part ``low_bit`` that give an entry, in one line of YAML.
+
+    Example:
+        >>> low_bit_words(LowBitWeights(mlp={"4": [2, 3]}, head=8))
+        "{bits: 16, attention: {}, mlp: {'4': [2, 3]}, head: 8}"
+    """
+    named = (f"{kind}: {entry.model_dump()[kind]}" for kind in ("attention", "mlp"))
+    return f"{{bits: 16, {', '.join(named)}, head: {entry.head or 16}}}"
 
 
 def most_probable_within(chance: Tensor, always: Tensor, costs: SublayerCosts, target_cost: float) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 
 import viasd_calib
 from tests.tiny import LAYERS, TinyFolder, tiny_fit_options, tiny_prompts, tiny_traces
+from tests.tiny.bits import priced
 from viasd_calib.cli import main
 from viasd_calib.errors import CalibrationError, JobWarning, MachineWarning, SpecError
 from viasd_calib.file_names import FIT_FILE
@@ -183,13 +184,6 @@ def test_a_later_round_and_gates_go_with_low_bits(tiny_folder: TinyFolder, trace
         assert low_bit is not None
         assert low_bit.head is None
         assert {*low_bit.bits("attention").values()} == {8}
-
-
-def priced(
-    shapes: Iterable[tuple[int, int]], tried: Sequence[int], *_: object
-) -> dict[tuple[tuple[int, int], int], float]:
-    """Products that take as long as their bits to read."""
-    return {(shape, bits): shape[0] * shape[1] * bits for shape in shapes for bits in {16, *tried}}
 
 
 def test_bits_are_chosen_within_the_target(

@@ -22,7 +22,7 @@ from viasd_calib.slim.parts import mlp_keep
 from viasd_calib.slim.parts.adapter import DEFAULT_TARGETS, adapted_layers, adapter_tensors
 from viasd_calib.slim.parts.mlp_keep import NarrowMLP
 from viasd_calib.slim.parts.skips import skipped_runs
-from viasd_calib.spec import AdapterKind, Route
+from viasd_calib.spec import AdapterKind, LowBitWeights, Route
 from viasd_calib.training import student
 from viasd_calib.training.distillation import DistillationModule
 from viasd_calib.training.fit import fit_slim_verifier
@@ -34,10 +34,10 @@ from viasd_calib.training.search.record import FoundRoute, SearchResult, SearchS
 GIVEN = Route(attention_skip=[1], mlp_skip=[1, 2])
 
 
-def searched(tiny_folder: TinyFolder, folder: Path, **changes: Any) -> Path:
+def searched(tiny_folder: TinyFolder, folder: Path, route: Route = GIVEN, **changes: Any) -> Path:
     """What a search for routes of the tiny verifier wrote, with one method's route."""
     found = FoundRoute(
-        route=GIVEN,
+        route=route,
         agreement=0.5,
         agreement_confident={},
         kl=1,
@@ -67,6 +67,17 @@ def options(tiny_folder: TinyFolder, choice: RouteChoice = "gates", **changes: A
 def state_in(checkpoint: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = torch.load(checkpoint, weights_only=True)["state_dict"]
     return state
+
+
+def test_a_route_in_low_bits_is_not_given_but_fitted(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    low = GIVEN.model_copy(update={"low_bit": LowBitWeights(mlp={"8": [0], "4": [3]}, head=8)})
+    file = searched(tiny_folder, tmp_path, route=low)
+    words = (
+        r"the route of greedy has low bits, which a fit rounds itself: .* --model.route_choice span and --model.parts "
+        r"'\{low_bit: \{bits: 16, attention: \{\}, mlp: \{'8': \[0\], '4': \[3\]\}, head: 8\}\}'"
+    )
+    with pytest.raises(CalibrationError, match=words):
+        fit(options(tiny_folder, "given", route_file=str(file)), traces, tmp_path, steps=1)
 
 
 def test_gates_first_then_distillation(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from viasd_calib.slim.plan import MODULES, SlimPlan, share_parameters
 from viasd_calib.spec import LowBits, LowBitWeights, Route
 
 Bits = Literal[16, 8, 4]
+LayersByBits = dict[Literal["16", "8", "4"], list[int]]
 MEASURED_FILE = "low_bit.json"
 """Where a fit leaves what bits were chosen by."""
 TEXTS = 8
@@ -46,16 +47,16 @@ class LowBitOptions(PartOptions):
 
     Attributes:
         bits: of all sublayers that the route keeps, and of the output head; "auto" chooses for each.
-        attention: layers whose attention has others, by bits: ``{"16": [0], "4": [7, 8]}``.
-        mlp: layers whose MLP has others.
+        attention: of every attention; or the layers whose attention has others, by bits: ``{"16": [0], "4": [7, 8]}``.
+        mlp: the same of MLPs.
         head: of the output head, where it has others.
         input_bits: of what enters a layer.
         options: the numbers of bits that ``bits: auto`` chooses among, by measured divergence and cost.
     """
 
     bits: Literal[16, 8, 4, "auto"] = 8
-    attention: dict[Literal["16", "8", "4"], list[int]] = Field(default_factory=dict)
-    mlp: dict[Literal["16", "8", "4"], list[int]] = Field(default_factory=dict)
+    attention: Bits | LayersByBits = Field(default_factory=dict)
+    mlp: Bits | LayersByBits = Field(default_factory=dict)
     head: Bits | None = None
     input_bits: InputBits = 16
     options: tuple[Bits, ...] = Field((16, 8, 4), min_length=1)
@@ -72,8 +73,10 @@ class LowBitOptions(PartOptions):
         Raises:
             SpecError: a layer is named that the verifier does not have.
         """
-        found = dict.fromkeys(range(layers), str(self.bits))
-        for bits, named in getattr(self, kind).items():
+        asked: Bits | LayersByBits = getattr(self, kind)
+        every, others = (self.bits, asked) if isinstance(asked, dict) else (asked, {})
+        found = dict.fromkeys(range(layers), str(every))
+        for bits, named in others.items():
             beyond = [layer for layer in named if layer not in found]
             if beyond:
                 raise SpecError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,13 +12,15 @@ from functools import partial
 import torch
 
 from viasd_calib.choices import SearchMethod
-from viasd_calib.errors import TraceError
+from viasd_calib.errors import JobWarning, SpecError, TraceError
 from viasd_calib.ledger import Ledger
 from viasd_calib.progress import steps
 from viasd_calib.replay.agreement import ComparedPlaces, compare_places, directly_after, text_cache
 from viasd_calib.replay.teacher import read_residuals
 from viasd_calib.slim.cost import SublayerCosts, relative_cost, sublayer_costs
+from viasd_calib.slim.decoding_copy import decoding_cost
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.low_bit import widened_weights
 from viasd_calib.slim.parts.skips import skipped_numbers
 from viasd_calib.traces.data import TraceDataModule, TraceText
 from viasd_calib.training.search.bridges import BridgeFitter, all_streams
@@ -87,7 +91,8 @@ def compare_choices(
 ) -> Iterator[tuple[SearchMethod, FoundRoute]]:
     """Let one method after the other choose a route, and measure each route on the texts that were held back.
 
-    q is read once for all methods. Each has a budget and bridges of its own, so that none profits from another's.
+    q is read once for all methods. Each has a budget and bridges of its own, so that none profits from another's. Bits
+    that cannot be chosen within the target are left out, with a warning.
 
     Args:
         ledger: holds what methods that are done have found; they do not search again.
@@ -102,7 +107,11 @@ def compare_choices(
             fitter = None if streams is None else BridgeFitter(model, streams, settings.bridge_rank)
             evaluator = RouteEvaluator(model, read, settings.budget, fitter, running.advance)
             choose = partial(_chosen, method, space, evaluator, texts.held_back, settings.seed)
-            found = ledger.recall(method, FoundRoute, choose)
+            try:
+                found = ledger.recall(method, FoundRoute, choose)
+            except SpecError as error:
+                warnings.warn(f"{method} is left out: {error}", JobWarning, stacklevel=2)
+                continue
             running.update(found.passes, found.passes)
         yield method, found
 
@@ -113,21 +122,26 @@ def _chosen(
     begin = time.perf_counter()
     route = CHOICES[method](space, evaluator, seed)
     seconds = time.perf_counter() - begin
-    bridges = evaluator.bridges(route)
-    routed = RoutedModel(evaluator.model.model, route, {"bridges": bridges})
-    places = ComparedPlaces.joined(
-        [
-            compare_places(routed, routed.slim_sublayers, text, text_cache(routed, text), directly_after(text))
-            for text in held_back
-        ]
-    )
+    bridges, model = evaluator.bridges(route), evaluator.model.model
+    routed = RoutedModel(model, route, {"bridges": bridges, "low_bit": route.low_bit})
+    with widened_weights(routed.slim_networks):
+        places = ComparedPlaces.joined(
+            [
+                compare_places(routed, routed.slim_sublayers, text, text_cache(routed, text), directly_after(text))
+                for text in held_back
+            ]
+        )
+    costs = {} if route.low_bit is not None else relative_cost(routed, widths=[COST_WIDTH])
+    held = {"bridges": copy.deepcopy(bridges), "low_bit": route.low_bit}  # bridges are shared with other routes
+    decoding = decoding_cost(model, route, held, widths=[COST_WIDTH])
     return FoundRoute(
         route=route,
         agreement=round(places.agreement(), 4),
         agreement_confident={share: round(places.agreement(float(share)), 4) for share in CONFIDENT_SHARES},
         kl=round(float(places.kl.mean()), 4),
         expected_cost=round(space.cost(skipped_numbers(route)), 4),
-        relative_cost=round(relative_cost(routed, widths=[COST_WIDTH])[COST_WIDTH], 4),
+        relative_cost=round(costs[COST_WIDTH], 4) if costs else None,
+        decoding_cost=decoding.measured[COST_WIDTH],
         passes=evaluator.spent,
         seconds=round(seconds, 2),
     )

@@ -10,6 +10,7 @@ from viasd_calib.training.search.ablation import ablation_order, greedy_removal,
 from viasd_calib.training.search.baselines import best_random, best_span, evenly_spaced
 from viasd_calib.training.search.dimr import dimr
 from viasd_calib.training.search.evaluator import RouteEvaluator
+from viasd_calib.training.search.low_bits import all_in_8, chosen_bits, mlps_in_4, span_out_rest_in_8
 from viasd_calib.training.search.similarity import most_alike
 from viasd_calib.training.search.space import SearchSpace
 
@@ -25,4 +26,8 @@ CHOICES: dict[SearchMethod, Choice] = {
     "dimr": dimr,
     "similarity": most_alike,
     "knapsack": knapsack,
+    "low_bit_8": all_in_8,
+    "low_bit_8_span": span_out_rest_in_8,
+    "low_bit_4_mlp": mlps_in_4,
+    "low_bit_auto": chosen_bits,
 }

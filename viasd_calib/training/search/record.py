@@ -46,8 +46,11 @@ class FoundRoute(BaseModel):
         agreement: share of places where q' and q choose the same token, q' directly after q.
         agreement_confident: the same on the share of places where q' is most confident of its choice.
         kl: KL(q || q') over q's traced top k and the rest, in nats.
-        expected_cost: sum of the measured shares of what the route keeps; bridges are not counted.
-        relative_cost: time of a slim pass, bridges included, over that of a full pass, interleaved.
+        expected_cost: sum of the measured shares of what the route keeps; neither bridges nor low bits are counted.
+        relative_cost: time of a slim pass, bridges included, over that of a full pass, interleaved; None for low bits,
+            which gain nothing in the search's number format.
+        decoding_cost: the same in the number format and on the backend that decode here; None in what earlier releases
+            wrote.
         passes: passes over the evaluation texts that the method took.
         seconds: wall clock of the choice; what all methods share, reading q, is not in it.
     """
@@ -59,7 +62,8 @@ class FoundRoute(BaseModel):
     agreement_confident: dict[str, float]
     kl: float
     expected_cost: float
-    relative_cost: float
+    relative_cost: float | None
+    decoding_cost: float | None = None
     passes: int
     seconds: float
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_model
+from tests.tiny.bits import priced
 from viasd_calib.errors import JobWarning
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
@@ -30,10 +31,6 @@ class Written:
 
     ids = IDS[0]
     prompt_length = 1
-
-
-def priced(shapes: Iterable[tuple[int, int]], tried: Sequence[int], *_: object) -> dict[object, float]:
-    return {(shape, bits): shape[0] * shape[1] * bits for shape in shapes for bits in {16, *tried}}
 
 
 @torch.no_grad()

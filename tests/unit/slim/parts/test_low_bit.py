@@ -341,5 +341,6 @@ def test_a_fit_names_the_sublayers_that_the_route_keeps() -> None:
     found = fitted(route, bits=4, mlp={"16": [0], "8": [1, 3]}, head=8, input_bits=8)
     assert found == LowBitWeights(attention={"4": [0, 3]}, mlp={"4": [2], "8": [3]}, head=8, input_bits=8)
     assert fitted(Route(), head=16, attention={"16": EVERY}) == LowBitWeights(mlp={"8": EVERY})
+    assert fitted(route, mlp=4) == LowBitWeights(attention={"8": [0, 3]}, mlp={"4": [0, 2, 3]}, head=8)
     with pytest.raises(SpecError, match=f"mlp names layer {LAYERS}, the verifier has layers 0 to {LAYERS - 1}"):
         fitted(Route(), mlp={"4": [LAYERS]})

@@ -6,20 +6,23 @@ import copy
 import importlib.util
 from collections.abc import Callable
 from itertools import combinations
+from typing import get_args
 
 import pytest
 import torch
 
 from tests.rounding import assert_near
 from tests.tiny import tiny_model, tiny_texts
-from viasd_calib.choices import SearchMethod
+from tests.tiny.bits import priced
+from viasd_calib.choices import LowBitMethod, SearchMethod, SkippingMethod
 from viasd_calib.errors import CalibrationError
 from viasd_calib.replay.teacher import read_residuals
 from viasd_calib.slim.cost import SublayerCosts
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
+from viasd_calib.slim.parts import low_bit
 from viasd_calib.slim.parts.bridges import fit_bridges
 from viasd_calib.slim.parts.skips import skipped_numbers
-from viasd_calib.spec import Route
+from viasd_calib.spec import LowBitWeights, Route
 from viasd_calib.training.losses.margin import margin_cost
 from viasd_calib.training.search import bridges as search_bridges
 from viasd_calib.training.search.ablation import ablation_losses, ablation_order, greedy_removal, knapsack
@@ -52,7 +55,7 @@ def new_evaluator(budget: int, bridged: bool = False, model: RoutedModel | None 
 
 
 @pytest.mark.parametrize("bridged", [True, False])
-@pytest.mark.parametrize("method", CHOICES)
+@pytest.mark.parametrize("method", get_args(SkippingMethod))
 def test_a_choice_keeps_to_target_layers_budget_and_seed(method: SearchMethod, bridged: bool) -> None:
     space, budget = new_space(0.65, always=(0, 3)), 14
     routes = []
@@ -64,6 +67,36 @@ def test_a_choice_keeps_to_target_layers_budget_and_seed(method: SearchMethod, b
     skipped = skipped_numbers(routes[0])
     assert space.meets(skipped)
     assert not {number // 2 for number in skipped} & {0, 3}
+
+
+EVERY = [*range(LAYERS)]
+
+
+def test_low_bits_are_of_what_the_route_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(low_bit, "product_seconds", priced)
+    space, found, spent = new_space(0.6), {}, {}
+    for method in get_args(LowBitMethod):
+        evaluator = new_evaluator(14)
+        found[method] = CHOICES[method](space, evaluator, 3)
+        spent[method] = evaluator.spent
+    low = {method: route.low_bit for method, route in found.items()}
+    assert low["low_bit_8"] == LowBitWeights(attention={"8": EVERY}, mlp={"8": EVERY}, head=8)
+    assert low["low_bit_4_mlp"] == LowBitWeights(attention={"8": EVERY}, mlp={"4": EVERY}, head=8)
+    both = found["low_bit_8_span"]
+    assert 0.6 < space.cost(skipped_numbers(both)) <= 0.8
+    assert both.low_bit is not None
+    assert [*both.low_bit.bits("mlp")] == [layer for layer in EVERY if layer not in both.mlp_skip]
+    chosen = low["low_bit_auto"]
+    assert chosen is not None
+    assert {*chosen.bits("mlp").values()} == {8}, "the budget holds no passes for 4"
+    assert spent == {**spent, "low_bit_8": 0, "low_bit_4_mlp": 0, "low_bit_auto": 2 * LAYERS + 1}
+    with pytest.raises(CalibrationError, match="raise budget to 11"):
+        CHOICES["low_bit_auto"](space, new_evaluator(10), 3)
+    evaluator = new_evaluator(22)
+    wide = CHOICES["low_bit_auto"](new_space(0.4), evaluator, 3).low_bit
+    assert evaluator.spent == 22
+    assert wide is not None
+    assert 4 in {wide.head, *wide.bits("mlp").values(), *wide.bits("attention").values()}
 
 
 def test_a_budget_that_is_spent_is_refused() -> None:

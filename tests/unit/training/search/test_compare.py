@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from tests.tiny import save_tiny
+from tests.tiny.bits import priced
+from viasd_calib.choices import LowBitMethod
 from viasd_calib.cli import main
 from viasd_calib.errors import CalibrationError, JobWarning, TraceError, ViasdError
 from viasd_calib.pipeline.options import SearchOptions
 from viasd_calib.pipeline.search import search
 from viasd_calib.prompts import SplitShares
+from viasd_calib.slim.parts import low_bit
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.training.search.compare import divide_texts
 from viasd_calib.training.search.methods import CHOICES
@@ -58,23 +61,41 @@ def test_too_few_texts_are_refused(traces: Path) -> None:
         divide_texts(read(traces), limit=1)
 
 
-def test_the_command_compares_every_method(traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_compares_every_method(
+    traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(low_bit, "product_seconds", priced)
     out = tmp_path / "search.json"
     words = ["--traces", str(traces), "--json", str(out), "--target-cost", "0.8", "--budget", "12"]
     assert main(["search", *words, *ALL, "--limit_texts", "10", "--debug"]) == 0
     result = load_search(out)
     assert [*result.found] == [*CHOICES]
     for method, found in result.found.items():
-        assert found.expected_cost <= 0.8 + 1e-4
+        low = method in get_args(LowBitMethod)
+        assert low or found.expected_cost <= 0.8 + 1e-4
         assert found.passes <= 12
         assert [*found.agreement_confident] == ["0.5", "0.7", "0.9"]
-        assert found.relative_cost > 0
+        assert (found.relative_cost is None) == (found.route.low_bit is not None) == low
+        assert found.relative_cost is None or found.relative_cost > 0
+        assert found.decoding_cost is not None
+        assert found.decoding_cost > 0
         assert found.passes == {"even": 0, "similarity": 1, "random": 12, "dimr": 12}.get(method, found.passes)
         assert {0, 3}.isdisjoint(found.route.attention_skip + found.route.mlp_skip)
     printed = capsys.readouterr().out
     rows = {line.split()[0]: line.split() for line in printed.splitlines() if line.split()}
+    assert rows["low_bit_8"][6] == "–"
+    assert rows["low_bit_8"][7] == f"{result.found['low_bit_8'].decoding_cost:.2f}"
+    assert result.found["low_bit_8"].agreement > result.found["even"].agreement
     assert rows["knapsack"][1] == f"{result.found['knapsack'].agreement:.4f}"
     assert f"wrote {out}" in printed.replace("\n", "")
+
+
+def test_bits_that_cannot_be_chosen_are_left_out(traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where nothing has kernels for low bits."""
+    monkeypatch.setattr(low_bit, "product_seconds", lambda *asked: dict.fromkeys(priced(*asked), 1.0))
+    with pytest.warns(JobWarning, match="low_bit_auto is left out: no choice of bits brings the cost"):
+        result = run(traces, tmp_path / "search.json", "low_bit_auto,low_bit_8", budget=18)
+    assert [*result.found] == ["low_bit_8"]
 
 
 def test_what_was_found_is_kept_where_a_later_method_fails(traces: Path, tmp_path: Path) -> None:
