@@ -16,14 +16,16 @@ from viasd_calib.cli.fit import fit
 from viasd_calib.cli.notices import say_written
 from viasd_calib.cli.parser import CommandParserMixin, with_underscores
 from viasd_calib.devices import check_device
-from viasd_calib.errors import CalibrationError
+from viasd_calib.errors import CalibrationError, SpecError
 from viasd_calib.file_names import FIT_FILE, FRONTIER_FILE
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.checks import check_model, check_out_folder
 from viasd_calib.pipeline.fit_checks import check_fit
-from viasd_calib.pipeline.frontier import PICTURE, measure_frontier, member_folder
-from viasd_calib.pipeline.lists import runs
+from viasd_calib.pipeline.frontier import PICTURE, PlannedMember, measure_frontier, planned_members
+from viasd_calib.pipeline.lists import parse_methods, runs
 from viasd_calib.pipeline.loading import SharedVerifiers
+from viasd_calib.pipeline.low_bit_fits import LOW_BIT_FITS
+from viasd_calib.pipeline.notices import notice
 from viasd_calib.spec import DType
 from viasd_calib.tables import new_table
 
@@ -51,33 +53,48 @@ def frontier(words: Sequence[str]) -> lazy_types.Frontier | None:
     """
     options, of_fit = parse_options(words)
     costs = parse_costs(options.target_costs)
+    low_bits = parse_low_bits(options.low_bits)
     check_free(of_fit)
     check_out_folder("--out", options.out)
     check_device(options.device)
     check_model(options.verifier)
     check_fit(given_options(with_shipped_configurations(of_fit)))
     out = Path(options.out)
-    fit_members(of_fit, out, costs)
+    members = fit_members(of_fit, planned_members(out, costs, low_bits))
 
     from lightning.pytorch.utilities import rank_zero_only
 
-    found: lazy_types.Frontier | None = rank_zero_only(write_frontier)(out, costs, options)
+    found: lazy_types.Frontier | None = rank_zero_only(write_frontier)(out, members, options)
     return found
 
 
-def fit_members(words: Sequence[str], out: Path, costs: Sequence[float]) -> None:
-    """Fit the members that are not there yet; their verifier is loaded once."""
+def fit_members(words: Sequence[str], planned: Sequence[PlannedMember]) -> list[PlannedMember]:
+    """Fit the members that are not there yet; their verifier is loaded once.
+
+    Returns:
+        Those that are there now: bits that cannot be chosen within a target cost are left out, with a notice.
+    """
     load = SharedVerifiers()
-    for cost in costs:
-        folder = member_folder(out, cost)
-        if not (folder / FIT_FILE).is_file():
-            own = ["--out", str(folder), "--model.target_cost", str(cost), "--trainer.default_root_dir", str(folder)]
-            fit([*words, *own], load)
+    fitted: list[PlannedMember] = []
+    for member in planned:
+        folder, cost = str(member.folder), member.target_cost
+        own = ["--out", folder, "--trainer.default_root_dir", folder, *member.words]
+        own += [] if cost is None else ["--model.target_cost", str(cost)]
+        try:
+            if not (member.folder / FIT_FILE).is_file():
+                fit([*words, *own], load)
+        except SpecError as error:
+            if not member.words:
+                raise
+            notice(f"{member.folder.name} is left out: {error}")
+        else:
+            fitted.append(member)
+    return fitted
 
 
-def write_frontier(out: Path, costs: Sequence[float], options: Namespace) -> lazy_types.Frontier:
+def write_frontier(out: Path, members: Sequence[PlannedMember], options: Namespace) -> lazy_types.Frontier:
     """Measure the members, print the table, and say where the results are."""
-    found = measure_frontier(out, costs, options.verifier, options.dtype, options.device)
+    found = measure_frontier(out, members, options.verifier, options.dtype, options.device)
     Console(highlight=False).print(frontier_table(found))
     say_written(out / FRONTIER_FILE)
     say_written(out / PICTURE)
@@ -95,7 +112,19 @@ def parse_options(words: Sequence[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--target_costs", required=True, help="JSON list of target costs: '[0.35, 0.5, 0.65]'")
     parser.add_argument("--out", required=True, help="folder for the fits, the table and the picture")
     parser.add_argument("--verifier", help="where to find the verifier for the timing, in place of the name in the fit")
-    parser.add_argument("--dtype", choices=get_args(DType), default="float32", help="number format of the timing")
+    parser.add_argument(
+        "--low_bits",
+        default="",
+        help="members in low bits beside them, comma-separated: 8 (all sublayers), 4_mlp (MLPs in 4 bits, the rest in "
+        "8), 8_span (a run of layers left out for each target cost, the rest in 8), auto (bits chosen for each target "
+        "cost), or all",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=get_args(DType),
+        help="number format of the timing; where it is left out float32, or bfloat16 where members have low bits and "
+        "this machine kernels for them",
+    )
     parser.add_argument("--device", default="cpu", help="where passes are timed")
     return parser.parse_known_args([with_underscores(word) for word in words])
 
@@ -118,6 +147,21 @@ def parse_costs(words: str) -> list[float]:
         ) from error
 
 
+def parse_low_bits(words: str) -> list[str]:
+    """Names of members in low bits, each once.
+
+    Raises:
+        CalibrationError: there is none of that name.
+
+    Example:
+        >>> parse_low_bits("auto,8"), parse_low_bits("")
+        (['auto', '8'], [])
+    """
+    if words.strip() == "all":
+        return [*LOW_BIT_FITS]
+    return parse_methods(words, LOW_BIT_FITS, CalibrationError) if words.strip() else []
+
+
 def check_free(words: Sequence[str]) -> None:
     """Refuse options of ``viasd fit`` that are the frontier's to set.
 
@@ -136,14 +180,15 @@ def frontier_table(frontier: lazy_types.Frontier) -> Table:
     widths = list(frontier.members[0].relative_cost)
     headings = ["", *(f"cost, width {width}" for width in widths), "agreement"]
     most_confident = [f"most confident {float(share):.0%}" for share in CONFIDENT_SHARES]
+    low = any(member.low_bits for member in frontier.members)
     table = new_table(
         "frontier, on texts held back",
-        [*headings, *most_confident, "attention skipped", "MLP skipped"],
+        [*headings, *most_confident, "attention skipped", "MLP skipped", *(["low bits"] if low else [])],
         caption=f"cost: of a slim pass over a full one, measured; {frontier.dtype}, {frontier.hardware['device']}",
     )
     for member in frontier.members:
         costs = [f"{member.relative_cost[width]:.2f}" for width in widths]
         confident = [f"{member.agreement_confident[share]:.4f}" for share in CONFIDENT_SHARES]
-        skipped = [runs(member.attention_skip), runs(member.mlp_skip)]
-        table.add_row(member.folder, *costs, f"{member.agreement:.4f}", *confident, *skipped)
+        parts = [runs(member.attention_skip), runs(member.mlp_skip), *([member.low_bits or "none"] if low else [])]
+        table.add_row(member.folder, *costs, f"{member.agreement:.4f}", *confident, *parts)
     return table

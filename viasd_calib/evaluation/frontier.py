@@ -15,6 +15,7 @@ from viasd_calib.files import read_json
 from viasd_calib.replay.agreement import most_confident_agreement
 from viasd_calib.slim.cost import relative_cost
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.parts.base import part_named
 from viasd_calib.spec import DType
 
 CONFIDENT_SHARES = ("0.5", "0.7", "0.9")
@@ -28,23 +29,26 @@ class FrontierMember(BaseModel):
 
     Attributes:
         folder: of the fit, beside the frontier's file.
+        target_cost: of the fit; None for low bits that look at none.
         relative_cost: time of a slim pass over that of a full pass of the same width, head included, interleaved.
         agreement: of q' with q at the held-back places that the fit tested its gates on, argmax against argmax.
         agreement_confident: the same on the share of places where the slim gate, which decides at run time whether
             q' is trusted, gives its choice the highest scores.
         attention_skip: layers whose attention q' skips.
         mlp_skip: layers whose MLP q' skips.
+        low_bits: which sublayers have low bits, in words; "" for none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     folder: str
-    target_cost: float
+    target_cost: float | None
     relative_cost: dict[int, float]
     agreement: float
     agreement_confident: dict[str, float]
     attention_skip: list[int]
     mlp_skip: list[int]
+    low_bits: str = ""
 
     @property
     def cost(self) -> float:
@@ -53,7 +57,8 @@ class FrontierMember(BaseModel):
 
 
 class Frontier(BaseModel):
-    """What ``viasd frontier`` measured: members of the same prompts, in the order of their target costs.
+    """What ``viasd frontier`` measured: members of the same prompts, in the order of their target costs, those in low
+    bits after the others.
 
     Attributes:
         dtype: number format that costs were measured in.
@@ -85,7 +90,7 @@ class Frontier(BaseModel):
         return max(within, key=lambda member: (member.agreement, -member.cost))
 
 
-def measure_member(folder: Path, target_cost: float, routed: RoutedModel) -> FrontierMember:
+def measure_member(folder: Path, target_cost: float | None, routed: RoutedModel) -> FrontierMember:
     """Time the passes of a fit that lies in ``folder``, and read its agreement off its held-back scores.
 
     Args:
@@ -95,7 +100,7 @@ def measure_member(folder: Path, target_cost: float, routed: RoutedModel) -> Fro
         CalibrationError: the fit is missing or damaged.
     """
     fitted = read_json(FitArtifact, folder / FIT_FILE, "viasd fit")
-    scores = load_scores(folder)
+    scores, low = load_scores(folder), fitted.route.low_bit
     most_confident = {
         share: most_confident_agreement(scores.own_agrees, scores.own, float(share)) for share in CONFIDENT_SHARES
     }
@@ -107,6 +112,7 @@ def measure_member(folder: Path, target_cost: float, routed: RoutedModel) -> Fro
         agreement_confident={share: round(agreement, 4) for share, agreement in most_confident.items()},
         attention_skip=fitted.route.attention_skip,
         mlp_skip=fitted.route.mlp_skip,
+        low_bits="" if low is None else part_named("low_bit").line(fitted.route, fitted.verifier.num_layers),
     )
 
 

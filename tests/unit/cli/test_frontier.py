@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.tiny import TinyFolder, even_costs, tiny_fit, tiny_prompts, tiny_traces
+from tests.tiny.bits import priced
 from viasd_calib.calibration.artifacts import CalibrateArtifact, FitArtifact
 from viasd_calib.cli import main
-from viasd_calib.cli.frontier import parse_costs, parse_options
-from viasd_calib.errors import CalibrationError
+from viasd_calib.cli.frontier import frontier_table, parse_costs, parse_low_bits, parse_options
+from viasd_calib.errors import CalibrationError, JobWarning
 from viasd_calib.evaluation.frontier import load_frontier
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, FRONTIER_FILE
 from viasd_calib.files import read_json, write_json
-from viasd_calib.pipeline.frontier import PICTURE
+from viasd_calib.pipeline.frontier import PICTURE, timing_dtype
+from viasd_calib.slim.parts import low_bit
+from viasd_calib.spec import LowBitWeights, Route
 from viasd_calib.training import student
 
 
@@ -52,6 +57,49 @@ def test_each_cost_has_a_fit_and_all_are_measured(
     assert f"wrote {out / FRONTIER_FILE}" in said
 
 
+def test_low_bits_are_members_beside_the_others(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where products in 4 bits take 0.7 of what those of 16 do, no bits can be chosen for 0.56 of a full pass."""
+    monkeypatch.setattr(low_bit, "product_seconds", lambda *asked: {
+        (shape, bits): seconds / bits * (9.6 + 0.4 * bits) for (shape, bits), seconds in priced(*asked).items()
+    })  # fmt: skip
+    assert main([*words, "--low_bits", "all", "--dtype", "float32", "--debug"]) == 0
+    found = load_frontier(tmp_path / "out").members
+    low = ["low-bit-8", "low-bit-4-mlp", "low-bit-8-span-0.56", "low-bit-8-span-0.8", "low-bit-auto-0.8"]
+    assert [member.folder for member in found] == ["cost-0.56", "cost-0.8", *low]
+    by_name = {member.folder: member for member in found}
+    assert by_name["low-bit-8"].low_bits == "all sublayers in 8 bits, head in 8 bits"
+    assert by_name["low-bit-8"].target_cost is None
+    assert by_name["low-bit-4-mlp"].low_bits == "4 sublayers in 8 bits, 4 sublayers in 4 bits, head in 8 bits"
+    assert by_name["low-bit-8-span-0.8"].mlp_skip == by_name["cost-0.8"].mlp_skip
+    assert by_name["low-bit-8-span-0.8"].low_bits == "all sublayers in 8 bits, head in 8 bits"
+    assert by_name["low-bit-auto-0.8"].low_bits
+    assert by_name["cost-0.8"].low_bits == ""
+    said = " ".join(capsys.readouterr().err.split())
+    assert "low-bit-auto-0.56 is left out: no choice of bits brings the cost" in said
+    screen = io.StringIO()
+    Console(file=screen, width=220).print(frontier_table(load_frontier(tmp_path / "out")))
+    rows = {line.split()[0]: line.split() for line in screen.getvalue().splitlines() if line.split()}
+    assert rows["low-bit-8"][-8:] == ["all", "sublayers", "in", "8", "bits,", "head", "in", "8", "bits"][-8:]
+    assert rows["cost-0.8"][-1] == "none"
+
+
+def test_low_bits_are_timed_where_they_have_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    low = Route(low_bit=LowBitWeights(head=8))
+    monkeypatch.setattr("viasd_calib.slim.backends.low_bits_have_kernels", lambda *_: True)
+    assert timing_dtype([Route()], "cpu") == "float32"
+    with pytest.warns(JobWarning, match="timed in bfloat16, in which low bits have kernels here; --dtype float32"):
+        assert timing_dtype([Route(), low], "cpu") == "bfloat16"
+    monkeypatch.setattr("viasd_calib.slim.backends.low_bits_have_kernels", lambda *_: False)
+    assert timing_dtype([Route(), low], "cpu") == "float32"
+
+
+def test_members_in_low_bits_have_names() -> None:
+    with pytest.raises(CalibrationError, match="there is no method '16'; choose from 8, 4_mlp, 8_span, auto"):
+        parse_low_bits("8, 16")
+
+
 def test_a_member_that_is_there_is_kept(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a run was killed between two members."""
     out = tmp_path / "out"
@@ -88,7 +136,7 @@ def test_calibrate_picks_from_a_frontier(words: list[str], tmp_path: Path, capsy
 def test_what_is_not_its_own_is_for_fit() -> None:
     words = ["--config", "a.yaml", "--out", "b", "--trainer.max_epochs", "-1", "--target_costs", "[1]", "--model.x=3"]
     options, rest = parse_options(words)
-    assert (options.out, options.target_costs, options.dtype) == ("b", "[1]", "float32")
+    assert (options.out, options.target_costs, options.low_bits, options.dtype) == ("b", "[1]", "", None)
     assert rest == ["--config", "a.yaml", "--trainer.max_epochs", "-1", "--model.x=3"]
 
 

@@ -94,3 +94,10 @@ def test_the_picture_shows_agreement_against_measured_cost() -> None:
     assert drawn["all places"] == [pytest.approx([0.4, 80]), pytest.approx([0.6, 90])]
     assert drawn["most confident 50%"] == [pytest.approx([0.4, 90]), pytest.approx([0.6, 100])]
     assert {text.get_text() for text in axes.texts} == {"0.35", "0.65"}
+    low = member(0.5, 0.95).model_copy(update={"folder": "low-bit-8", "target_cost": None, "low_bits": "all"})
+    (axes,) = frontier_picture(frontier_of(*found.members, low)).axes
+    drawn = {str(line.get_label()): line.get_xydata().tolist() for line in axes.get_lines()}  # type: ignore[union-attr]
+    assert drawn["all places"] == [pytest.approx([0.4, 80]), pytest.approx([0.6, 90])]
+    assert [pytest.approx([0.5, 95])] in drawn.values()
+    assert {text.get_text() for text in axes.texts} == {"0.35", "0.65", "8"}
+    assert "hollow: low bits" in axes.get_xlabel()

@@ -95,18 +95,23 @@ def frontier_picture(frontier: Frontier) -> Figure:
     """Agreement of the members of a frontier against their measured cost: on all places, and where q' is confident."""
     figure, axes = one_panel(5.4, 3.9)
     members = sorted(frontier.members, key=lambda member: member.cost)
-    costs = [member.cost for member in members]
-    looks = zip(("o", "^", "s", "D"), (TIER_COLOURS[Tier.ACCEPT], *[TIER_COLOURS[Tier.REGENERATE]] * 3), strict=True)
-    lines = {"all places": [member.agreement for member in members]}
-    for share in members[0].agreement_confident:
-        lines[f"most confident {float(share):.0%}"] = [member.agreement_confident[share] for member in members]
-    for (label, agreements), (marker, colour) in zip(lines.items(), looks, strict=False):
-        axes.plot(costs, [100 * one for one in agreements], marker=marker, color=colour, markersize=5,
-                  linewidth=1.4, label=label)  # fmt: skip
+    looks = [*zip(("o", "^", "s", "D"), (TIER_COLOURS[Tier.ACCEPT], *[TIER_COLOURS[Tier.REGENERATE]] * 3), strict=True)]
+    for low in (False, True):  # those in low bits are no points of the others' curve
+        shown = [member for member in members if bool(member.low_bits) == low]
+        costs = [member.cost for member in shown]
+        lines = {"all places": [member.agreement for member in shown]}
+        for share in members[0].agreement_confident:
+            lines[f"most confident {float(share):.0%}"] = [member.agreement_confident[share] for member in shown]
+        line: dict[str, Any] = {"linestyle": "none", "markerfacecolor": PAPER} if low else {"linewidth": 1.4}
+        for (label, agreements), (marker, colour) in zip(lines.items(), looks, strict=False):
+            axes.plot(costs, [100 * one for one in agreements], marker=marker, color=colour, markersize=5,
+                      label=None if low else label, **line)  # fmt: skip
     for member in members:
-        axes.annotate(f"{member.target_cost:g}", (member.cost, 100 * member.agreement), xytext=(4, -11),
+        name = member.folder.removeprefix("low-bit-") if member.low_bits else f"{member.target_cost:g}"
+        axes.annotate(name, (member.cost, 100 * member.agreement), xytext=(4, -11),
                       textcoords="offset points", color=INK, fontsize=SMALL)  # fmt: skip
-    axes.set(xlabel="measured cost of a slim pass over a full one; numbers: target costs",
+    hollow = "; hollow: low bits" if any(member.low_bits for member in members) else ""
+    axes.set(xlabel=f"measured cost of a slim pass over a full one; numbers: target costs{hollow}",
              ylabel="agreement with q on held-back texts")  # fmt: skip
     axes.margins(0.08)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.3g} %"))
