@@ -12,10 +12,13 @@ import pytest
 import yaml
 
 from tests.tiny import TinyFolder, tiny_traces
+from tests.tiny.bits import priced
+from viasd_calib.errors import JobWarning
 from viasd_calib.file_names import FIT_FILE
 from viasd_calib.pipeline.options import SearchOptions
 from viasd_calib.pipeline.search import search
 from viasd_calib.prompts import SplitShares
+from viasd_calib.slim.parts import low_bit
 
 SCRIPT = Path(__file__).parents[3] / "train" / "ablations.py"
 SHARES = {"fit": 1.0, "calibrate": 0.0, "test": 0.0}
@@ -54,8 +57,12 @@ def run(
 
 
 def test_variants_are_trained_and_compared_once(
-    run: Callable[[str, int], dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Callable[[str, int], dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(low_bit, "product_seconds", priced)
     routes = run("route by", 5)
     assert [*routes] == ["route by even", "route by gates"]
     assert all(0 <= row[name] <= 1 for row in routes.values() for name in ("agreement", "confident", "pending"))
@@ -65,6 +72,22 @@ def test_variants_are_trained_and_compared_once(
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert "bridge in closed form" in capsys.readouterr().out
     assert both["bridge in closed form"]["kl"] != both["nothing trained, no bridge"]["kl"]
+    assert all(row["cost"] > 0 for row in both.values())
+    low = ["bridge in closed form, the rest in 8 bits", "bridge and adapter, the rest in 8 bits", "all in 8 bits"]
+    low += ["MLPs in 4 bits, the rest in 8", "bits chosen"]
+    assert [*both][-len(low) :] == low
+    assert both["all in 8 bits"]["kl"] < both["MLPs in 4 bits, the rest in 8"]["kl"]
+    assert both["all in 8 bits"]["kl"] < both["bridge in closed form, the rest in 8 bits"]["kl"]
+
+
+def test_bits_that_cannot_be_chosen_are_left_out(
+    run: Callable[[str, int], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where nothing has kernels for low bits."""
+    monkeypatch.setattr(low_bit, "product_seconds", lambda *asked: dict.fromkeys(priced(*asked), 1.0))
+    assert [*run("all in 8 bits", 5)] == ["all in 8 bits"]
+    with pytest.warns(JobWarning, match="bits chosen is left out: no choice of bits"):
+        assert [*run("bits chosen", 5)] == ["all in 8 bits"]
 
 
 def test_rows_on_other_texts_are_not_mixed_in(run: Callable[[str, int], dict[str, Any]]) -> None:
