@@ -14,17 +14,24 @@ from viasd_calib.file_names import FIT_FILE
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.fit_checks import check_fit
 from viasd_calib.pipeline.lists import runs
+from viasd_calib.pipeline.recipes import default_recipe
 from viasd_calib.tables import new_table
 
 
 def fit(words: Sequence[str], load: lazy_types.LoadVerifier | None = None) -> None:
     """Fit with LightningCLI's options, and print what was learned.
 
+    Words that name neither a configuration nor what is trained take a recipe (:func:`default_recipe`).
+
     Raises:
         ViasdError: options that a slim verifier cannot be trained with; most are refused before Lightning is loaded.
     """
     words = with_shipped_configurations([with_underscores(word) for word in words])
-    check_fit(given_options(words))
+    given = given_options(words)
+    check_fit(given)
+    if {"--help", "-h", "--config", "-c"}.isdisjoint(word.partition("=")[0] for word in words):
+        recipe = default_recipe(given)
+        words = words if recipe is None else ["--config", recipe, *words]
 
     from viasd_calib.cli.fit_cli import FitCLI
     from viasd_calib.pipeline import fit as job

@@ -425,7 +425,8 @@ class RunOptions:
 
     Args:
         out: folder for everything.
-        fit_config: configuration of ``viasd fit``.
+        fit_config: configuration of ``viasd fit``; where it is left out configs/fit/low-bit.yaml (all sublayers in 8
+            bits, nothing trained) where this machine has kernels for low bits, else configs/fit/quick.yaml.
         verifier: hub id, folder, .gguf file or "smollm2-135m".
         draft: drafter, as ``viasd capture`` takes it.
         prompts: prompt file (JSONL or another: see docs/guide/prompts.md), NAME:SPLIT of a data set of the hub, or
@@ -439,7 +440,7 @@ class RunOptions:
     """
 
     out: str
-    fit_config: str
+    fit_config: str | None = None
     verifier: str = SMOLLM2
     draft: str = "prompt_lookup"
     prompts: str = EMBEDDED

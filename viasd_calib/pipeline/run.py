@@ -28,6 +28,7 @@ from viasd_calib.pipeline.options import (
     RunOptions,
 )
 from viasd_calib.pipeline.prompt_choice import check_limit, of_split, take_turns
+from viasd_calib.pipeline.recipes import recipe_for
 from viasd_calib.prompt_copies import without_copies
 from viasd_calib.prompts import Prompt, draw_prompts, read_prompts
 from viasd_calib.shipped import shipped_configuration
@@ -101,15 +102,17 @@ def run(options: RunOptions, jobs: Jobs) -> None:
     refuse_too_few(len(chosen[1][0]), decided.max_loss, decided.confidence, decided.allow_uncertified)
     check_draft(options.draft)
     check_model(options.verifier)
-    fit_config = shipped_configuration(options.fit_config)
-    jobs.check_fit(fit_config)
+    if options.fit_config is not None:
+        jobs.check_fit(shipped_configuration(options.fit_config))
 
     places = RunPlaces(Path(options.out))
     traces, fitted, calibrated = (places.folder / name for name in ("traces", "fit", "calibrate"))
     load = SharedVerifiers()
     common: dict[str, Any] = {"verifier": options.verifier, "prompts": options.prompts}
     dtype = _dtype_of(options.dtype)
-    refuse_overlong(load(options.verifier), chosen)
+    verifier = load(options.verifier)
+    refuse_overlong(verifier, chosen)
+    fit_config = shipped_configuration(options.fit_config or recipe_for(verifier))
 
     jobs.announce("1/7 capture: what the verifier and the draft model predict on the fit prompts")
     jobs.capture(CaptureOptions(out=str(traces), draft=options.draft, **common, **captured.model_dump()), load)
