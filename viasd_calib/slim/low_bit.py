@@ -3,7 +3,8 @@
 A weight of eight bits has one step a row, in either direction from zero; one of four bits a step and a lowest value for
 each group of 64 neighbours in a row. Inputs are rounded with one step a *token*, never a tensor: so what a layer
 gives for a token depends on no other one. Sixteen bits of an input are two codes of eight, the second of what the first
-leaves, so that products of integers serve both. All products are exact sums of integers, times steps.
+leaves, so that products of integers serve both. All products are exact sums of integers, times steps; PyTorch's
+operators take them in float32.
 """
 
 from __future__ import annotations
@@ -147,12 +148,10 @@ class LowBitLinear(Unsaved, nn.Module):
         """[..., in] -> [..., out], in the number format of the inputs."""
         rows = inputs.reshape(-1, self.in_features)  # [rows, in]
         codes, steps = round_inputs(rows, self.input_bits)
-        weight = self._weight()  # [in, out]
+        rounded = (codes * steps).sum(0)  # [rows, in]: one product for both codes, off by a rounding of float32
         if torch.is_grad_enabled() and inputs.requires_grad:  # straight through: Bengio et al. 2013, arXiv 1308.3432
-            rounded = (codes * steps).sum(0).to(rows.dtype)
-            out = (rows + (rounded - rows).detach()).float() @ weight  # [rows, out]
-        else:
-            out = ((codes @ weight) * steps).sum(0)  # [rows, out]
+            rounded = rows.float() + (rounded - rows.float()).detach()
+        out = rounded @ self._weight()  # [rows, out]
         if self.bias is not None:
             out = out + self.bias.float()
         return out.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
