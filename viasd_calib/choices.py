@@ -43,7 +43,7 @@ else:
     BenchMethod = Literal[BENCH_METHODS]
     CertificateLossName = Literal[CERTIFICATE_LOSSES]
 
-LowBitMethod = Literal["low_bit_8", "low_bit_8_span", "low_bit_4_mlp", "low_bit_auto"]
+LowBitMethod = Literal["bits_8", "bits_8_span", "bits_4_mlp", "bits_auto"]
 SkippingMethod = Literal["span", "random", "even", "ablation", "greedy", "dimr", "similarity", "knapsack"]
 SearchMethod = SkippingMethod | LowBitMethod
 """Ways of choosing a route; :mod:`viasd_calib.training.search.methods` has a function for each."""

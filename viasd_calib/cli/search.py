@@ -31,17 +31,17 @@ def search_table(result: SearchResult) -> Table:
             *(f"most confident {float(share):.0%}" for share in CONFIDENT_SHARES),
             "KL",
             "cost",
-            "as decoded",
             "passes",
             "s",
         ],
-        caption="cost: of a slim pass over a full one, measured, bridges included; as decoded: in the number format "
-        f"and on the backend that decode here; passes over {result.judging_texts} texts of the search, at most "
-        f"{settings.budget}; s: seconds of search. Of low bits low_bit_auto alone looks at the target cost",
+        caption="cost: of a slim pass over a full one, measured as both decode here, bridges included; passes over "
+        f"{result.judging_texts} texts of the search, at most {settings.budget}; s: seconds of search. Of low bits "
+        "bits_auto alone looks at the target cost",
     )
     for method, found in result.found.items():
         most_confident = [f"{found.agreement_confident[share]:.4f}" for share in CONFIDENT_SHARES]
-        costs = ["–" if cost is None else f"{cost:.2f}" for cost in (found.relative_cost, found.decoding_cost)]
-        measured = [f"{found.agreement:.4f}", *most_confident, f"{found.kl:.4f}", *costs, str(found.passes)]
+        known = found.relative_cost if found.decoding_cost is None else found.decoding_cost  # of earlier releases
+        cost = "–" if known is None else f"{known:.2f}"
+        measured = [f"{found.agreement:.4f}", *most_confident, f"{found.kl:.4f}", cost, str(found.passes)]
         table.add_row(method, *measured, f"{found.seconds:.1f}")
     return table

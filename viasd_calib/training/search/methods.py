@@ -26,8 +26,8 @@ CHOICES: dict[SearchMethod, Choice] = {
     "dimr": dimr,
     "similarity": most_alike,
     "knapsack": knapsack,
-    "low_bit_8": all_in_8,
-    "low_bit_8_span": span_out_rest_in_8,
-    "low_bit_4_mlp": mlps_in_4,
-    "low_bit_auto": chosen_bits,
+    "bits_8": all_in_8,
+    "bits_8_span": span_out_rest_in_8,
+    "bits_4_mlp": mlps_in_4,
+    "bits_auto": chosen_bits,
 }

@@ -80,20 +80,20 @@ def test_low_bits_are_of_what_the_route_keeps(monkeypatch: pytest.MonkeyPatch) -
         found[method] = CHOICES[method](space, evaluator, 3)
         spent[method] = evaluator.spent
     low = {method: route.low_bit for method, route in found.items()}
-    assert low["low_bit_8"] == LowBitWeights(attention={"8": EVERY}, mlp={"8": EVERY}, head=8)
-    assert low["low_bit_4_mlp"] == LowBitWeights(attention={"8": EVERY}, mlp={"4": EVERY}, head=8)
-    both = found["low_bit_8_span"]
+    assert low["bits_8"] == LowBitWeights(attention={"8": EVERY}, mlp={"8": EVERY}, head=8)
+    assert low["bits_4_mlp"] == LowBitWeights(attention={"8": EVERY}, mlp={"4": EVERY}, head=8)
+    both = found["bits_8_span"]
     assert 0.6 < space.cost(skipped_numbers(both)) <= 0.8
     assert both.low_bit is not None
     assert [*both.low_bit.bits("mlp")] == [layer for layer in EVERY if layer not in both.mlp_skip]
-    chosen = low["low_bit_auto"]
+    chosen = low["bits_auto"]
     assert chosen is not None
     assert {*chosen.bits("mlp").values()} == {8}, "the budget holds no passes for 4"
-    assert spent == {**spent, "low_bit_8": 0, "low_bit_4_mlp": 0, "low_bit_auto": 2 * LAYERS + 1}
+    assert spent == {**spent, "bits_8": 0, "bits_4_mlp": 0, "bits_auto": 2 * LAYERS + 1}
     with pytest.raises(CalibrationError, match="raise budget to 11"):
-        CHOICES["low_bit_auto"](space, new_evaluator(10), 3)
+        CHOICES["bits_auto"](space, new_evaluator(10), 3)
     evaluator = new_evaluator(22)
-    wide = CHOICES["low_bit_auto"](new_space(0.4), evaluator, 3).low_bit
+    wide = CHOICES["bits_auto"](new_space(0.4), evaluator, 3).low_bit
     assert evaluator.spent == 22
     assert wide is not None
     assert 4 in {wide.head, *wide.bits("mlp").values(), *wide.bits("attention").values()}

@@ -83,9 +83,8 @@ def test_the_command_compares_every_method(
         assert {0, 3}.isdisjoint(found.route.attention_skip + found.route.mlp_skip)
     printed = capsys.readouterr().out
     rows = {line.split()[0]: line.split() for line in printed.splitlines() if line.split()}
-    assert rows["low_bit_8"][6] == "–"
-    assert rows["low_bit_8"][7] == f"{result.found['low_bit_8'].decoding_cost:.2f}"
-    assert result.found["low_bit_8"].agreement > result.found["even"].agreement
+    assert rows["bits_8"][6] == f"{result.found['bits_8'].decoding_cost:.2f}"
+    assert result.found["bits_8"].agreement > result.found["even"].agreement
     assert rows["knapsack"][1] == f"{result.found['knapsack'].agreement:.4f}"
     assert f"wrote {out}" in printed.replace("\n", "")
 
@@ -93,9 +92,9 @@ def test_the_command_compares_every_method(
 def test_bits_that_cannot_be_chosen_are_left_out(traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where nothing has kernels for low bits."""
     monkeypatch.setattr(low_bit, "product_seconds", lambda *asked: dict.fromkeys(priced(*asked), 1.0))
-    with pytest.warns(JobWarning, match="low_bit_auto is left out: no choice of bits brings the cost"):
-        result = run(traces, tmp_path / "search.json", "low_bit_auto,low_bit_8", budget=18)
-    assert [*result.found] == ["low_bit_8"]
+    with pytest.warns(JobWarning, match="bits_auto is left out: no choice of bits brings the cost"):
+        result = run(traces, tmp_path / "search.json", "bits_auto,bits_8", budget=18)
+    assert [*result.found] == ["bits_8"]
 
 
 def test_what_was_found_is_kept_where_a_later_method_fails(traces: Path, tmp_path: Path) -> None:
