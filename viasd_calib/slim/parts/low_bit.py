@@ -198,8 +198,11 @@ def _measured(inputs: FitInputs, options: LowBitOptions, asked: AskedChoice) -> 
     count = len(inputs.texts)
     texts = sorted(random.Random(SEED).sample(range(count), min(TEXTS, count)))
 
-    def measure(kind: str, layer: int | None, bits: int) -> MeasuredBits:
-        cost = sum(seconds[shape, bits] for shape in shapes[kind, layer]) / total
+    costs = [{bits: sum(seconds[one, bits] for one in shapes[place]) / total for bits in tried} for place in places]
+    # A target that no choice meets is refused before divergences are measured, which takes minutes.
+    choose_bits([{bits: MeasuredBits(0.0, one) for bits, one in cost.items()} for cost in costs], inputs.target_cost)
+
+    def measure(kind: str, layer: int | None, bits: Bits, cost: float) -> MeasuredBits:
         if bits == 16:
             return MeasuredBits(0.0, cost)
         named = {"head": bits} if layer is None else {kind: {str(bits): [layer]}}
@@ -208,7 +211,10 @@ def _measured(inputs: FitInputs, options: LowBitOptions, asked: AskedChoice) -> 
         with widened_weights(model.slim_networks):
             return MeasuredBits(statistics.mean(divergence(model, number) for number in texts), cost)
 
-    measured = [{bits: measure(kind, layer, bits) for bits in tried} for kind, layer in places]
+    measured = [
+        {bits: measure(*place, bits, one) for bits, one in cost.items()}
+        for place, cost in zip(places, costs, strict=True)
+    ]
     chosen = choose_bits(measured, inputs.target_cost)
     return MeasuredChoice(
         target_cost=inputs.target_cost,

@@ -14,7 +14,7 @@ import torch
 
 from tests.tiny import tiny_model
 from tests.tiny.bits import priced
-from viasd_calib.errors import JobWarning
+from viasd_calib.errors import JobWarning, SpecError
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.parts import low_bit
@@ -71,6 +71,13 @@ def test_where_the_target_is_met_without_low_bits_there_are_none(monkeypatch: py
     words = r"bits auto leaves everything in 16 bits, whose products take 1\.00 .* meet target_cost 1: the route has no"
     with pytest.warns(JobWarning, match=words):
         assert LowBit().fit(inputs(1.0, Route()), AUTO) is None
+
+
+def test_a_target_that_no_choice_meets_is_refused_before_minutes_are_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(low_bit, "product_seconds", priced)
+    given = replace(inputs(0.4, Route()), divergence=lambda *_: pytest.fail("measured"))
+    with pytest.raises(SpecError, match=r"no choice of bits brings the cost .* the least is 0\.500"):
+        LowBit().fit(given, AUTO)
 
 
 def test_divergences_are_measured_on_texts_from_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
