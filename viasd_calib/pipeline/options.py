@@ -80,7 +80,6 @@ class FittedModels(Models):
 
     Args:
         draft_model: where to find the draft model, in place of its name in the fit.
-        dtype: number format of the verifier.
     """
 
     draft_model: str | None = None
@@ -194,8 +193,8 @@ class CalibrateOptions(PromptSource, FittedModels):
         fractions: rising; a candidate is proposed at each of these fractions of max_loss.
         allow_uncertified: go on with fewer prompts than can certify max_loss, to a spec that decodes exactly.
         draft_length: most tokens drafted a round.
-        dtype: number format of the verifier; where it is left out float32, or for a q' in low bits the format in which
-            the fit found its passes cheaper than full ones, where this machine has kernels for it.
+        dtype: number format of the verifier; where it is left out float32, or for low bits the one in which the fit
+            found slim passes cheaper than full ones, where this machine has kernels in it.
         max_pending: most tokens that may wait for the full verifier; good slim verifiers, such as low bits, bear 24
             to 32, those that agree less often fewer.
     """
@@ -425,8 +424,7 @@ class RunOptions:
 
     Args:
         out: folder for everything.
-        fit_config: configuration of ``viasd fit``; where it is left out configs/fit/low-bit.yaml (all sublayers in 8
-            bits, nothing trained) where this machine has kernels for low bits, else configs/fit/quick.yaml.
+        fit_config: of ``viasd fit``; left out, fit/low-bit where this machine has kernels for low bits, else fit/quick.
         verifier: hub id, folder, .gguf file or "smollm2-135m".
         draft: drafter, as ``viasd capture`` takes it.
         prompts: prompt file (JSONL or another: see docs/guide/prompts.md), NAME:SPLIT of a data set of the hub, or
