@@ -29,6 +29,7 @@ REQUIREMENTS = [
     "datasets>=4,<5.3",
     "pyarrow>=18,<27",
     "peft>=0.20,<0.22",
+    "accelerate>=1.15,<2",  # models without the memory of their layers
     "scikit-learn>=1.5,<1.10",
     "torchmetrics>=1.4.0.post0,<1.10",
     "mapie>=1.4,<1.7",  # 1.4: fixed-sequence testing

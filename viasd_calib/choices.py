@@ -19,6 +19,12 @@ keys as rows of one product, where attention is ``sdpa``."""
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
+OffloadKind = Literal["disk", "cpu"]
+"""Where q's layers stay that q' does not run: on disk, or in the memory of the host."""
+OffloadChoice = Literal["disk", "cpu", "none"]
+"""The same as an option; ``none`` for all in memory, whatever a spec says."""
+
+
 def _modules(folder: str) -> tuple[str, ...]:
     """Names of the modules in a folder of the package, ``base`` left out; none is imported."""
     found = iter_modules([str(Path(__file__).parent / folder)])

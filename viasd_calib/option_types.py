@@ -9,7 +9,7 @@ from functools import cache
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
 
 from viasd_calib.errors import UsageError, ViasdError
 
@@ -40,6 +40,29 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DraftLength = Annotated[int, Field(ge=0, le=64)]
 MaxPending = Annotated[int, Field(ge=0, le=256)]
 """As in :class:`viasd_calib.spec.Decoding`."""
+
+
+def bytes_of(name: str, value: int | str) -> int:
+    """A number of bytes as an option gives it.
+
+    Args:
+        name: of the option.
+
+    Raises:
+        UsageError: it is none.
+
+    Example:
+        >>> bytes_of("--memory", "300MB"), bytes_of("--memory", "2GiB"), bytes_of("--memory", 1000)
+        (300000000, 2147483648, 1000)
+    """
+    try:
+        found = int(TypeAdapter(ByteSize).validate_python(value))
+    except ValidationError:
+        found = 0
+    if found < 1:
+        raise UsageError(f"{name} is {value!r}; give bytes, as 300MB, 2GiB or a whole number, at least 1")
+    return found
+
 
 NUMBERS = {int: "a whole number", float: "a number"}
 WORDS = {bool: "true or false", str: "text", NoneType: "null"}

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from viasd_calib import __version__
 from viasd_calib.errors import SpecError, WeightsWarning
 from viasd_calib.files import write_json
 from viasd_calib.schema.base import Audit, DType, Revision, Sha256, Share, SpecModel, TensorFile, WeightFormat, refuse
 from viasd_calib.schema.certificate import Certificate, Evidence, PromptHashes, prompts_needed
+from viasd_calib.schema.decoding import Decoding
 from viasd_calib.schema.drafts import (
     CausalLMDraft,
     CombinedDraft,
@@ -31,6 +32,7 @@ from viasd_calib.schema.drafts import (
 )
 from viasd_calib.schema.gates import DRAFT_FEATURES, SLIM_FEATURES, Gates, LogisticGate
 from viasd_calib.schema.hashes import IGNORED_CONFIG_KEYS, config_sha256, file_sha256, tokenizer_sha256
+from viasd_calib.schema.offload import OffloadRef
 from viasd_calib.schema.problems import WHOLE, first_problem, problems_of, refuse_unknown_version
 from viasd_calib.schema.route import (
     AdapterKind,
@@ -46,7 +48,7 @@ from viasd_calib.schema.route import (
     Route,
 )
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 __all__ = [
     "DRAFT_FEATURES",
@@ -72,6 +74,7 @@ __all__ = [
     "LowBits",
     "MlpWidths",
     "ModelDraft",
+    "OffloadRef",
     "PartEntry",
     "Producer",
     "PromptHashes",
@@ -154,30 +157,6 @@ class VerifierRef(SpecModel):
         return self.config_sha256 == other.config_sha256 and (not known or self.weights == other.weights)
 
 
-class Decoding(SpecModel):
-    """Settings of the decoder."""
-
-    audit: Audit = Field(
-        "strict",
-        description="of pending tokens: strict keeps q's own, tolerant those with q(x) / max q >= tolerance, off all",
-    )
-    tolerance: float = Field(0.5, gt=0, le=1, description="of audit tolerant")
-    draft_length: int = Field(6, ge=0, le=64, description="most tokens drafted a round")
-    max_pending: int = Field(12, ge=0, le=256, description="most tokens that may wait for the full verifier")
-    temperature_scope: list[Annotated[float, Field(ge=0)]] = Field(
-        default_factory=lambda: [0.0],
-        min_length=1,
-        description="sampling temperatures that the certificate holds for; 0 is greedy",
-    )
-
-    @field_validator("temperature_scope")
-    @classmethod
-    def _once_each(cls, temperatures: list[float]) -> list[float]:
-        if len(set(temperatures)) < len(temperatures):
-            raise ValueError("temperatures must be given once each")
-        return temperatures
-
-
 class RoutingSpec(SpecModel):
     """The whole routing spec."""
 
@@ -190,6 +169,9 @@ class RoutingSpec(SpecModel):
     route: Route = Field(description="what the slim verifier runs of the full one")
     gates: Gates = Field(description="which tier decides a token")
     decoding: Decoding = Field(default_factory=Decoding, description="settings of the decoder")
+    offload: OffloadRef | None = Field(
+        None, description="which of the verifier's layers are read for each of its passes; null for all in memory"
+    )
     certificate: Certificate | None = Field(
         None, description="which loss bound was shown, how and on what; null for none"
     )

@@ -18,7 +18,7 @@ from viasd_calib.calibration.policy_timing import PolicyTiming
 from viasd_calib.errors import CalibrationError, SpecError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
 from viasd_calib.files import read_json, write_bytes
-from viasd_calib.spec import Audit, Certificate, DType, Gates, LogisticGate, Route, VerifierRef
+from viasd_calib.spec import Audit, Certificate, DType, Gates, LogisticGate, OffloadRef, Route, VerifierRef
 
 
 class FitArtifact(BaseModel):
@@ -67,6 +67,7 @@ class CalibrateArtifact(BaseModel):
         certified_gates: those the certificate holds for; None where nothing is certified.
         certificate: of the certified policy, or of why there is none.
         slim_worth: how fast these policies are.
+        offload: which layers were read for each pass then.
         prompts: short hashes of the texts that were decoded; None in what earlier releases wrote.
     """
 
@@ -81,6 +82,7 @@ class CalibrateArtifact(BaseModel):
     max_pending: int
     certificate: Certificate
     slim_worth: PolicyTiming
+    offload: OffloadRef | None = None
     tested: list[TestedCandidate]
     prompts: list[str] | None = None
 

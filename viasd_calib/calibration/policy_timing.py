@@ -118,6 +118,15 @@ class PolicyTiming(BaseModel):
         """
         return _fastest(self._last_stage(slim_tier=self.pays))
 
+    @property
+    def speculative_stop(self) -> float:
+        """The fastest stop bound without the slim tier.
+
+        Raises:
+            ValueError: there are no ``policies``.
+        """
+        return _fastest(self._last_stage(slim_tier=False)).draft_stop_below
+
     def _last_stage(self, *, slim_tier: bool) -> list[TimedPolicy]:
         """The policies that took turns last; what came before was timed under other conditions."""
         last = max((one.stage for one in self.policies), default=0)

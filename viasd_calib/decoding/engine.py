@@ -26,6 +26,8 @@ from viasd_calib.slim.backends import choose_backend, prepare
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.in_process import InProcess
 from viasd_calib.slim.loading import load_routed
+from viasd_calib.slim.offload.install import stream_layers
+from viasd_calib.slim.offload.settings import Offload
 from viasd_calib.spec import (
     Audit,
     DType,
@@ -135,6 +137,7 @@ def load_engine(
     device: str = "cpu",
     backend: Backend | None = None,
     load: LoadVerifier = load_verifier,
+    offload: Offload | None = None,
 ) -> Engine:
     """Load a routing spec and every model it names.
 
@@ -151,6 +154,8 @@ def load_engine(
         backend: what runs the models; the fastest for the device where it is left out. The verifier that ``load``
             gives then serves this engine alone, unless it is ``eager``.
         load: what loads the verifier.
+        offload: where q's layers stay that q' does not run, and how much memory weights may take; None for all in
+            memory.
 
     Raises:
         SpecError: the spec is damaged, or was made for another verifier or tokenizer.
@@ -167,9 +172,9 @@ def load_engine(
     if drafting is not None:  # refused before the verifier is loaded, which may take long
         check_model(beside(drafting.name_or_path, folder), drafting.revision)
     name = beside(spec.verifier.name_or_path, folder) if verifier is None else verifier
-    loaded = load(name, dtype=dtype or spec.verifier.dtype, device=device)
+    loaded = load(name, dtype=dtype or spec.verifier.dtype, device=device, **({"layers": False} if offload else {}))
     chosen = backend or choose_backend(loaded.model)
-    return assemble(spec, folder, loaded, backend=chosen)
+    return assemble(spec, folder, loaded, backend=chosen, offload=offload)
 
 
 def assemble(
@@ -178,12 +183,14 @@ def assemble(
     verifier: Verifier,
     draft_folder: Path | None = None,
     backend: Backend = "eager",
+    offload: Offload | None = None,
 ) -> Engine:
     """Put a spec that lies in ``folder`` together with a loaded verifier.
 
     Args:
         draft_folder: where the drafter's tensors are, if not beside the spec.
         backend: what runs the models; all but ``eager`` change the loaded verifier in place.
+        offload: for a verifier that was loaded without its layers: how they are read.
 
     Raises:
         SpecError: the spec was made for another verifier or tokenizer.
@@ -193,6 +200,8 @@ def assemble(
     spec = check_draft_weights(spec, draft_weights(spec.draft, draft_folder or folder))
     routed = load_routed(verifier.model, spec.route, folder, backend)
     drafter = build_drafter(spec.draft, draft_folder or folder, routed, verifier.tokenizer)
+    if offload is not None:
+        stream_layers(routed, spec.route, offload, backend, verifier.ref.weights_sha256)
     routed.expect_taps(drafter.taps)
     prepare((verifier.model, *routed.slim_networks, *drafter.networks), backend, routed.device, routed.dtype)
     return Engine(spec, verifier, routed, drafter, backend)

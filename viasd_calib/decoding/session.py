@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -43,12 +44,15 @@ class Generation:
         tokens: the new tokens, up to and including the first that ends the text.
         tiers: which tier decided each.
         drafted: whether each was proposed by the draft model.
+        prompt_seconds: what q's pass over the prompt took, by the host's clock; in a batch over all prompts of it. None
+            where it is not known.
     """
 
     tokens: list[int]
     tiers: list[Tier]
     drafted: list[bool]
     counts: Counts
+    prompt_seconds: float | None = field(default=None, compare=False)
 
 
 @dataclass
@@ -75,6 +79,7 @@ class Session:
     drafted: list[bool] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     proposal_probs: list[Tensor] = field(default_factory=list)
+    prompt_seconds: float | None = None
     ended: bool = False  # the last token ends the text
 
     @property
@@ -145,7 +150,7 @@ class Session:
         if self.drafter is not None:
             self.counts.draft_steps = self.drafter.steps
         tokens = self.text[self.prompt_length : self.length].tolist()
-        return Generation(tokens, list(self.tiers), list(self.drafted), self.counts)
+        return Generation(tokens, list(self.tiers), list(self.drafted), self.counts, self.prompt_seconds)
 
 
 def open_session(
@@ -195,8 +200,10 @@ def new_session(
 
 def read_prompt(session: Session) -> Passes[None]:
     """Run q over the prompt, all but its last token."""
+    begin = time.perf_counter()
     seen = session.length - 1
     if seen == 0:
+        session.prompt_seconds = 0.0
         return
     result: PassResult = yield FullPass(
         session.verifier, session.row, 0, session.text[:seen], wanted=0, taps=session.taps
@@ -204,6 +211,7 @@ def read_prompt(session: Session) -> Passes[None]:
     session.row.mark_exact(seen)
     if session.drafter is not None:
         session.drafter.observe(0, result.tapped)
+    session.prompt_seconds = time.perf_counter() - begin
 
 
 def keep_sessions(sessions: Sequence[Session]) -> None:

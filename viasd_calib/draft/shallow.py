@@ -36,6 +36,7 @@ from viasd_calib.draft.checking import MEND
 from viasd_calib.draft.native_shallow import UNIT_EPSILON, NativeSteps, StepTensors, native_steps
 from viasd_calib.errors import ModelError
 from viasd_calib.files import write_bytes
+from viasd_calib.models.offloaded import layers_in_memory
 from viasd_calib.passes.requests import Cost, Passes, Request, ranges_of
 from viasd_calib.slim.cache import CacheRow, CacheWindow, SharedCache, readable, repeat_last, window_of_rows
 from viasd_calib.slim.families import KeyValueStore
@@ -84,7 +85,8 @@ class ShallowModel(nn.Module):
         self.shape = shape
         self.config = draft_config(verifier.config, shape.num_layers)
         last = verifier.layers[len(verifier.layers) - shape.num_layers :]
-        self.layers = nn.ModuleList(_own_layer(layer, slot) for slot, layer in enumerate(last))
+        with layers_in_memory(verifier.model, [weight for layer in last for weight in layer.parameters()]):
+            self.layers = nn.ModuleList(_own_layer(layer, slot) for slot, layer in enumerate(last))
         self.from_token = nn.Linear(hidden, hidden)
         self.from_taps = nn.Linear(len(shape.taps) * hidden, hidden, bias=False)
         self.from_own = nn.Linear(hidden, hidden, bias=False)

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from viasd_calib.calibration.losses.divergence import count_diverged
@@ -22,6 +23,8 @@ from viasd_calib.decoding.transformers_baseline import TransformersDecoder
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.exactness import Difference, find_difference
 from viasd_calib.evaluation.metrics import MethodResult, PromptResult, pool
+from viasd_calib.evaluation.offload_result import OffloadResult, offload_result
+from viasd_calib.evaluation.peak_memory import PeakMemory
 from viasd_calib.evaluation.provenance import Provenance, read_document
 from viasd_calib.hardware import hardware
 from viasd_calib.ledger import Ledger
@@ -30,7 +33,7 @@ from viasd_calib.progress import steps
 from viasd_calib.prompt_lengths import check_lengths
 from viasd_calib.prompts import Prompt, step_names
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import Audit
+from viasd_calib.spec import Audit, OffloadRef
 
 WARM_UP_TOKENS = 16
 """At most: a warm-up asks for no more than the benchmark, which may be all that a certificate holds for."""
@@ -47,6 +50,7 @@ class BenchSettings(BaseModel):
     audit: Audit
     seed: int
     backend: Backend = "eager"
+    offload: OffloadRef | None = None
 
 
 class TaskResult(BaseModel):
@@ -73,7 +77,20 @@ class BenchResult(BaseModel):
     settings: BenchSettings
     n_prompts: int
     methods: dict[str, MethodResult]
+    offload: OffloadResult | None = None
     by_task: dict[str, TaskResult]
+
+
+class Timed(NamedTuple):
+    """What a method answered to a prompt, and what that took.
+
+    Attributes:
+        peak_bytes: most memory of the process; None where it was not asked for, or the system cannot say.
+    """
+
+    turns: list[Turn]
+    seconds: float
+    peak_bytes: int | None
 
 
 Answered = dict[BenchMethod, PromptResult]
@@ -114,7 +131,9 @@ def run_bench(
             done.append(_named(kept.recall(name, Answered, answer), prompt))
             running.advance()
     results = {name: [answered[name] for answered in done] for name in settings.methods}
-    return _summarise(results, prompts, settings, hardware(engine.routed.device))
+    result = _summarise(results, prompts, settings, hardware(engine.routed.device))
+    cold = engine.routed.cold
+    return result if cold is None else result.model_copy(update={"offload": offload_result(cold, results)})
 
 
 def _named(answered: Answered, prompt: Prompt) -> Answered:
@@ -161,9 +180,10 @@ def _answer(
     settings: BenchSettings,
     order: random.Random,
 ) -> Answered:
-    timed = _run_prompt(answerers, engine.verifier, prompt, settings.max_new_tokens, order)
+    device = engine.routed.device if settings.offload is not None else None
+    timed = _run_prompt(answerers, engine.verifier, prompt, settings.max_new_tokens, order, device)
     reference = _reference(engine, prompt, settings, timed)
-    return {name: _decoded(engine, prompt, turns, seconds, reference) for name, (turns, seconds) in timed.items()}
+    return {name: _decoded(engine, prompt, one, reference) for name, one in timed.items()}
 
 
 def _run_prompt(
@@ -172,14 +192,17 @@ def _run_prompt(
     prompt: Prompt,
     max_new_tokens: int,
     order: random.Random,
-) -> dict[BenchMethod, tuple[list[Turn], float]]:
+    device: torch.device | None,
+) -> dict[BenchMethod, Timed]:
     names = list(answerers)
     order.shuffle(names)
-    timed: dict[BenchMethod, tuple[list[Turn], float]] = {}
+    timed: dict[BenchMethod, Timed] = {}
     for name in names:
+        measured = PeakMemory(device) if device is not None else None
         begin = time.perf_counter()
         turns = list(converse(answerers[name], verifier, prompt, max_new_tokens))
-        timed[name] = (turns, time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        timed[name] = Timed(turns, seconds, None if measured is None else measured.bytes())
     return timed
 
 
@@ -187,18 +210,17 @@ def _reference(
     engine: Engine,
     prompt: Prompt,
     settings: BenchSettings,
-    timed: dict[BenchMethod, tuple[list[Turn], float]],
+    timed: dict[BenchMethod, Timed],
 ) -> list[list[int]]:
     if "autoregressive" in timed:
-        turns = timed["autoregressive"][0]
+        turns = timed["autoregressive"].turns
     else:
         turns = list(converse(engine.decoder("autoregressive"), engine.verifier, prompt, settings.max_new_tokens))
     return [turn.generation.tokens for turn in turns]
 
 
-def _decoded(
-    engine: Engine, prompt: Prompt, turns: list[Turn], seconds: float, reference: list[list[int]]
-) -> PromptResult:
+def _decoded(engine: Engine, prompt: Prompt, timed: Timed, reference: list[list[int]]) -> PromptResult:
+    turns = timed.turns
     diverged = count_diverged(engine.routed, turns)
     found = (
         find_difference(engine.routed, prompt.id, place, turn.prompt_ids, turn.generation.tokens, expected)
@@ -207,7 +229,8 @@ def _decoded(
     # A later turn answers another text once an earlier one has left the reference; there may also be fewer or more.
     first = next((difference for difference in found if difference is not None), None)
     generations = [turn.generation for turn in turns]
-    return PromptResult(prompt.id, prompt.task, generations, seconds, diverged, [] if first is None else [first])
+    differences = [] if first is None else [first]
+    return PromptResult(prompt.id, prompt.task, generations, timed.seconds, diverged, differences, timed.peak_bytes)
 
 
 def is_lossless(name: BenchMethod, audit: Audit) -> bool:

@@ -25,6 +25,7 @@ class PromptResult:
     Attributes:
         diverged: emitted tokens that q would not have chosen.
         differences: where the first turn that does so leaves the autoregressive text; at most one.
+        peak_bytes: most memory that the process took; None where it was not asked for, or the system cannot say.
     """
 
     prompt_id: str
@@ -33,6 +34,7 @@ class PromptResult:
     seconds: float
     diverged: int
     differences: list[Difference]
+    peak_bytes: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -43,6 +45,12 @@ class PromptResult:
     def identical(self) -> bool:
         """Whether every turn equals the autoregressive text."""
         return not self.differences
+
+    @property
+    def decode_seconds(self) -> float | None:
+        """Seconds without those of the prompts' own passes; None where these are not known."""
+        spent = [generation.prompt_seconds for generation in self.generations]
+        return None if None in spent else self.seconds - sum(filter(None, spent))
 
     def spent(self, name: str) -> int:
         """A counter of the generations, summed: ``full_passes``, ``slim_passes``, ``draft_steps`` or ``rejected``."""
@@ -76,7 +84,12 @@ class Interval(BaseModel):
 
 
 class MethodResult(BaseModel):
-    """One method over a set of prompts; the fields of the benchmark's JSON."""
+    """One method over a set of prompts; the fields of the benchmark's JSON.
+
+    Attributes:
+        decode_tokens_per_second: without the time of the prompts' own passes, which all methods share; None where that
+            is not known, as of transformers, and in what earlier releases wrote. The two after it likewise.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -94,6 +107,9 @@ class MethodResult(BaseModel):
     acceptance_length: float
     tier_shares: dict[str, float]
     differences: list[Difference]
+    decode_tokens_per_second: float | None = None
+    decode_speedup_vs_autoregressive: Interval | None = None
+    decode_speedup_vs_speculative: Interval | None = None
 
 
 def pool(
@@ -108,6 +124,7 @@ def pool(
     """
     tokens = sum(result.tokens for result in results)
     seconds = sum(result.seconds for result in results)
+    decoding = [result.decode_seconds for result in results]
     full = sum(result.spent("full_passes") for result in results)
     kept = sum(sum(generation.drafted) for result in results for generation in result.generations)
     rejected = sum(result.spent("rejected") for result in results)
@@ -127,13 +144,21 @@ def pool(
         acceptance_length=tokens / full if full else float(tokens),
         tier_shares={tier.name.lower(): tiers.count(tier) / tokens for tier in Tier},
         differences=[difference for result in results for difference in result.differences],
+        decode_tokens_per_second=None if None in decoding else tokens / sum(filter(None, decoding)),
+        decode_speedup_vs_autoregressive=speedup(results, against["autoregressive"], seed, decode_only=True),
+        decode_speedup_vs_speculative=speedup(results, against["speculative"], seed, decode_only=True),
     )
 
 
-def speedup(results: Sequence[PromptResult], base: Sequence[PromptResult] | None, seed: int) -> Interval | None:
+def speedup(
+    results: Sequence[PromptResult], base: Sequence[PromptResult] | None, seed: int, decode_only: bool = False
+) -> Interval | None:
     """Ratio of tokens per second to ``base``: its bootstrap median and interval, prompts drawn in pairs.
 
     Of fewer than ``FEWEST_PROMPTS`` it is the ratio itself, without an interval.
+
+    Args:
+        decode_only: whether the prompts' own passes are left out; None where their time is not known.
 
     Example:
         >>> speedup([], None, seed=0) is None
@@ -141,17 +166,23 @@ def speedup(results: Sequence[PromptResult], base: Sequence[PromptResult] | None
     """
     if base is None:
         return None
-    own_tokens, own_seconds = _arrays(results)
-    base_tokens, base_seconds = _arrays(base)
+    own, other = (_arrays(one, decode_only) for one in (results, base))
+    if own is None or other is None:
+        return None
+    (own_tokens, own_seconds), (base_tokens, base_seconds) = own, other
     if len(results) < FEWEST_PROMPTS:
         ratio = own_tokens.sum() / own_seconds.sum() / (base_tokens.sum() / base_seconds.sum())
         return Interval(median=float(ratio), low=None, high=None, n=len(results))
     draws = np.random.default_rng(seed).integers(0, len(results), (RESAMPLES, len(results)))
-    own = own_tokens[draws].sum(1) / own_seconds[draws].sum(1)
-    other = base_tokens[draws].sum(1) / base_seconds[draws].sum(1)
-    low, median, high = np.percentile(own / other, [INTERVAL[0], 50, INTERVAL[1]]).tolist()
+    own_speed = own_tokens[draws].sum(1) / own_seconds[draws].sum(1)
+    base_speed = base_tokens[draws].sum(1) / base_seconds[draws].sum(1)
+    low, median, high = np.percentile(own_speed / base_speed, [INTERVAL[0], 50, INTERVAL[1]]).tolist()
     return Interval(median=median, low=low, high=high, n=len(results))
 
 
-def _arrays(results: Sequence[PromptResult]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([result.tokens for result in results]), np.array([result.seconds for result in results])
+def _arrays(results: Sequence[PromptResult], decode_only: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    """Tokens and seconds of each prompt; None where these are not known."""
+    seconds = [result.decode_seconds if decode_only else result.seconds for result in results]
+    if None in seconds:
+        return None
+    return np.array([result.tokens for result in results]), np.array(seconds)

@@ -20,6 +20,7 @@ from viasd_calib.models.adapters import find_adapter, load_adapted
 from viasd_calib.models.chat import check_template, encode_conversation, template_of
 from viasd_calib.models.loading import load_complete, local_file
 from viasd_calib.models.names import check_model, resolve_model
+from viasd_calib.models.offloaded import load_without_layers
 from viasd_calib.models.weights import weights_sha256
 from viasd_calib.option_types import check_option
 from viasd_calib.prompts import Prompt
@@ -74,7 +75,9 @@ class Verifier:
 class LoadVerifier(Protocol):
     """What :func:`load_verifier` does, or something that remembers what it did."""
 
-    def __call__(self, name_or_path: str, *, dtype: DType = "float32", device: str = "cpu") -> Verifier:
+    def __call__(
+        self, name_or_path: str, *, dtype: DType = "float32", device: str = "cpu", layers: bool = True
+    ) -> Verifier:
         """The verifier of that name."""
         ...
 
@@ -86,6 +89,7 @@ def load_verifier(
     device: str = "cpu",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    layers: bool = True,
 ) -> Verifier:
     """Load a verifier from a hub id, a folder, a ``.gguf`` file or ``"smollm2-135m"``.
 
@@ -93,6 +97,10 @@ def load_verifier(
     of an adapter (PEFT) stands for its base model with the adapter merged into the weights.
     Attention runs in transformers' default implementation: ``sdpa``, or ``eager`` where a model caps its
     attention scores, which ``sdpa`` cannot (Gemma 2).
+
+    Args:
+        layers: whether the weights of its decoder layers are read; without them it runs only in an engine that was
+            given an :class:`~viasd_calib.slim.offload.settings.Offload`.
 
     Raises:
         ModelError: nothing of that name, a damaged file, or a model of more than text.
@@ -104,7 +112,10 @@ def load_verifier(
     revision = identity or revision
     hub_revision = None if identity else revision
     with _named(name_or_path):
-        model, words_at = _load(folder, hub_revision, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
+        arguments: dict[str, Any] = {"dtype": DTYPES[dtype], "trust_remote_code": trust_remote_code}
+        model, words_at = (
+            _load(folder, hub_revision, **arguments) if layers else _load_apart(folder, hub_revision, **arguments)
+        )
         tokenizer = AutoTokenizer.from_pretrained(words_at, revision=hub_revision, trust_remote_code=trust_remote_code)
         weights = weights_sha256(name_or_path, hub_revision)
     _check_kind(model, name_or_path)
@@ -194,6 +205,21 @@ def _load(folder: str, revision: str | None, **arguments: Any) -> tuple[PreTrain
     model = load_adapted(adapter, base, revision=base_revision, **arguments)
     own_tokenizer = local_file(folder, "tokenizer_config.json", revision) is not None
     return model, folder if own_tokenizer else base
+
+
+def _load_apart(folder: str, revision: str | None, **arguments: Any) -> tuple[PreTrainedModel, str]:
+    """A model without the weights of its layers, and where its tokenizer is.
+
+    Raises:
+        ModelError: it is nowhere, or an adapter.
+    """
+    folder = str(check_model(folder, revision) or folder)
+    if find_adapter(folder, revision) is not None:
+        raise ModelError(
+            f"{folder} is an adapter, whose base model cannot be read layer by layer; merge it into the model and save "
+            "that, or leave out --offload"
+        )
+    return load_without_layers(folder, revision, **arguments), folder
 
 
 def fingerprint(

@@ -17,7 +17,7 @@ from viasd_calib.pipeline.opening import open_engine
 from viasd_calib.pipeline.options import BenchOptions
 from viasd_calib.pipeline.prompt_choice import check_prompts, choose_unseen
 from viasd_calib.prompts import split_sha256, step_names
-from viasd_calib.spec import file_sha256
+from viasd_calib.spec import OffloadRef, file_sha256
 
 
 def bench(
@@ -47,6 +47,7 @@ def bench(
 
     engine = open_engine(path, spec, options, load, options.backend)
     check_prompts(engine.verifier, chosen, options.max_new_tokens)
+    cold = engine.routed.cold
     settings = BenchSettings(
         methods=methods,
         max_new_tokens=options.max_new_tokens,
@@ -54,6 +55,7 @@ def bench(
         audit=options.audit or engine.spec.decoding.audit,
         seed=options.seed,
         backend=engine.backend,
+        offload=None if cold is None else OffloadRef(kind=cold.offload.kind, memory=cold.offload.memory),
     )
     if "three_tier" in settings.methods:
         notice_uncertified(engine.spec, options.audit)
@@ -82,12 +84,18 @@ def bench(
 
 
 def _plain_verifier(engine: lazy_types.Engine, settings: lazy_types.BenchSettings) -> lazy_types.RoutedModel | None:
-    """A second copy of the verifier for transformers' own generate, where the backend has changed the engine's."""
-    if "transformers" not in settings.methods or engine.backend == "eager":
+    """A second copy of the verifier for transformers' own generate, where the backend has changed the engine's.
+
+    Where the engine reads layers for each pass, accelerate does so for it.
+    """
+    if "transformers" not in settings.methods or (engine.backend == "eager" and engine.routed.cold is None):
         return None
     from viasd_calib.models import DTYPE_NAMES, load_verifier
+    from viasd_calib.models.offloaded import load_by_accelerate
     from viasd_calib.slim.forward import RoutedModel
 
     name = engine.verifier.ref.name_or_path  # as it was found
+    if engine.routed.cold is not None:
+        return RoutedModel(load_by_accelerate(name, engine.routed.dtype, engine.routed.device))
     dtype = DTYPE_NAMES[engine.routed.dtype]
     return RoutedModel(load_verifier(name, dtype=dtype, device=str(engine.routed.device)).model)

@@ -13,13 +13,14 @@ from viasd_calib.ledger import ledger_beside
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.checks import check_fit_folder, check_model, check_out_folder
 from viasd_calib.pipeline.notices import notice, notice_resumed
+from viasd_calib.pipeline.opening import load_for, offload_of
 from viasd_calib.pipeline.options import CalibrateOptions
 from viasd_calib.pipeline.prompt_choice import check_limit, check_prompts, load_prompts, of_split
 from viasd_calib.profiling.profile import PassShape, ProfileSettings
 from viasd_calib.progress import say
 from viasd_calib.prompt_copies import known_prompts, normalised_sha256, short_hashes
 from viasd_calib.prompts import Prompt, SplitShares, draw_prompts, select_split, split_sha256
-from viasd_calib.spec import Audit, Decoding, Gates, file_sha256, prompts_needed
+from viasd_calib.spec import Audit, Decoding, Gates, OffloadRef, file_sha256, prompts_needed
 
 TIMED_PROMPTS = 8
 """Prompts on which policies are timed."""
@@ -53,6 +54,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     split = options.shares or SplitShares()
     chosen = draw_prompts(of_split(every, "calibrate", split), options.limit)
     refuse_too_few(len(chosen), options.max_loss, options.confidence, options.allow_uncertified)
+    offload = offload_of(options)
     decoding = Decoding(draft_length=options.draft_length, max_pending=options.max_pending)
 
     from viasd_calib.calibration.artifacts import (
@@ -78,11 +80,11 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     refuse_learned_from(chosen, fitted)
     name = options.verifier or fitted.verifier.name_or_path
     dtype = options.dtype or dtype_of_fit(fitted.route, options.device)
-    loaded = (load or load_verifier)(name, dtype=dtype, device=options.device)
+    loaded = load_for(load or load_verifier, name, dtype, options.device, offload)
     check_prompts(loaded, chosen, options.max_new_tokens)
     timed = draw_prompts(chosen, TIMED_PROMPTS)
     check_prompts(loaded, timed, max(options.max_new_tokens, TIMED_TOKENS))
-    engine = open_fit(fitted, folder, loaded, options.draft_model)
+    engine = open_fit(fitted, folder, loaded, options.draft_model, offload)
     scores = load_scores(folder)
     ledger = ledger_beside(
         Path(options.out) / CALIBRATE_FILE,
@@ -96,6 +98,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
                 dtype,
                 options.verifier,
                 loaded.ref.weights,
+                offload,
             ],
             "hardware": hardware(engine.routed.device),
         },
@@ -135,16 +138,18 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         decoder_for, gates, loaded, timed, max(options.max_new_tokens, TIMED_TOKENS),
         stop_without_slim=stop_without_slim, certified=certification.chosen is not None,
     )  # fmt: skip
+    tuned = {"speculative_stop_below": timing.speculative_stop}
     artifact = CalibrateArtifact(
         fit=fit_beside(folder, Path(options.out)),
         verifier=engine.spec.verifier,
         dtype=dtype,
-        gates=timing.exact_policy.applied_to(gates),
-        certified_gates=gates if certification.chosen else None,
+        gates=timing.exact_policy.applied_to(gates).model_copy(update=tuned),
+        certified_gates=gates.model_copy(update=tuned) if certification.chosen else None,
         draft_length=options.draft_length,
         max_pending=options.max_pending,
         certificate=certification.certificate,
         slim_worth=timing,
+        offload=None if offload is None else OffloadRef(kind=offload.kind, memory=offload.memory),
         tested=certification.tested,
         prompts=short_hashes(normalised_sha256(prompt) for prompt in chosen),
     )

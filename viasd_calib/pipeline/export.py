@@ -11,6 +11,7 @@ from viasd_calib.file_names import CALIBRATE_FILE
 from viasd_calib.files import copy_file, read_json
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.checks import check_bench, check_calibrate_folder, check_model, check_out_file
+from viasd_calib.pipeline.opening import load_for
 from viasd_calib.pipeline.options import ExportOptions
 from viasd_calib.spec import (
     CausalLMDraft,
@@ -53,6 +54,7 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
     from viasd_calib.pipeline.fitted import verifier_of
     from viasd_calib.slim.cost import relative_cost
     from viasd_calib.slim.loading import load_ready
+    from viasd_calib.slim.offload.settings import Offload
     from viasd_calib.slim.parts.base import copy_parts
 
     calibrated = read_json(CalibrateArtifact, Path(options.calibrate) / CALIBRATE_FILE, "viasd calibrate")
@@ -63,7 +65,8 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
     draft, draft_folder = _draft_of(draft_at(fitted.draft, fit_folder), path.parent, options.draft_model)
     name = options.verifier or fitted.verifier.name_or_path
     dtype = options.dtype or calibrated.dtype or "float32"
-    loaded = (load or load_verifier)(name, dtype=dtype, device=options.device)
+    offload = None if calibrated.offload is None else Offload(calibrated.offload.kind, calibrated.offload.memory)
+    loaded = load_for(load or load_verifier, name, dtype, options.device, offload)
     certified_on = calibrated.verifier
     if certified_on is not None and not certified_on.says_the_same(loaded.ref):
         raise SpecError(
@@ -81,6 +84,7 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
             draft_length=calibrated.draft_length,
             max_pending=calibrated.max_pending,
         ),
+        offload=calibrated.offload,
         certificate=policy.certificate,
         prompts=PromptHashes(fit=fitted.prompts, calibrate=calibrated.prompts),
     )
@@ -94,7 +98,7 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
             "route": copy_parts(fitted.route, fit_folder, path.parent),
         }
     )
-    routed = load_ready(loaded.model, spec.route, path.parent)
+    routed = load_ready(loaded.model, spec.route, path.parent, offload, loaded.ref.weights_sha256)
     cost = RelativeCost(
         measured={width: round(share, 4) for width, share in relative_cost(routed).items()},
         device=options.device,

@@ -17,16 +17,24 @@ from viasd_calib.errors import WeightsWarning
 from viasd_calib.models import Verifier
 from viasd_calib.pipeline.notices import notice
 from viasd_calib.slim.backends import choose_backend, low_bits_have_kernels
+from viasd_calib.slim.offload.settings import Offload
 from viasd_calib.spec import Decoding, DType, Gates, Route, RoutingSpec, VerifierRef
 
 
-def open_fit(fitted: FitArtifact, folder: Path, loaded: Verifier, draft_model: str | None = None) -> Engine:
+def open_fit(
+    fitted: FitArtifact,
+    folder: Path,
+    loaded: Verifier,
+    draft_model: str | None = None,
+    offload: Offload | None = None,
+) -> Engine:
     """What the fit in ``folder`` names, with gates that trust nothing.
 
     A fit may be calibrated on a verifier with other weights of the same shape; the engine's spec then names those.
 
     Args:
         draft_model: where to find the draft model, in place of its name in the fit.
+        offload: how layers are read of a verifier that was loaded without them.
 
     Raises:
         SpecError: the verifier is of another shape.
@@ -39,7 +47,7 @@ def open_fit(fitted: FitArtifact, folder: Path, loaded: Verifier, draft_model: s
     own = verifier_of(fitted.verifier, loaded.ref)
     spec = RoutingSpec(verifier=own, draft=draft, route=fitted.route, gates=gates)
     backend = choose_backend(loaded.model)  # what will decode is what is timed
-    return assemble(spec, folder, loaded, draft_folder=draft_folder, backend=backend)
+    return assemble(spec, folder, loaded, draft_folder=draft_folder, backend=backend, offload=offload)
 
 
 def dtype_of_fit(route: Route, device: str) -> DType:

@@ -2,10 +2,51 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from viasd_calib.choices import Backend
+from viasd_calib.errors import UsageError
+from viasd_calib.option_types import bytes_of
 from viasd_calib.pipeline import lazy_types
-from viasd_calib.pipeline.options import SpecModels
-from viasd_calib.spec import RoutingSpec
+from viasd_calib.pipeline.options import Residency, SpecModels
+from viasd_calib.spec import DType, RoutingSpec
+
+if TYPE_CHECKING:
+    from viasd_calib.slim.offload.settings import Offload
+
+
+def offload_of(options: Residency, spec: RoutingSpec | None = None) -> Offload | None:
+    """Where the verifier's layers stay, by the options of a job and what a spec says.
+
+    Raises:
+        UsageError: a bound on memory or reading, and nothing to offload.
+    """
+    from viasd_calib.slim.offload.settings import Offload
+
+    own = None if spec is None else spec.offload
+    kind = options.offload or (None if own is None else own.kind)
+    if kind is None or kind == "none":
+        given = [name for name in ("memory", "bandwidth") if getattr(options, name) is not None]
+        if given:
+            raise UsageError(f"--{given[0]} bounds what --offload reads; give --offload disk (or cpu, on CUDA) too")
+        return None
+    memory = None if own is None else own.memory
+    if options.memory is not None:
+        memory = bytes_of("--memory", options.memory)
+    return Offload(kind, memory, None if options.bandwidth is None else bytes_of("--bandwidth", options.bandwidth))
+
+
+def load_for(
+    load: lazy_types.LoadVerifier, name: str, dtype: DType, device: str, offload: Offload | None
+) -> lazy_types.Verifier:
+    """A verifier with its layers, or without them where they are read for each pass.
+
+    Raises:
+        ModelError: nothing of that name, a damaged file, or one whose layers cannot be read apart.
+    """
+    if offload is None:
+        return load(name, dtype=dtype, device=device)
+    return load(name, dtype=dtype, device=device, layers=False)
 
 
 def open_engine(
@@ -29,6 +70,7 @@ def open_engine(
 
     return load_engine(
         path,
+        offload=offload_of(options, spec) if isinstance(options, Residency) else None,
         spec=spec,
         verifier=options.verifier,
         draft_model=options.draft_model,

@@ -11,7 +11,15 @@ from typing import Any, Literal, TypeVar, dataclass_transform
 
 from pydantic import BaseModel, ConfigDict
 
-from viasd_calib.choices import FRACTIONS, SEARCH_METHODS, SMOLLM2, Backend, CertificateLossName, StrategyName
+from viasd_calib.choices import (
+    FRACTIONS,
+    SEARCH_METHODS,
+    SMOLLM2,
+    Backend,
+    CertificateLossName,
+    OffloadChoice,
+    StrategyName,
+)
 from viasd_calib.errors import UsageError
 from viasd_calib.option_types import (
     Count,
@@ -62,6 +70,23 @@ class Models:
 
 
 @options
+class Residency:
+    """How much of the verifier is in memory.
+
+    Args:
+        offload: read layers that the slim verifier does not run for each pass of the full one: from disk, or, on CUDA,
+            from the host's memory (cpu); none has all in memory; what the spec says where it is left out.
+        memory: with offload, what weights may take in memory, as 300MB or 2GiB: the more, the fewer layers are read;
+            as little as can be where it is left out.
+        bandwidth: with offload, bytes a second that reading is slowed down to, as 500MB: simulates a slower disk.
+    """
+
+    offload: OffloadChoice | None = None
+    memory: int | str | None = None
+    bandwidth: int | str | None = None
+
+
+@options
 class FitModels(Models):
     """The same, where there is no spec yet.
 
@@ -102,7 +127,7 @@ class SpecModels(Models):
 
 
 @options
-class BackendModels(SpecModels):
+class BackendModels(Residency, SpecModels):
     """The same, by a backend.
 
     Args:
@@ -178,7 +203,7 @@ class CaptureOptions(PromptSource, FitModels):
 
 
 @options
-class CalibrateOptions(PromptSource, FittedModels):
+class CalibrateOptions(Residency, PromptSource, FittedModels):
     """Propose thresholds from traces, decode the calibrate split with each, and certify the fastest that holds.
 
     Args:

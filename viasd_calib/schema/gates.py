@@ -97,6 +97,12 @@ class Gates(SpecModel):
         le=1,
         description="drafting stops where the product of the draft gate's scores over the block falls below this",
     )
+    speculative_stop_below: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="the same in speculative decoding, whose passes cost otherwise; null for draft_stop_below",
+    )
     draft_accept_at: float = Field(
         1.01,
         gt=0,
@@ -129,10 +135,16 @@ class Gates(SpecModel):
             yield f"the {self.convention} convention needs {', and '.join(filter(None, (wanted, unwanted)))}"
         elif self.escalate_below is not None and self.accept_at <= self.escalate_below:
             yield "accept_at must exceed escalate_below, or the regenerate band is empty"
-        if self.draft is None and (self.draft_stop_below > 0 or self.draft_accept_at <= 1):
-            yield "draft_stop_below and draft_accept_at need a draft gate"
+        stops = (self.draft_stop_below, self.speculative_stop_below or 0.0)
+        if self.draft is None and (max(stops) > 0 or self.draft_accept_at <= 1):
+            yield "draft_stop_below, speculative_stop_below and draft_accept_at need a draft gate"
         yield from _unknown_at(self.draft, "draft", DRAFT_FEATURES)
         yield from _unknown_at(self.slim, "slim", SLIM_FEATURES)
+
+    @property
+    def speculative_stop(self) -> float:
+        """Where drafting stops in speculative decoding."""
+        return self.draft_stop_below if self.speculative_stop_below is None else self.speculative_stop_below
 
     @property
     def slim_tier(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from viasd_calib.slim.parts.head_vocab import over_vocabulary
 from viasd_calib.slim.plan import SlimPlan, StandIn, Sublayer
 from viasd_calib.slim.token_shift import PreviousTokenStore
 from viasd_calib.spec import Route
+
+if TYPE_CHECKING:
+    from viasd_calib.slim.offload.install import ColdSublayers
 
 MaskOf = Callable[[int | None], Tensor | None]
 """From a sliding window's length, or None for no window, to which slots each token may read: bool
@@ -139,6 +142,8 @@ class RoutedModel:
         folded = plan.route.adapter is not None and plan.route.adapter.folded
         self.memory = added_memory(model, plan.run_modules(), folded)
         """Weights that q' has beside q's own."""
+        self.cold: ColdSublayers | None = None
+        """q's sublayers that are read for each of its passes; None where all are in memory."""
 
     @property
     def device(self) -> torch.device:

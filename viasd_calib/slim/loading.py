@@ -9,12 +9,16 @@ from transformers import PreTrainedModel
 from viasd_calib.choices import Backend
 from viasd_calib.slim.backends import choose_backend, open_model, prepare
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.offload.install import keep_resident, stream_layers
+from viasd_calib.slim.offload.settings import Offload
 from viasd_calib.slim.parts.base import Sizes, load_parts
 from viasd_calib.spec import Route
 
 
 def load_routed(model: PreTrainedModel, route: Route, folder: Path, backend: Backend = "eager") -> RoutedModel:
     """Open a verifier with the route of a spec that lies in ``folder``.
+
+    Of one that was loaded without its layers, those come into memory that q' runs of q's own.
 
     Args:
         backend: what will run it.
@@ -23,11 +27,22 @@ def load_routed(model: PreTrainedModel, route: Route, folder: Path, backend: Bac
         SpecError: the parts of the route do not fit the verifier.
         ModelError: the verifier is not of a supported kind.
     """
+    keep_resident(model, route)
     return open_model(model, route, load_parts(route, folder, Sizes.of_config(model.config)), backend)
 
 
-def load_ready(model: PreTrainedModel, route: Route, folder: Path) -> RoutedModel:
+def load_ready(
+    model: PreTrainedModel,
+    route: Route,
+    folder: Path,
+    offload: Offload | None = None,
+    weights_sha256: str | None = None,
+) -> RoutedModel:
     """The same on the backend that decodes by default, ready for it; that backend may change ``model`` in place.
+
+    Args:
+        offload: how layers are read of a verifier that was loaded without them.
+        weights_sha256: hash of its weights, then.
 
     Raises:
         SpecError: the parts of the route do not fit the verifier.
@@ -35,5 +50,7 @@ def load_ready(model: PreTrainedModel, route: Route, folder: Path) -> RoutedMode
     """
     backend = choose_backend(model)
     routed = load_routed(model, route, folder, backend)
+    if offload is not None:
+        stream_layers(routed, route, offload, backend, weights_sha256)
     prepare((model, *routed.slim_networks), backend, routed.device, routed.dtype)
     return routed

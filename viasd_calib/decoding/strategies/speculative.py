@@ -34,7 +34,7 @@ class Speculative(Strategy):
 
     @classmethod
     def from_spec(cls, gates: Gates, decoding: Decoding, device: torch.device | str = "cpu") -> Self:
-        return cls(decoding.draft_length, draft_gate(gates, device), gates.draft_stop_below)
+        return cls(decoding.draft_length, draft_gate(gates, device), gates.speculative_stop)
 
     def round(self, session: Session) -> Passes[None]:
         block = yield from draft(session, self.draft_length, self.gate, self.stop_below)

@@ -11,6 +11,7 @@ does.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
@@ -28,6 +29,7 @@ from viasd_calib.slim.forward import MaskOf, RoutedModel, States, Window
 from viasd_calib.slim.in_process import InProcess
 from viasd_calib.slim.native.library import kernels
 from viasd_calib.slim.native.stack import NativeStack, runs, why_not_run
+from viasd_calib.slim.offload.stream import taken
 from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import Route
 
@@ -51,7 +53,7 @@ class NativeModel(InProcess, RoutedModel):
     ) -> None:
         super().__init__(model, route, held)
         self._known = why_not_run(model.config) is None
-        self._segments: dict[tuple[int, tuple[int, ...]], tuple[Sequence[Sublayer], list[list[Segment]]]] = {}
+        self._segments: dict[tuple[int, tuple[int, ...], bool], tuple[Sequence[Sublayer], list[list[Segment]]]] = {}
         self._tables: dict[LayerType, tuple[Tensor, Tensor]] = {}
 
     def alike(self, model: PreTrainedModel) -> NativeModel:
@@ -70,14 +72,10 @@ class NativeModel(InProcess, RoutedModel):
     ) -> Tensor:
         if not self._runs(store):
             return super().run_sublayers(sublayers, hidden, positions, mask_of, store)
-        (piece,) = self._pieces(sublayers, ())
-        streams = []
-        for some, part in zip(hidden[0].split(WIDEST), parts_of(store, hidden.shape[1]), strict=True):
-            stream = some.float().contiguous()
-            for stack, own in piece:
-                stream = self._through(stack, own, stream, part)
-            streams.append(stream)
-        return torch.cat(streams)[None].to(self.dtype)
+        streams = [some.float().contiguous() for some in hidden[0].split(WIDEST)]
+        parts = parts_of(store, hidden.shape[1])
+        (piece,) = self._pieces(sublayers, (), by_layer=len(parts) > 1)
+        return joined(self._through(piece, streams, parts))[None].to(self.dtype)
 
     def _runs(self, window: KeyValueStore) -> TypeGuard[CacheWindow]:
         """Whether the kernels run a pass: over a single text."""
@@ -87,26 +85,38 @@ class NativeModel(InProcess, RoutedModel):
     def _forward(self, sublayers: Sequence[Sublayer], ids: Tensor, window: Window, taps: Sequence[int]) -> States:
         if not self._runs(window):
             return super()._forward(sublayers, ids, window, taps)
-        parts = zip(ids.split(WIDEST, 1), parts_of(window, ids.shape[1]), strict=True)
-        states = [self._narrow(sublayers, some, part, taps) for some, part in parts]
-        return States(*(torch.cat(both, 1) for both in zip(*states, strict=True))) if len(states) > 1 else states[0]
-
-    def _narrow(self, sublayers: Sequence[Sublayer], ids: Tensor, window: CacheWindow, taps: Sequence[int]) -> States:
-        """A pass of at most ``WIDEST`` tokens, in the kernels."""
-        stream = self.embed(ids)[0].float().contiguous()  # [width, hidden]
+        streams = [self.embed(some)[0].float().contiguous() for some in ids.split(WIDEST, 1)]  # [width, hidden] each
+        parts = parts_of(window, ids.shape[1])
         tapped: list[Tensor] = []
-        pieces = self._pieces(sublayers, tuple(taps))
-        for number, piece in enumerate(pieces):
-            for stack, own in piece:
-                stream = self._through(stack, own, stream, window)
+        for number, piece in enumerate(self._pieces(sublayers, tuple(taps), by_layer=len(parts) > 1)):
+            streams = self._through(piece, streams, parts)
             if number < len(taps):
-                tapped.append(stream.to(self.dtype))
+                tapped.append(joined(streams).to(self.dtype))
+        stream = joined(streams)  # [width, hidden]
         stacked = (
             torch.stack(tapped, 1) if tapped else stream.new_empty((len(stream), 0, stream.shape[1]), dtype=self.dtype)
         )
         return States(self._normed(stream)[None], stacked[None])
 
-    def _through(
+    def _through(self, piece: list[Segment], streams: list[Tensor], parts: list[CacheWindow]) -> list[Tensor]:
+        """The residual stream of each part of a pass after the sublayers of a piece."""
+        for stack, own in piece:
+            with nullcontext() if stack is None else self._in_memory(own[0]):  # modules see to that themselves
+                streams = [self._advanced(stack, own, *one) for one in zip(streams, parts, strict=True)]
+        return streams
+
+    def _in_memory(self, sublayer: Sublayer) -> AbstractContextManager[None]:
+        """For how long a sublayer's weights are in memory, where they are read for each pass."""
+        position = self._cold_position(sublayer)
+        return nullcontext() if self.cold is None or position is None else taken(self.cold.stream, position)
+
+    def _cold_position(self, sublayer: Sublayer) -> int | None:
+        """Of a sublayer that is read for each pass, among these; None for one that is in memory."""
+        if self.cold is None or sublayer.kind == "bridge" or sublayer.layer is not self.layers[sublayer.index]:
+            return None
+        return self.cold.positions.get((sublayer.kind, sublayer.index))
+
+    def _advanced(
         self, stack: NativeStack | None, sublayers: list[Sublayer], stream: Tensor, window: CacheWindow
     ) -> Tensor:
         """The residual stream [width, hidden], float32, after some sublayers."""
@@ -121,25 +131,34 @@ class NativeModel(InProcess, RoutedModel):
             hidden = self.advance(sublayer, hidden, inputs, window)
         return hidden[0].float()
 
-    def _pieces(self, sublayers: Sequence[Sublayer], taps: tuple[int, ...]) -> list[list[Segment]]:
-        """The sublayers between taps, in segments: found once for each list of sublayers."""
-        key = id(sublayers), taps
+    def _pieces(
+        self, sublayers: Sequence[Sublayer], taps: tuple[int, ...], by_layer: bool = False
+    ) -> list[list[Segment]]:
+        """The sublayers between taps, in segments: found once for each list of sublayers.
+
+        Args:
+            by_layer: whether a segment ends with a layer, so that all parts of a wide pass go through its weights while
+                they are in the caches of the CPU.
+        """
+        key = id(sublayers), taps, by_layer
         if key not in self._segments:
             pieces: list[list[Segment]] = []
             begin = 0
             for tap in taps:
                 end = next((n for n, one in enumerate(sublayers) if one.index >= tap), len(sublayers))
-                pieces.append(self._segmented(sublayers[begin:end]))
+                pieces.append(self._segmented(sublayers[begin:end], by_layer))
                 begin = end
-            pieces.append(self._segmented(sublayers[begin:]))
+            pieces.append(self._segmented(sublayers[begin:], by_layer))
             self._segments[key] = sublayers, pieces  # the list is held, so that no other takes its identity
         return self._segments[key][1]
 
-    def _segmented(self, sublayers: Sequence[Sublayer]) -> list[Segment]:
-        def kind(sublayer: Sublayer) -> tuple[bool, LayerType]:
-            return runs(sublayer) and sublayer.end not in self.token_shift_ends, sublayer.layer_type
+    def _segmented(self, sublayers: Sequence[Sublayer], by_layer: bool) -> list[Segment]:
+        def kind(sublayer: Sublayer) -> tuple[bool, LayerType, int, int | None]:
+            known = runs(sublayer) and sublayer.end not in self.token_shift_ends
+            layer = sublayer.index if by_layer else 0
+            return known, sublayer.layer_type, layer, self._cold_position(sublayer)
 
-        grouped = [(known, list(own)) for (known, _), own in groupby(sublayers, kind)]
+        grouped = [(known, list(own)) for (known, *_), own in groupby(sublayers, kind)]
         return [(NativeStack(self.config, own) if known else None, own) for known, own in grouped]
 
     def rotary_at(self, kind: LayerType, start: int, width: int) -> tuple[Tensor, Tensor]:
@@ -165,6 +184,11 @@ class NativeModel(InProcess, RoutedModel):
     @cached_property
     def _final_weight(self) -> Tensor:
         return self._norm.weight.detach().float().contiguous()  # type: ignore[operator]
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Parts of a pass as one, [width, hidden]."""
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def parts_of(window: CacheWindow, width: int) -> list[CacheWindow]:

@@ -18,6 +18,7 @@ from torch import nn
 
 from viasd_calib.errors import JobWarning, SpecError
 from viasd_calib.files import read_json, write_json
+from viasd_calib.models.offloaded import layers_in_memory
 from viasd_calib.slim.bit_choice import MeasuredBits, choose_bits
 from viasd_calib.slim.bit_costs import Shape, product_seconds
 from viasd_calib.slim.forward import RoutedModel
@@ -310,8 +311,10 @@ class LowBit(RoutePart[LowBitWeights]):
         layers = nn.ModuleList(share_parameters(layer) for layer in plan.layers)
         for kind in KINDS:
             for index, bits in held.bits(kind).items():
-                for place in verifier_linears(layers[index].get_submodule(MODULES[kind])):
-                    place.put(LowBitLinear(place.linear, bits, held.input_bits))
+                places = [*verifier_linears(layers[index].get_submodule(MODULES[kind]))]
+                with layers_in_memory(plan.full.model, [place.linear.weight for place in places]):
+                    for place in places:
+                        place.put(LowBitLinear(place.linear, bits, held.input_bits))
         plan.layers = layers
         if held.head is not None:
             plan.head = plan.head or SlimHead(plan.full.head_rows())

@@ -1,0 +1,33 @@
+"""Settings of the decoder."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from viasd_calib.schema.base import Audit, SpecModel
+
+
+class Decoding(SpecModel):
+    """Settings of the decoder."""
+
+    audit: Audit = Field(
+        "strict",
+        description="of pending tokens: strict keeps q's own, tolerant those with q(x) / max q >= tolerance, off all",
+    )
+    tolerance: float = Field(0.5, gt=0, le=1, description="of audit tolerant")
+    draft_length: int = Field(6, ge=0, le=64, description="most tokens drafted a round")
+    max_pending: int = Field(12, ge=0, le=256, description="most tokens that may wait for the full verifier")
+    temperature_scope: list[Annotated[float, Field(ge=0)]] = Field(
+        default_factory=lambda: [0.0],
+        min_length=1,
+        description="sampling temperatures that the certificate holds for; 0 is greedy",
+    )
+
+    @field_validator("temperature_scope")
+    @classmethod
+    def _once_each(cls, temperatures: list[float]) -> list[float]:
+        if len(set(temperatures)) < len(temperatures):
+            raise ValueError("temperatures must be given once each")
+        return temperatures

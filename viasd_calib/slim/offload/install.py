@@ -1,0 +1,234 @@
+"""Put q's cold sublayers behind a stream: their linear layers read buffers that a thread fills."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from viasd_calib.choices import Backend
+from viasd_calib.errors import ModelError
+from viasd_calib.models.offloaded import LayerWeights, layer_weights
+from viasd_calib.slim.fused_linear import FusedLinear, FusedLinearPart, joint_bias, siblings_in
+from viasd_calib.slim.linears import plain_linears
+from viasd_calib.slim.low_bit import GROUP
+from viasd_calib.slim.native.linear import NativeLinear
+from viasd_calib.slim.native.packing import TILE, PackedWeight, pack_bfloat16, whole
+from viasd_calib.slim.offload.layer_files import Shape, SublayerFile, files_folder, sublayer_file
+from viasd_calib.slim.offload.reading import DiskSource, HostSource, SublayerSource, Throttled
+from viasd_calib.slim.offload.residency import Residency, choose_residency, cold_sublayers
+from viasd_calib.slim.offload.settings import Offload
+from viasd_calib.slim.offload.stream import HostStream, SublayerStream, taken
+from viasd_calib.slim.plan import MODULES, SublayerKind
+from viasd_calib.spec import AddedMemory, Route
+
+Key = tuple[SublayerKind, int]
+"""A sublayer: its kind, and the number of its decoder layer."""
+
+
+class Opened(Protocol):
+    """What is read of a routed model."""
+
+    model: PreTrainedModel
+    layers: nn.ModuleList
+    memory: AddedMemory
+    cold: ColdSublayers | None
+
+
+@dataclass(frozen=True)
+class ColdSublayers:
+    """q's sublayers that are read for each of its passes.
+
+    Attributes:
+        positions: of each in the stream.
+        residency: what is in memory, and what is not.
+    """
+
+    offload: Offload
+    stream: SublayerStream
+    positions: Mapping[Key, int]
+    residency: Residency
+
+    def bytes_per_second(self) -> float:
+        """How fast they are read in their order, nothing else being done; after a first reading that is not counted."""
+        for _ in range(2):
+            begin = time.perf_counter()
+            for position in self.positions.values():
+                with taken(self.stream, position):
+                    pass
+            seconds = time.perf_counter() - begin
+        return self.residency.cold_bytes / seconds
+
+
+class ColdProduct(NamedTuple):
+    """One product of a cold sublayer.
+
+    Attributes:
+        holder: the module whose attributes ``names`` its layers are; more than one where they read the same input.
+    """
+
+    holder: nn.Module
+    names: Sequence[str]
+    linears: Sequence[nn.Linear]
+
+    @property
+    def name(self) -> str:
+        """Of its weight in a file."""
+        return "+".join(self.names)
+
+
+class StreamedLinear(nn.Linear):
+    """A linear layer whose weight lies in a buffer: backends leave it as it is."""
+
+
+def keep_resident(model: PreTrainedModel, route: Route) -> None:
+    """Bring into memory what q' runs of q's own weights, where a model was loaded without its layers."""
+    weights = layer_weights(model)
+    if weights is None:
+        return
+    layers = model.get_decoder().layers
+    cold = cold_sublayers(route, len(layers))
+    inside = {id(one) for layer, kinds in cold.items() for one in linears_in(layers[layer], kinds)}
+    weights.keep([one.linear.weight for one in weights.linears if id(one.linear) not in inside])
+
+
+def stream_layers(routed: Opened, route: Route, offload: Offload, backend: Backend, weights_sha256: str | None) -> None:
+    """Let q read its cold sublayers for each pass, in place; asked before a backend prepares the modules.
+
+    Args:
+        weights_sha256: hash of q's weights, under which their files are kept.
+
+    Raises:
+        ModelError: the backend or the device cannot do so, or the memory is too little.
+        StorageError: files cannot be written or read.
+    """
+    weights = layer_weights(routed.model)
+    assert weights is not None, "the model was loaded without its layers"
+    if backend == "compiled":
+        raise ModelError("backend compiled cannot read layers for each pass; choose another for --offload")
+    if weights_sha256 is None:
+        raise ModelError("the verifier's weights have no hash to keep them under; give a folder, a hub id or a .gguf")
+    others = {one.data_ptr(): one.nbytes for one in routed.model.parameters() if one.untyped_storage().nbytes() > 8}
+    inside = {one.linear.weight.data_ptr() for one in weights.linears}
+    resident = sum(count for place, count in others.items() if place not in inside) + routed.memory.bytes
+    residency = choose_residency(weights, [*routed.layers], route, resident, offload.memory)
+    for layer, kinds in cold_sublayers(route, len(routed.layers)).items():
+        if layer not in residency.cold:
+            weights.keep([one.weight for one in linears_in(routed.layers[layer], kinds)])
+    native = backend == "native"
+    dtype = routed.model.dtype
+    folder = files_folder(weights_sha256, "native" if native else str(dtype).removeprefix("torch."))
+    keys: list[Key] = [(kind, layer) for layer, kinds in residency.cold.items() for kind in kinds]
+    products = [cold_products(routed.layers[layer].get_submodule(MODULES[kind]), native) for kind, layer in keys]
+    files = [
+        sublayer_file(
+            folder / f"layer-{layer:03d}-{kind}.bin",
+            {one.name: _shape(one, native) for one in own},
+            _maker(weights, own, native),
+        )
+        for (kind, layer), own in zip(keys, products, strict=True)
+    ]
+    stream = _open_stream(files, offload, routed.model.device)
+    for position, (file, own) in enumerate(zip(files, products, strict=True)):
+        for product in own:
+            _bind(product, file.places[product.name].view(stream.buffer(position)), native)
+    positions = {key: position for position, key in enumerate(keys)}
+    for (kind, layer), position in positions.items():
+        _hook(routed.layers[layer].get_submodule(MODULES[kind]), stream, position)
+    routed.cold = ColdSublayers(offload, stream, positions, residency)
+
+
+def linears_in(layer: nn.Module, kinds: Sequence[SublayerKind]) -> list[nn.Linear]:
+    """The linear layers of some sublayers of a decoder layer."""
+    return [place.linear for place in plain_linears(layer.get_submodule(MODULES[kind]) for kind in kinds)]
+
+
+def cold_products(holder: nn.Module, joint: bool) -> list[ColdProduct]:
+    """The products of a sublayer, in order.
+
+    Args:
+        holder: its module.
+        joint: whether layers that read the same input are one product.
+    """
+    places = plain_linears([holder])
+    groups = siblings_in(holder) if joint else []
+    of_a_group = {id(linear) for group in groups for linear in group}
+    names = {id(place.linear): place for place in places}
+    found = [ColdProduct(holder, [names[id(one)].name for one in group], group) for group in groups]
+    alone = [place for place in places if id(place.linear) not in of_a_group]
+    return [*found, *(ColdProduct(place.holder, [place.name], [place.linear]) for place in alone)]
+
+
+def _shape(product: ColdProduct, native: bool) -> Shape:
+    """Of a product's weight in a file."""
+    out = sum(linear.out_features for linear in product.linears)
+    inputs = product.linears[0].in_features
+    if not native:
+        return Shape((out, inputs), product.linears[0].weight.dtype)
+    return Shape((whole(out, TILE) // TILE, whole(inputs, GROUP) // 2, TILE, 2), torch.bfloat16)
+
+
+def _maker(weights: LayerWeights, products: Sequence[ColdProduct], native: bool) -> Callable[[], Mapping[str, Tensor]]:
+    def make() -> Mapping[str, Tensor]:
+        found = {}
+        for product in products:
+            weight = torch.cat(weights.read([linear.weight for linear in product.linears]))  # [out, in]
+            found[product.name] = pack_bfloat16(weight).tiles if native else weight
+        return found
+
+    return make
+
+
+def _open_stream(files: Sequence[SublayerFile], offload: Offload, device: torch.device) -> SublayerStream:
+    sizes = [file.bytes for file in files]
+    if device.type == "cuda":
+        from viasd_calib.slim.offload.cuda_stream import CudaStream
+
+        if offload.kind == "disk" or offload.bytes_per_second is not None:
+            raise ModelError("on CUDA cold layers lie in the host's memory, unthrottled: give --offload cpu")
+        return CudaStream(HostSource(files, pinned=True).tensors, device)
+    if device.type != "cpu":
+        raise ModelError(f"--offload runs on a CPU and on CUDA, not on {device}")
+    source: SublayerSource = DiskSource(files) if offload.kind == "disk" else HostSource(files)
+    return HostStream(
+        source if offload.bytes_per_second is None else Throttled(source, offload.bytes_per_second), sizes
+    )
+
+
+def _bind(product: ColdProduct, view: Tensor, native: bool) -> None:
+    """Put layers that read a buffer into the places of a product's."""
+    sizes = [linear.out_features for linear in product.linears]
+    if not native:
+        (linear,) = product.linears
+        streamed = StreamedLinear(linear.in_features, linear.out_features, bias=False, device="meta")
+        streamed.weight = nn.Parameter(view, requires_grad=False)
+        streamed.bias = linear.bias
+        setattr(product.holder, product.names[0], streamed)
+        return
+    none = torch.empty(0)
+    packed = PackedWeight(16, (sum(sizes), product.linears[0].in_features), view, none, none, none)
+    layer = NativeLinear(packed, joint_bias([linear.bias for linear in product.linears], sizes))
+    if len(sizes) == 1:
+        setattr(product.holder, product.names[0], layer)
+        return
+    fused = FusedLinear(layer, sizes)
+    for number, name in enumerate(product.names):
+        setattr(product.holder, name, FusedLinearPart(fused, number))
+
+
+def _hook(holder: nn.Module, stream: SublayerStream, position: int) -> None:
+    """Take a sublayer's weights for each forward of its module, and give them back, also where it fails."""
+
+    def take(*_: Any) -> None:
+        stream.take(position)
+
+    def give_back(*_: Any) -> None:
+        stream.give_back()
+
+    holder.register_forward_pre_hook(take)
+    holder.register_forward_hook(give_back, always_call=True)

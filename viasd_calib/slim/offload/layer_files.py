@@ -1,0 +1,153 @@
+"""Weights of sublayers on disk, one file each, in the order that a backend reads them.
+
+A file is the bytes of the sublayer's tensors one after the other, each from a multiple of 64 bytes on, and zeros up
+to a whole page; beside it lies a description with its hash. Files are written whole or not at all, so that a
+conversion that was stopped goes on where it was, and two processes may make the same ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from viasd_calib.errors import StorageError
+from viasd_calib.files import atomic_path, write_json
+from viasd_calib.models.hashes import cache_folder, cached_sha256
+from viasd_calib.spec import Sha256
+
+ALIGNMENT = 64
+"""Of a tensor in a file, in bytes: a cache line."""
+PAGE = 4096
+"""What lengths of files are multiples of, so that they can be read without the system's own cache."""
+
+
+class Shape(NamedTuple):
+    """Of a tensor, with its number format."""
+
+    sizes: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Place(NamedTuple):
+    """Where a tensor lies in a file.
+
+    Attributes:
+        begin: in bytes.
+    """
+
+    begin: int
+    shape: Shape
+
+    def view(self, buffer: Tensor) -> Tensor:
+        """The tensor in a file that has been read to ``buffer``, uint8."""
+        sizes, dtype = self.shape
+        return buffer[self.begin : self.begin + bytes_of(self.shape)].view(dtype).view(sizes)
+
+
+def bytes_of(shape: Shape) -> int:
+    """Bytes of a tensor."""
+    return torch.Size(shape.sizes).numel() * shape.dtype.itemsize
+
+
+class _Description(BaseModel):
+    """What a file must be."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes: int
+    sha256: Sha256
+
+
+class SublayerFile(NamedTuple):
+    """A sublayer's weights on disk.
+
+    Attributes:
+        bytes: length of the file.
+        places: of its tensors, by name.
+    """
+
+    path: Path
+    bytes: int
+    places: Mapping[str, Place]
+
+
+def places_of(shapes: Mapping[str, Shape]) -> tuple[dict[str, Place], int]:
+    """Where tensors of these shapes lie in a file, and how long it is.
+
+    Example:
+        >>> places, length = places_of({"a": Shape((3,), torch.bfloat16), "b": Shape((2, 2), torch.bfloat16)})
+        >>> [place.begin for place in places.values()], length
+        ([0, 64], 4096)
+    """
+    places: dict[str, Place] = {}
+    end = 0
+    for name, shape in shapes.items():
+        begin = _whole(end, ALIGNMENT)
+        places[name] = Place(begin, shape)
+        end = begin + bytes_of(shape)
+    return places, _whole(end, PAGE)
+
+
+def files_folder(weights_sha256: str, layout: str) -> Path:
+    """Where the files of a model's sublayers lie, under the cache folder.
+
+    Args:
+        weights_sha256: hash of the model's weights.
+        layout: what order and number format they are in.
+    """
+    return cache_folder() / "layers" / weights_sha256 / layout
+
+
+def sublayer_file(path: Path, shapes: Mapping[str, Shape], make: Callable[[], Mapping[str, Tensor]]) -> SublayerFile:
+    """The file of a sublayer, made where it is not there, or is no longer what was written.
+
+    Args:
+        shapes: of its tensors, by name.
+        make: gives them.
+
+    Raises:
+        StorageError: it cannot be written or read.
+    """
+    places, length = places_of(shapes)
+    if not _is_whole(path, length):
+        tensors = make()
+        buffer = torch.zeros(length, dtype=torch.uint8)
+        for name, place in places.items():
+            place.view(buffer).copy_(tensors[name])
+        content = buffer.numpy().tobytes()
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+        write_json(_beside(path), _Description(bytes=length, sha256=hashlib.sha256(content).hexdigest()))
+    return SublayerFile(path, length, places)
+
+
+def total_bytes(files: Iterable[SublayerFile]) -> int:
+    """Length of files together."""
+    return sum(file.bytes for file in files)
+
+
+def _is_whole(path: Path, length: int) -> bool:
+    """Whether a file is what its description says."""
+    try:
+        described = _Description.model_validate_json(_beside(path).read_bytes())
+        return described.bytes == path.stat().st_size == length and cached_sha256(path) == described.sha256
+    except FileNotFoundError:
+        return False
+    except ValidationError:
+        return False
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}; remove it and run again") from error
+
+
+def _beside(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _whole(count: int, unit: int) -> int:
+    return -(-count // unit) * unit

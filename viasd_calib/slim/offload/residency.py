@@ -1,0 +1,109 @@
+"""Which of q's layers are cold: read for each pass of q, while what q' runs is resident."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from viasd_calib.errors import ModelError
+from viasd_calib.models.offloaded import LayerWeights
+from viasd_calib.slim.offload.layer_files import PAGE
+from viasd_calib.slim.offload.stream import BUFFERS
+from viasd_calib.slim.plan import MODULES, SublayerKind
+from viasd_calib.spec import Route
+
+KINDS: tuple[SublayerKind, ...] = ("attention", "mlp")
+
+
+@dataclass(frozen=True)
+class Residency:
+    """What of q is cold.
+
+    Attributes:
+        cold: the cold sublayers of each layer that has some, by the layer's number.
+        cold_bytes: of their weights.
+        resident_bytes: of all other weights of q, of q' beside them, and of the buffers for cold layers.
+    """
+
+    cold: Mapping[int, Sequence[SublayerKind]]
+    cold_bytes: int
+    resident_bytes: int
+
+
+def cold_sublayers(route: Route, layers: int) -> dict[int, list[SublayerKind]]:
+    """Sublayers that q' does not run with q's own weights: those that it skips, and those it has a low-bit copy of.
+
+    Nothing that an adapter or a narrow MLP of q' reads is cold.
+
+    Example:
+        >>> cold_sublayers(Route(attention_skip=[1], mlp_skip=[0, 1]), 3)
+        {0: ['mlp'], 1: ['attention', 'mlp']}
+    """
+    skipped: dict[SublayerKind, set[int]] = {"attention": set(route.attention_skip), "mlp": set(route.mlp_skip)}
+    copied: dict[SublayerKind, set[int]] = {kind: set() for kind in KINDS}
+    if route.low_bit is not None and route.adapter is None:
+        copied = {"attention": set(route.low_bit.bits("attention")), "mlp": set(route.low_bit.bits("mlp"))}
+        copied["mlp"] -= route.narrowed
+    found = {layer: [kind for kind in KINDS if layer in skipped[kind] | copied[kind]] for layer in range(layers)}
+    return {layer: kinds for layer, kinds in found.items() if kinds}
+
+
+def choose_residency(
+    weights: LayerWeights, layers: Sequence[nn.Module], route: Route, others: int, memory: int | None
+) -> Residency:
+    """Which sublayers are cold: as few as the memory allows, spread over the model so that reading keeps up.
+
+    Args:
+        layers: q's own.
+        others: bytes of what is in memory besides: q's other weights, and what q' has of its own.
+        memory: bytes that all of these may take; None for as little as can be.
+
+    Raises:
+        ModelError: the route runs all of q's own weights, or what has to be resident takes more.
+    """
+    cold = cold_sublayers(route, len(layers))
+    if not cold:
+        raise ModelError(
+            "the slim verifier runs all of the full one's own weights, so that none can be left out of memory; give a "
+            "spec whose route has low bits or skips sublayers, or leave out --offload"
+        )
+    size = {layer: sublayer_bytes(layers[layer], kinds) for layer, kinds in cold.items()}
+    kept = sum(one.linear.weight.nbytes for one in weights.linears) - sum(size.values())
+    needed = others + kept + min(BUFFERS, len(cold)) * (max(size.values()) + PAGE)
+    if memory is not None and needed > memory:
+        raise ModelError(
+            f"what has to stay in memory takes {needed:,} bytes, and --memory allows {memory:,}; allow more, or fit a "
+            "slim verifier of fewer bits or sublayers"
+        )
+    room = 0 if memory is None else memory - needed
+    by_layer, resident = sorted(size), set[int]()
+    for layer in _spread(by_layer):
+        if len(by_layer) - len(resident) > BUFFERS and size[layer] <= room:
+            room -= size[layer]
+            resident.add(layer)
+    left = {layer: kinds for layer, kinds in cold.items() if layer not in resident}
+    more = sum(size[layer] for layer in resident)
+    return Residency(left, sum(size[layer] for layer in left), needed + more)
+
+
+def sublayer_bytes(layer: nn.Module, kinds: Sequence[SublayerKind]) -> int:
+    """Bytes of the linear layers of some sublayers of a decoder layer."""
+    found = [one for kind in kinds for one in layer.get_submodule(MODULES[kind]).modules()]
+    return sum(one.weight.nbytes for one in found if isinstance(one, nn.Linear))
+
+
+def _spread(layers: Sequence[int]) -> list[int]:
+    """Layers in such an order that the first few of them are far from each other.
+
+    Example:
+        >>> _spread([0, 1, 2, 3, 4, 5, 6, 7])
+        [4, 2, 6, 1, 3, 5, 7, 0]
+    """
+    order: list[int] = []
+    step = len(layers)
+    while step > 1:
+        step = -(-step // 2)
+        order += [layers[n] for n in range(step, len(layers), step) if layers[n] not in order]
+    return [*order, *(layer for layer in layers if layer not in order)]

@@ -1,0 +1,170 @@
+"""Two buffers through which q's cold sublayers pass: one is read while the other is in use."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from torch import Tensor
+
+from viasd_calib.slim.in_process import InProcess
+from viasd_calib.slim.offload.reading import SublayerSource, aligned_buffer, bytes_of_tensor
+
+BUFFERS = 2
+
+
+class SublayerStream(Protocol):
+    """Cold sublayers that come to memory when they are needed."""
+
+    def buffer(self, position: int) -> Tensor:
+        """Where a cold sublayer's bytes lie while it is in use: uint8.
+
+        Args:
+            position: of the sublayer among the cold ones.
+        """
+        ...
+
+    def take(self, position: int) -> None:
+        """Wait until a sublayer's bytes are in its buffer, and hold them there."""
+        ...
+
+    def give_back(self) -> None:
+        """Free the buffer of the sublayer that this thread has taken; nothing where it has none."""
+        ...
+
+
+class HostStream(InProcess):
+    """A stream on the CPU: a thread reads ahead, in the order of the sublayers, and from the last on to the first.
+
+    They may be taken in any order; those out of order are waited for longer. One is taken at a time: a thread that
+    wants another waits until it has been given back.
+
+    Args:
+        source: of their bytes.
+        sizes: bytes of each.
+    """
+
+    def __init__(self, source: SublayerSource, sizes: Sequence[int]) -> None:
+        self._buffers = [aligned_buffer(max(sizes)) for _ in range(min(BUFFERS, len(sizes)))]
+        self._shared = _Shared(source, sizes, [bytes_of_tensor(one) for one in self._buffers])
+        self._in_use = threading.Lock()
+        self._owner: int | None = None
+        self._thread = threading.Thread(target=_read_ahead, args=(self._shared,), daemon=True, name="sublayers")
+        self._thread.start()
+        weakref.finalize(self, self._shared.stop)
+
+    def buffer(self, position: int) -> Tensor:
+        return self._buffers[position % len(self._buffers)]
+
+    def take(self, position: int) -> None:
+        self._in_use.acquire()
+        try:
+            self._shared.wait_for(position)
+        except BaseException:
+            self._in_use.release()
+            raise
+        self._owner = threading.get_ident()
+
+    def give_back(self) -> None:
+        if self._owner != threading.get_ident():
+            return
+        self._owner = None
+        self._shared.free()
+        self._in_use.release()
+
+
+class _Shared:
+    """What the reading thread and those that it reads for both see."""
+
+    def __init__(self, source: SublayerSource, sizes: Sequence[int], buffers: Sequence[memoryview]) -> None:
+        self.source = source
+        self.sizes = sizes
+        self.buffers = buffers
+        self.changed = threading.Condition()
+        self.held: list[int | None] = [None] * len(buffers)
+        """The sublayer in each buffer."""
+        self.taken: int | None = None
+        self.next = 0
+        """The one that is read next, or that is being read."""
+        self.stopped = False
+        self.error: BaseException | None = None
+
+    def stop(self) -> None:
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
+
+    def wait_for(self, position: int) -> None:
+        with self.changed:
+            while self.held[position % len(self.buffers)] != position:
+                if self.error is not None:
+                    error, self.error = self.error, None
+                    self.changed.notify_all()  # the thread tries again, for whoever asks next
+                    raise error
+                if position not in self._coming():
+                    self.next = position
+                    self.held = [None] * len(self.buffers)
+                    self.changed.notify_all()
+                self.changed.wait()
+            self.taken = position
+
+    def free(self) -> None:
+        with self.changed:
+            assert self.taken is not None, "a sublayer was taken before"
+            self.held[self.taken % len(self.buffers)] = None
+            self.taken = None
+            self.changed.notify_all()
+
+    def _coming(self) -> set[int]:
+        """Those that will be read before any buffer has to be freed."""
+        count, coming = len(self.sizes), set[int]()
+        free = {number for number, held in enumerate(self.held) if held is None}
+        position = self.next
+        while position % len(self.buffers) in free:
+            free.remove(position % len(self.buffers))
+            coming.add(position)
+            position = (position + 1) % count
+        return coming
+
+    def work(self) -> tuple[int, memoryview] | None:
+        """Wait for a buffer that is free for the next layer; None where no more is to be read."""
+        with self.changed:
+            while not self.stopped and (self.error is not None or self.held[self.next % len(self.buffers)] is not None):
+                self.changed.wait()
+            if self.stopped:
+                return None
+            return self.next, self.buffers[self.next % len(self.buffers)][: self.sizes[self.next]]
+
+    def done(self, position: int, error: BaseException | None) -> None:
+        with self.changed:
+            if position == self.next:  # else another one was asked for meanwhile
+                self.error = error
+                if error is None:
+                    self.held[position % len(self.buffers)] = position
+                    self.next = (position + 1) % len(self.sizes)
+            self.changed.notify_all()
+
+
+def _read_ahead(shared: _Shared) -> None:
+    """What the thread does until it is stopped; an error is raised where a sublayer is waited for."""
+    while (work := shared.work()) is not None:
+        position, into = work
+        try:
+            shared.source.read(position, into)
+        except Exception as error:
+            shared.done(position, error)
+        else:
+            shared.done(position, None)
+
+
+@contextmanager
+def taken(stream: SublayerStream, position: int) -> Iterator[None]:
+    """Have a sublayer's weights in memory for as long as the block lasts."""
+    stream.take(position)
+    try:
+        yield
+    finally:
+        stream.give_back()
