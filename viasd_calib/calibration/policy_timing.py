@@ -119,6 +119,15 @@ class PolicyTiming(BaseModel):
         return _fastest(self._last_stage(slim_tier=self.pays))
 
     @property
+    def fastest_with_slim(self) -> TimedPolicy:
+        """The fastest policy that asks q', whether it pays or not.
+
+        Raises:
+            ValueError: there are no ``policies``.
+        """
+        return _fastest(self._last_stage(slim_tier=True))
+
+    @property
     def speculative_stop(self) -> float:
         """The fastest stop bound without the slim tier.
 

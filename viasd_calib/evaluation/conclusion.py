@@ -83,9 +83,15 @@ def _slim_tier(spec: RoutingSpec, timing: PolicyTiming) -> str:
         return f"The slim tier pays: {times}."
     return (
         f"The slim tier does not pay here and is left out: {times}. {_cost(spec)}To gain, a slim pass must cost less "
-        "or agree more often (train longer: configs/fit/smollm2-135m.yaml), or a full pass must be dear "
-        "(docs/which-policy.md)."
+        f"or agree more often ({_better(spec)}), or a full pass must be dear (docs/which-policy.md)."
     )
+
+
+def _better(spec: RoutingSpec) -> str:
+    """What may make a slim verifier better."""
+    if spec.route.low_bit is None:
+        return "low bits: configs/fit/low-bit.yaml; or train longer: configs/fit/smollm2-135m.yaml"
+    return "a drafter that is right more often, as one on your own prompts: train/README.md"
 
 
 def _cost(spec: RoutingSpec) -> str:

@@ -432,7 +432,7 @@ class CalibrateStep(BaseModel):
     fractions: list[Share] = list(FRACTIONS)
     allow_uncertified: bool = False
     draft_length: DraftLength = 6
-    max_pending: MaxPending = 12
+    max_pending: MaxPending = 24
 
 
 class BenchStep(BaseModel):

@@ -1,6 +1,7 @@
 """Pictures, one function each: pure, on figures of their own, no pyplot; a module for each family."""
 
 from viasd_calib.evaluation.plots.latency import latency_profile
+from viasd_calib.evaluation.plots.offload import CostPoint, speedup_against_cost
 from viasd_calib.evaluation.plots.reliability import reliability_diagram
 from viasd_calib.evaluation.plots.rounds import ROUND_NAMES, round_timelines
 from viasd_calib.evaluation.plots.route import route_map
@@ -12,6 +13,7 @@ __all__ = [
     "PLACES_PER_BIN",
     "ROUND_NAMES",
     "TIER_NAMES",
+    "CostPoint",
     "candidates_tested",
     "frontier_picture",
     "inline_svg",
@@ -22,6 +24,7 @@ __all__ = [
     "route_map",
     "shares_by_place",
     "speed_against_loss",
+    "speedup_against_cost",
     "tier_shares",
     "write_figure",
 ]
