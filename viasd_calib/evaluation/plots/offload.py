@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from viasd_calib.evaluation.metrics import Interval
 from viasd_calib.evaluation.plots.style import (
@@ -55,6 +56,9 @@ def speedup_against_cost(points: Sequence[CostPoint]) -> Figure:
     axes.axhline(1, color=INK, linewidth=0.8, linestyle="dotted")
     axes.set(xscale="log", xlabel="cost of a full pass over that of a slim one (one new token)",
              ylabel="tokens per second over\nspeculative decoding")  # fmt: skip
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(bottom=0)
     legend(axes, ncols=2)
     return figure
