@@ -71,6 +71,13 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return asked
 
 
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, in place of the one where the package keeps what it converts."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "viasd_calib"
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> TinyFolder:
     """A folder that ``load_verifier`` loads: a tiny Llama and a word-level tokenizer with a chat template."""

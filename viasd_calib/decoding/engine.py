@@ -27,7 +27,7 @@ from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.in_process import InProcess
 from viasd_calib.slim.loading import load_routed
 from viasd_calib.slim.offload.install import stream_layers
-from viasd_calib.slim.offload.settings import Offload
+from viasd_calib.slim.offload.settings import Offload, check_offload
 from viasd_calib.spec import (
     Audit,
     DType,
@@ -171,8 +171,12 @@ def load_engine(
     drafting = named_model(spec.draft)
     if drafting is not None:  # refused before the verifier is loaded, which may take long
         check_model(beside(drafting.name_or_path, folder), drafting.revision)
+    if offload is not None:
+        check_offload(offload, device, backend)
     name = beside(spec.verifier.name_or_path, folder) if verifier is None else verifier
-    loaded = load(name, dtype=dtype or spec.verifier.dtype, device=device, **({"layers": False} if offload else {}))
+    loaded = load(
+        name, dtype=dtype or spec.verifier.dtype, device=device, **({} if offload is None else {"layers": False})
+    )
     chosen = backend or choose_backend(loaded.model)
     return assemble(spec, folder, loaded, backend=chosen, offload=offload)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,29 +23,38 @@ class Checkpoint:
         prefix: what names of weights begin with in a model and may lack in a file that holds its decoder alone.
 
     Raises:
-        ValueError: there are no safetensors files.
+        ValueError: there are no safetensors files, or what lists them is damaged.
         OSError: one of them cannot be read.
+        SafetensorError: one of them is damaged.
     """
 
     def __init__(self, name_or_path: str, revision: str | None = None, prefix: str = "model.") -> None:
         self._prefix = prefix
         self._files = _files_by_name(name_or_path, revision)
 
-    def read(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    def read(self, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> dict[str, Tensor]:
         """Weights by name, in a number format.
 
+        Args:
+            shapes: that they are to have, by name.
+
         Raises:
-            ValueError: one of them is missing.
+            ValueError: one of them is missing, or has another shape.
             OSError: a file cannot be read.
+            SafetensorError: a file is damaged.
         """
         found: dict[str, Tensor] = {}
         by_file: dict[Path, list[tuple[str, str]]] = {}
-        for name in names:
+        for name in shapes:
             stored = self._stored(name)
             by_file.setdefault(self._files[stored], []).append((name, stored))
         for path, both in by_file.items():
             with safe_open(path, framework="pt") as tensors:
-                found.update({name: tensors.get_tensor(stored).to(dtype) for name, stored in both})
+                for name, stored in both:
+                    shape = tensors.get_slice(stored).get_shape()
+                    if shape != list(shapes[name]):
+                        raise ValueError(f"its weight {name} has the shape {shape}, not {list(shapes[name])}")
+                    found[name] = tensors.get_tensor(stored).to(dtype)
         return found
 
     def has(self, name: str) -> bool:
@@ -68,10 +77,14 @@ def _files_by_name(name_or_path: str, revision: str | None) -> Mapping[str, Path
             return dict.fromkeys(tensors.keys(), whole)
     if index is None:
         raise ValueError("it has no safetensors files on this machine; download it, or save it as safetensors")
-    found = {}
-    for weight, file in json.loads(index.read_bytes())["weight_map"].items():
+    try:
+        shards = {str(weight): str(file) for weight, file in json.loads(index.read_bytes())["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"its file {index.name} is damaged; download it again") from error
+    paths: dict[str, Path] = {}
+    for file in sorted(set(shards.values())):
         path = local_file(name_or_path, file, revision)
         if path is None:
             raise ValueError(f"its weights are incomplete, the file {file} is missing; download it again")
-        found[weight] = path
-    return found
+        paths[file] = path
+    return {weight: paths[file] for weight, file in shards.items()}

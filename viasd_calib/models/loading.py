@@ -29,9 +29,14 @@ def load_complete(folder: str, **arguments: Any) -> PreTrainedModel:
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(f"its weights are incomplete, {missing[0]} is missing")
-    if getattr(model.config, "attn_logit_softcapping", None) and model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation("eager")  # sdpa leaves the caps out, and earlier transformers choose it
+    use_capped_attention(model)
     return model
+
+
+def use_capped_attention(model: PreTrainedModel) -> None:
+    """Let a model that caps its attention scores run ``eager``: sdpa, which earlier transformers choose, has no caps."""
+    if getattr(model.config, "attn_logit_softcapping", None) and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
 
 
 def weight_files(name_or_path: str | Path, revision: str | None = None) -> dict[str, Path]:

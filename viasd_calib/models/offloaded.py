@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
 import torch
 from accelerate import init_empty_weights
@@ -17,9 +17,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from viasd_calib.errors import ModelError
 from viasd_calib.models.checkpoint import Checkpoint
 from viasd_calib.models.hashes import cache_folder
-from viasd_calib.models.loading import local_file
+from viasd_calib.models.loading import local_file, use_capped_attention
 from viasd_calib.models.names import resolve_model
 
+PATTERNS = ["*.safetensors", "*.json"]
+"""Of what is downloaded of a model."""
+OTHER_FORMS = ["*/*", "consolidated*"]
+"""Of what is not: the same weights as other programs read them."""
 ATTRIBUTE = "viasd_layer_weights"
 """Of a model that was loaded without its layers: where they are read from."""
 
@@ -40,24 +44,27 @@ class LayerLinear(NamedTuple):
 class LayerWeights:
     """The weights of linear layers inside decoder layers, which are read from a checkpoint when they are asked for.
 
-    Their parameters have the right shape and number format, and no memory: every value is 0 until they are read.
+    Their parameters have the right shape and number format, and no memory: every value is 0 until they are read. A
+    layer that would calculate with these zeros, or save them, raises a ModelError; so it does in copies of it.
 
     Args:
         model: the model, whose other weights are in memory.
-        read: gives weights by their names in the model.
+        read: gives weights of these shapes by their names in the model.
     """
 
-    def __init__(self, model: PreTrainedModel, read: Callable[[Iterable[str]], dict[str, Tensor]]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, read: Callable[[Mapping[str, Sequence[int]]], dict[str, Tensor]]
+    ) -> None:
         self._read = read
         self._model = model.name_or_path
         self._names = {id(weight): name for name, weight in model.named_parameters()}
         self.linears = layer_linears(model.get_decoder().layers)
         for one in self.linears:
-            one.linear.weight.data = without_memory(one.linear.weight)
+            one.linear.register_forward_pre_hook(_refuse_zeros)
+            one.linear.register_state_dict_pre_hook(_refuse_to_save_zeros)
 
-    def of_layer(self, layer: int) -> list[LayerLinear]:
-        """The linear layers of a decoder layer."""
-        return [one for one in self.linears if one.layer == layer]
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise ModelError(f"the model {self._model!r} was loaded without its layers, and cannot be copied; load another")
 
     def read(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """What parameters are to hold: [out, in], in the model's number format.
@@ -67,15 +74,12 @@ class LayerWeights:
         """
         names = [self._names[id(weight)] for weight in weights]
         try:
-            found = self._read(names)
+            found = self._read({name: weight.shape for name, weight in zip(names, weights, strict=True)})
         except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(f"cannot read the layers of the model {self._model!r}: {error}") from error
-        for name, weight in zip(names, weights, strict=True):
-            if found[name].shape != weight.shape:
-                raise ModelError(
-                    f"{name} of the model {self._model!r} has the shape {list(found[name].shape)}, not "
-                    f"{list(weight.shape)}; download the model again"
-                )
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(
+                f"cannot read the layers of the model {self._model!r}: {reason}; download it again, or save it again"
+            ) from error
         return [found[name] for name in names]
 
     def keep(self, weights: Sequence[Tensor]) -> None:
@@ -88,12 +92,51 @@ class LayerWeights:
     def in_memory(self, weights: Sequence[Tensor]) -> Iterator[None]:
         """Bring weights into memory for as long as the block lasts; all that holds the same parameters sees them."""
         weights = [weight for weight in weights if is_without_memory(weight)]
-        self.keep(weights)
         try:
+            self.keep(weights)
             yield
         finally:
             for weight in weights:
                 weight.data = without_memory(weight)
+
+    def move(self, device: torch.device) -> None:
+        """Bring weights without memory to a device, where they take none either; ``Module.to`` would fill them."""
+        for one in self.linears:
+            if is_without_memory(one.linear.weight):
+                one.linear.weight.data = without_memory(one.linear.weight, device)
+
+    def release(self) -> None:
+        """Hold no layer any longer, so that plain weights go once a backend has packed them; nothing is read after."""
+        self.linears = []
+        self._names = {}
+
+
+def _refuse_zeros(linear: nn.Module, _: Any) -> None:
+    if isinstance(linear.weight, Tensor) and is_without_memory(linear.weight):
+        raise ModelError(
+            "the verifier was loaded without its layers, and runs only in an engine that reads them: give load_engine "
+            "an Offload, or load the verifier with its layers"
+        )
+
+
+def _refuse_to_save_zeros(linear: nn.Module, *_: Any) -> None:
+    if isinstance(linear.weight, Tensor) and is_without_memory(linear.weight):
+        raise ModelError(
+            "the weights of a verifier that was loaded without its layers cannot be saved; load it with them, and save "
+            "that"
+        )
+
+
+def refuse_without_layers(modules: Iterable[nn.Module]) -> None:
+    """Refuse modules whose linear layers have weights without memory, for what reads weights without a forward.
+
+    Raises:
+        ModelError: naming the mend.
+    """
+    for module in modules:
+        for one in module.modules():
+            if isinstance(one, nn.Linear):
+                _refuse_zeros(one, None)
 
 
 def layer_weights(model: nn.Module) -> LayerWeights | None:
@@ -126,9 +169,13 @@ def layer_linears(layers: Iterable[nn.Module]) -> list[LayerLinear]:
     ]
 
 
-def without_memory(weight: Tensor) -> Tensor:
-    """Zeros of the shape, number format and device of a weight, which all are one number."""
-    device = "cpu" if weight.is_meta else weight.device
+def without_memory(weight: Tensor, device: torch.device | None = None) -> Tensor:
+    """Zeros of the shape and number format of a weight, which all are one number.
+
+    Args:
+        device: that of the weight where it is left out, or the CPU where that has no values.
+    """
+    device = device or (torch.device("cpu") if weight.is_meta else weight.device)
     return torch.zeros((), dtype=weight.dtype, device=device).expand(weight.shape)
 
 
@@ -150,30 +197,37 @@ def load_without_layers(folder: str, revision: str | None, dtype: torch.dtype, *
         arguments: of ``from_pretrained``.
 
     Raises:
-        ValueError: a weight is missing, or the checkpoint is of integers that a library packed.
+        ValueError: a weight is missing or has another shape, or the checkpoint is of integers that a library packed.
         OSError: a file cannot be read.
+        SafetensorError: a file is damaged.
     """
     if not Path(folder).is_dir():
-        folder = snapshot_download(folder, revision=revision, allow_patterns=["*.safetensors", "*.json"])
+        folder = snapshot_download(folder, revision=revision, allow_patterns=PATTERNS, ignore_patterns=OTHER_FORMS)
         revision = None
     config = AutoConfig.from_pretrained(folder, revision=revision, **arguments)
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError("its weights are quantised by a library, and cannot be read layer by layer; load a plain one")
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, **arguments)
+    use_capped_attention(model)
     checkpoint = Checkpoint(folder, revision)
-    inside = {id(one.linear.weight) for one in layer_linears(model.get_decoder().layers)}
-    wanted = [name for name, weight in model.named_parameters() if id(weight) not in inside and checkpoint.has(name)]
-    for name, weight in checkpoint.read(wanted, dtype).items():
+    linears = layer_linears(model.get_decoder().layers)
+    inside = {id(one.linear.weight) for one in linears}
+    shapes = {
+        name: weight.shape
+        for name, weight in model.named_parameters()
+        if id(weight) not in inside and checkpoint.has(name)
+    }
+    for name, weight in checkpoint.read(shapes, dtype).items():
         owner, _, own = name.rpartition(".")
         setattr(model.get_submodule(owner), own, nn.Parameter(weight, requires_grad=False))
     model.tie_weights()
-    missing = [name for name, weight in model.named_parameters() if weight.is_meta and id(weight) not in inside]
+    missing = [name for name, weight in model.named_parameters() if weight.is_meta and not checkpoint.has(name)]
     if missing:
         raise ValueError(f"its weights are incomplete, {missing[0]} is missing")
-    for one in layer_linears(model.get_decoder().layers):
+    for one in linears:
         one.linear.weight = nn.Parameter(without_memory(one.linear.weight), requires_grad=False)
-    weights = LayerWeights(model, lambda names: checkpoint.read(names, dtype))
+    weights = LayerWeights(model, lambda wanted: checkpoint.read(wanted, dtype))
     if local_file(folder, "generation_config.json", revision) is not None:
         model.generation_config = GenerationConfig.from_pretrained(folder, revision=revision or "main")
     object.__setattr__(model, ATTRIBUTE, weights)

@@ -20,7 +20,7 @@ from viasd_calib.models.adapters import find_adapter, load_adapted
 from viasd_calib.models.chat import check_template, encode_conversation, template_of
 from viasd_calib.models.loading import load_complete, local_file
 from viasd_calib.models.names import check_model, resolve_model
-from viasd_calib.models.offloaded import load_without_layers
+from viasd_calib.models.offloaded import layer_weights, load_without_layers
 from viasd_calib.models.weights import weights_sha256
 from viasd_calib.option_types import check_option
 from viasd_calib.prompts import Prompt
@@ -182,6 +182,9 @@ def _check_kind(model: PreTrainedModel, name_or_path: str) -> None:
 
 
 def _freeze(model: PreTrainedModel, device: str) -> None:
+    weights = layer_weights(model)
+    if weights is not None:
+        weights.move(torch.device(device))
     torch.nn.Module.to(model, torch.device(device))  # transformers' own wrapper is untyped
     model.eval().requires_grad_(False)
 

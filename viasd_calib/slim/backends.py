@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from viasd_calib.choices import Backend
 from viasd_calib.errors import MachineWarning, ModelError
+from viasd_calib.models.offloaded import refuse_without_layers
 from viasd_calib.slim.compiled import CompiledModel
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.grouped_query_attention import group_heads
@@ -107,9 +108,11 @@ def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device
     """Make ``modules`` ready for a backend, in place; they can then no longer be trained or saved.
 
     Raises:
-        ModelError: the backend does not run on ``device`` in ``dtype``.
+        ModelError: the backend does not run on ``device`` in ``dtype``, or a verifier was loaded without its layers and
+            nothing reads them.
     """
     modules = tuple(modules)
+    refuse_without_layers(modules)
     if backend != "native" and why_no_triton_kernel(device, dtype) is None:
         use_kernel(modules)
     _warn_of_low_bits(modules, backend, device, dtype)

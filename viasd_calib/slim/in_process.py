@@ -40,5 +40,5 @@ class Unsaved(InProcess):
     def _save_to_state_dict(self, *_: Any) -> NoReturn:
         raise ModelError(
             f"the weights of a {type(self).__name__} cannot be saved; load the model anew with backend eager, "
-            "or without quantize, and save that"
+            "without quantize or offload, and save that"
         )

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from viasd_calib.choices import Backend
 from viasd_calib.errors import ModelError
-from viasd_calib.models.offloaded import LayerWeights, layer_weights
+from viasd_calib.models.offloaded import LayerWeights, is_without_memory, layer_weights
 from viasd_calib.slim.fused_linear import FusedLinear, FusedLinearPart, joint_bias, siblings_in
+from viasd_calib.slim.in_process import Unsaved
 from viasd_calib.slim.linears import plain_linears
 from viasd_calib.slim.low_bit import GROUP
 from viasd_calib.slim.native.linear import NativeLinear
@@ -22,7 +23,7 @@ from viasd_calib.slim.native.packing import TILE, PackedWeight, pack_bfloat16, w
 from viasd_calib.slim.offload.layer_files import Shape, SublayerFile, files_folder, sublayer_file
 from viasd_calib.slim.offload.reading import DiskSource, HostSource, SublayerSource, Throttled
 from viasd_calib.slim.offload.residency import Residency, choose_residency, cold_sublayers
-from viasd_calib.slim.offload.settings import Offload
+from viasd_calib.slim.offload.settings import Offload, check_offload
 from viasd_calib.slim.offload.stream import HostStream, SublayerStream, taken
 from viasd_calib.slim.plan import MODULES, SublayerKind
 from viasd_calib.spec import AddedMemory, Route
@@ -36,6 +37,7 @@ class Opened(Protocol):
 
     model: PreTrainedModel
     layers: nn.ModuleList
+    slim_layers: nn.ModuleList
     memory: AddedMemory
     cold: ColdSublayers | None
 
@@ -82,8 +84,16 @@ class ColdProduct(NamedTuple):
         return "+".join(self.names)
 
 
-class StreamedLinear(nn.Linear):
+class StreamedLinear(Unsaved, nn.Linear):
     """A linear layer whose weight lies in a buffer: backends leave it as it is."""
+
+
+class LeftOutLinear(nn.Module):
+    """What holds the place of a cold layer in a copy of its decoder layer, whose sublayer q' skips."""
+
+    def forward(self, _: Tensor) -> Tensor:
+        """Refuse: nothing is to run it."""
+        raise ModelError("a sublayer that the slim verifier skips has been run in it; load the engine anew")
 
 
 def keep_resident(model: PreTrainedModel, route: Route) -> None:
@@ -104,25 +114,35 @@ def stream_layers(routed: Opened, route: Route, offload: Offload, backend: Backe
         weights_sha256: hash of q's weights, under which their files are kept.
 
     Raises:
-        ModelError: the backend or the device cannot do so, or the memory is too little.
+        ModelError: the backend or the device cannot do so, the memory is too little, or the model has its layers.
         StorageError: files cannot be written or read.
     """
+    check_offload(offload, str(routed.model.device), backend)
     weights = layer_weights(routed.model)
-    assert weights is not None, "the model was loaded without its layers"
-    if backend == "compiled":
-        raise ModelError("backend compiled cannot read layers for each pass; choose another for --offload")
+    if weights is None:
+        raise ModelError("the verifier was loaded with its layers; load it with layers=False, or leave out the Offload")
     if weights_sha256 is None:
         raise ModelError("the verifier's weights have no hash to keep them under; give a folder, a hub id or a .gguf")
-    others = {one.data_ptr(): one.nbytes for one in routed.model.parameters() if one.untyped_storage().nbytes() > 8}
-    inside = {one.linear.weight.data_ptr() for one in weights.linears}
-    resident = sum(count for place, count in others.items() if place not in inside) + routed.memory.bytes
-    residency = choose_residency(weights, [*routed.layers], route, resident, offload.memory)
+    residency = choose_residency(weights, [*routed.layers], route, _bytes_of_others(routed, weights), offload.memory)
     for layer, kinds in cold_sublayers(route, len(routed.layers)).items():
         if layer not in residency.cold:
             weights.keep([one.weight for one in linears_in(routed.layers[layer], kinds)])
-    native = backend == "native"
-    dtype = routed.model.dtype
-    folder = files_folder(weights_sha256, "native" if native else str(dtype).removeprefix("torch."))
+    if residency.cold:
+        routed.cold = _cold_sublayers(routed, weights, residency, offload, backend == "native", weights_sha256)
+    weights.release()
+
+
+def _bytes_of_others(routed: Opened, weights: LayerWeights) -> int:
+    """Bytes of what is in memory beside the linear layers of decoder layers."""
+    inside = {one.linear.weight.data_ptr() for one in weights.linears}
+    others = {one.data_ptr(): one.nbytes for one in routed.model.parameters() if not is_without_memory(one)}
+    return sum(count for place, count in others.items() if place not in inside) + routed.memory.bytes
+
+
+def _cold_sublayers(
+    routed: Opened, weights: LayerWeights, residency: Residency, offload: Offload, native: bool, weights_sha256: str
+) -> ColdSublayers:
+    folder = files_folder(weights_sha256, "native" if native else str(routed.model.dtype).removeprefix("torch."))
     keys: list[Key] = [(kind, layer) for layer, kinds in residency.cold.items() for kind in kinds]
     products = [cold_products(routed.layers[layer].get_submodule(MODULES[kind]), native) for kind, layer in keys]
     files = [
@@ -137,10 +157,14 @@ def stream_layers(routed: Opened, route: Route, offload: Offload, backend: Backe
     for position, (file, own) in enumerate(zip(files, products, strict=True)):
         for product in own:
             _bind(product, file.places[product.name].view(stream.buffer(position)), native)
-    positions = {key: position for position, key in enumerate(keys)}
-    for (kind, layer), position in positions.items():
-        _hook(routed.layers[layer].get_submodule(MODULES[kind]), stream, position)
-    routed.cold = ColdSublayers(offload, stream, positions, residency)
+    for position, (kind, layer) in enumerate(keys):
+        module = routed.layers[layer].get_submodule(MODULES[kind])
+        _hook(module, stream, position)
+        copied = routed.slim_layers[layer].get_submodule(MODULES[kind])
+        for place in [] if copied is module else plain_linears([copied]):
+            if is_without_memory(place.linear.weight):  # a backend would pack a copy of its own, of zeros
+                place.put(LeftOutLinear())
+    return ColdSublayers(offload, stream, {key: position for position, key in enumerate(keys)}, residency)
 
 
 def linears_in(layer: nn.Module, kinds: Sequence[SublayerKind]) -> list[nn.Linear]:
@@ -189,11 +213,7 @@ def _open_stream(files: Sequence[SublayerFile], offload: Offload, device: torch.
     if device.type == "cuda":
         from viasd_calib.slim.offload.cuda_stream import CudaStream
 
-        if offload.kind == "disk" or offload.bytes_per_second is not None:
-            raise ModelError("on CUDA cold layers lie in the host's memory, unthrottled: give --offload cpu")
         return CudaStream(HostSource(files, pinned=True).tensors, device)
-    if device.type != "cpu":
-        raise ModelError(f"--offload runs on a CPU and on CUDA, not on {device}")
     source: SublayerSource = DiskSource(files) if offload.kind == "disk" else HostSource(files)
     return HostStream(
         source if offload.bytes_per_second is None else Throttled(source, offload.bytes_per_second), sizes

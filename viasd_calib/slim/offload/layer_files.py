@@ -8,9 +8,9 @@ conversion that was stopped goes on where it was, and two processes may make the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,6 +25,9 @@ ALIGNMENT = 64
 """Of a tensor in a file, in bytes: a cache line."""
 PAGE = 4096
 """What lengths of files are multiples of, so that they can be read without the system's own cache."""
+
+VERSION = 1
+"""Of the order of weights in files: another one, with another order of any backend."""
 
 
 class Shape(NamedTuple):
@@ -56,12 +59,17 @@ def bytes_of(shape: Shape) -> int:
 
 
 class _Description(BaseModel):
-    """What a file must be."""
+    """What a file must be.
+
+    Attributes:
+        tensors: where each begins, its sizes and its number format.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bytes: int
     sha256: Sha256
+    tensors: dict[str, tuple[int, tuple[int, ...], str]]
 
 
 class SublayerFile(NamedTuple):
@@ -101,7 +109,7 @@ def files_folder(weights_sha256: str, layout: str) -> Path:
         weights_sha256: hash of the model's weights.
         layout: what order and number format they are in.
     """
-    return cache_folder() / "layers" / weights_sha256 / layout
+    return cache_folder() / "layers" / weights_sha256 / f"{layout}-{VERSION}"
 
 
 def sublayer_file(path: Path, shapes: Mapping[str, Shape], make: Callable[[], Mapping[str, Tensor]]) -> SublayerFile:
@@ -115,31 +123,34 @@ def sublayer_file(path: Path, shapes: Mapping[str, Shape], make: Callable[[], Ma
         StorageError: it cannot be written or read.
     """
     places, length = places_of(shapes)
-    if not _is_whole(path, length):
-        tensors = make()
-        buffer = torch.zeros(length, dtype=torch.uint8)
-        for name, place in places.items():
-            place.view(buffer).copy_(tensors[name])
-        content = buffer.numpy().tobytes()
+    tensors = {name: (place.begin, place.shape.sizes, str(place.shape.dtype)) for name, place in places.items()}
+    if not _is_whole(path, length, tensors):
+        content = _joined(make(), places, length)
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)
-        write_json(_beside(path), _Description(bytes=length, sha256=hashlib.sha256(content).hexdigest()))
+        digest = hashlib.sha256(content).hexdigest()
+        write_json(_beside(path), _Description(bytes=length, sha256=digest, tensors=tensors))
     return SublayerFile(path, length, places)
 
 
-def total_bytes(files: Iterable[SublayerFile]) -> int:
-    """Length of files together."""
-    return sum(file.bytes for file in files)
+def _joined(tensors: Mapping[str, Tensor], places: Mapping[str, Place], length: int) -> memoryview:
+    """The content of a file."""
+    buffer = torch.zeros(length, dtype=torch.uint8)
+    for name, place in places.items():
+        place.view(buffer).copy_(tensors[name])
+    array: Any = buffer.numpy()
+    return memoryview(array)
 
 
-def _is_whole(path: Path, length: int) -> bool:
-    """Whether a file is what its description says."""
+def _is_whole(path: Path, length: int, tensors: Mapping[str, tuple[int, tuple[int, ...], str]]) -> bool:
+    """Whether a file is what its description says, and that what is wanted."""
     try:
         described = _Description.model_validate_json(_beside(path).read_bytes())
-        return described.bytes == path.stat().st_size == length and cached_sha256(path) == described.sha256
-    except FileNotFoundError:
-        return False
-    except ValidationError:
+        wanted = (length, tensors)
+        if (described.bytes, described.tensors) != wanted or path.stat().st_size != length:
+            return False
+        return cached_sha256(path) == described.sha256
+    except (FileNotFoundError, ValidationError):
         return False
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}; remove it and run again") from error

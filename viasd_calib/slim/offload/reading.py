@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from viasd_calib.errors import StorageError
-from viasd_calib.slim.offload.layer_files import SublayerFile
+from viasd_calib.slim.offload.layer_files import PAGE, SublayerFile
 
 DIRECT = getattr(os, "O_DIRECT", 0)
 """Of Linux: a read goes from the disk to the reader's memory."""
@@ -65,13 +65,8 @@ class DiskSource:
 
     def read(self, position: int, into: memoryview) -> None:
         descriptor, file = self._descriptors[position], self._files[position]
-        done = 0
         try:
-            while done < file.bytes:
-                count = os.preadv(descriptor, [into[done : file.bytes]], done)
-                if count == 0:
-                    break
-                done += count
+            done = self._fill(descriptor, into[: file.bytes])
             if not (self.direct and DIRECT) and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(descriptor, 0, file.bytes, os.POSIX_FADV_DONTNEED)
             changed = _stamp(descriptor) != self._stamps[position]
@@ -79,6 +74,16 @@ class DiskSource:
             raise StorageError(f"cannot read {file.path}: {error.strerror or error}; run again") from error
         if done < file.bytes or changed:
             raise StorageError(f"{file.path} was changed while it was in use; run again to make it anew")
+
+    def _fill(self, descriptor: int, into: memoryview) -> int:
+        """Read a file from its beginning on, and give how many bytes there were of it."""
+        done = 0
+        while done < len(into) and done % PAGE == 0:  # what ends inside a page ends the file
+            count = os.preadv(descriptor, [into[done:]], done)
+            if count == 0:
+                break
+            done += count
+        return done
 
 
 class HostSource:

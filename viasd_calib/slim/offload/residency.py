@@ -55,6 +55,8 @@ def choose_residency(
 ) -> Residency:
     """Which sublayers are cold: as few as the memory allows, spread over the model so that reading keeps up.
 
+    None is where all of them fit without the buffers; else one layer's are at least.
+
     Args:
         layers: q's own.
         others: bytes of what is in memory besides: q's other weights, and what q' has of its own.
@@ -69,18 +71,21 @@ def choose_residency(
             "the slim verifier runs all of the full one's own weights, so that none can be left out of memory; give a "
             "spec whose route has low bits or skips sublayers, or leave out --offload"
         )
+    every = others + sum(one.linear.weight.nbytes for one in weights.linears)
+    if memory is not None and every <= memory:
+        return Residency({}, 0, every)
     size = {layer: sublayer_bytes(layers[layer], kinds) for layer, kinds in cold.items()}
-    kept = sum(one.linear.weight.nbytes for one in weights.linears) - sum(size.values())
-    needed = others + kept + min(BUFFERS, len(cold)) * (max(size.values()) + PAGE)
+    longest = [sublayer_bytes(layers[layer], [kind]) for layer, kinds in cold.items() for kind in kinds]
+    needed = every - sum(size.values()) + min(BUFFERS, len(longest)) * (max(longest) + PAGE)
     if memory is not None and needed > memory:
         raise ModelError(
             f"what has to stay in memory takes {needed:,} bytes, and --memory allows {memory:,}; allow more, or fit a "
             "slim verifier of fewer bits or sublayers"
         )
     room = 0 if memory is None else memory - needed
-    by_layer, resident = sorted(size), set[int]()
-    for layer in _spread(by_layer):
-        if len(by_layer) - len(resident) > BUFFERS and size[layer] <= room:
+    resident = set[int]()
+    for layer in _spread(sorted(size)):
+        if size[layer] <= room and len(resident) < len(size) - 1:
             room -= size[layer]
             resident.add(layer)
     left = {layer: kinds for layer, kinds in cold.items() if layer not in resident}

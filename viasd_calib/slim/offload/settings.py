@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from viasd_calib.choices import OffloadKind
+from viasd_calib.choices import Backend, OffloadKind
+from viasd_calib.errors import ModelError
+from viasd_calib.option_types import Count, Positive, check_option
 
 
 class Offload(NamedTuple):
@@ -20,3 +22,28 @@ class Offload(NamedTuple):
     kind: OffloadKind = "disk"
     memory: int | None = None
     bytes_per_second: float | None = None
+
+
+def check_offload(offload: Offload, device: str, backend: Backend | None) -> None:
+    """Refuse, before a model is loaded, what cannot be read for each pass.
+
+    Args:
+        device: of the verifier, as ``cuda:0``.
+        backend: None where it is not chosen yet.
+
+    Raises:
+        ModelError: naming the mend.
+
+    Example:
+        >>> check_offload(Offload("disk"), "cpu", None)
+    """
+    check_option("offload", offload.kind, OffloadKind, ModelError)
+    check_option("memory", offload.memory, Count | None, ModelError)
+    check_option("bytes_per_second", offload.bytes_per_second, Positive | None, ModelError)
+    if backend == "compiled":
+        raise ModelError("backend compiled cannot read layers for each pass; choose another for --offload")
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ModelError(f"--offload runs on a CPU and on CUDA, not on {device}")
+    if kind == "cuda" and (offload.kind == "disk" or offload.bytes_per_second is not None):
+        raise ModelError("on CUDA cold layers lie in the host's memory, unthrottled: give --offload cpu")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 from torch import Tensor
 
+from viasd_calib.errors import ModelError
 from viasd_calib.slim.in_process import InProcess
 from viasd_calib.slim.offload.reading import SublayerSource, aligned_buffer, bytes_of_tensor
 
@@ -28,7 +30,11 @@ class SublayerStream(Protocol):
         ...
 
     def take(self, position: int) -> None:
-        """Wait until a sublayer's bytes are in its buffer, and hold them there."""
+        """Wait until a sublayer's bytes are in its buffer, and hold them there; a thread has one at a time.
+
+        Raises:
+            StorageError: they cannot be read, or are no longer what they were.
+        """
         ...
 
     def give_back(self) -> None:
@@ -36,11 +42,48 @@ class SublayerStream(Protocol):
         ...
 
 
-class HostStream(InProcess):
+class OneAtATime(InProcess, ABC):
+    """A stream of which one thread at a time has one sublayer; a thread that wants one waits for the other thread.
+
+    A forward that is interrupted (Ctrl-C) may not give its sublayer back: it is, where its thread takes the next one.
+    """
+
+    def __init__(self) -> None:
+        self._in_use = threading.Lock()
+        self._owner: int | None = None
+
+    def take(self, position: int) -> None:
+        self.give_back()
+        self._in_use.acquire()
+        self._owner = threading.get_ident()
+        try:
+            self._bring(position)
+        except BaseException:
+            self._owner = None
+            self._in_use.release()
+            raise
+
+    def give_back(self) -> None:
+        if self._owner != threading.get_ident():
+            return
+        self._free()
+        self._owner = None
+        self._in_use.release()
+
+    @abstractmethod
+    def _bring(self, position: int) -> None:
+        """Have a sublayer's bytes in its buffer."""
+
+    @abstractmethod
+    def _free(self) -> None:
+        """Let another one come to the buffer of the sublayer that was brought last; nothing where it may already."""
+
+
+class HostStream(OneAtATime):
     """A stream on the CPU: a thread reads ahead, in the order of the sublayers, and from the last on to the first.
 
-    They may be taken in any order; those out of order are waited for longer. One is taken at a time: a thread that
-    wants another waits until it has been given back.
+    They may be taken in any order; those out of order are waited for longer. What cannot be read ahead is read once
+    more when it is asked for: only then is the error raised.
 
     Args:
         source: of their bytes.
@@ -48,10 +91,10 @@ class HostStream(InProcess):
     """
 
     def __init__(self, source: SublayerSource, sizes: Sequence[int]) -> None:
+        super().__init__()
         self._buffers = [aligned_buffer(max(sizes)) for _ in range(min(BUFFERS, len(sizes)))]
         self._shared = _Shared(source, sizes, [bytes_of_tensor(one) for one in self._buffers])
-        self._in_use = threading.Lock()
-        self._owner: int | None = None
+        # Not given the stream itself, which could then never be collected.
         self._thread = threading.Thread(target=_read_ahead, args=(self._shared,), daemon=True, name="sublayers")
         self._thread.start()
         weakref.finalize(self, self._shared.stop)
@@ -59,25 +102,17 @@ class HostStream(InProcess):
     def buffer(self, position: int) -> Tensor:
         return self._buffers[position % len(self._buffers)]
 
-    def take(self, position: int) -> None:
-        self._in_use.acquire()
-        try:
-            self._shared.wait_for(position)
-        except BaseException:
-            self._in_use.release()
-            raise
-        self._owner = threading.get_ident()
+    def _bring(self, position: int) -> None:
+        if not self._thread.is_alive():
+            raise ModelError("the thread that reads layers is not in this process: call load_engine in each process")
+        self._shared.wait_for(position)
 
-    def give_back(self) -> None:
-        if self._owner != threading.get_ident():
-            return
-        self._owner = None
+    def _free(self) -> None:
         self._shared.free()
-        self._in_use.release()
 
 
 class _Shared:
-    """What the reading thread and those that it reads for both see."""
+    """What the reading thread and those that it reads for both see; the latter are one at a time."""
 
     def __init__(self, source: SublayerSource, sizes: Sequence[int], buffers: Sequence[memoryview]) -> None:
         self.source = source
@@ -90,7 +125,8 @@ class _Shared:
         self.next = 0
         """The one that is read next, or that is being read."""
         self.stopped = False
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
+        """Why ``next`` could not be read; the thread reads no more until it is asked for one again."""
 
     def stop(self) -> None:
         with self.changed:
@@ -99,24 +135,25 @@ class _Shared:
 
     def wait_for(self, position: int) -> None:
         with self.changed:
+            asked = False
             while self.held[position % len(self.buffers)] != position:
-                if self.error is not None:
-                    error, self.error = self.error, None
-                    self.changed.notify_all()  # the thread tries again, for whoever asks next
-                    raise error
-                if position not in self._coming():
+                if self.error is not None and asked and self.next == position:
+                    raise self.error
+                if self.error is not None or position not in self._coming():
+                    self.error = None
                     self.next = position
                     self.held = [None] * len(self.buffers)
                     self.changed.notify_all()
+                asked = True
                 self.changed.wait()
             self.taken = position
 
     def free(self) -> None:
         with self.changed:
-            assert self.taken is not None, "a sublayer was taken before"
-            self.held[self.taken % len(self.buffers)] = None
-            self.taken = None
-            self.changed.notify_all()
+            if self.taken is not None:
+                self.held[self.taken % len(self.buffers)] = None
+                self.taken = None
+                self.changed.notify_all()
 
     def _coming(self) -> set[int]:
         """Those that will be read before any buffer has to be freed."""
@@ -138,7 +175,7 @@ class _Shared:
                 return None
             return self.next, self.buffers[self.next % len(self.buffers)][: self.sizes[self.next]]
 
-    def done(self, position: int, error: BaseException | None) -> None:
+    def done(self, position: int, error: Exception | None) -> None:
         with self.changed:
             if position == self.next:  # else another one was asked for meanwhile
                 self.error = error
@@ -149,7 +186,7 @@ class _Shared:
 
 
 def _read_ahead(shared: _Shared) -> None:
-    """What the thread does until it is stopped; an error is raised where a sublayer is waited for."""
+    """What the thread does until it is stopped."""
     while (work := shared.work()) is not None:
         position, into = work
         try:

@@ -1,0 +1,90 @@
+"""Tiny verifiers on disk, of sizes that every backend runs, with engines that read their layers for each pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.tiny import EOS, LAYERS, constant_gate, make_model, tiny_config, tiny_tokenizer
+from viasd_calib.choices import Backend
+from viasd_calib.decoding.engine import Engine, load_engine
+from viasd_calib.models import load_verifier
+from viasd_calib.slim.offload.install import ColdSublayers
+from viasd_calib.slim.offload.settings import Offload
+from viasd_calib.slim.parts.bridges import bridges_ref, new_bridges, save_bridges
+from viasd_calib.spec import Decoding, DType, Gates, LowBitWeights, PromptLookupDraft, Route, RoutingSpec, save_spec
+
+ALL = [*range(LAYERS)]
+LOW_BITS = Route(low_bit=LowBitWeights(attention={"8": ALL}, mlp={"8": ALL[::2], "4": ALL[1::2]}, head=8))
+SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32, "initializer_range": 0.12}
+
+
+def save_verifier(folder: Path, family: str = "llama", **changes: Any) -> Path:
+    """A tiny verifier with its tokenizer, as ``save_pretrained`` writes it."""
+    torch.manual_seed(3)
+    model = make_model(tiny_config(family, **{**SIZES, "eos_token_id": EOS, **changes}))
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_spec(verifier: Path, route: Route, **entries: Any) -> Path:
+    """A spec in the verifier's folder whose gates trust q' part of the time."""
+    path = verifier / "routing.json"
+    document: dict[str, Any] = {
+        "verifier": load_verifier(str(verifier), layers=False).ref,
+        "draft": PromptLookupDraft(),
+        "route": route,
+        "decoding": Decoding(max_pending=16, draft_length=3, audit="strict"),
+        "gates": Gates(slim=constant_gate("slim_margin", 0.0), accept_at=0.4, regenerate_at=0.4),
+    }
+    save_spec(RoutingSpec(**{**document, **entries}), path)
+    return path
+
+
+def with_bridges(folder: Path, route: Route, carry: bool = False) -> Route:
+    """The same route with random bridges, whose tensors are written to ``folder``."""
+    bridges = new_bridges(route, SIZES["hidden_size"], None, carry)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in bridges.state_dict().values():
+            tensor.copy_(0.05 * torch.randn(tensor.shape, generator=generator))
+    save_bridges(bridges, folder / "bridges.safetensors")
+    entry = bridges_ref(folder / "bridges.safetensors", folder, None, carry)
+    return route.model_copy(update={"bridges": entry})
+
+
+def engine(spec: Path, offload: Offload | None = None, dtype: DType = "float32", backend: Backend = "eager") -> Engine:
+    return load_engine(spec, dtype=dtype, backend=backend, offload=offload)
+
+
+def cold(found: Engine) -> ColdSublayers:
+    """What is read for each pass of an engine that has such sublayers."""
+    assert found.routed.cold is not None
+    return found.routed.cold
+
+
+def text(seed: int, length: int) -> Tensor:
+    """Token ids [length], none of them special."""
+    return torch.randint(6, 24, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def logits(found: Engine, ids: Tensor, width: int, slim: bool = False) -> Tensor:
+    """Logits [length, vocabulary] of passes over so many tokens each."""
+    routed = found.routed
+    row, rows = routed.new_cache(len(ids)).rows()[0], []
+    for start in range(0, len(ids), width):
+        some = ids[None, start : start + width]
+        window = row.window(start, some.shape[1])
+        last = (routed.slim if slim else routed.full)(some, window).last
+        rows.append((routed.slim_logits if slim else routed.logits)(last)[0])
+    return torch.cat(rows)
+
+
+def texts(found: Engine, method: str, prompts: list[Tensor], count: int = 24) -> list[list[int]]:
+    """What a method decodes after each prompt, alone."""
+    return [list(found.decoder(method).generate(one.tolist(), max_new_tokens=count).tokens) for one in prompts]
