@@ -22,10 +22,11 @@ LOW_BITS = Route(low_bit=LowBitWeights(attention={"8": ALL}, mlp={"8": ALL[::2],
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32, "initializer_range": 0.12}
 
 
-def save_verifier(folder: Path, family: str = "llama", **changes: Any) -> Path:
+def save_verifier(folder: Path, family: str = "llama", *, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
     """A tiny verifier with its tokenizer, as ``save_pretrained`` writes it."""
     torch.manual_seed(3)
     model = make_model(tiny_config(family, **{**SIZES, "eos_token_id": EOS, **changes}))
+    model.to(dtype)
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder

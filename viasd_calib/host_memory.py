@@ -1,9 +1,10 @@
-"""Keeping freed memory on the host."""
+"""Keeping freed memory on the host, and giving it back."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
@@ -19,9 +20,24 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the C library took the setting; false where it is not glibc.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _of_glibc("mallopt")
     if mallopt is None:
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, LARGE)) and bool(mallopt(M_TRIM_THRESHOLD, LARGE))
+
+
+def give_freed_memory_back() -> bool:
+    """Let glibc give the kernel what it keeps of freed blocks, for a program whose memory is to stay small.
+
+    Tensors that come and go while others stay leave gaps, which were measured at three times what stayed.
+
+    Returns:
+        Whether it gave something back; false where the C library is not glibc.
+    """
+    trim = _of_glibc("malloc_trim")
+    return trim is not None and bool(trim(0))
+
+
+def _of_glibc(name: str) -> Any:
+    """A function of the C library that glibc alone has; None where it lacks it."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

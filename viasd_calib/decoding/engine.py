@@ -19,6 +19,7 @@ from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter, draft_weights
 from viasd_calib.draft.places import named_model, relocated
 from viasd_calib.errors import MethodError, ModelError
+from viasd_calib.host_memory import give_freed_memory_back
 from viasd_calib.models import LoadVerifier, Verifier, beside, check_model, load_verifier
 from viasd_calib.option_types import check_option
 from viasd_calib.shipped import shipped
@@ -208,4 +209,6 @@ def assemble(
         stream_layers(routed, spec.route, offload, backend, verifier.ref.weights_sha256)
     routed.expect_taps(drafter.taps)
     prepare((verifier.model, *routed.slim_networks, *drafter.networks), backend, routed.device, routed.dtype)
+    if offload is not None:
+        give_freed_memory_back()
     return Engine(spec, verifier, routed, drafter, backend)

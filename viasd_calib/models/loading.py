@@ -34,7 +34,7 @@ def load_complete(folder: str, **arguments: Any) -> PreTrainedModel:
 
 
 def use_capped_attention(model: PreTrainedModel) -> None:
-    """Let a model that caps its attention scores run ``eager``: sdpa, which earlier transformers choose, has no caps."""
+    """Let a model that caps its attention scores run ``eager``: sdpa, which some transformers choose, has no caps."""
     if getattr(model.config, "attn_logit_softcapping", None) and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from viasd_calib.errors import ModelError
+from viasd_calib.host_memory import give_freed_memory_back
 from viasd_calib.models.checkpoint import Checkpoint
 from viasd_calib.models.hashes import cache_folder
 from viasd_calib.models.loading import local_file, use_capped_attention
@@ -98,6 +99,7 @@ class LayerWeights:
         finally:
             for weight in weights:
                 weight.data = without_memory(weight)
+            give_freed_memory_back()
 
     def move(self, device: torch.device) -> None:
         """Bring weights without memory to a device, where they take none either; ``Module.to`` would fill them."""

@@ -171,5 +171,5 @@ def test_damaged_shards(sharded: Path, damage: str) -> None:
 
 def test_a_missing_shard_is_told_in_one_line(sharded: Path) -> None:
     min(sharded.glob("*-of-*")).unlink()
-    with pytest.raises(ModelError, match="cannot load the model .*-of-.*safetensors is missing; download it again"):
+    with pytest.raises(ModelError, match=r"cannot load the model .*-of-.*safetensors is missing; download it again"):
         load_verifier(str(sharded), layers=False)

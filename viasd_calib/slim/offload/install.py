@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from viasd_calib.choices import Backend
 from viasd_calib.errors import ModelError
+from viasd_calib.host_memory import give_freed_memory_back
 from viasd_calib.models.offloaded import LayerWeights, is_without_memory, layer_weights
 from viasd_calib.slim.fused_linear import FusedLinear, FusedLinearPart, joint_bias, siblings_in
 from viasd_calib.slim.in_process import Unsaved
@@ -203,6 +204,7 @@ def _maker(weights: LayerWeights, products: Sequence[ColdProduct], native: bool)
         for product in products:
             weight = torch.cat(weights.read([linear.weight for linear in product.linears]))  # [out, in]
             found[product.name] = pack_bfloat16(weight).tiles if native else weight
+        give_freed_memory_back()
         return found
 
     return make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import time
@@ -79,7 +80,13 @@ class DiskSource:
         """Read a file from its beginning on, and give how many bytes there were of it."""
         done = 0
         while done < len(into) and done % PAGE == 0:  # what ends inside a page ends the file
-            count = os.preadv(descriptor, [into[done:]], done)
+            try:
+                count = os.preadv(descriptor, [into[done:]], done)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not _read_through_cache(descriptor):
+                    raise
+                self.direct = False
+                continue
             if count == 0:
                 break
             done += count
@@ -137,6 +144,15 @@ def bytes_of_tensor(tensor: Tensor) -> memoryview:
 def _stamp(descriptor: int) -> tuple[int, int]:
     found = os.fstat(descriptor)
     return found.st_size, found.st_mtime_ns
+
+
+def _read_through_cache(descriptor: int) -> bool:
+    """Whether a file was open for direct reads; it is no longer: some file systems open it so and refuse each read."""
+    import fcntl  # of POSIX
+
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~DIRECT)
+    return bool(flags & DIRECT)
 
 
 def _close(descriptors: list[int]) -> None:

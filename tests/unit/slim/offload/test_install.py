@@ -6,6 +6,7 @@ import gc
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ EXACT = [("eager", "float32"), NATIVE]
 FAMILIES = ["llama", "mistral_sliding", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"]
 METHODS = ["autoregressive", "speculative", "self_speculative", "three_tier"]
 
+DISK = Offload()
 Routes = Callable[[Path], Route]
 SKIPS = Route(attention_skip=[1, 2], mlp_skip=[1, 3])
 ROUTES: dict[str, Routes] = {
@@ -70,7 +72,7 @@ COUNTS |= {"one cold sublayer": 1, "two": 2, "three": 3}
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
-def both(spec: Path, dtype: DType, backend: Backend, offload: Offload = Offload()) -> tuple[Engine, Engine]:
+def both(spec: Path, dtype: DType, backend: Backend, offload: Offload = DISK) -> tuple[Engine, Engine]:
     """The same spec with its layers in memory, and read for each pass."""
     return engine(spec, None, dtype, backend), engine(spec, offload, dtype, backend)
 
@@ -111,9 +113,7 @@ def test_every_route(tmp_path: Path, name: str, backend: Backend, dtype: DType) 
 @pytest.mark.parametrize(("backend", "dtype"), EXACT)
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_and_untied_embeddings(tmp_path: Path, tied: bool, backend: Backend, dtype: DType) -> None:
-    kept, read = both(
-        write_spec(save_verifier(tmp_path / "q", tie_word_embeddings=tied), LOW_BITS), dtype, backend
-    )
+    kept, read = both(write_spec(save_verifier(tmp_path / "q", tie_word_embeddings=tied), LOW_BITS), dtype, backend)
     assert_same(kept, read)
 
 
@@ -235,6 +235,16 @@ def test_a_failed_forward_gives_its_buffer_back(tmp_path: Path, monkeypatch: pyt
         assert torch.equal(logits(read, ids, 9), logits(kept, ids, 9))
 
 
+@pytest.mark.parametrize(("backend", "dtype"), EXACT)
+def test_threads_decode_with_one_engine(tmp_path: Path, backend: Backend, dtype: DType) -> None:
+    kept, read = both(write_spec(save_verifier(tmp_path / "q"), LOW_BITS), dtype, backend)
+    prompts = [text(seed, 9 + 40 * seed) for seed in (1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(texts, read, method, [one]) for one in prompts for method in METHODS]
+        found = [job.result(120) for job in jobs]
+    assert found == [texts(kept, method, [one]) for one in prompts for method in METHODS]
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files cannot be counted here")
 def test_files_and_thread_go_with_the_engine(tmp_path: Path, empty_cache: Path) -> None:
     spec = write_spec(save_verifier(tmp_path / "q"), LOW_BITS)
@@ -293,16 +303,16 @@ def test_too_little_memory_names_both_numbers(tmp_path: Path) -> None:
 
 
 def test_a_route_that_runs_everything_leaves_nothing_to_read(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="runs all of the full one's own weights.*leave out --offload"):
+    with pytest.raises(ModelError, match=r"runs all of the full one's own weights.*leave out --offload"):
         engine(write_spec(save_verifier(tmp_path / "q"), Route()), Offload())
 
 
 def test_layers_and_offload_go_together(tmp_path: Path) -> None:
-    """A verifier without its layers decodes in no engine that does not read them, and one with them needs no reading."""
+    """A verifier without its layers decodes in no engine that does not read them; one with them needs no reading."""
     path = write_spec(save_verifier(tmp_path / "q"), LOW_BITS)
     spec = load_spec(path)
     without = load_verifier(str(tmp_path / "q"), layers=False)
-    with pytest.raises(ModelError, match="loaded without its layers.*give load_engine an Offload"):
+    with pytest.raises(ModelError, match=r"loaded without its layers.*give load_engine an Offload"):
         assemble(spec, path.parent, without)
     with pytest.raises(ModelError, match="loaded with its layers; load it with layers=False"):
         assemble(spec, path.parent, load_verifier(str(tmp_path / "q")), offload=Offload())

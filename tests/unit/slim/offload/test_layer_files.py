@@ -137,9 +137,7 @@ FAULTS: list[Callable[[Path], None]] = [
 @pytest.mark.parametrize(
     "fault", FAULTS, ids=["truncated", "changed", "missing", "description", "others", "no description"]
 )
-def test_a_damaged_file_is_made_anew(
-    tmp_path: Path, empty_cache: Path, fault: Callable[[Path], None]
-) -> None:
+def test_a_damaged_file_is_made_anew(tmp_path: Path, empty_cache: Path, fault: Callable[[Path], None]) -> None:
     """That one alone: the others are not touched."""
     spec = write_spec(save_verifier(tmp_path / "q"), LOW_BITS)
     wanted = logits(engine(spec, Offload()), text(0, 9), 9)
@@ -149,7 +147,9 @@ def test_a_damaged_file_is_made_anew(
     fault(files[2])
     assert torch.equal(logits(engine(spec, Offload()), text(0, 9), 9), wanted)
     assert [one.read_bytes() for one in layer_files(empty_cache)] == contents
-    anew = [number for number, (one, time) in enumerate(zip(files, times, strict=True)) if one.stat().st_mtime_ns != time]
+    anew = [
+        number for number, (one, time) in enumerate(zip(files, times, strict=True)) if one.stat().st_mtime_ns != time
+    ]
     assert anew == [2]
 
 
@@ -207,7 +207,7 @@ def test_no_space_leaves_nothing_half_written(
 ) -> None:
     """And what was written before stays, so that a load with more space goes on from there."""
     spec = write_spec(save_verifier(tmp_path / "q"), LOW_BITS)
-    write, written = Path.write_bytes, []
+    write, written = Path.write_bytes, list[Path]()
 
     def fail(path: Path, data: Any) -> int:
         if len(written) == 3:
