@@ -17,8 +17,8 @@ from viasd_calib.cli.notices import announce
 from viasd_calib.cli.report import report
 from viasd_calib.pipeline import run as job
 from viasd_calib.pipeline.fit_checks import check_fit
-from viasd_calib.pipeline.options import RunOptions
 from viasd_calib.pipeline.run import Jobs, RunPlaces
+from viasd_calib.pipeline.run_options import RunOptions
 
 
 def run(options: RunOptions) -> None:

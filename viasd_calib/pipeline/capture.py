@@ -7,10 +7,11 @@ from pathlib import Path
 
 from viasd_calib.choices import SMOLLM2
 from viasd_calib.devices import check_device
-from viasd_calib.errors import SpecError
+from viasd_calib.errors import SpecError, UsageError
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.checks import check_draft, check_model, check_out_folder, check_spec, read_sampling_options
 from viasd_calib.pipeline.notices import notice
+from viasd_calib.pipeline.opening import load_for, offload_of
 from viasd_calib.pipeline.options import CaptureOptions
 from viasd_calib.pipeline.prompt_choice import check_limit, check_prompts, load_prompts, of_split
 from viasd_calib.prompts import draw_prompts
@@ -41,18 +42,22 @@ def capture(options: CaptureOptions, load: lazy_types.LoadVerifier | None = None
     else:
         check_model(named)
     check_draft(options.draft)
+    offload = offload_of(options)
+    if offload is not None and found is not None:
+        raise UsageError("--offload reads layers for the verifier alone; leave out --spec, or --offload")
 
     from viasd_calib.decoding.engine import load_engine
     from viasd_calib.draft.build import build_drafter, name_draft
     from viasd_calib.draft.places import draft_from
     from viasd_calib.models import load_verifier
     from viasd_calib.slim.forward import RoutedModel
+    from viasd_calib.slim.offload.install import stream_layers
     from viasd_calib.traces import capture as capturing
     from viasd_calib.traces.folder import CaptureSettings
 
     load = load or load_verifier
     if found is None:
-        loaded, policy = load(named, dtype=options.dtype, device=options.device), None
+        loaded, policy = load_for(load, named, options.dtype, options.device, offload), None
     else:
         # eager: another backend would change in place the weights that the drafter is built on
         engine = load_engine(
@@ -71,6 +76,8 @@ def capture(options: CaptureOptions, load: lazy_types.LoadVerifier | None = None
     drafter = None
     if options.draft != "none":
         drafter = build_drafter(*name_draft(options.draft), RoutedModel(loaded.model), loaded.tokenizer)
+    if offload is not None:
+        stream_layers(RoutedModel(loaded.model), None, offload, "eager", loaded.ref.weights_sha256)
     settings = CaptureSettings(
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,

@@ -7,14 +7,11 @@ not postponed, since the parser reads the ranges of numbers off them.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, dataclass_transform
-
-from pydantic import BaseModel, ConfigDict
+from typing import Any, TypeVar, dataclass_transform
 
 from viasd_calib.choices import (
     FRACTIONS,
     SEARCH_METHODS,
-    SMOLLM2,
     Backend,
     CertificateLossName,
     OffloadChoice,
@@ -170,7 +167,7 @@ class UnseenPrompts(PromptSource):
 
 
 @options
-class CaptureOptions(PromptSource, FitModels):
+class CaptureOptions(Residency, PromptSource, FitModels):
     """Log what draft model and verifier predict on prompts; a run that was stopped goes on where it was.
 
     Args:
@@ -410,65 +407,3 @@ class GenerateOptions(BackendModels):
     min_p: ShareOrNone = 0.0
     repetition_penalty: Positive = 1.0
     seed: Seed = 0
-
-
-class CaptureStep(BaseModel):
-    """Options of the capture step."""
-
-    model_config = ConfigDict(extra="forbid")
-    limit: Count | None = None
-    max_new_tokens: Count = 64
-    batch_size: Count = 32
-
-
-class CalibrateStep(BaseModel):
-    """Options of the calibrate step."""
-
-    model_config = ConfigDict(extra="forbid")
-    max_loss: Inside = 0.02
-    confidence: Inside = 0.95
-    limit: Count | None = None
-    max_new_tokens: Count = 32
-    fractions: list[Share] = list(FRACTIONS)
-    allow_uncertified: bool = False
-    draft_length: DraftLength = 6
-    max_pending: MaxPending = 24
-
-
-class BenchStep(BaseModel):
-    """Options of the bench step."""
-
-    model_config = ConfigDict(extra="forbid")
-    limit: Count | None = 10
-    max_new_tokens: Count = 64
-
-
-@options
-class RunOptions:
-    """The main job: capture, fit, calibrate, export, validate, bench, report, generate.
-
-    Args:
-        out: folder for everything.
-        fit_config: of ``viasd fit``; left out, fit/low-bit where this machine has kernels for low bits, else fit/quick.
-        verifier: hub id, folder, .gguf file or "smollm2-135m".
-        draft: drafter, as ``viasd capture`` takes it.
-        prompts: prompt file (JSONL or another: see docs/guide/prompts.md), NAME:SPLIT of a data set of the hub, or
-            "embedded" for the package's own.
-        capture_step: options of the capture step.
-        calibrate_step: options of the calibrate step.
-        bench_step: options of the bench step.
-        dtype: number format to calibrate and decode in; "auto" is bfloat16 where the CPU calculates in it, else
-            float32. Where it is left out ``viasd calibrate`` chooses. Traces and training are in float32.
-        sample_prompt: a prompt to answer at the end, coloured by tier.
-    """
-
-    out: str
-    fit_config: str | None = None
-    verifier: str = SMOLLM2
-    draft: str = "prompt_lookup"
-    prompts: str = EMBEDDED
-    capture_step: CaptureStep | None = None
-    calibrate_step: CalibrateStep | None = None
-    bench_step: BenchStep | None = None
-    dtype: DType | Literal["auto"] | None = None
-    sample_prompt: str = "Explain in three sentences why the sky is blue."

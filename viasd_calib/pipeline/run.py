@@ -17,18 +17,15 @@ from viasd_calib.pipeline.generate import command_line_prompt
 from viasd_calib.pipeline.loading import SharedVerifiers
 from viasd_calib.pipeline.options import (
     BenchOptions,
-    BenchStep,
     CalibrateOptions,
-    CalibrateStep,
     CaptureOptions,
-    CaptureStep,
     ExportOptions,
     GenerateOptions,
     ReportOptions,
-    RunOptions,
 )
 from viasd_calib.pipeline.prompt_choice import check_limit, of_split, take_turns
 from viasd_calib.pipeline.recipes import recipe_for
+from viasd_calib.pipeline.run_options import BenchStep, CalibrateStep, CaptureStep, RunOptions
 from viasd_calib.prompt_copies import without_copies
 from viasd_calib.prompts import Prompt, draw_prompts, read_prompts
 from viasd_calib.shipped import shipped_configuration

@@ -18,6 +18,10 @@ class PackedLinear(Unsaved, nn.Module):
         raise NotImplementedError
 
 
+class StreamedLinear(Unsaved, nn.Linear):
+    """A linear layer whose weight lies in a buffer that is filled for each pass: backends leave it as it is."""
+
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from viasd_calib.errors import ModelError
 from viasd_calib.slim.fused_linear import FusedLinear, FusedLinearPart, joint_bias, siblings_in
-from viasd_calib.slim.linears import LinearPlace, PackedLinear, plain_linears
+from viasd_calib.slim.linears import LinearPlace, PackedLinear, StreamedLinear, plain_linears
 
 TYPICAL_WIDTH = 8
 """Rows of a product that the order is chosen for: the tokens of a verifying pass."""
@@ -127,8 +127,8 @@ def refuse_packed(model: nn.Module) -> None:
     Raises:
         ModelError: naming the mend.
     """
-    if any(isinstance(module, PackedLinear) for module in model.modules()):
-        raise ModelError("the verifier's weights are packed for another decoder; load it anew for this spec")
+    if any(isinstance(module, (PackedLinear, StreamedLinear)) for module in model.modules()):
+        raise ModelError("the verifier's weights are packed or read for another decoder; load it anew for this spec")
 
 
 def packed_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:

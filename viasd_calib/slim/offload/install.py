@@ -16,8 +16,7 @@ from viasd_calib.errors import ModelError
 from viasd_calib.host_memory import give_freed_memory_back
 from viasd_calib.models.offloaded import LayerWeights, is_without_memory, layer_weights
 from viasd_calib.slim.fused_linear import FusedLinear, FusedLinearPart, joint_bias, siblings_in
-from viasd_calib.slim.in_process import Unsaved
-from viasd_calib.slim.linears import plain_linears
+from viasd_calib.slim.linears import StreamedLinear, plain_linears
 from viasd_calib.slim.low_bit import GROUP
 from viasd_calib.slim.native.linear import NativeLinear
 from viasd_calib.slim.native.packing import TILE, PackedWeight, pack_bfloat16, whole
@@ -85,10 +84,6 @@ class ColdProduct(NamedTuple):
         return "+".join(self.names)
 
 
-class StreamedLinear(Unsaved, nn.Linear):
-    """A linear layer whose weight lies in a buffer: backends leave it as it is."""
-
-
 class LeftOutLinear(nn.Module):
     """What holds the place of a cold layer in a copy of its decoder layer, whose sublayer q' skips."""
 
@@ -108,10 +103,13 @@ def keep_resident(model: PreTrainedModel, route: Route) -> None:
     weights.keep([one.linear.weight for one in weights.linears if id(one.linear) not in inside])
 
 
-def stream_layers(routed: Opened, route: Route, offload: Offload, backend: Backend, weights_sha256: str | None) -> None:
+def stream_layers(
+    routed: Opened, route: Route | None, offload: Offload, backend: Backend, weights_sha256: str | None
+) -> None:
     """Let q read its cold sublayers for each pass, in place; asked before a backend prepares the modules.
 
     Args:
+        route: of q'; None where there is none, and all of q may be cold.
         weights_sha256: hash of q's weights, under which their files are kept.
 
     Raises:

@@ -32,15 +32,17 @@ class Residency:
     resident_bytes: int
 
 
-def cold_sublayers(route: Route, layers: int) -> dict[int, list[SublayerKind]]:
+def cold_sublayers(route: Route | None, layers: int) -> dict[int, list[SublayerKind]]:
     """Sublayers that q' does not run with q's own weights: those that it skips, and those it has a low-bit copy of.
 
-    Nothing that an adapter or a narrow MLP of q' reads is cold.
+    Nothing that an adapter or a narrow MLP of q' reads is cold. Without a route all sublayers are.
 
     Example:
         >>> cold_sublayers(Route(attention_skip=[1], mlp_skip=[0, 1]), 3)
         {0: ['mlp'], 1: ['attention', 'mlp']}
     """
+    if route is None:
+        return {layer: [*KINDS] for layer in range(layers)}
     skipped: dict[SublayerKind, set[int]] = {"attention": set(route.attention_skip), "mlp": set(route.mlp_skip)}
     copied: dict[SublayerKind, set[int]] = {kind: set() for kind in KINDS}
     if route.low_bit is not None and route.adapter is None:
@@ -51,7 +53,7 @@ def cold_sublayers(route: Route, layers: int) -> dict[int, list[SublayerKind]]:
 
 
 def choose_residency(
-    weights: LayerWeights, layers: Sequence[nn.Module], route: Route, others: int, memory: int | None
+    weights: LayerWeights, layers: Sequence[nn.Module], route: Route | None, others: int, memory: int | None
 ) -> Residency:
     """Which sublayers are cold: as few as the memory allows, spread over the model so that reading keeps up.
 

@@ -196,7 +196,7 @@ def test_a_verifier_that_is_packed_is_refused() -> None:
         pytest.skip("this PyTorch has no oneDNN")
     model = copy.deepcopy(tiny_model())
     prepare([model], "packed", CPU, torch.float32)
-    with pytest.raises(ModelError, match="packed for another decoder; load it anew"):
+    with pytest.raises(ModelError, match="packed or read for another decoder; load it anew"):
         RoutedModel(model, held={"low_bit": WHOLE})
 
 
