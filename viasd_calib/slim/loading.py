@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from viasd_calib.choices import Backend
+from viasd_calib.host_memory import give_freed_memory_back
 from viasd_calib.slim.backends import choose_backend, open_model, prepare
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.offload.install import keep_resident, stream_layers
@@ -53,4 +54,6 @@ def load_ready(
     if offload is not None:
         stream_layers(routed, route, offload, backend, weights_sha256)
     prepare((model, *routed.slim_networks), backend, routed.device, routed.dtype)
+    if offload is not None:
+        give_freed_memory_back()
     return routed
