@@ -209,6 +209,5 @@ def assemble(
         stream_layers(routed, spec.route, offload, backend, verifier.ref.weights_sha256)
     routed.expect_taps(drafter.taps)
     prepare((verifier.model, *routed.slim_networks, *drafter.networks), backend, routed.device, routed.dtype)
-    if offload is not None:
-        give_freed_memory_back()
+    give_freed_memory_back()
     return Engine(spec, verifier, routed, drafter, backend)

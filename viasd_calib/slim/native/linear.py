@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from viasd_calib.host_memory import give_freed_memory_back
 from viasd_calib.slim.fused_linear import SIBLINGS, FusedLinear, FusedLinearPart, joint_bias
 from viasd_calib.slim.linears import PackedLinear
 from viasd_calib.slim.low_bit import InputBits, LowBitLinear, RoundedWeight
@@ -19,6 +20,9 @@ from viasd_calib.slim.native.packing import (
     pointer_to,
     unpack_bfloat16,
 )
+
+FREED = 2**25
+"""Bytes of codes after whose packing freed memory is given back: gaps that they leave took three times as much."""
 
 
 class NativeLinear(PackedLinear):
@@ -70,9 +74,11 @@ def pack_low_bits(modules: Iterable[nn.Module]) -> None:
 
     Those of a module that read the same input (:data:`SIBLINGS`) become parts of one product.
     """
+    freed = 0
     for module in modules:
         for holder in list(module.modules()):
             children = {name: child for name, child in holder.named_children() if type(child) is LowBitLinear}
+            freed += sum(child.rounded.codes.nbytes for child in children.values())
             for names in SIBLINGS:
                 layers = [children[name] for name in names if name in children]
                 if len(layers) < len(names) or len({(layer.rounded.bits, layer.input_bits) for layer in layers}) > 1:
@@ -83,6 +89,9 @@ def pack_low_bits(modules: Iterable[nn.Module]) -> None:
                     del children[name]
             for name, layer in children.items():
                 setattr(holder, name, _joined([layer]))
+            if freed >= FREED:
+                give_freed_memory_back()
+                freed = 0
 
 
 def _joined(layers: Sequence[LowBitLinear]) -> NativeLinear:

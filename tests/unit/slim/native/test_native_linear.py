@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from viasd_calib.slim.fused_linear import FusedLinearPart
 from viasd_calib.slim.low_bit import Bits, InputBits, LowBitLinear, RoundedWeight, round_inputs
+from viasd_calib.slim.native import linear
 from viasd_calib.slim.native.library import kernels, why_no_kernels
 from viasd_calib.slim.native.linear import NativeLinear, native_linear, pack_low_bits
 from viasd_calib.slim.native.packing import pack_rounded
@@ -106,3 +107,18 @@ def test_a_row_depends_on_no_other_row(seed: int, rows: int, bits: int, joint: b
     together = layer(inputs)
     alone = torch.cat([layer(inputs[row : row + 1]) for row in range(rows)])
     assert torch.equal(together, alone)
+
+
+def test_giving_memory_back_while_packing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it happens with models that are not small; it happens once for each module whose codes are that many."""
+    calls: list[bool] = []
+    monkeypatch.setattr(linear, "FREED", 32 * 64)
+    monkeypatch.setattr(linear, "give_freed_memory_back", lambda: calls.append(True))
+    torch.manual_seed(0)
+    plain = nn.ModuleList(nn.Sequential(LowBitLinear(nn.Linear(64, out), 8)) for out in (32, 16, 16, 8))
+    inputs = rows_of(0, 3, 64)
+    wanted = [layer(inputs) for layer in plain]
+    pack_low_bits([plain])
+    assert len(calls) == 2
+    for layer, right in zip(plain, wanted, strict=True):
+        torch.testing.assert_close(layer(inputs), right, rtol=0.02, atol=0.02)
