@@ -215,15 +215,13 @@ def load_without_layers(folder: str, revision: str | None, dtype: torch.dtype, *
     checkpoint = Checkpoint(folder, revision)
     linears = layer_linears(model.get_decoder().layers)
     inside = {id(one.linear.weight) for one in linears}
-    shapes = {
-        name: weight.shape
-        for name, weight in model.named_parameters()
-        if id(weight) not in inside and checkpoint.has(name)
-    }
+    every = dict(model.named_parameters(remove_duplicate=False))
+    shapes = {name: one.shape for name, one in every.items() if id(one) not in inside and checkpoint.has(name)}
     for name, weight in checkpoint.read(shapes, dtype).items():
         owner, _, own = name.rpartition(".")
         setattr(model.get_submodule(owner), own, nn.Parameter(weight, requires_grad=False))
-    model.tie_weights()
+    # As from_pretrained does: what is there twice, with different values, is not tied whatever the configuration says.
+    model.tie_weights({name for name in every if not checkpoint.has(name)}, recompute_mapping=False)
     missing = [name for name, weight in model.named_parameters() if weight.is_meta and not checkpoint.has(name)]
     if missing:
         raise ValueError(f"its weights are incomplete, {missing[0]} is missing")

@@ -7,12 +7,13 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.offload_cases import save_verifier, write_spec
@@ -64,6 +65,33 @@ def test_all_but_the_layers_is_as_it_is_loaded(tmp_path: Path, family: str) -> N
     for (name, buffer), (other, kept) in zip(without.model.named_buffers(), loaded.model.named_buffers(), strict=True):
         assert name == other
         assert torch.equal(buffer, kept)
+
+
+def without_embeddings(path: Path) -> None:
+    state = load_file(path)
+    del state["model.embed_tokens.weight"]
+    save_file(state, path, {"format": "pt"})
+
+
+def with_equal_ones(path: Path) -> None:
+    state = load_file(path)
+    state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
+    save_file(state, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("change", [None, without_embeddings, with_equal_ones], ids=["both", "head alone", "equal"])
+def test_embeddings_are_tied_as_transformers_ties_them(tmp_path: Path, change: Callable[[Path], None] | None) -> None:
+    """A configuration that asks for it, and a file with both, other or equal, or with the head alone."""
+    folder = save_verifier(tmp_path / "q")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}), encoding="utf-8")
+    if change is not None:
+        change(folder / "model.safetensors")
+    loaded, without, _ = both(folder)
+    heads = [(one.get_input_embeddings().weight, one.lm_head.weight) for one in (loaded, without)]  # type: ignore[operator, union-attr]
+    for found, wanted in zip(heads[1], heads[0], strict=True):
+        assert torch.equal(found, wanted)
+    assert (heads[1][0] is heads[1][1]) == (heads[0][0] is heads[0][1]) == (change is not None)
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
