@@ -95,6 +95,15 @@ def test_of_too_few_prompts_nothing_pays() -> None:
     assert (enough.pays, enough.lossy_pays) == (True, True)
 
 
+@pytest.mark.parametrize(("saved", "pays"), [(0.04, False), (0.06, True)])
+def test_a_text_that_may_diverge_must_save_more_than_noise(saved: float, pays: bool) -> None:
+    timing = policy_timing.PolicyTiming(
+        by_bound={0.5: 0.01}, seconds_per_token_without=0.02, seconds_per_token_certified=0.01 * (1 - saved),
+        n_prompts=policy_timing.FEWEST_PROMPTS,
+    )  # fmt: skip
+    assert timing.lossy_pays is pays
+
+
 def test_the_draft_model_alone_is_trusted_less_than_the_slim_verifier() -> None:
     stage = policy_timing.threshold_stage(GATES.model_copy(update={"accept_at": 0.95}))
     assert [(one.accept_at, one.regenerate_at, one.draft_accept_at) for one in stage] == [
