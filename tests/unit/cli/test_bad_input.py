@@ -10,6 +10,7 @@ import pytest
 from tests.tiny import TinyFolder, tiny_spec
 from viasd_calib.cli import main
 
+SHIPPED = "checkpoints/smollm2-135m/routing.json"
 CAPTURE = ["capture", "--prompts", "good.jsonl", "--out", "out"]
 BENCH = ["bench", "--prompts", "good.jsonl", "--spec", "spec/routing.json", "--json", "bench.json"]
 GENERATE = ["generate", "--spec", "spec/routing.json", "--prompt", "w1"]
@@ -51,6 +52,10 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("no such format", [*CAPTURE, "--dtype", "int3"], 2, "give one of float32, bfloat16, float16"),
     ("no such split", [*CAPTURE, "--split", "train"], 2, "--split is 'train'; give one of fit, calibrate, test"),
     ("word for a flag", [*GENERATE, "--show-tiers=maybe"], 2, "--show-tiers is 'maybe'; give true or false"),
+    ("memory without offload", [*CAPTURE, "--memory", "1GB"], 2, "--memory bounds what --offload reads; give"),
+    ("no number of bytes", [*CAPTURE, "--offload", "disk", "--memory", "lots"], 2, "--memory is 'lots'; give bytes"),
+    ("no bandwidth", [*CAPTURE, "--offload", "disk", "--bandwidth", "0"], 2, "--bandwidth is 0; give bytes"),
+    ("a spec and layers read apart", [*CAPTURE, "--offload", "disk", "--spec", SHIPPED], 2, "leave out --spec, or"),
     ("shares beyond one", [*CAPTURE, "--shares.fit", "0.6"], 2, "sum to 1.2; give all three"),
     ("unknown share", [*CAPTURE, "--shares", '{"dev": 1}'], 2, "--shares has no entry 'dev'; it takes an object with"),
     ("wrong nested option", [*RUN, "--capture-step.limit", "0"], 2, "--capture-step.limit is '0'; give a whole number"),
