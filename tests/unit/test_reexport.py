@@ -16,8 +16,9 @@ from viasd_calib.spec import load_spec, save_spec
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 CONTENT = {
-    "smollm2-135m": "5f914bfca58e1ad2ae1101d8c8ea700e4e339a5972786b2dab492ec2a842d3cc",
-    "qwen2.5-coder-1.5b": "9f60ce23491f442dcd9a67585b31f4a8e4e0c7bfbe08be6a7254c84185329d77",
+    "smollm2-135m/routing.json": "5b6f49ae80977f2012e68f012ecb4334ba97762683ea54dc69bbfd9e11c239e6",
+    "smollm2-135m/offload.json": "4b5ef0ce985770c8140938d9ea319a96cd8d70a0d565702495d8e5e5bcd7bb26",
+    "qwen2.5-coder-1.5b/routing.json": "9f60ce23491f442dcd9a67585b31f4a8e4e0c7bfbe08be6a7254c84185329d77",
 }
 
 
@@ -36,8 +37,8 @@ def _without_nulls(value: Any) -> Any:
 
 @pytest.mark.parametrize(("name", "sha256"), CONTENT.items())
 def test_a_shipped_spec_exported_again_has_the_same_content(name: str, sha256: str, tmp_path: Path) -> None:
-    source = CHECKPOINTS / name
-    spec, out = load_spec(source / "routing.json"), tmp_path / "routing.json"
+    path, out = CHECKPOINTS / name, tmp_path / "routing.json"
+    spec, source = load_spec(path), path.parent
     moved = {
         "draft": copy_draft(spec.draft, source, tmp_path),
         "route": copy_parts(spec.route, source, tmp_path),
@@ -45,4 +46,4 @@ def test_a_shipped_spec_exported_again_has_the_same_content(name: str, sha256: s
     save_spec(spec.model_copy(update=moved), out)
     again = load_spec(out)  # the tensors lie beside it, with the bytes that it names
     assert tensor_misfits(again, tmp_path) == []
-    assert content_sha256(out) == content_sha256(source / "routing.json") == sha256
+    assert content_sha256(out) == content_sha256(path) == sha256

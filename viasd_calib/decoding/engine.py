@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from transformers import LogitsProcessor
 
@@ -138,7 +138,7 @@ def load_engine(
     device: str = "cpu",
     backend: Backend | None = None,
     load: LoadVerifier = load_verifier,
-    offload: Offload | None = None,
+    offload: Offload | Literal["none"] | None = None,
 ) -> Engine:
     """Load a routing spec and every model it names.
 
@@ -155,8 +155,8 @@ def load_engine(
         backend: what runs the models; the fastest for the device where it is left out. The verifier that ``load``
             gives then serves this engine alone, unless it is ``eager``.
         load: what loads the verifier.
-        offload: where q's layers stay that q' does not run, and how much memory weights may take; None for all in
-            memory.
+        offload: where q's layers stay that q' does not run, and how much memory weights may take; "none" for all in
+            memory, and what the spec says where it is left out.
 
     Raises:
         SpecError: the spec is damaged, or was made for another verifier or tokenizer.
@@ -172,14 +172,22 @@ def load_engine(
     drafting = named_model(spec.draft)
     if drafting is not None:  # refused before the verifier is loaded, which may take long
         check_model(beside(drafting.name_or_path, folder), drafting.revision)
-    if offload is not None:
-        check_offload(offload, device, backend)
+    reading = _offload_of(offload, spec)
+    if reading is not None:
+        check_offload(reading, device, backend)
     name = beside(spec.verifier.name_or_path, folder) if verifier is None else verifier
     loaded = load(
-        name, dtype=dtype or spec.verifier.dtype, device=device, **({} if offload is None else {"layers": False})
+        name, dtype=dtype or spec.verifier.dtype, device=device, **({} if reading is None else {"layers": False})
     )
     chosen = backend or choose_backend(loaded.model)
-    return assemble(spec, folder, loaded, backend=chosen, offload=offload)
+    return assemble(spec, folder, loaded, backend=chosen, offload=reading)
+
+
+def _offload_of(asked: Offload | Literal["none"] | None, spec: RoutingSpec) -> Offload | None:
+    """Where q's layers stay: as asked, or as a spec says."""
+    if asked is not None:
+        return None if asked == "none" else asked
+    return None if spec.offload is None else Offload(spec.offload.kind, spec.offload.memory)
 
 
 def assemble(

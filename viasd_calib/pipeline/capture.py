@@ -69,6 +69,7 @@ def capture(options: CaptureOptions, load: lazy_types.LoadVerifier | None = None
             device=options.device,
             backend="eager",
             load=load,
+            offload="none",
         )
         sampling = replace(sampling, top_k=CaptureSettings().sampling_top_k)
         loaded, policy = engine.verifier, policy_of(engine, options.audit, sampling)

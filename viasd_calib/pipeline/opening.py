@@ -70,7 +70,7 @@ def open_engine(
 
     return load_engine(
         path,
-        offload=offload_of(options, spec) if isinstance(options, Residency) else None,
+        offload=(offload_of(options, spec) or "none") if isinstance(options, Residency) else None,
         spec=spec,
         verifier=options.verifier,
         draft_model=options.draft_model,
