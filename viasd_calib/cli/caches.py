@@ -15,7 +15,7 @@ from viasd_calib.errors import StorageError
 from viasd_calib.files import describe_os_error
 from viasd_calib.tables import new_table
 
-CacheName = Literal["converted", "hashes", "native", "compiled", "hub", "datasets"]
+CacheName = Literal["converted", "layers", "hashes", "native", "compiled", "hub", "datasets"]
 """Models converted from GGUF; hashes of weight files; kernels of backend ``native``, and of ``torch.compile``;
 downloads; converted data sets."""
 
@@ -54,6 +54,7 @@ def cache_folders() -> dict[CacheName, Path]:
     inductor = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
     return {
         "converted": own / "gguf",
+        "layers": own / "layers",
         "hashes": own / "hashes",
         "native": own / "native",
         "compiled": _folder_of("TORCHINDUCTOR_CACHE_DIR", inductor),
