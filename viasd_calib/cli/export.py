@@ -46,9 +46,11 @@ def validate(spec: str, verifier: str | None = None) -> None:
     bound = "no certificate" if certificate is None or certificate.bound is None else f"loss <= {certificate.bound}"
     memory = checked.route.memory
     taken = "" if memory is None else f"; slim verifier: {memory_words(memory)}"
+    places = {"disk": "disk", "cpu": "the host's memory"}
+    read = "" if checked.offload is None else f"; the verifier's layers are read from {places[checked.offload.kind]}"
     Console().print(
         f"{shipped(spec)}: valid; {checked.verifier.name_or_path}, draft {checked.draft.kind}, "
-        f"audit {checked.decoding.audit}, {bound}{taken}"
+        f"audit {checked.decoding.audit}, {bound}{taken}{read}"
     )
 
 

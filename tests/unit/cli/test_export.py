@@ -2,14 +2,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.tiny import TinyFolder, tiny_model, tiny_shallow, tiny_shape, tiny_spec
+from viasd_calib.choices import OffloadKind
+from viasd_calib.cli import main
 from viasd_calib.draft.build import build_drafter, describe_shallow
 from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.shallow import ShallowDrafter, save_shallow
 from viasd_calib.pipeline.export import _draft_of, copy_draft
 from viasd_calib.pipeline.validate import verifier_misfits
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import CombinedDraft, load_spec
+from viasd_calib.spec import CombinedDraft, OffloadRef, load_spec, save_spec
 
 
 def test_tensors_of_a_combined_drafter_lie_beside_the_spec(tmp_path: Path) -> None:
@@ -36,3 +40,13 @@ def test_validate_fails_on_other_weights(tiny_folder: TinyFolder, tmp_path: Path
     assert "are not those the spec was made for: it decodes exactly with them, and certifies nothing" in problem
     (problem,) = verifier_misfits(made, other.model_copy(update={"num_layers": 9}))
     assert "num_layers" in problem
+
+
+@pytest.mark.parametrize(("kind", "place"), [("disk", "disk"), ("cpu", "the host's memory")])
+def test_validate_says_where_layers_are_read_from(
+    kind: OffloadKind, place: str, tiny_folder: TinyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny_spec(tiny_folder, tmp_path)
+    save_spec(load_spec(path).model_copy(update={"offload": OffloadRef(kind=kind)}), path)
+    assert main(["validate", str(path)]) == 0
+    assert capsys.readouterr().out.replace("\n", " ").strip().endswith(f"layers are read from {place}")
