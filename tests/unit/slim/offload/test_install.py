@@ -38,7 +38,7 @@ from viasd_calib.slim.offload.install import LeftOutLinear, StreamedLinear
 from viasd_calib.slim.offload.settings import Offload
 from viasd_calib.slim.onednn_linear import why_not_packed
 from viasd_calib.slim.plan import MODULES
-from viasd_calib.spec import DType, LowBitWeights, Route, ShallowDraft, load_spec, tensor_file
+from viasd_calib.spec import DType, LowBitWeights, OffloadRef, Route, ShallowDraft, load_spec, tensor_file
 
 CPU = torch.device("cpu")
 NO_KERNELS, NOT_PACKED = why_no_kernels(CPU, torch.bfloat16), why_not_packed(CPU, torch.bfloat16)
@@ -326,3 +326,13 @@ def test_weights_without_a_hash_are_refused(tmp_path: Path) -> None:
     spec = spec.model_copy(update={"verifier": spec.verifier.model_copy(update={"weights_sha256": None})})
     with pytest.raises(ModelError, match="no hash to keep them under; give a folder"):
         assemble(spec, path.parent, without, offload=Offload())
+
+
+def test_an_engine_reads_layers_as_its_spec_says_unless_told_otherwise(tmp_path: Path) -> None:
+    spec = write_spec(save_verifier(tmp_path / "verifier"), LOW_BITS, offload=OffloadRef(kind="cpu", memory=10**9))
+    followed = load_engine(spec, backend="eager")
+    assert followed.routed.cold is None, "everything fits into what the spec allows"
+    spec = write_spec(tmp_path / "verifier", LOW_BITS, offload=OffloadRef(kind="cpu"))
+    assert cold(load_engine(spec, backend="eager")).offload == Offload("cpu")
+    assert cold(load_engine(spec, backend="eager", offload=DISK)).offload == DISK
+    assert load_engine(spec, backend="eager", offload="none").routed.cold is None
