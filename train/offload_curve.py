@@ -32,7 +32,7 @@ from viasd_calib.pipeline.options import BenchOptions
 from viasd_calib.pipeline.prompt_choice import choose_unseen, load_prompts
 from viasd_calib.prompts import EMBEDDED, Prompt, SplitShares, draw_prompts, select_split
 from viasd_calib.slim.offload.settings import Offload
-from viasd_calib.spec import Audit, Gates, OffloadRef, load_spec
+from viasd_calib.spec import Audit, Gates, load_spec
 
 METHODS = ["autoregressive", "speculative", "three_tier", "self_speculative"]
 
@@ -86,7 +86,7 @@ def measure(
     costs = measure_costs(engine, 1)
     settings = BenchSettings(
         methods=METHODS, max_new_tokens=args.max_new_tokens, dtype=engine.spec.verifier.dtype, audit="strict", seed=0,
-        backend=engine.backend, offload=OffloadRef(kind=offload.kind, memory=offload.memory),
+        backend=engine.backend, offload=offload.entry(),
     )  # fmt: skip
     return Point(
         name=name, bytes_per_second=offload.bytes_per_second, full_seconds=costs.full[0], slim_seconds=costs.slim[0],

@@ -176,9 +176,7 @@ def load_engine(
     if reading is not None:
         check_offload(reading, device, backend)
     name = beside(spec.verifier.name_or_path, folder) if verifier is None else verifier
-    loaded = load(
-        name, dtype=dtype or spec.verifier.dtype, device=device, **({} if reading is None else {"layers": False})
-    )
+    loaded = load(name, dtype=dtype or spec.verifier.dtype, device=device, layers=reading is None)
     chosen = backend or choose_backend(loaded.model)
     return assemble(spec, folder, loaded, backend=chosen, offload=reading)
 
@@ -187,7 +185,7 @@ def _offload_of(asked: Offload | Literal["none"] | None, spec: RoutingSpec) -> O
     """Where q's layers stay: as asked, or as a spec says."""
     if asked is not None:
         return None if asked == "none" else asked
-    return None if spec.offload is None else Offload(spec.offload.kind, spec.offload.memory)
+    return Offload.of_spec(spec.offload)
 
 
 def assemble(

@@ -17,7 +17,7 @@ from viasd_calib.pipeline.opening import open_engine
 from viasd_calib.pipeline.options import BenchOptions
 from viasd_calib.pipeline.prompt_choice import check_prompts, choose_unseen
 from viasd_calib.prompts import split_sha256, step_names
-from viasd_calib.spec import OffloadRef, file_sha256
+from viasd_calib.spec import file_sha256
 
 
 def bench(
@@ -55,7 +55,7 @@ def bench(
         audit=options.audit or engine.spec.decoding.audit,
         seed=options.seed,
         backend=engine.backend,
-        offload=None if cold is None else OffloadRef(kind=cold.offload.kind, memory=cold.offload.memory),
+        offload=None if cold is None else cold.offload.entry(),
     )
     if "three_tier" in settings.methods:
         notice_uncertified(engine.spec, options.audit)

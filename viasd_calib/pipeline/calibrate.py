@@ -13,14 +13,14 @@ from viasd_calib.ledger import ledger_beside
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.checks import check_fit_folder, check_model, check_out_folder
 from viasd_calib.pipeline.notices import notice, notice_resumed
-from viasd_calib.pipeline.opening import load_for, offload_of
+from viasd_calib.pipeline.opening import offload_of
 from viasd_calib.pipeline.options import CalibrateOptions
 from viasd_calib.pipeline.prompt_choice import check_limit, check_prompts, load_prompts, of_split
 from viasd_calib.profiling.profile import PassShape, ProfileSettings
 from viasd_calib.progress import say
 from viasd_calib.prompt_copies import known_prompts, normalised_sha256, short_hashes
 from viasd_calib.prompts import Prompt, SplitShares, draw_prompts, select_split, split_sha256
-from viasd_calib.spec import Audit, Decoding, Gates, OffloadRef, file_sha256, prompts_needed
+from viasd_calib.spec import Audit, Decoding, Gates, file_sha256, prompts_needed
 
 TIMED_PROMPTS = 8
 """Prompts on which policies are timed."""
@@ -80,7 +80,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     refuse_learned_from(chosen, fitted)
     name = options.verifier or fitted.verifier.name_or_path
     dtype = options.dtype or dtype_of_fit(fitted.route, options.device)
-    loaded = load_for(load or load_verifier, name, dtype, options.device, offload)
+    loaded = (load or load_verifier)(name, dtype=dtype, device=options.device, layers=offload is None)
     check_prompts(loaded, chosen, options.max_new_tokens)
     timed = draw_prompts(chosen, TIMED_PROMPTS)
     check_prompts(loaded, timed, max(options.max_new_tokens, TIMED_TOKENS))
@@ -149,7 +149,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         max_pending=options.max_pending,
         certificate=certification.certificate,
         slim_worth=timing,
-        offload=None if offload is None else OffloadRef(kind=offload.kind, memory=offload.memory),
+        offload=None if offload is None else offload.entry(),
         tested=certification.tested,
         prompts=short_hashes(normalised_sha256(prompt) for prompt in chosen),
     )

@@ -11,7 +11,7 @@ from viasd_calib.errors import SpecError, UsageError
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.checks import check_draft, check_model, check_out_folder, check_spec, read_sampling_options
 from viasd_calib.pipeline.notices import notice
-from viasd_calib.pipeline.opening import load_for, offload_of
+from viasd_calib.pipeline.opening import offload_of
 from viasd_calib.pipeline.options import CaptureOptions
 from viasd_calib.pipeline.prompt_choice import check_limit, check_prompts, load_prompts, of_split
 from viasd_calib.prompts import draw_prompts
@@ -57,7 +57,7 @@ def capture(options: CaptureOptions, load: lazy_types.LoadVerifier | None = None
 
     load = load or load_verifier
     if found is None:
-        loaded, policy = load_for(load, named, options.dtype, options.device, offload), None
+        loaded, policy = load(named, dtype=options.dtype, device=options.device, layers=offload is None), None
     else:
         # eager: another backend would change in place the weights that the drafter is built on
         engine = load_engine(

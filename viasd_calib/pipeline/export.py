@@ -11,7 +11,6 @@ from viasd_calib.file_names import CALIBRATE_FILE
 from viasd_calib.files import copy_file, read_json
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.checks import check_bench, check_calibrate_folder, check_model, check_out_file
-from viasd_calib.pipeline.opening import load_for
 from viasd_calib.pipeline.options import ExportOptions
 from viasd_calib.spec import (
     CausalLMDraft,
@@ -65,8 +64,8 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
     draft, draft_folder = _draft_of(draft_at(fitted.draft, fit_folder), path.parent, options.draft_model)
     name = options.verifier or fitted.verifier.name_or_path
     dtype = options.dtype or calibrated.dtype or "float32"
-    offload = None if calibrated.offload is None else Offload(calibrated.offload.kind, calibrated.offload.memory)
-    loaded = load_for(load or load_verifier, name, dtype, options.device, offload)
+    offload = Offload.of_spec(calibrated.offload)
+    loaded = (load or load_verifier)(name, dtype=dtype, device=options.device, layers=offload is None)
     certified_on = calibrated.verifier
     if certified_on is not None and not certified_on.says_the_same(loaded.ref):
         raise SpecError(

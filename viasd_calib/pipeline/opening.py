@@ -9,7 +9,7 @@ from viasd_calib.errors import UsageError
 from viasd_calib.option_types import bytes_of
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.options import Residency, SpecModels
-from viasd_calib.spec import DType, RoutingSpec
+from viasd_calib.spec import RoutingSpec
 
 if TYPE_CHECKING:
     from viasd_calib.slim.offload.settings import Offload
@@ -34,19 +34,6 @@ def offload_of(options: Residency, spec: RoutingSpec | None = None) -> Offload |
     if options.memory is not None:
         memory = bytes_of("--memory", options.memory)
     return Offload(kind, memory, None if options.bandwidth is None else bytes_of("--bandwidth", options.bandwidth))
-
-
-def load_for(
-    load: lazy_types.LoadVerifier, name: str, dtype: DType, device: str, offload: Offload | None
-) -> lazy_types.Verifier:
-    """A verifier with its layers, or without them where they are read for each pass.
-
-    Raises:
-        ModelError: nothing of that name, a damaged file, or one whose layers cannot be read apart.
-    """
-    if offload is None:
-        return load(name, dtype=dtype, device=device)
-    return load(name, dtype=dtype, device=device, layers=False)
 
 
 def open_engine(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from viasd_calib.choices import Backend, OffloadKind
 from viasd_calib.errors import ModelError
 from viasd_calib.option_types import Count, Positive, check_option
+from viasd_calib.spec import OffloadRef
 
 
 class Offload(NamedTuple):
@@ -22,6 +23,20 @@ class Offload(NamedTuple):
     kind: OffloadKind = "disk"
     memory: int | None = None
     bytes_per_second: float | None = None
+
+    @classmethod
+    def of_spec(cls, entry: OffloadRef | None) -> Self | None:
+        """What a spec says, as fast as reading is; None where it has all in memory."""
+        return None if entry is None else cls(entry.kind, entry.memory)
+
+    def entry(self) -> OffloadRef:
+        """What a spec says of it: a simulation is none of its matter.
+
+        Example:
+            >>> Offload.of_spec(Offload("disk", 10**9, bytes_per_second=5e8).entry())
+            Offload(kind='disk', memory=1000000000, bytes_per_second=None)
+        """
+        return OffloadRef(kind=self.kind, memory=self.memory)
 
 
 def check_offload(offload: Offload, device: str, backend: Backend | None) -> None:
