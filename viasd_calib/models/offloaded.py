@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, SupportsIndex
+from typing import Any, NoReturn, SupportsIndex
 
 import torch
 from accelerate import init_empty_weights
@@ -29,19 +29,6 @@ ATTRIBUTE = "viasd_layer_weights"
 """Of a model that was loaded without its layers: where they are read from."""
 
 
-class LayerLinear(NamedTuple):
-    """A linear layer inside a decoder layer.
-
-    Attributes:
-        layer: number of the decoder layer.
-        path: name inside it, as ``self_attn.q_proj``.
-    """
-
-    layer: int
-    path: str
-    linear: nn.Linear
-
-
 class LayerWeights:
     """The weights of linear layers inside decoder layers, which are read from a checkpoint when they are asked for.
 
@@ -61,8 +48,8 @@ class LayerWeights:
         self._names = {id(weight): name for name, weight in model.named_parameters()}
         self.linears = layer_linears(model.get_decoder().layers)
         for one in self.linears:
-            one.linear.register_forward_pre_hook(_refuse_zeros)
-            one.linear.register_state_dict_pre_hook(_refuse_to_save_zeros)
+            one.register_forward_pre_hook(_refuse_zeros)
+            one.register_state_dict_pre_hook(_refuse_to_save_zeros)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise ModelError(f"the model {self._model!r} was loaded without its layers, and cannot be copied; load another")
@@ -104,8 +91,8 @@ class LayerWeights:
     def move(self, device: torch.device) -> None:
         """Bring weights without memory to a device, where they take none either; ``Module.to`` would fill them."""
         for one in self.linears:
-            if is_without_memory(one.linear.weight):
-                one.linear.weight.data = without_memory(one.linear.weight, device)
+            if is_without_memory(one.weight):
+                one.weight.data = without_memory(one.weight, device)
 
     def release(self) -> None:
         """Hold no layer any longer, so that plain weights go once a backend has packed them; nothing is read after."""
@@ -135,10 +122,8 @@ def refuse_without_layers(modules: Iterable[nn.Module]) -> None:
     Raises:
         ModelError: naming the mend.
     """
-    for module in modules:
-        for one in module.modules():
-            if isinstance(one, nn.Linear):
-                _refuse_zeros(one, None)
+    for one in layer_linears(modules):
+        _refuse_zeros(one, None)
 
 
 def layer_weights(model: nn.Module) -> LayerWeights | None:
@@ -155,20 +140,15 @@ def layers_in_memory(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[No
         yield
 
 
-def layer_linears(layers: Iterable[nn.Module]) -> list[LayerLinear]:
+def layer_linears(layers: Iterable[nn.Module]) -> list[nn.Linear]:
     """The linear layers of decoder layers, in order.
 
     Example:
         >>> layer = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(2, 3), nn.ReLU())})
-        >>> [(one.layer, one.path) for one in layer_linears([layer, layer])]
-        [(0, 'mlp.0'), (1, 'mlp.0')]
+        >>> layer_linears([layer, layer])
+        [Linear(in_features=2, out_features=3, bias=True), Linear(in_features=2, out_features=3, bias=True)]
     """
-    return [
-        LayerLinear(number, path, module)
-        for number, layer in enumerate(layers)
-        for path, module in layer.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
+    return [module for layer in layers for module in layer.modules() if isinstance(module, nn.Linear)]
 
 
 def without_memory(weight: Tensor, device: torch.device | None = None) -> Tensor:
@@ -214,7 +194,7 @@ def load_without_layers(folder: str, revision: str | None, dtype: torch.dtype, *
     use_capped_attention(model)
     checkpoint = Checkpoint(folder, revision)
     linears = layer_linears(model.get_decoder().layers)
-    inside = {id(one.linear.weight) for one in linears}
+    inside = {id(one.weight) for one in linears}
     every = dict(model.named_parameters(remove_duplicate=False))
     shapes = {name: one.shape for name, one in every.items() if id(one) not in inside and checkpoint.has(name)}
     for name, weight in checkpoint.read(shapes, dtype).items():
@@ -226,7 +206,7 @@ def load_without_layers(folder: str, revision: str | None, dtype: torch.dtype, *
     if missing:
         raise ValueError(f"its weights are incomplete, {missing[0]} is missing")
     for one in linears:
-        one.linear.weight = nn.Parameter(without_memory(one.linear.weight), requires_grad=False)
+        one.weight = nn.Parameter(without_memory(one.weight), requires_grad=False)
     weights = LayerWeights(model, lambda wanted: checkpoint.read(wanted, dtype))
     if local_file(folder, "generation_config.json", revision) is not None:
         model.generation_config = GenerationConfig.from_pretrained(folder, revision=revision or "main")

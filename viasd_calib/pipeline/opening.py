@@ -8,14 +8,14 @@ from viasd_calib.choices import Backend
 from viasd_calib.errors import UsageError
 from viasd_calib.option_types import bytes_of
 from viasd_calib.pipeline import lazy_types
-from viasd_calib.pipeline.options import Residency, SpecModels
+from viasd_calib.pipeline.options import OffloadOptions, SpecModels
 from viasd_calib.spec import RoutingSpec
 
 if TYPE_CHECKING:
     from viasd_calib.slim.offload.settings import Offload
 
 
-def offload_of(options: Residency, spec: RoutingSpec | None = None) -> Offload | None:
+def offload_of(options: OffloadOptions, spec: RoutingSpec | None = None) -> Offload | None:
     """Where the verifier's layers stay, by the options of a job and what a spec says.
 
     Raises:
@@ -57,7 +57,7 @@ def open_engine(
 
     return load_engine(
         path,
-        offload=(offload_of(options, spec) or "none") if isinstance(options, Residency) else None,
+        offload=(offload_of(options, spec) or "none") if isinstance(options, OffloadOptions) else None,
         spec=spec,
         verifier=options.verifier,
         draft_model=options.draft_model,

@@ -67,7 +67,7 @@ class Models:
 
 
 @options
-class Residency:
+class OffloadOptions:
     """How much of the verifier is in memory.
 
     Args:
@@ -124,7 +124,7 @@ class SpecModels(Models):
 
 
 @options
-class BackendModels(Residency, SpecModels):
+class BackendModels(OffloadOptions, SpecModels):
     """The same, by a backend.
 
     Args:
@@ -167,7 +167,7 @@ class UnseenPrompts(PromptSource):
 
 
 @options
-class CaptureOptions(Residency, PromptSource, FitModels):
+class CaptureOptions(OffloadOptions, PromptSource, FitModels):
     """Log what draft model and verifier predict on prompts; a run that was stopped goes on where it was.
 
     Args:
@@ -200,7 +200,7 @@ class CaptureOptions(Residency, PromptSource, FitModels):
 
 
 @options
-class CalibrateOptions(Residency, PromptSource, FittedModels):
+class CalibrateOptions(OffloadOptions, PromptSource, FittedModels):
     """Propose thresholds from traces, decode the calibrate split with each, and certify the fastest that holds.
 
     Args:

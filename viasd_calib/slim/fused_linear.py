@@ -41,6 +41,21 @@ def siblings_in(parent: nn.Module) -> list[list[nn.Linear]]:
     return [group for group in groups if len({(layer.in_features, layer.weight.dtype) for layer in group}) == 1]
 
 
+def put_product(
+    holder: nn.Module, names: Sequence[str], linear: Callable[[Tensor], Tensor], sizes: Sequence[int]
+) -> None:
+    """Put parts of one product into the places of a module's layers that read the same input.
+
+    Args:
+        names: of the layers, in the order of their outputs.
+        linear: [..., in] -> [..., sum of sizes].
+        sizes: output features of each.
+    """
+    product = FusedLinear(linear, sizes)
+    for number, name in enumerate(names):
+        setattr(holder, name, FusedLinearPart(product, number))
+
+
 def joint_bias(biases: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor | None:
     """Biases of layers, one after the other, zero for a layer that has none; None where none has: [sum of sizes].
 

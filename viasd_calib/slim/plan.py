@@ -22,6 +22,8 @@ SublayerKind = Literal["attention", "mlp", "bridge"]
 
 MODULES: Mapping[SublayerKind, str] = {"attention": "self_attn", "mlp": "mlp"}
 """Names of the modules that sublayers run in a decoder layer, beside its norms."""
+KINDS: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
+"""Of the sublayers of a decoder layer, in the order they run."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,7 @@ class SlimPlan:
         """What q' runs, in order."""
         planned: list[Sublayer] = []
         for index, (layer, layer_type) in enumerate(zip(self.layers, self._layer_types, strict=True)):
-            kinds: tuple[SublayerKind, ...] = ("attention", "mlp")
-            for number, kind in enumerate(kinds, start=2 * index):
+            for number, kind in enumerate(KINDS, start=2 * index):
                 if number in self.stand_ins:
                     end, module, _ = self.stand_ins[number]
                     planned.append(Sublayer("bridge", index, module, layer_type, end))

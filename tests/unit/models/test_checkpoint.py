@@ -148,7 +148,7 @@ def test_damage_after_loading_is_told_in_one_line(whole: Path, fault: Callable[[
     path.write_bytes(content)
     fault(whole)
     with pytest.raises(ModelError, match=f"cannot read the layers of the model '{whole}': {message}") as found:
-        weights.keep([one.linear.weight for one in weights.linears])
+        weights.keep([one.weight for one in weights.linears])
     assert "\n" not in str(found.value)
 
 

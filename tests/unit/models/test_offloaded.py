@@ -53,7 +53,7 @@ def test_all_but_the_layers_is_as_it_is_loaded(tmp_path: Path, family: str) -> N
     assert without.model.config._attn_implementation == loaded.model.config._attn_implementation
     assert without.model.generation_config.to_dict() == loaded.model.generation_config.to_dict()
     assert not without.model.training
-    inside = {id(one.linear.weight) for one in layer_linears(without.model.get_decoder().layers)}
+    inside = {id(one.weight) for one in layer_linears(without.model.get_decoder().layers)}
     wanted, found = dict(loaded.model.named_parameters()), dict(without.model.named_parameters())
     assert found.keys() == wanted.keys()
     for name, weight in found.items():
@@ -97,7 +97,7 @@ def test_embeddings_are_tied_as_transformers_ties_them(tmp_path: Path, change: C
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_layers_that_are_kept_make_it_whole(tmp_path: Path, family: str) -> None:
     loaded, without, weights = both(save_verifier(tmp_path / "q", family))
-    weights.keep([one.linear.weight for one in weights.linears])
+    weights.keep([one.weight for one in weights.linears])
     ids = torch.tensor([[7, 8, 9, 10, 11]])
     assert torch.equal(without(ids).logits, loaded(ids).logits)
     without.save_pretrained(tmp_path / "again")  # type: ignore[operator]
@@ -108,8 +108,8 @@ def test_layers_that_are_kept_make_it_whole(tmp_path: Path, family: str) -> None
 
 def test_weights_come_into_memory_for_a_block(tmp_path: Path) -> None:
     loaded, without, weights = both(save_verifier(tmp_path / "q"))
-    some = [one.linear.weight for one in weights.linears[:3]]
-    kept = [one.linear.weight for one in layer_linears(loaded.get_decoder().layers)[:3]]  # type: ignore[operator]
+    some = [one.weight for one in weights.linears[:3]]
+    kept = [one.weight for one in layer_linears(loaded.get_decoder().layers)[:3]]  # type: ignore[operator]
     weights.keep(some[:1])
     with layers_in_memory(without, some):
         assert all(torch.equal(*two) for two in zip(some, kept, strict=True))
@@ -135,13 +135,13 @@ def test_zeros_are_not_calculated_with(tmp_path: Path) -> None:
         share_parameters(routed.layers[1]).mlp(torch.ones(1, 64))  # type: ignore[operator]
     with pytest.raises(ModelError, match=message):
         refuse_without_layers([without])
-    weights.keep([one.linear.weight for one in weights.linears])
+    weights.keep([one.weight for one in weights.linears])
     refuse_without_layers([without])
 
 
 def test_zeros_are_not_saved(tmp_path: Path) -> None:
     _, without, weights = both(save_verifier(tmp_path / "q"))
-    weights.keep([one.linear.weight for one in weights.linears[1:]])  # one is left
+    weights.keep([one.weight for one in weights.linears[1:]])  # one is left
     message = "loaded without its layers cannot be saved; load it with them, and save that"
     with pytest.raises(ModelError, match=message):
         without.save_pretrained(tmp_path / "saved")  # type: ignore[operator]
@@ -165,7 +165,7 @@ def test_moving_fills_nothing(tmp_path: Path) -> None:
     _, without, weights = both(save_verifier(tmp_path / "q"))
     weights.move(torch.device("cpu"))
     without.to("cpu")
-    assert all(is_without_memory(one.linear.weight) for one in weights.linears)
+    assert all(is_without_memory(one.weight) for one in weights.linears)
     elsewhere = without_memory(torch.ones(3, 4), torch.device("meta"))
     assert (elsewhere.device.type, elsewhere.shape, is_without_memory(elsewhere)) == ("meta", (3, 4), True)
 

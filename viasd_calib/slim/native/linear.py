@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from viasd_calib.host_memory import give_freed_memory_back
-from viasd_calib.slim.fused_linear import SIBLINGS, FusedLinear, FusedLinearPart, joint_bias
+from viasd_calib.slim.fused_linear import SIBLINGS, joint_bias, put_product
 from viasd_calib.slim.linears import PackedLinear
 from viasd_calib.slim.low_bit import InputBits, LowBitLinear, RoundedWeight
 from viasd_calib.slim.native.library import LinearStruct, kernels
@@ -83,10 +83,8 @@ def pack_low_bits(modules: Iterable[nn.Module]) -> None:
                 layers = [children[name] for name in names if name in children]
                 if len(layers) < len(names) or len({(layer.rounded.bits, layer.input_bits) for layer in layers}) > 1:
                     continue
-                product = FusedLinear(_joined(layers), [layer.out_features for layer in layers])
-                for number, name in enumerate(names):
-                    setattr(holder, name, FusedLinearPart(product, number))
-                    del children[name]
+                put_product(holder, names, _joined(layers), [layer.out_features for layer in layers])
+                children = {name: child for name, child in children.items() if name not in names}
             for name, layer in children.items():
                 setattr(holder, name, _joined([layer]))
             if freed >= FREED:

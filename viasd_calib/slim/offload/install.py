@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from viasd_calib.choices import Backend
 from viasd_calib.errors import ModelError
 from viasd_calib.host_memory import give_freed_memory_back
 from viasd_calib.models.offloaded import LayerWeights, is_without_memory, layer_weights
-from viasd_calib.slim.fused_linear import FusedLinear, FusedLinearPart, joint_bias, siblings_in
+from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.fused_linear import joint_bias, put_product, siblings_in
 from viasd_calib.slim.linears import StreamedLinear, plain_linears
 from viasd_calib.slim.low_bit import GROUP
 from viasd_calib.slim.native.linear import NativeLinear
@@ -26,20 +27,10 @@ from viasd_calib.slim.offload.residency import Residency, choose_residency, cold
 from viasd_calib.slim.offload.settings import Offload, check_offload
 from viasd_calib.slim.offload.stream import HostStream, SublayerStream, taken
 from viasd_calib.slim.plan import MODULES, SublayerKind
-from viasd_calib.spec import AddedMemory, Route
+from viasd_calib.spec import Route
 
 Key = tuple[SublayerKind, int]
 """A sublayer: its kind, and the number of its decoder layer."""
-
-
-class Opened(Protocol):
-    """What is read of a routed model."""
-
-    model: PreTrainedModel
-    layers: nn.ModuleList
-    slim_layers: nn.ModuleList
-    memory: AddedMemory
-    cold: ColdSublayers | None
 
 
 @dataclass(frozen=True)
@@ -100,11 +91,11 @@ def keep_resident(model: PreTrainedModel, route: Route) -> None:
     layers = model.get_decoder().layers
     cold = cold_sublayers(route, len(layers))
     inside = {id(one) for layer, kinds in cold.items() for one in linears_in(layers[layer], kinds)}
-    weights.keep([one.linear.weight for one in weights.linears if id(one.linear) not in inside])
+    weights.keep([one.weight for one in weights.linears if id(one) not in inside])
 
 
 def stream_layers(
-    routed: Opened, route: Route | None, offload: Offload, backend: Backend, weights_sha256: str | None
+    routed: RoutedModel, route: Route | None, offload: Offload, backend: Backend, weights_sha256: str | None
 ) -> None:
     """Let q read its cold sublayers for each pass, in place; asked before a backend prepares the modules.
 
@@ -131,15 +122,20 @@ def stream_layers(
     weights.release()
 
 
-def _bytes_of_others(routed: Opened, weights: LayerWeights) -> int:
+def _bytes_of_others(routed: RoutedModel, weights: LayerWeights) -> int:
     """Bytes of what is in memory beside the linear layers of decoder layers."""
-    inside = {one.linear.weight.data_ptr() for one in weights.linears}
+    inside = {one.weight.data_ptr() for one in weights.linears}
     others = {one.data_ptr(): one.nbytes for one in routed.model.parameters() if not is_without_memory(one)}
     return sum(count for place, count in others.items() if place not in inside) + routed.memory.bytes
 
 
 def _cold_sublayers(
-    routed: Opened, weights: LayerWeights, residency: Residency, offload: Offload, native: bool, weights_sha256: str
+    routed: RoutedModel,
+    weights: LayerWeights,
+    residency: Residency,
+    offload: Offload,
+    native: bool,
+    weights_sha256: str,
 ) -> ColdSublayers:
     folder = files_folder(weights_sha256, "native" if native else str(routed.model.dtype).removeprefix("torch."))
     keys: list[Key] = [(kind, layer) for layer, kinds in residency.cold.items() for kind in kinds]
@@ -235,10 +231,8 @@ def _bind(product: ColdProduct, view: Tensor, native: bool) -> None:
     layer = NativeLinear(packed, joint_bias([linear.bias for linear in product.linears], sizes))
     if len(sizes) == 1:
         setattr(product.holder, product.names[0], layer)
-        return
-    fused = FusedLinear(layer, sizes)
-    for number, name in enumerate(product.names):
-        setattr(product.holder, name, FusedLinearPart(fused, number))
+    else:
+        put_product(product.holder, product.names, layer, sizes)
 
 
 def _hook(holder: nn.Module, stream: SublayerStream, position: int) -> None:

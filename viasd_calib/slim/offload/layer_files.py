@@ -19,6 +19,7 @@ from torch import Tensor
 from viasd_calib.errors import StorageError
 from viasd_calib.files import atomic_path, write_json
 from viasd_calib.models.hashes import cache_folder, cached_sha256
+from viasd_calib.slim.native.packing import whole
 from viasd_calib.spec import Sha256
 
 ALIGNMENT = 64
@@ -96,10 +97,10 @@ def places_of(shapes: Mapping[str, Shape]) -> tuple[dict[str, Place], int]:
     places: dict[str, Place] = {}
     end = 0
     for name, shape in shapes.items():
-        begin = _whole(end, ALIGNMENT)
+        begin = whole(end, ALIGNMENT)
         places[name] = Place(begin, shape)
         end = begin + bytes_of(shape)
-    return places, _whole(end, PAGE)
+    return places, whole(end, PAGE)
 
 
 def files_folder(weights_sha256: str, layout: str) -> Path:
@@ -138,7 +139,12 @@ def _joined(tensors: Mapping[str, Tensor], places: Mapping[str, Place], length: 
     buffer = torch.zeros(length, dtype=torch.uint8)
     for name, place in places.items():
         place.view(buffer).copy_(tensors[name])
-    array: Any = buffer.numpy()
+    return bytes_of_tensor(buffer)
+
+
+def bytes_of_tensor(tensor: Tensor) -> memoryview:
+    """The memory of a tensor of uint8, to read from or to write to."""
+    array: Any = tensor.numpy()
     return memoryview(array)
 
 
@@ -158,7 +164,3 @@ def _is_whole(path: Path, length: int, tensors: Mapping[str, tuple[int, tuple[in
 
 def _beside(path: Path) -> Path:
     return path.with_suffix(".json")
-
-
-def _whole(count: int, unit: int) -> int:
-    return -(-count // unit) * unit

@@ -9,13 +9,13 @@ import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from viasd_calib.errors import StorageError
-from viasd_calib.slim.offload.layer_files import PAGE, SublayerFile
+from viasd_calib.slim.offload.layer_files import PAGE, SublayerFile, bytes_of_tensor
 
 DIRECT = getattr(os, "O_DIRECT", 0)
 """Of Linux: a read goes from the disk to the reader's memory."""
@@ -133,12 +133,6 @@ class Throttled:
 def aligned_buffer(count: int) -> Tensor:
     """Bytes from a whole page on: uint8, [count]."""
     return torch.frombuffer(mmap.mmap(-1, count), dtype=torch.uint8)
-
-
-def bytes_of_tensor(tensor: Tensor) -> memoryview:
-    """The memory of a tensor of uint8, to read from or to write to."""
-    array: Any = tensor.numpy()
-    return memoryview(array)
 
 
 def _stamp(descriptor: int) -> tuple[int, int]:

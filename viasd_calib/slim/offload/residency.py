@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from viasd_calib.errors import ModelError
-from viasd_calib.models.offloaded import LayerWeights
+from viasd_calib.models.offloaded import LayerWeights, layer_linears
 from viasd_calib.slim.offload.layer_files import PAGE
 from viasd_calib.slim.offload.stream import BUFFERS
-from viasd_calib.slim.plan import MODULES, SublayerKind
+from viasd_calib.slim.plan import KINDS, MODULES, SublayerKind
 from viasd_calib.spec import Route
-
-KINDS: tuple[SublayerKind, ...] = ("attention", "mlp")
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,9 @@ def cold_sublayers(route: Route | None, layers: int) -> dict[int, list[SublayerK
     if route.low_bit is not None and route.adapter is None:
         copied = {"attention": set(route.low_bit.bits("attention")), "mlp": set(route.low_bit.bits("mlp"))}
         copied["mlp"] -= route.narrowed
-    found = {layer: [kind for kind in KINDS if layer in skipped[kind] | copied[kind]] for layer in range(layers)}
+    found: dict[int, list[SublayerKind]] = {
+        layer: [kind for kind in KINDS if layer in skipped[kind] | copied[kind]] for layer in range(layers)
+    }
     return {layer: kinds for layer, kinds in found.items() if kinds}
 
 
@@ -73,7 +73,7 @@ def choose_residency(
             "the slim verifier runs all of the full one's own weights, so that none can be left out of memory; give a "
             "spec whose route has low bits or skips sublayers, or leave out --offload"
         )
-    every = others + sum(one.linear.weight.nbytes for one in weights.linears)
+    every = others + sum(one.weight.nbytes for one in weights.linears)
     if memory is not None and every <= memory:
         return Residency({}, 0, every)
     size = {layer: sublayer_bytes(layers[layer], kinds) for layer, kinds in cold.items()}
@@ -97,8 +97,7 @@ def choose_residency(
 
 def sublayer_bytes(layer: nn.Module, kinds: Sequence[SublayerKind]) -> int:
     """Bytes of the linear layers of some sublayers of a decoder layer."""
-    found = [one for kind in kinds for one in layer.get_submodule(MODULES[kind]).modules()]
-    return sum(one.weight.nbytes for one in found if isinstance(one, nn.Linear))
+    return sum(one.weight.nbytes for one in layer_linears(layer.get_submodule(MODULES[kind]) for kind in kinds))
 
 
 def _spread(layers: Sequence[int]) -> list[int]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from viasd_calib.errors import ModelError
 from viasd_calib.slim.in_process import InProcess
-from viasd_calib.slim.offload.reading import SublayerSource, aligned_buffer, bytes_of_tensor
+from viasd_calib.slim.offload.layer_files import bytes_of_tensor
+from viasd_calib.slim.offload.reading import SublayerSource, aligned_buffer
 
 BUFFERS = 2
 

@@ -29,7 +29,7 @@ from viasd_calib.slim.onednn_linear import refuse_packed
 from viasd_calib.slim.parts.adapter import of_adapter
 from viasd_calib.slim.parts.base import FitInputs, Mark, PartOptions, RoutePart, Sizes, register
 from viasd_calib.slim.parts.head_vocab import SlimHead
-from viasd_calib.slim.plan import MODULES, SlimPlan, share_parameters
+from viasd_calib.slim.plan import KINDS, MODULES, SlimPlan, share_parameters
 from viasd_calib.spec import LowBits, LowBitWeights, Route
 
 Bits = Literal[16, 8, 4]
@@ -40,7 +40,6 @@ TEXTS = 8
 """Texts that divergences are measured on, drawn from all."""
 SEED = 0
 """Of that draw."""
-KINDS: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
 
 
 class LowBitOptions(PartOptions):
@@ -148,9 +147,7 @@ class MeasuredChoice(BaseModel):
                 entry["head"] = row.bits
             else:
                 entry[row.kind].setdefault(str(row.bits), []).append(row.layer)
-        found = ChosenBits.model_validate(
-            {**entry, "input_bits": 16 if self.asked is None else self.asked.options.input_bits}
-        )
+        found = ChosenBits.model_validate(entry)
         found._table = self
         return found
 

@@ -22,8 +22,8 @@ from tests.offload_cases import LOW_BITS, cold, engine, logits, save_verifier, t
 from tests.tiny import small_disk
 from viasd_calib.decoding.engine import Engine
 from viasd_calib.errors import StorageError
-from viasd_calib.slim.offload.layer_files import ALIGNMENT, PAGE, Shape, places_of, sublayer_file
-from viasd_calib.slim.offload.reading import DiskSource, aligned_buffer, bytes_of_tensor
+from viasd_calib.slim.offload.layer_files import ALIGNMENT, PAGE, Shape, bytes_of_tensor, places_of, sublayer_file
+from viasd_calib.slim.offload.reading import DiskSource, aligned_buffer
 from viasd_calib.slim.offload.settings import Offload
 
 pytestmark = pytest.mark.usefixtures("empty_cache")

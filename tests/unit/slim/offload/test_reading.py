@@ -12,8 +12,8 @@ import torch
 
 from viasd_calib.errors import StorageError
 from viasd_calib.slim.offload import reading
-from viasd_calib.slim.offload.layer_files import PAGE, Shape, SublayerFile, sublayer_file
-from viasd_calib.slim.offload.reading import DiskSource, HostSource, Throttled, aligned_buffer, bytes_of_tensor
+from viasd_calib.slim.offload.layer_files import PAGE, Shape, SublayerFile, bytes_of_tensor, sublayer_file
+from viasd_calib.slim.offload.reading import DiskSource, HostSource, Throttled, aligned_buffer
 
 
 def written(folder: Path, count: int) -> list[SublayerFile]:

@@ -37,7 +37,7 @@ def test_bounds_are_kept(attention: list[int], mlp: list[int], low: list[int], m
     low_bit = LowBitWeights.model_validate(bits) if bits else None
     route = Route(attention_skip=attention, mlp_skip=mlp, low_bit=low_bit)
     possible = cold_sublayers(route, LAYERS)
-    others, every = 5000, sum(one.linear.weight.nbytes for one in weights.linears)
+    others, every = 5000, sum(one.weight.nbytes for one in weights.linears)
     sizes = {layer: sublayer_bytes(layers[layer], kinds) for layer, kinds in possible.items()}
     longest = [sublayer_bytes(layers[layer], [kind]) for layer, kinds in possible.items() for kind in kinds]
     buffers = min(2, len(longest)) * (max(longest, default=0) + PAGE)
