@@ -11,6 +11,8 @@ STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
 """What Linux is told to begin the peak of resident memory anew."""
+SLACK = 2**24
+"""Bytes that a peak begun anew may lie above what is held: Linux counts pages of each thread in batches."""
 
 
 class PeakMemory:
@@ -38,14 +40,22 @@ class PeakMemory:
             return int(torch.cuda.max_memory_allocated(self._device))
         if not self._measured:
             return None
-        found = re.search(r"^VmHWM:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
-        return None if found is None else int(found[1]) * 1024
+        return _of_process("VmHWM")
 
 
 def _reset() -> bool:
-    """Begin anew; whether the system can."""
+    """Begin anew; whether it was: some kernels take the request and leave the peak as it was."""
     try:
         CLEAR.write_text(RESET_PEAK)
     except OSError:
         return False
-    return STATUS.exists()
+    peak, held = _of_process("VmHWM"), _of_process("VmRSS")
+    return peak is not None and held is not None and peak <= held + SLACK
+
+
+def _of_process(name: str) -> int | None:
+    """Bytes of memory that Linux says of this process under a name; None where it does not."""
+    if not STATUS.exists():
+        return None
+    found = re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    return None if found is None else int(found[1]) * 1024

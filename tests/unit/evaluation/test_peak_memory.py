@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from viasd_calib.evaluation import peak_memory
 from viasd_calib.evaluation.peak_memory import PeakMemory
 
 HELD = 2**26
@@ -27,3 +29,13 @@ def test_what_was_held_before_is_not_counted() -> None:
         pytest.skip("this kernel does not let a process begin its peak anew")
     assert peak - first > HELD / 2  # the allocator may keep what was freed, and use it again
     assert peak - again > HELD / 2
+
+
+@pytest.mark.parametrize(("peak", "known"), [(2_000_000, False), (1_000_100, True)])
+def test_a_peak_that_the_kernel_leaves_as_it_was_says_nothing(
+    peak: int, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "status").write_text(f"VmHWM:\t {peak} kB\nVmRSS:\t 1000000 kB\n")
+    monkeypatch.setattr(peak_memory, "STATUS", tmp_path / "status")
+    monkeypatch.setattr(peak_memory, "CLEAR", tmp_path / "clear")
+    assert PeakMemory(torch.device("cpu")).bytes() == (peak * 1024 if known else None)
