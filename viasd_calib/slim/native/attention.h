@@ -30,8 +30,15 @@ inline void attend(const Head& head, const bfloat16* query, Span span, float* sc
   float top = -INFINITY;
   for (int s = 0; s < count; ++s) {
     __m512 sum = _mm512_setzero_ps();
-    for (int i = 0; i < head.width; i += 32)
-      sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(query + i), (__m512bh)_mm512_loadu_si512(keys + size_t(s) * head.width + i));
+    for (int i = 0; i < head.width; i += 32) {
+      const __m512i some = _mm512_loadu_si512(query + i), other = _mm512_loadu_si512(keys + size_t(s) * head.width + i);
+#ifdef __AVX512BF16__
+      sum = _mm512_dpbf16_ps(sum, (__m512bh)some, (__m512bh)other);
+#else
+      sum = _mm512_fmadd_ps(firsts_of(some), firsts_of(other), sum);
+      sum = _mm512_fmadd_ps(seconds_of(some), seconds_of(other), sum);
+#endif
+    }
     scores[s] = _mm512_reduce_add_ps(sum) * head.scaling;
     top = std::max(top, scores[s]);
   }

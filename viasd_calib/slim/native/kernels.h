@@ -1,4 +1,4 @@
-// Products of few rows with packed weights, on CPUs with AVX-512 (BF16 and VNNI) and, where it is there, AMX.
+// Products of few rows with packed weights, on CPUs with AVX-512 and VNNI, and with BF16 and AMX where they are there.
 //
 // A weight [out, in] lies in tiles of 16 outputs, zeros after the last input up to a multiple of 64:
 //   bfloat16  [out / 16][in / 2][16][2]
@@ -40,26 +40,53 @@ struct Linear {
   const float* bias;     // [out] or null
 };
 
-// Inputs as a product reads them: bfloat16, or 8 bits with one step a row, 128 for zero. A token has a row for each
-// plane. Each thread makes its own.
+#ifdef __AVX512BF16__
+using Number = bfloat16;
+#else
+using Number = float;
+#endif
+
+// Inputs as a product reads them. Beside a bfloat16 weight: bfloat16, or float32 where the CPU multiplies no bfloat16
+// numbers. Else: 8 bits with one step a row, 128 for zero. A token has a row for each plane. Each thread makes its own.
 struct Inputs {
   char* data;        // [rows][inputs]
   float* steps;      // [rows]
   int32_t* sums;     // [rows][inputs / 64], of codes less 128; for int4
 };
 
-inline int bytes_of(const Linear& linear) { return linear.format == BFLOAT16 ? 2 : 1; }
+// Of an input.
+inline int bytes_of(const Linear& linear) { return linear.format == BFLOAT16 ? sizeof(Number) : 1; }
 
 // From one tile of outputs to the next.
 inline size_t tile_bytes(const Linear& linear) {
-  return size_t(linear.inputs) * TILE * (linear.format == INT4 ? 1 : 2 * bytes_of(linear)) / 2;
+  const size_t half_bytes = linear.format == BFLOAT16 ? 4 : linear.format == INT8 ? 2 : 1;
+  return size_t(linear.inputs) * TILE * half_bytes / 2;
 }
 
 inline __m512 widen(const bfloat16* from) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16));
 }
 
-inline void narrow(bfloat16* to, __m512 values) { _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(values)); }
+// Rounded to the nearest bfloat16, a tie to the even one.
+inline __m256i narrowed_to_16(__m512 values) {
+#ifdef __AVX512BF16__
+  return (__m256i)_mm512_cvtneps_pbh(values);
+#else
+  const __m512i bits = _mm512_castps_si512(values), last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7FFF))), 16);
+  const __mmask16 no_number = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, no_number, _mm512_set1_epi32(0x7FC0)));
+#endif
+}
+
+inline void narrow(bfloat16* to, __m512 values) { _mm256_storeu_si256((__m256i*)to, narrowed_to_16(values)); }
+
+inline void put_numbers(bfloat16* to, __m512 values) { narrow(to, values); }
+inline void put_numbers(float* to, __m512 values) { _mm512_storeu_ps(to, values); }
+
+// Of 16 pairs of bfloat16 numbers, the first and the second of each.
+inline __m512 firsts_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+inline __m512 seconds_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(int32_t(0xFFFF0000)))); }
 
 // e^x, within 2 units in the last place from -87 to 88 (Cephes' polynomial).
 inline __m512 exponential(__m512 x) {
@@ -95,8 +122,8 @@ inline void put_token(const Linear& linear, const float* token, int count, int n
   const int row = number * linear.planes;
   char* data = to.data + size_t(row) * linear.inputs * bytes_of(linear);
   if (linear.format == BFLOAT16) {
-    for (int i = 0; i < count; i += 16) narrow((bfloat16*)data + i, _mm512_loadu_ps(token + i));
-    std::memset(data + count * 2, 0, size_t(linear.inputs - count) * 2);
+    for (int i = 0; i < count; i += 16) put_numbers((Number*)data + i, _mm512_loadu_ps(token + i));
+    std::memset((Number*)data + count, 0, size_t(linear.inputs - count) * sizeof(Number));
     return;
   }
   __m512 largest = _mm512_setzero_ps();
@@ -206,10 +233,19 @@ inline void vector_product(const Linear& linear, const int* tiles, const Inputs&
     for (int k = 0; k < depth / 2; ++k) {
       __m512i values[COUNT];
       for (int t = 0; t < COUNT; ++t) values[t] = _mm512_loadu_si512(weight[t] + size_t(k) * 64);
+#ifdef __AVX512BF16__
       for (int r = 0; r < ROW_COUNT; ++r) {
         const __m512i few = broadcast(r, k * 4);
         for (int t = 0; t < COUNT; ++t) to[r][t] = _mm512_dpbf16_ps(to[r][t], (__m512bh)few, (__m512bh)values[t]);
       }
+#else
+      for (int r = 0; r < ROW_COUNT; ++r) {
+        const float* two = (const float*)(rows + size_t(r) * stride) + size_t(k) * 2;
+        const __m512 first = _mm512_set1_ps(two[0]), second = _mm512_set1_ps(two[1]);
+        for (int t = 0; t < COUNT; ++t)
+          to[r][t] = _mm512_fmadd_ps(seconds_of(values[t]), second, _mm512_fmadd_ps(firsts_of(values[t]), first, to[r][t]));
+      }
+#endif
     }
     return;
   }

@@ -21,8 +21,8 @@ from viasd_calib.progress import steps
 
 SOURCES = ("attention.h", "kernels.h", "statistics.h", "passes.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
-NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16")
-"""Instructions of the CPU that the kernels are written in, as Linux names them."""
+NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
+"""Instructions that a CPU must have for the kernels, as Linux names them; AVX-512 BF16 and AMX are used where it has them."""
 SECONDS = 300
 """That compiling may take at most."""
 

@@ -14,6 +14,7 @@ using namespace viasd;
 
 namespace {
 
+constexpr int INPUT_BYTES = std::max<int>(2, sizeof(Number));  // of an input in all its planes, at most
 constexpr int STAGES = 6;             // of a layer: products and attention steps that threads share
 bool amx_allowed = false;
 
@@ -95,14 +96,14 @@ struct Own {
   float* scores;  // what attention works in
 
   static size_t bytes(int most, int rows, size_t attention) {
-    return whole(most * 4) + whole(size_t(rows) * most * 2) + whole(rows * 8) + whole(size_t(rows) * (most / GROUP) * 8) + whole(attention);
+    return whole(most * 4) + whole(size_t(rows) * most * INPUT_BYTES) + whole(rows * 8) + whole(size_t(rows) * (most / GROUP) * 8) + whole(attention);
   }
 
   Own(int most, int rows, size_t attention) {
     char* memory = scratch(bytes(most, rows, attention));
     const auto take = [&](size_t size) { char* begin = memory; memory += whole(size); return begin; };
     row = (float*)take(most * 4);
-    inputs = {take(size_t(rows) * most * 2), (float*)take(rows * 8), (int32_t*)take(size_t(rows) * (most / GROUP) * 8)};
+    inputs = {take(size_t(rows) * most * INPUT_BYTES), (float*)take(rows * 8), (int32_t*)take(size_t(rows) * (most / GROUP) * 8)};
     scores = (float*)take(attention);
   }
 
@@ -235,7 +236,7 @@ void viasd_linear(const Linear* linear, const float* from, int count, int rows, 
         if (here <= 0) continue;
         const __mmask16 inside = __mmask16((1u << here) - 1);
         const size_t at = size_t(row) * columns + first;
-        if (narrowed) _mm256_mask_storeu_epi16((bfloat16*)to + at, inside, (__m256i)_mm512_cvtneps_pbh(values[t]));
+        if (narrowed) _mm256_mask_storeu_epi16((bfloat16*)to + at, inside, narrowed_to_16(values[t]));
         else _mm512_mask_storeu_ps((float*)to + at, inside, values[t]);
       }
     });
