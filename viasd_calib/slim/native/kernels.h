@@ -2,7 +2,7 @@
 //
 // A weight [out, in] lies in tiles of 16 outputs, zeros after the last input up to a multiple of 64:
 //   bfloat16  [out / 16][in / 2][16][2]
-//   int8      [out / 16][in / 4][16][4]
+//   int8      [out / 16][in / 4][16][4], codes and 128
 //   int4      [out / 16][in / 64][8][16][4] bytes: inputs 8 i + j in the low halves, 8 i + 4 + j in the high ones
 // so one vector of 64 bytes has some inputs of 16 outputs. Each row of a product is summed in an order that does not
 // depend on the other rows: a pass of one token and one of sixteen give the same bits.
@@ -22,7 +22,9 @@ using bfloat16 = uint16_t;
 
 constexpr int TILE = 16;    // outputs
 constexpr int GROUP = 64;   // inputs that share a step in int4, and to whose multiple inputs are filled up
-constexpr int ROWS = 16;    // of an AMX tile
+constexpr int ROWS = 16;    // that a product takes at once, at most: of an AMX tile, or of registers
+constexpr int CHUNK = 4;    // tiles of outputs that a thread takes at once, at most
+constexpr int AHEAD = 4096; // bytes of a tile that are asked for before they are read: products of many rows hide reading
 
 enum Format : int32_t { BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
 
@@ -36,7 +38,6 @@ struct Linear {
   const void* weight;
   const float* steps;    // int8 [out], int4 [out / 16][in / 64][16]
   const float* lowest;   // int4: the value of code 0, as steps
-  const int32_t* sums;   // int8 and int4: 128 times the sum of codes, as steps
   const float* bias;     // [out] or null
 };
 
@@ -47,11 +48,11 @@ using Number = float;
 #endif
 
 // Inputs as a product reads them. Beside a bfloat16 weight: bfloat16, or float32 where the CPU multiplies no bfloat16
-// numbers. Else: 8 bits with one step a row, 128 for zero. A token has a row for each plane. Each thread makes its own.
+// numbers. Else: 8 bits with one step a row. A token has a row for each plane. Each thread makes its own.
 struct Inputs {
   char* data;        // [rows][inputs]
   float* steps;      // [rows]
-  int32_t* sums;     // [rows][inputs / 64], of codes less 128; for int4
+  int32_t* sums;     // of codes: int4 [rows][inputs / 64], int8 [rows]
 };
 
 // Of an input.
@@ -101,20 +102,21 @@ inline __m512 exponential(__m512 x) {
   return _mm512_scalef_ps(p, n);
 }
 
-// 16 numbers as codes of 8 bits with 128 for zero.
-inline void put_codes(char* to, __m512i codes) {
-  _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8(_mm512_add_epi32(codes, _mm512_set1_epi32(128))));
-}
+// 16 numbers as codes of 8 bits.
+inline void put_codes(char* to, __m512i codes) { _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8(codes)); }
 
-// Zeros after `count` codes of a row, and what int4 has to know of it.
+// Zeros after `count` codes of a row, and their sums.
 inline void finish_codes(const Linear& linear, char* data, int count, int row, const Inputs& to) {
-  std::memset(data + count, 128, linear.inputs - count);
-  if (linear.format != INT4) return;
-  for (int group = 0; group < linear.inputs / GROUP; ++group) {
-    const __m512i codes = _mm512_loadu_si512(data + group * GROUP);
-    const __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, _mm512_set1_epi8(1));
-    to.sums[row * (linear.inputs / GROUP) + group] = _mm512_reduce_add_epi32(sum) - 128 * GROUP;
+  std::memset(data + count, 0, linear.inputs - count);
+  const int groups = linear.inputs / GROUP;
+  __m512i sum = _mm512_setzero_si512();
+  for (int group = 0; group < groups; ++group) {
+    sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), _mm512_loadu_si512(data + group * GROUP));
+    if (linear.format == INT8) continue;
+    to.sums[row * groups + group] = _mm512_reduce_add_epi32(sum);
+    sum = _mm512_setzero_si512();
   }
+  if (linear.format == INT8) to.sums[row] = _mm512_reduce_add_epi32(sum);
 }
 
 // The `count` numbers of a token as `linear` reads them; count is a multiple of 16.
@@ -147,19 +149,21 @@ inline void put_token(const Linear& linear, const float* token, int count, int n
 }
 
 // The codes of eight inputs of 16 outputs: those of the first four, and of the others.
-inline void unpack(const char* from, __m512i& first, __m512i& second) {
-  const __m512i both = _mm512_loadu_si512(from), low = _mm512_set1_epi8(15);
+inline void unpack(__m512i both, __m512i& first, __m512i& second) {
+  const __m512i low = _mm512_set1_epi8(15);
   first = _mm512_and_si512(both, low);
   second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
 }
 
-inline __m512 scaled(__m512i sum, const Linear& linear, size_t at) {
-  const __m512i whole = _mm512_sub_epi32(sum, _mm512_loadu_si512(linear.sums + at));
-  return _mm512_mul_ps(_mm512_cvtepi32_ps(whole), _mm512_loadu_ps(linear.steps + at));
+// What sums of int8 products stand for, but for the step of the row; 128 is in each code of a weight.
+inline __m512 scaled(__m512i sum, const Linear& linear, int tile, int32_t inputs_sum) {
+  const __m512i whole = _mm512_sub_epi32(sum, _mm512_set1_epi32(128 * inputs_sum));
+  return _mm512_mul_ps(_mm512_cvtepi32_ps(whole), _mm512_loadu_ps(linear.steps + size_t(tile) * TILE));
 }
 
+// The same of one group of int4 products, added to a total.
 inline __m512 with_group(__m512 total, __m512i sum, const Linear& linear, size_t at, int32_t inputs_sum) {
-  total = _mm512_add_ps(total, scaled(sum, linear, at));
+  total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(linear.steps + at), total);
   return _mm512_fmadd_ps(_mm512_set1_ps(float(inputs_sum)), _mm512_loadu_ps(linear.lowest + at), total);
 }
 
@@ -197,7 +201,7 @@ inline void tile_product(const char* const* weight, int blocks, const char* rows
 #define VIASD_MULTIPLY(number, tile) \
   if (COUNT > number) { \
     _tile_loadd(tile, weight[number % COUNT] + size_t(block) * 1024, 64); \
-    if (WHOLE) _tile_dpbusd(number, 4, tile); else _tile_dpbf16ps(number, 4, tile); \
+    if (WHOLE) _tile_dpbsud(number, 4, tile); else _tile_dpbf16ps(number, 4, tile); \
   }
   _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
   for (int block = 0; block < blocks; ++block) {
@@ -216,80 +220,143 @@ constexpr bool AMX = false;
 inline void forget_tiles() {}
 #endif
 
-// Values of COUNT tiles of outputs for a few rows, without bias: to[row][tile].
-template <int ROW_COUNT, int COUNT>
-inline void vector_product(const Linear& linear, const int* tiles, const Inputs& inputs, int first, __m512 (*to)[COUNT]) {
-  const int depth = linear.inputs, stride = depth * bytes_of(linear), groups = depth / GROUP;
-  const char* rows = inputs.data + size_t(first) * stride;
-  const char* weight[COUNT];
-  for (int t = 0; t < COUNT; ++t) weight[t] = (const char*)linear.weight + tiles[t] * tile_bytes(linear);
-  const auto broadcast = [&](int row, int byte) {
+// sum + the products of weights, or of neighbouring ones, with inputs. In assembly, since GCC 12 copies the sums of
+// the intrinsics to the stack and back.
+inline __m512 with_products(__m512 sum, __m512 weights, __m512 inputs) {
+  asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(inputs));
+  return sum;
+}
+
+inline __m512i with_products(__m512i sum, __m512i codes, __m512i inputs) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(inputs));
+  return sum;
+}
+
+#ifdef __AVX512BF16__
+inline __m512 with_products(__m512 sum, __m512i weights, __m512i inputs) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(inputs));
+  return sum;
+}
+#endif
+
+#define VIASD_ALL(index, count) _Pragma("GCC unroll 16") for (int index = 0; index < count; ++index)
+
+// A vector of the weight, and a request for one that comes later.
+inline __m512i read_ahead(const char* from) {
+  _mm_prefetch(from + AHEAD, _MM_HINT_T0);
+  return _mm512_loadu_si512(from);
+}
+
+// Values of TILES tiles of outputs for COUNT rows, without bias: to[row][tile]. Each vector of the weight is read once,
+// and multiplied by all rows.
+template <int COUNT, int TILES>
+inline void vector_product(const Linear& linear, const int* tiles, const Inputs& inputs, int first, __m512 (*to)[CHUNK]) {
+  const int depth = linear.inputs, groups = depth / GROUP;
+  const size_t stride = size_t(depth) * bytes_of(linear);
+  const char* rows = inputs.data + first * stride;
+  const char* weight[TILES];
+  VIASD_ALL(t, TILES) weight[t] = (const char*)linear.weight + tiles[t] * tile_bytes(linear);
+  const auto broadcast = [&](int row, size_t byte) {
     int32_t few;
-    std::memcpy(&few, rows + size_t(row) * stride + byte, 4);
+    std::memcpy(&few, rows + row * stride + byte, 4);
     return _mm512_set1_epi32(few);
   };
   if (linear.format == BFLOAT16) {
-    for (int r = 0; r < ROW_COUNT; ++r) for (int t = 0; t < COUNT; ++t) to[r][t] = _mm512_setzero_ps();
-    for (int k = 0; k < depth / 2; ++k) {
-      __m512i values[COUNT];
-      for (int t = 0; t < COUNT; ++t) values[t] = _mm512_loadu_si512(weight[t] + size_t(k) * 64);
+    __m512 sums[COUNT][TILES];
+    VIASD_ALL(r, COUNT) VIASD_ALL(t, TILES) sums[r][t] = _mm512_setzero_ps();
+    for (size_t k = 0; k < size_t(depth) / 2; ++k) {
 #ifdef __AVX512BF16__
-      for (int r = 0; r < ROW_COUNT; ++r) {
+      __m512i pairs[TILES];
+      VIASD_ALL(t, TILES) pairs[t] = read_ahead(weight[t] + k * 64);
+      VIASD_ALL(r, COUNT) {
         const __m512i few = broadcast(r, k * 4);
-        for (int t = 0; t < COUNT; ++t) to[r][t] = _mm512_dpbf16_ps(to[r][t], (__m512bh)few, (__m512bh)values[t]);
+        VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], pairs[t], few);
       }
 #else
-      for (int r = 0; r < ROW_COUNT; ++r) {
-        const float* two = (const float*)(rows + size_t(r) * stride) + size_t(k) * 2;
-        const __m512 first = _mm512_set1_ps(two[0]), second = _mm512_set1_ps(two[1]);
-        for (int t = 0; t < COUNT; ++t)
-          to[r][t] = _mm512_fmadd_ps(seconds_of(values[t]), second, _mm512_fmadd_ps(firsts_of(values[t]), first, to[r][t]));
+      __m512 some[TILES], others[TILES];
+      VIASD_ALL(t, TILES) {
+        const __m512i pairs = read_ahead(weight[t] + k * 64);
+        some[t] = firsts_of(pairs), others[t] = seconds_of(pairs);
+      }
+      VIASD_ALL(r, COUNT) {
+        const __m512 one = (__m512)broadcast(r, k * 8), two = (__m512)broadcast(r, k * 8 + 4);
+        VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], some[t], one);
+        VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], others[t], two);
       }
 #endif
     }
+    VIASD_ALL(r, COUNT) VIASD_ALL(t, TILES) to[r][t] = sums[r][t];
     return;
   }
-  __m512i sums[ROW_COUNT][COUNT];
-  for (int r = 0; r < ROW_COUNT; ++r) for (int t = 0; t < COUNT; ++t) {
-    sums[r][t] = _mm512_setzero_si512();
-    to[r][t] = _mm512_setzero_ps();
-  }
+  __m512i sums[COUNT][TILES];
+  VIASD_ALL(r, COUNT) VIASD_ALL(t, TILES) sums[r][t] = _mm512_setzero_si512();
   if (linear.format == INT8) {
-    for (int k = 0; k < depth / 4; ++k) {
-      __m512i values[COUNT];
-      for (int t = 0; t < COUNT; ++t) values[t] = _mm512_loadu_si512(weight[t] + size_t(k) * 64);
-      for (int r = 0; r < ROW_COUNT; ++r) {
+    for (size_t k = 0; k < size_t(depth) / 4; ++k) {
+      __m512i codes[TILES];
+      VIASD_ALL(t, TILES) codes[t] = read_ahead(weight[t] + k * 64);
+      VIASD_ALL(r, COUNT) {
         const __m512i few = broadcast(r, k * 4);
-        for (int t = 0; t < COUNT; ++t) sums[r][t] = _mm512_dpbusd_epi32(sums[r][t], few, values[t]);
+        VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], codes[t], few);
       }
     }
-    for (int r = 0; r < ROW_COUNT; ++r) for (int t = 0; t < COUNT; ++t)
-      to[r][t] = _mm512_mul_ps(scaled(sums[r][t], linear, size_t(tiles[t]) * TILE), _mm512_set1_ps(inputs.steps[first + r]));
+    for (int r = 0; r < COUNT; ++r) for (int t = 0; t < TILES; ++t)
+      to[r][t] = _mm512_mul_ps(scaled(sums[r][t], linear, tiles[t], inputs.sums[first + r]), _mm512_set1_ps(inputs.steps[first + r]));
     return;
   }
-  for (int g = 0; g < groups; ++g) {
-    for (int k = 0; k < GROUP; k += 8) {
-      __m512i one[COUNT], two[COUNT];
-      for (int t = 0; t < COUNT; ++t) unpack(weight[t] + size_t(g) * 512 + k * 8, one[t], two[t]);
-      for (int r = 0; r < ROW_COUNT; ++r) {
+  for (int r = 0; r < COUNT; ++r) for (int t = 0; t < TILES; ++t) to[r][t] = _mm512_setzero_ps();
+  for (size_t g = 0; g < size_t(groups); ++g) {
+    for (size_t k = 0; k < GROUP; k += 8) {
+      __m512i one[TILES], two[TILES];
+      VIASD_ALL(t, TILES) unpack(read_ahead(weight[t] + g * 512 + k * 8), one[t], two[t]);
+      VIASD_ALL(r, COUNT) {
         const __m512i few = broadcast(r, g * GROUP + k), more = broadcast(r, g * GROUP + k + 4);
-        for (int t = 0; t < COUNT; ++t)
-          sums[r][t] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[r][t], few, one[t]), more, two[t]);
+        VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], one[t], few);
+        VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], two[t], more);
       }
     }
-    for (int r = 0; r < ROW_COUNT; ++r) for (int t = 0; t < COUNT; ++t) {
-      const size_t at = (size_t(tiles[t]) * groups + g) * TILE;
-      to[r][t] = with_group(to[r][t], sums[r][t], linear, at, inputs.sums[(first + r) * groups + g]);
+    VIASD_ALL(r, COUNT) VIASD_ALL(t, TILES) {
+      to[r][t] = with_group(to[r][t], sums[r][t], linear, (size_t(tiles[t]) * groups + g) * TILE, inputs.sums[(first + r) * groups + g]);
       sums[r][t] = _mm512_setzero_si512();
     }
   }
-  for (int r = 0; r < ROW_COUNT; ++r) for (int t = 0; t < COUNT; ++t)
+  for (int r = 0; r < COUNT; ++r) for (int t = 0; t < TILES; ++t)
     to[r][t] = _mm512_mul_ps(to[r][t], _mm512_set1_ps(inputs.steps[first + r]));
+}
+
+// The same for a chunk of tiles, as many at once as registers hold sums of.
+template <int COUNT>
+inline void chunk_product(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, __m512 (*to)[CHUNK]) {
+  constexpr int MOST = COUNT <= 5 ? 4 : COUNT <= 8 ? 3 : 2;
+  const int parts = (count + MOST - 1) / MOST;
+  for (int t = 0; t < count;) {
+    const int taken = std::min((count + parts - 1) / parts, count - t);
+    const auto own = (__m512 (*)[CHUNK])(&to[0][t]);
+    switch (taken) {
+      case 4: vector_product<COUNT, std::min(MOST, 4)>(linear, tiles + t, inputs, first, own); break;
+      case 3: vector_product<COUNT, std::min(MOST, 3)>(linear, tiles + t, inputs, first, own); break;
+      case 2: vector_product<COUNT, std::min(MOST, 2)>(linear, tiles + t, inputs, first, own); break;
+      default: vector_product<COUNT, 1>(linear, tiles + t, inputs, first, own);
+    }
+    t += taken;
+  }
+}
+
+// Some of `rows` rows, at most AT_ONCE and an even number of them where a token has two; how many.
+inline int some_rows(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, int rows, __m512 (*to)[CHUNK]) {
+  constexpr int AT_ONCE = 12;
+  const int parts = (rows + AT_ONCE - 1) / AT_ONCE, even = (rows + parts - 1) / parts, taken = even + even % linear.planes;
+  switch (taken) {
+#define VIASD_ROWS(number) case number: chunk_product<number>(linear, tiles, count, inputs, first, to); break;
+    VIASD_ROWS(1) VIASD_ROWS(2) VIASD_ROWS(3) VIASD_ROWS(4) VIASD_ROWS(5) VIASD_ROWS(6)
+    VIASD_ROWS(7) VIASD_ROWS(8) VIASD_ROWS(9) VIASD_ROWS(10) VIASD_ROWS(11) VIASD_ROWS(12)
+#undef VIASD_ROWS
+  }
+  return taken;
 }
 
 #ifdef __AMX_INT8__
 template <int COUNT>
-inline void tile_values(const Linear& linear, const int* tiles, const Inputs& inputs, int first, int rows, __m512 (*to)[COUNT]) {
+inline void tile_values(const Linear& linear, const int* tiles, const Inputs& inputs, int first, int rows, __m512 (*to)[CHUNK]) {
   const int depth = linear.inputs, stride = depth * bytes_of(linear), groups = depth / GROUP;
   const char* from = inputs.data + size_t(first) * stride;
   alignas(64) int32_t sums[COUNT][ROWS][TILE];
@@ -304,7 +371,7 @@ inline void tile_values(const Linear& linear, const int* tiles, const Inputs& in
   if (linear.format == INT8) {
     tile_product<COUNT, true>(weight, groups, from, stride, sums);
     for (int r = 0; r < rows; ++r) for (int t = 0; t < COUNT; ++t) {
-      const __m512 value = scaled(_mm512_load_si512(sums[t][r]), linear, size_t(tiles[t]) * TILE);
+      const __m512 value = scaled(_mm512_load_si512(sums[t][r]), linear, tiles[t], inputs.sums[first + r]);
       to[r][t] = _mm512_mul_ps(value, _mm512_set1_ps(inputs.steps[first + r]));
     }
     return;
@@ -316,7 +383,7 @@ inline void tile_values(const Linear& linear, const int* tiles, const Inputs& in
     for (int t = 0; t < COUNT; ++t) {
       for (int k = 0; k < 8; ++k) {
         __m512i one, two;
-        unpack(weight[t] + size_t(g) * 512 + k * 64, one, two);
+        unpack(_mm512_loadu_si512(weight[t] + size_t(g) * 512 + k * 64), one, two);
         _mm512_store_si512(codes[t] + k * 128, one);
         _mm512_store_si512(codes[t] + k * 128 + 64, two);
       }
@@ -332,42 +399,34 @@ inline void tile_values(const Linear& linear, const int* tiles, const Inputs& in
 }
 #endif
 
-// Calls put(token, tile numbers, values, tiles) for some tiles of outputs and every token.
-template <int COUNT, class Put>
-inline void multiply_tiles(const Linear& linear, const int* tiles, const Inputs& inputs, int tokens, bool amx, const Put& put) {
+// Calls put(token, tile numbers, values, tiles) for a chunk of tiles of outputs and every token.
+template <class Put>
+inline void multiply_tiles(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int tokens, bool amx, const Put& put) {
   const int rows = tokens * linear.planes;
-  const auto give = [&](int first, int count, __m512 (*values)[COUNT]) {
-    for (int r = 0; r < count; r += linear.planes) {
-      if (linear.planes == 2)
-        for (int t = 0; t < COUNT; ++t) values[r][t] = _mm512_add_ps(values[r][t], values[r + 1][t]);
-      if (linear.bias)
-        for (int t = 0; t < COUNT; ++t)
-          values[r][t] = _mm512_add_ps(values[r][t], _mm512_loadu_ps(linear.bias + size_t(tiles[t]) * TILE));
-      put((first + r) / linear.planes, tiles, values[r], COUNT);
-    }
-  };
+  __m512 values[ROWS][CHUNK];
+  for (int first = 0, taken; first < rows; first += taken) {
 #ifdef __AMX_INT8__
-  // Four bits are unpacked for every product: beside few rows that takes longer than the product of vectors.
-  if (amx && (linear.format != INT4 || rows > 4)) {
-    __m512 values[ROWS][COUNT];
-    for (int first = 0; first < rows; first += ROWS) {
-      const int count = std::min(ROWS, rows - first);
-      tile_values<COUNT>(linear, tiles, inputs, first, count, values);
-      give(first, count, values);
-    }
-    return;
-  }
+    // Four bits are unpacked for every product: beside few rows that takes longer than the product of vectors.
+    if (amx && (linear.format != INT4 || rows > 4)) {
+      taken = std::min(ROWS, rows - first);
+      switch (count) {
+        case 4: tile_values<4>(linear, tiles, inputs, first, taken, values); break;
+        case 3: tile_values<3>(linear, tiles, inputs, first, taken, values); break;
+        case 2: tile_values<2>(linear, tiles, inputs, first, taken, values); break;
+        default: tile_values<1>(linear, tiles, inputs, first, taken, values);
+      }
+    } else
 #endif
-  __m512 values[4][COUNT];
-  int first = 0;
-  for (; rows - first >= 4; first += 4) vector_product<4, COUNT>(linear, tiles, inputs, first, values), give(first, 4, values);
-  switch (rows - first) {
-    case 3: vector_product<3, COUNT>(linear, tiles, inputs, first, values); break;
-    case 2: vector_product<2, COUNT>(linear, tiles, inputs, first, values); break;
-    case 1: vector_product<1, COUNT>(linear, tiles, inputs, first, values); break;
-    default: return;
+      taken = some_rows(linear, tiles, count, inputs, first, rows - first, values);
+    for (int r = 0; r < taken; r += linear.planes) {
+      if (linear.planes == 2)
+        for (int t = 0; t < count; ++t) values[r][t] = _mm512_add_ps(values[r][t], values[r + 1][t]);
+      if (linear.bias)
+        for (int t = 0; t < count; ++t)
+          values[r][t] = _mm512_add_ps(values[r][t], _mm512_loadu_ps(linear.bias + size_t(tiles[t]) * TILE));
+      put((first + r) / linear.planes, tiles, values[r], count);
+    }
   }
-  give(first, rows - first, values);
 }
 
 // Work that threads share. A thread that comes late, since another process has its core, finds the chunks taken and
@@ -404,14 +463,9 @@ inline void multiply(const Linear& linear, const Make& make_inputs, int tokens, 
   share(stage, (tiles + at_once - 1) / at_once, [&](int chunk) {
     if (!inputs) inputs = &make_inputs();
     const int first = chunk * at_once, count = std::min(at_once, tiles - first);
-    int numbers[4];
+    int numbers[CHUNK];
     for (int t = 0; t < count; ++t) numbers[t] = linear.tile_pairs ? (first + t) / 2 + (t % 2 ? half : 0) : first + t;
-    switch (count) {
-      case 4: multiply_tiles<4>(linear, numbers, *inputs, tokens, amx, put); break;
-      case 3: multiply_tiles<3>(linear, numbers, *inputs, tokens, amx, put); break;
-      case 2: multiply_tiles<2>(linear, numbers, *inputs, tokens, amx, put); break;
-      default: multiply_tiles<1>(linear, numbers, *inputs, tokens, amx, put);
-    }
+    multiply_tiles(linear, numbers, count, *inputs, tokens, amx, put);
   });
 }
 

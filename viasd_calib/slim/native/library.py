@@ -32,7 +32,7 @@ class LinearStruct(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("format", "inputs", "outputs", "tile_pairs", "planes", "padding")),
-        *((name, ctypes.c_void_p) for name in ("weight", "steps", "lowest", "sums", "bias")),
+        *((name, ctypes.c_void_p) for name in ("weight", "steps", "lowest", "bias")),
     )
 
 

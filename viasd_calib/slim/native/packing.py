@@ -26,7 +26,6 @@ class PackedWeight(NamedTuple):
         tiles: the weight, as kernels.h describes it.
         steps: of codes, float32: [out] for 8 bits, [out / 16, in / 64, 16] for 4 bits; empty for 16.
         lowest: values of code 0 for 4 bits, as steps; else empty.
-        sums: 128 times the sum of codes, int32, as steps.
     """
 
     bits: int
@@ -34,7 +33,6 @@ class PackedWeight(NamedTuple):
     tiles: Tensor
     steps: Tensor
     lowest: Tensor
-    sums: Tensor
 
     def struct(self, bias: Tensor | None, tile_pairs: bool = False, input_bits: int = 16) -> LinearStruct:
         """What the kernels are told of a layer; it holds no reference to the tensors.
@@ -73,7 +71,7 @@ def pack_bfloat16(weight: Tensor) -> PackedWeight:
     out, inputs = filled.shape
     tiles = filled.view(out // TILE, TILE, inputs // 2, 2).transpose(1, 2).contiguous()  # [tiles, in / 2, 16, 2]
     none = torch.empty(0)
-    return PackedWeight(16, (weight.shape[0], weight.shape[1]), tiles, none, none, none)
+    return PackedWeight(16, (weight.shape[0], weight.shape[1]), tiles, none, none)
 
 
 def unpack_bfloat16(packed: PackedWeight) -> Tensor:
@@ -94,9 +92,10 @@ def pack_rounded(weight: RoundedWeight) -> PackedWeight:
     out, inputs = codes.shape
     shape = (weight.codes.shape[0], weight.codes.shape[1])
     if weight.bits == 8:
-        tiles = codes.view(out // TILE, TILE, inputs // 4, 4).transpose(1, 2).contiguous()  # [tiles, in / 4, 16, 4]
+        above_zero = codes.view(torch.uint8) ^ 128  # codes and 128
+        tiles = above_zero.view(out // TILE, TILE, inputs // 4, 4).transpose(1, 2).contiguous()  # [tiles, in / 4, 16, 4]
         steps = torch.nn.functional.pad(weight.steps[:, 0], (0, out - shape[0]))
-        return PackedWeight(8, shape, tiles, steps.contiguous(), torch.empty(0), 128 * codes.sum(1, dtype=torch.int32))
+        return PackedWeight(8, shape, tiles, steps.contiguous(), torch.empty(0))
     groups = codes.view(out // TILE, TILE, inputs // GROUP, GROUP)  # [tiles, 16, groups, 64]
     halves = groups.view(*groups.shape[:3], 8, 2, 4).to(torch.uint8)
     tiles = (
@@ -108,8 +107,7 @@ def pack_rounded(weight: RoundedWeight) -> PackedWeight:
         filled = torch.nn.functional.pad(of_groups, (0, 0, 0, out - of_groups.shape[0]))
         return filled.view(out // TILE, TILE, -1).transpose(1, 2).contiguous()
 
-    sums = 128 * groups.sum(3, dtype=torch.int32).flatten(0, 1)  # [out, groups]
-    return PackedWeight(4, shape, tiles, by_tile(weight.steps), by_tile(weight.lowest), by_tile(sums))
+    return PackedWeight(4, shape, tiles, by_tile(weight.steps), by_tile(weight.lowest))
 
 
 def pack_bias(bias: Tensor | None) -> Tensor | None:
