@@ -128,7 +128,7 @@ class BackendModels(OffloadOptions, SpecModels):
     """The same, by a backend.
 
     Args:
-        backend: what runs models: native (bfloat16 on a CPU with AVX-512 BF16 and VNNI), packed (a CPU), eager, or
+        backend: what runs models: native (bfloat16 on a CPU with AVX-512 and VNNI), packed (a CPU), eager, or
             compiled (minutes to compile first); where it is left out, the first of these that can run here.
     """
 

@@ -108,11 +108,11 @@ def round_inputs(inputs: Tensor, bits: InputBits) -> RoundedInputs:
     """
     inputs = inputs.float()
     step = _nonzero(inputs.abs().amax(1, keepdim=True) / INPUT_STEPS)  # [rows, 1]
-    codes = (inputs / step).round()
+    codes = (inputs * (1 / step)).round()  # as kernels do, which divide once a row
     if bits == 8:
         return RoundedInputs(codes[None], step[None])
     fine = step / FINE_STEPS
-    rest = ((inputs - codes * step) / fine).round()
+    rest = ((inputs - codes * step) * (1 / fine)).round()
     return RoundedInputs(torch.stack([codes, rest]), torch.stack([step, fine]))
 
 

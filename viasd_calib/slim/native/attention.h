@@ -1,10 +1,12 @@
-// Softmax attention of a few queries over cached keys and values in bfloat16: by vectors, or by AMX tiles where all query
-// heads that share keys, of all tokens of a pass, are rows of one product. What a query gives does not depend on others.
+// Softmax attention of a few queries over cached keys and values in bfloat16: by vectors, for at most four queries of heads
+// that share keys, or by AMX tiles, for sixteen. What a query gives does not depend on others.
 #pragma once
 
 #include "kernels.h"
 
 namespace viasd {
+
+constexpr int MOST_WIDTH = 512;  // of a head
 
 // One head's keys and values, [slots][width] each, of which `capacity` may be read.
 struct Head {
@@ -22,26 +24,56 @@ struct Span {
 
 inline Span span_of(int position, int window) { return {window && position >= window ? position + 1 - window : 0, position + 1}; }
 
-// One query: scores has room for its slots; to [width].
-inline void attend(const Head& head, const bfloat16* query, Span span, float* scores, float* to) {
-  const int count = span.end - span.first;
-  const bfloat16* keys = head.keys + size_t(span.first) * head.width;
-  const bfloat16* values = head.values + size_t(span.first) * head.width;
-  float top = -INFINITY;
-  for (int s = 0; s < count; ++s) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int i = 0; i < head.width; i += 32) {
-      const __m512i some = _mm512_loadu_si512(query + i), other = _mm512_loadu_si512(keys + size_t(s) * head.width + i);
-#ifdef __AVX512BF16__
-      sum = _mm512_dpbf16_ps(sum, (__m512bh)some, (__m512bh)other);
-#else
-      sum = _mm512_fmadd_ps(firsts_of(some), firsts_of(other), sum);
-      sum = _mm512_fmadd_ps(seconds_of(some), seconds_of(other), sum);
-#endif
-    }
-    scores[s] = _mm512_reduce_add_ps(sum) * head.scaling;
-    top = std::max(top, scores[s]);
+constexpr int SOME_QUERIES = 4;
+constexpr int SOME_SLOTS = 4;
+
+// The sums of 16 vectors, one a lane. Each is summed in the same order, whatever its place.
+inline __m512 sums_of(__m512 (&vectors)[16]) {
+  for (int i = 0; i < 8; ++i)
+    vectors[i] = _mm512_add_ps(_mm512_unpacklo_ps(vectors[2 * i], vectors[2 * i + 1]), _mm512_unpackhi_ps(vectors[2 * i], vectors[2 * i + 1]));
+  for (int i = 0; i < 4; ++i) {
+    const __m512d one = (__m512d)vectors[2 * i], two = (__m512d)vectors[2 * i + 1];
+    vectors[i] = _mm512_add_ps((__m512)_mm512_unpacklo_pd(one, two), (__m512)_mm512_unpackhi_pd(one, two));
   }
+  const auto halved = [](__m512 one, __m512 two) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(one, two, 0x88), _mm512_shuffle_f32x4(one, two, 0xDD));
+  };
+  return halved(halved(vectors[0], vectors[1]), halved(vectors[2], vectors[3]));
+}
+
+// Bytes that attend works in, for queries whose last one reads up to slot `end`.
+inline size_t vector_attention_bytes(int end) { return size_t(SOME_QUERIES) * (end + SOME_SLOTS) * 4; }
+
+// Scores of COUNT queries with the slots from `begin` to `end`: scores[i][slot - begin], and up to three more.
+template <int COUNT>
+inline void scores_of(const Head& head, const bfloat16 (*queries)[MOST_WIDTH], int begin, int end, float* const* scores) {
+  for (int s = begin; s < end; s += SOME_SLOTS) {
+    const bfloat16* keys[SOME_SLOTS];
+    VIASD_ALL(k, SOME_SLOTS) keys[k] = head.keys + size_t(std::min(s + k, end - 1)) * head.width;
+    __m512 sums[SOME_QUERIES * SOME_SLOTS];
+    VIASD_ALL(i, SOME_QUERIES * SOME_SLOTS) sums[i] = _mm512_setzero_ps();
+    for (int j = 0; j < head.width; j += 32) {
+      __m512i some[SOME_SLOTS];
+      VIASD_ALL(k, SOME_SLOTS) some[k] = _mm512_loadu_si512(keys[k] + j);
+      VIASD_ALL(i, COUNT) {
+        const __m512i query = _mm512_loadu_si512(queries[i] + j);
+#ifdef __AVX512BF16__
+        VIASD_ALL(k, SOME_SLOTS) sums[i * SOME_SLOTS + k] = with_products(sums[i * SOME_SLOTS + k], some[k], query);
+#else
+        VIASD_ALL(k, SOME_SLOTS) sums[i * SOME_SLOTS + k] = with_products(sums[i * SOME_SLOTS + k], firsts_of(some[k]), firsts_of(query));
+        VIASD_ALL(k, SOME_SLOTS) sums[i * SOME_SLOTS + k] = with_products(sums[i * SOME_SLOTS + k], seconds_of(some[k]), seconds_of(query));
+#endif
+      }
+    }
+    const __m512 found = _mm512_mul_ps(sums_of(sums), _mm512_set1_ps(head.scaling));
+    VIASD_ALL(i, COUNT) _mm_storeu_ps(scores[i] + s - begin, _mm512_extractf32x4_ps(found, i));
+  }
+}
+
+// Scores of a span become shares, but for the factor that is returned.
+inline float shares_of(float* scores, int count) {
+  float top = -INFINITY;
+  for (int s = 0; s < count; ++s) top = std::max(top, scores[s]);
   __m512 total = _mm512_setzero_ps();
   for (int s = 0; s < count; s += 16) {
     const __mmask16 own = count - s < 16 ? __mmask16((1u << (count - s)) - 1) : __mmask16(0xFFFF);
@@ -49,11 +81,60 @@ inline void attend(const Head& head, const bfloat16* query, Span span, float* sc
     total = _mm512_add_ps(total, share);
     _mm512_mask_storeu_ps(scores + s, own, share);
   }
-  const __m512 factor = _mm512_set1_ps(1 / _mm512_reduce_add_ps(total));
-  for (int i = 0; i < head.width; i += 16) {
-    __m512 mixed = _mm512_setzero_ps();
-    for (int s = 0; s < count; ++s) mixed = _mm512_fmadd_ps(_mm512_set1_ps(scores[s]), widen(values + size_t(s) * head.width + i), mixed);
-    _mm512_storeu_ps(to + i, _mm512_mul_ps(mixed, factor));
+  return 1 / _mm512_reduce_add_ps(total);
+}
+
+// Values of the slots from `begin` to `end`, VECTORS times 16 of their numbers from `j` on, mixed by shares[i][slot - begin].
+template <int COUNT, int VECTORS>
+inline void mix(const Head& head, int begin, int end, int j, const float* const* shares, const float* factors, float* const* to) {
+  __m512 mixed[COUNT][VECTORS];
+  VIASD_ALL(i, COUNT) VIASD_ALL(v, VECTORS) mixed[i][v] = _mm512_setzero_ps();
+  for (int s = begin; s < end; ++s) {
+    __m512 values[VECTORS];
+    VIASD_ALL(v, VECTORS) values[v] = widen(head.values + size_t(s) * head.width + j + v * 16);
+    VIASD_ALL(i, COUNT) {
+      const __m512 share = _mm512_set1_ps(shares[i][s - begin]);
+      VIASD_ALL(v, VECTORS) mixed[i][v] = with_products(mixed[i][v], values[v], share);
+    }
+  }
+  VIASD_ALL(i, COUNT) VIASD_ALL(v, VECTORS) _mm512_storeu_ps(to[i] + j + v * 16, _mm512_mul_ps(mixed[i][v], _mm512_set1_ps(factors[i])));
+}
+
+// COUNT queries of heads that share keys: queries[i] and to[i] are [width], float32.
+template <int COUNT>
+inline void attend_some(const Head& head, const float* const* queries, const Span* spans, float* memory, float* const* to) {
+  bfloat16 rounded[COUNT][MOST_WIDTH];
+  int begin = spans[0].first, end = 0;
+  for (int i = 0; i < COUNT; ++i) {
+    for (int j = 0; j < head.width; j += 16) narrow(rounded[i] + j, _mm512_loadu_ps(queries[i] + j));
+    begin = std::min(begin, spans[i].first), end = std::max(end, spans[i].end);
+  }
+  float* scores[COUNT];
+  float factors[COUNT];
+  for (int i = 0; i < COUNT; ++i) scores[i] = memory + size_t(i) * (end - begin + SOME_SLOTS);
+  scores_of<COUNT>(head, rounded, begin, end, scores);
+  for (int i = 0; i < COUNT; ++i) {  // a slot that one query does not read has no share in it
+    std::fill(scores[i], scores[i] + spans[i].first - begin, 0.0f);
+    std::fill(scores[i] + spans[i].end - begin, scores[i] + end - begin, 0.0f);
+    factors[i] = shares_of(scores[i] + spans[i].first - begin, spans[i].end - spans[i].first);
+  }
+  int j = 0;
+  for (; j + 64 <= head.width; j += 64) mix<COUNT, 4>(head, begin, end, j, scores, factors, to);
+  for (; j < head.width; j += 16) mix<COUNT, 1>(head, begin, end, j, scores, factors, to);
+}
+
+// How many of `queries` queries a thread takes at once: four, or less where some threads would have none.
+inline int queries_at_once(int queries, int shared_heads, int threads) {
+  return std::clamp(queries * shared_heads / (2 * threads), 1, SOME_QUERIES);
+}
+
+// At most four queries.
+inline void attend(const Head& head, int count, const float* const* queries, const Span* spans, float* memory, float* const* to) {
+  switch (count) {
+    case 4: return attend_some<4>(head, queries, spans, memory, to);
+    case 3: return attend_some<3>(head, queries, spans, memory, to);
+    case 2: return attend_some<2>(head, queries, spans, memory, to);
+    default: return attend_some<1>(head, queries, spans, memory, to);
   }
 }
 

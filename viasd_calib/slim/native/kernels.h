@@ -131,16 +131,16 @@ inline void put_token(const Linear& linear, const float* token, int count, int n
   __m512 largest = _mm512_setzero_ps();
   for (int i = 0; i < count; i += 16) largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_loadu_ps(token + i)));
   const float top = _mm512_reduce_max_ps(largest), step = top > 0 ? top / 127 : 1, fine = step / 254;
-  const __m512 coarse_step = _mm512_set1_ps(step), fine_step = _mm512_set1_ps(fine);
+  const __m512 coarse_step = _mm512_set1_ps(step), steps = _mm512_set1_ps(1 / step), fine_steps = _mm512_set1_ps(1 / fine);
   char* rest = data + linear.inputs;
   to.steps[row] = step;
   for (int i = 0; i < count; i += 16) {
     const __m512 values = _mm512_loadu_ps(token + i);
-    const __m512i codes = _mm512_cvtps_epi32(_mm512_div_ps(values, coarse_step));
+    const __m512i codes = _mm512_cvtps_epi32(_mm512_mul_ps(values, steps));
     put_codes(data + i, codes);
     if (linear.planes == 1) continue;
     const __m512 left = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(codes), coarse_step, values);
-    put_codes(rest + i, _mm512_cvtps_epi32(_mm512_div_ps(left, fine_step)));
+    put_codes(rest + i, _mm512_cvtps_epi32(_mm512_mul_ps(left, fine_steps)));
   }
   finish_codes(linear, data, count, row, to);
   if (linear.planes == 1) return;

@@ -22,7 +22,7 @@ from viasd_calib.progress import steps
 SOURCES = ("attention.h", "kernels.h", "statistics.h", "passes.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
-"""Instructions that a CPU must have for the kernels, as Linux names them; AVX-512 BF16 and AMX are used where it has them."""
+"""Instructions that a CPU must have for the kernels, as Linux names them; AVX-512 BF16 and AMX are used where there."""
 SECONDS = 300
 """That compiling may take at most."""
 

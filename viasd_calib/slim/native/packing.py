@@ -93,7 +93,9 @@ def pack_rounded(weight: RoundedWeight) -> PackedWeight:
     shape = (weight.codes.shape[0], weight.codes.shape[1])
     if weight.bits == 8:
         above_zero = codes.view(torch.uint8) ^ 128  # codes and 128
-        tiles = above_zero.view(out // TILE, TILE, inputs // 4, 4).transpose(1, 2).contiguous()  # [tiles, in / 4, 16, 4]
+        tiles = (
+            above_zero.view(out // TILE, TILE, inputs // 4, 4).transpose(1, 2).contiguous()
+        )  # [tiles, in / 4, 16, 4]
         steps = torch.nn.functional.pad(weight.steps[:, 0], (0, out - shape[0]))
         return PackedWeight(8, shape, tiles, steps.contiguous(), torch.empty(0))
     groups = codes.view(out // TILE, TILE, inputs // GROUP, GROUP)  # [tiles, 16, groups, 64]

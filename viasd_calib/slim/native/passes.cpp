@@ -139,9 +139,9 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
   const int queries = model.heads * width, keys = model.shared_heads * width, wide = queries + 2 * keys;
   const int most = int(whole(std::max({hidden, queries, model.neurons})));
 #ifdef __AMX_INT8__
-  const size_t attention = attention_bytes(width, start + rows);
+  const size_t attention = std::max(attention_bytes(width, start + rows), vector_attention_bytes(start + rows));
 #else
-  const size_t attention = size_t(start + rows) * 4;
+  const size_t attention = vector_attention_bytes(start + rows);
 #endif
   const size_t own_bytes = Own::bytes(most, rows, attention);
   std::vector<Stage> stages(size_t(count) * STAGES);
@@ -181,7 +181,7 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
             narrow(cache.values + at + i, _mm512_loadu_ps(from + keys + i));
           }
         });
-        const int sharing = rows * group, at_once = amx_allowed ? ROWS : 1, parts = (sharing + at_once - 1) / at_once;
+        const int sharing = rows * group, at_once = amx_allowed ? ROWS : queries_at_once(sharing, model.shared_heads, team), parts = (sharing + at_once - 1) / at_once;
         share(stage[2], parts * model.shared_heads, [&](int item) {
           const int head = item % model.shared_heads, first = item / model.shared_heads * at_once;
           const size_t at = layer.index * cache.layer_stride + size_t(head) * cache.capacity * width;
@@ -199,9 +199,7 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
 #ifdef __AMX_INT8__
           if (amx_allowed) return attend_tiles(cached, count, from, spans, (char*)own.scores, to);
 #endif
-          bfloat16 query[512];
-          for (int i = 0; i < width; i += 16) narrow(query + i, _mm512_loadu_ps(from[0] + i));
-          attend(cached, query, spans[0], own.scores, to[0]);
+          attend(cached, count, from, spans, own.scores, to);
         });
         const auto attended = [&]() -> const Inputs& { return own.of(layer.out, between, queries, rows, nullptr, 0); };
         multiply(layer.out, attended, rows, stage[3], team, amx_allowed, add);

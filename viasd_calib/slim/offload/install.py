@@ -227,7 +227,7 @@ def _bind(product: ColdProduct, view: Tensor, native: bool) -> None:
         setattr(product.holder, product.names[0], streamed)
         return
     none = torch.empty(0)
-    packed = PackedWeight(16, (sum(sizes), product.linears[0].in_features), view, none, none, none)
+    packed = PackedWeight(16, (sum(sizes), product.linears[0].in_features), view, none, none)
     layer = NativeLinear(packed, joint_bias([linear.bias for linear in product.linears], sizes))
     if len(sizes) == 1:
         setattr(product.holder, product.names[0], layer)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,20 +11,12 @@ from torch import Tensor, nn
 from viasd_calib.slim.fused_linear import FusedLinearPart
 from viasd_calib.slim.low_bit import Bits, InputBits, LowBitLinear, RoundedWeight, round_inputs
 from viasd_calib.slim.native import linear
-from viasd_calib.slim.native.library import kernels, why_no_kernels
+from viasd_calib.slim.native.library import why_no_kernels
 from viasd_calib.slim.native.linear import NativeLinear, native_linear, pack_low_bits
 from viasd_calib.slim.native.packing import pack_rounded
 
 LACKING = why_no_kernels(torch.device("cpu"), torch.bfloat16)
 pytestmark = pytest.mark.skipif(LACKING is not None, reason=f"the kernels do not run here: {LACKING}")
-
-
-@pytest.fixture(params=[1, 0], ids=["amx", "avx512"], scope="module", autouse=True)
-def instructions(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Both ways to multiply; one CPU may have the second alone, and runs it twice."""
-    kernels().viasd_use_amx(request.param)
-    yield
-    kernels().viasd_use_amx(1)
 
 
 def rows_of(seed: int, count: int, width: int) -> Tensor:

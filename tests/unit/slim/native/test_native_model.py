@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.low_bit import round_linears
 from viasd_calib.slim.native import library, model
-from viasd_calib.slim.native.library import kernels, why_no_kernels
+from viasd_calib.slim.native.library import why_no_kernels
 from viasd_calib.slim.native.model import NativeModel
 from viasd_calib.slim.native.stack import FAMILIES
 from viasd_calib.spec import Route
@@ -26,13 +25,6 @@ CPU, DTYPE = torch.device("cpu"), torch.bfloat16
 LACKING = why_no_kernels(CPU, DTYPE)
 pytestmark = pytest.mark.skipif(LACKING is not None, reason=f"the kernels do not run here: {LACKING}")
 LENGTH = 40
-
-
-@pytest.fixture(params=[1, 0], ids=["amx", "avx512"], scope="module", autouse=True)
-def instructions(request: pytest.FixtureRequest) -> Iterator[None]:
-    kernels().viasd_use_amx(request.param)
-    yield
-    kernels().viasd_use_amx(1)
 
 
 def opened(family: str, backend: str, route: Route | None = None, bits: int | None = None) -> RoutedModel:
