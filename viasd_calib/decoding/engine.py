@@ -212,7 +212,7 @@ def assemble(
     routed = load_routed(verifier.model, spec.route, folder, backend)
     drafter = build_drafter(spec.draft, draft_folder or folder, routed, verifier.tokenizer)
     if offload is not None:
-        stream_layers(routed, spec.route, offload, backend, verifier.ref.weights_sha256)
+        stream_layers(routed, spec.route, offload, backend)
     routed.expect_taps(drafter.taps)
     prepare((verifier.model, *routed.slim_networks, *drafter.networks), backend, routed.device, routed.dtype)
     give_freed_memory_back()

@@ -38,7 +38,12 @@ class LayerWeights:
     Args:
         model: the model, whose other weights are in memory.
         read: gives weights of these shapes by their names in the model.
+
+    Attributes:
+        sha256: hash of the model's weights, under which what is made of them is kept; None where nobody can say.
     """
+
+    sha256: str | None = None
 
     def __init__(
         self, model: PreTrainedModel, read: Callable[[Mapping[str, Sequence[int]]], dict[str, Tensor]]

@@ -118,6 +118,9 @@ def load_verifier(
         )
         tokenizer = AutoTokenizer.from_pretrained(words_at, revision=hub_revision, trust_remote_code=trust_remote_code)
         weights = weights_sha256(name_or_path, hub_revision)
+    apart = layer_weights(model)
+    if apart is not None:
+        apart.sha256 = weights
     _check_kind(model, name_or_path)
     check_template(tokenizer, name_or_path)
     _freeze(model, device)

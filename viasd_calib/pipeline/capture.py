@@ -78,7 +78,7 @@ def capture(options: CaptureOptions, load: lazy_types.LoadVerifier | None = None
     if options.draft != "none":
         drafter = build_drafter(*name_draft(options.draft), RoutedModel(loaded.model), loaded.tokenizer)
     if offload is not None:
-        stream_layers(RoutedModel(loaded.model), None, offload, "eager", loaded.ref.weights_sha256)
+        stream_layers(RoutedModel(loaded.model), None, offload, "eager")
     settings = CaptureSettings(
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,

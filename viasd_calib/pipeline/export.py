@@ -97,7 +97,7 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
             "route": copy_parts(fitted.route, fit_folder, path.parent),
         }
     )
-    routed = load_ready(loaded.model, spec.route, path.parent, offload, loaded.ref.weights_sha256)
+    routed = load_ready(loaded.model, spec.route, path.parent, offload)
     cost = RelativeCost(
         measured={width: round(share, 4) for width, share in relative_cost(routed).items()},
         device=options.device,

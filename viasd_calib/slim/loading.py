@@ -37,13 +37,11 @@ def load_ready(
     route: Route,
     folder: Path,
     offload: Offload | None = None,
-    weights_sha256: str | None = None,
 ) -> RoutedModel:
     """The same on the backend that decodes by default, ready for it; that backend may change ``model`` in place.
 
     Args:
         offload: how layers are read of a verifier that was loaded without them.
-        weights_sha256: hash of its weights, then.
 
     Raises:
         SpecError: the parts of the route do not fit the verifier.
@@ -52,7 +50,7 @@ def load_ready(
     backend = choose_backend(model)
     routed = load_routed(model, route, folder, backend)
     if offload is not None:
-        stream_layers(routed, route, offload, backend, weights_sha256)
+        stream_layers(routed, route, offload, backend)
     prepare((model, *routed.slim_networks), backend, routed.device, routed.dtype)
     if offload is not None:
         give_freed_memory_back()

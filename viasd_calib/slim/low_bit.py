@@ -29,6 +29,9 @@ FINE_STEPS = 254
 WIDENED_BYTES = 4 * 2**30
 """Memory that :func:`widened_weights` takes at most."""
 
+ROUNDING = 1
+"""Of :func:`round_weight`: another number for a rule that gives other codes, which were kept by the old one."""
+
 Bits = Literal[8, 4]
 InputBits = Literal[16, 8]
 
@@ -127,6 +130,7 @@ class LowBitLinear(Unsaved, nn.Module):
         linear: what it is made from.
         bits: of a weight.
         input_bits: of an input.
+        rounded: what its weight comes to in these bits, where that is known; the plain one is then not read.
 
     Example:
         >>> layer = LowBitLinear(nn.Linear(64, 16), 8)
@@ -134,12 +138,14 @@ class LowBitLinear(Unsaved, nn.Module):
         torch.Size([2, 3, 16])
     """
 
-    def __init__(self, linear: nn.Linear, bits: Bits, input_bits: InputBits = 16) -> None:
+    def __init__(
+        self, linear: nn.Linear, bits: Bits, input_bits: InputBits = 16, rounded: RoundedWeight | None = None
+    ) -> None:
         super().__init__()
         self.in_features = linear.in_features
         self.out_features = linear.out_features
         self.input_bits: InputBits = input_bits
-        self.rounded = round_weight(linear.weight, bits)
+        self.rounded = round_weight(linear.weight, bits) if rounded is None else rounded
         self.bias = linear.bias
         self.cost_key = bits, input_bits
         self._widened: Tensor | None = None

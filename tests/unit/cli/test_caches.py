@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from viasd_calib.cli import main
 from viasd_calib.cli.caches import cache_folders
 from viasd_calib.models.hashes import cache_folder
+from viasd_calib.slim.offload.layer_files import files_folder
+from viasd_calib.slim.offload.rounded_files import rounded_folder
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +28,8 @@ def test_folders_are_those_that_are_filled(home: str, tmp_path: Path, monkeypatc
     monkeypatch.setenv(home, str(tmp_path / "other"))
     assert cache_folders()["converted"] == cache_folder() / "gguf"
     assert cache_folders()["hashes"] == cache_folder() / "hashes"
+    assert cache_folders()["layers"] in files_folder("0", "native").parents
+    assert cache_folders()["low_bits"] in rounded_folder("0", torch.float32).parents
 
 
 def test_caches_are_shown_and_one_is_emptied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,7 +46,9 @@ def test_caches_are_shown_and_one_is_emptied(tmp_path: Path, capsys: pytest.Capt
     assert [name for name, folder in folders.items() if not folder.exists()] == ["compiled"]
     assert main(["cache", "--clear", "compiled"]) == 0
     assert main(["cache", "--clear", "all"]) == 2
-    assert "--clear is 'all'; give one of converted, layers, hashes, native, compiled" in capsys.readouterr().err
+    assert (
+        "--clear is 'all'; give one of converted, layers, low_bits, hashes, native, compiled" in capsys.readouterr().err
+    )
 
 
 def test_an_empty_variable_names_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

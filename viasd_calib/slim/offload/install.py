@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -94,14 +95,11 @@ def keep_resident(model: PreTrainedModel, route: Route) -> None:
     weights.keep([one.weight for one in weights.linears if id(one) not in inside])
 
 
-def stream_layers(
-    routed: RoutedModel, route: Route | None, offload: Offload, backend: Backend, weights_sha256: str | None
-) -> None:
+def stream_layers(routed: RoutedModel, route: Route | None, offload: Offload, backend: Backend) -> None:
     """Let q read its cold sublayers for each pass, in place; asked before a backend prepares the modules.
 
     Args:
         route: of q'; None where there is none, and all of q may be cold.
-        weights_sha256: hash of q's weights, under which their files are kept.
 
     Raises:
         ModelError: the backend or the device cannot do so, the memory is too little, or the model has its layers.
@@ -111,14 +109,16 @@ def stream_layers(
     weights = layer_weights(routed.model)
     if weights is None:
         raise ModelError("the verifier was loaded with its layers; load it with layers=False, or leave out the Offload")
-    if weights_sha256 is None:
+    if weights.sha256 is None:
         raise ModelError("the verifier's weights have no hash to keep them under; give a folder, a hub id or a .gguf")
     residency = choose_residency(weights, [*routed.layers], route, _bytes_of_others(routed, weights), offload.memory)
     for layer, kinds in cold_sublayers(route, len(routed.layers)).items():
         if layer not in residency.cold:
             weights.keep([one.weight for one in linears_in(routed.layers[layer], kinds)])
+    native = backend == "native"
     if residency.cold:
-        routed.cold = _cold_sublayers(routed, weights, residency, offload, backend == "native", weights_sha256)
+        folder = files_folder(weights.sha256, "native" if native else str(routed.model.dtype).removeprefix("torch."))
+        routed.cold = _cold_sublayers(routed, weights, residency, offload, native, folder)
     weights.release()
 
 
@@ -135,9 +135,8 @@ def _cold_sublayers(
     residency: Residency,
     offload: Offload,
     native: bool,
-    weights_sha256: str,
+    folder: Path,
 ) -> ColdSublayers:
-    folder = files_folder(weights_sha256, "native" if native else str(routed.model.dtype).removeprefix("torch."))
     keys: list[Key] = [(kind, layer) for layer, kinds in residency.cold.items() for kind in kinds]
     products = [cold_products(routed.layers[layer].get_submodule(MODULES[kind]), native) for kind, layer in keys]
     files = [

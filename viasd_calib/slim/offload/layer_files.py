@@ -1,4 +1,4 @@
-"""Weights of sublayers on disk, one file each, in the order that a backend reads them.
+"""Weights of sublayers on disk, one file each, in the order that they are read.
 
 A file is the bytes of the sublayer's tensors one after the other, each from a multiple of 64 bytes on, and zeros up
 to a whole page; beside it lies a description with its hash. Files are written whole or not at all, so that a
@@ -8,6 +8,7 @@ conversion that was stopped goes on where it was, and two processes may make the
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from viasd_calib.errors import StorageError
+from viasd_calib.errors import JobWarning, StorageError
 from viasd_calib.files import atomic_path, write_json
 from viasd_calib.models.hashes import cache_folder, cached_sha256
 from viasd_calib.slim.native.packing import whole
@@ -114,7 +115,7 @@ def files_folder(weights_sha256: str, layout: str) -> Path:
 
 
 def sublayer_file(path: Path, shapes: Mapping[str, Shape], make: Callable[[], Mapping[str, Tensor]]) -> SublayerFile:
-    """The file of a sublayer, made where it is not there, or is no longer what was written.
+    """The file of a sublayer, made where it is not there, or, with a warning, is no longer what was written.
 
     Args:
         shapes: of its tensors, by name.
@@ -152,14 +153,17 @@ def _is_whole(path: Path, length: int, tensors: Mapping[str, tuple[int, tuple[in
     """Whether a file is what its description says, and that what is wanted."""
     try:
         described = _Description.model_validate_json(_beside(path).read_bytes())
-        wanted = (length, tensors)
-        if (described.bytes, described.tensors) != wanted or path.stat().st_size != length:
-            return False
-        return cached_sha256(path) == described.sha256
-    except (FileNotFoundError, ValidationError):
+        alike = (described.bytes, described.tensors, path.stat().st_size) == (length, tensors, length)
+        if alike and cached_sha256(path) == described.sha256:
+            return True
+    except FileNotFoundError:  # never made, not finished, or removed
         return False
+    except ValidationError:
+        pass
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}; remove it and run again") from error
+    warnings.warn(f"{path} is not what was written; it is made anew", JobWarning, stacklevel=2)
+    return False
 
 
 def _beside(path: Path) -> Path:

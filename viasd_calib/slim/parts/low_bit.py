@@ -1,7 +1,8 @@
 """Low bits: sublayers, and the output head, whose weights q' runs in 8 or 4 bits (:mod:`viasd_calib.slim.low_bit`).
 
 They are a copy of what the other parts of the route run, made when the spec is loaded; the copy takes memory, which
-skipped sublayers and narrow MLPs do not.
+skipped sublayers and narrow MLPs do not. That of a verifier whose layers are read for each pass is made once, and kept
+(:mod:`viasd_calib.slim.offload.rounded_files`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import random
 import statistics
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,13 +19,13 @@ from torch import nn
 
 from viasd_calib.errors import JobWarning, SpecError
 from viasd_calib.files import read_json, write_json
-from viasd_calib.models.offloaded import layers_in_memory
 from viasd_calib.slim.bit_choice import MeasuredBits, choose_bits
 from viasd_calib.slim.bit_costs import Shape, product_seconds
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.linears import LinearPlace, plain_linears
 from viasd_calib.slim.lora_linear import LoRALinear
-from viasd_calib.slim.low_bit import InputBits, LowBitLinear, round_linears, widened_weights
+from viasd_calib.slim.low_bit import InputBits, LowBitLinear, widened_weights
+from viasd_calib.slim.offload.rounded_files import rounded_weights
 from viasd_calib.slim.onednn_linear import refuse_packed
 from viasd_calib.slim.parts.adapter import of_adapter
 from viasd_calib.slim.parts.base import FitInputs, Mark, PartOptions, RoutePart, Sizes, register
@@ -309,13 +310,12 @@ class LowBit(RoutePart[LowBitWeights]):
         for kind in KINDS:
             for index, bits in held.bits(kind).items():
                 places = [*verifier_linears(layers[index].get_submodule(MODULES[kind]))]
-                with layers_in_memory(plan.full.model, [place.linear.weight for place in places]):
-                    for place in places:
-                        place.put(LowBitLinear(place.linear, bits, held.input_bits))
+                _round(plan, f"layer-{index:03d}-{kind}", places, bits, held.input_bits)
         plan.layers = layers
         if held.head is not None:
+            name = "head" if plan.head is None else None  # a part of its rows is kept nowhere
             plan.head = plan.head or SlimHead(plan.full.head_rows())
-            round_linears([plan.head], held.head, held.input_bits)
+            _round(plan, name, plain_linears([plan.head]), held.head, held.input_bits)
 
     def line(self, route: Route, layers: int) -> str:
         assert route.low_bit is not None, "asked of a route with low bits"
@@ -338,6 +338,19 @@ class LowBit(RoutePart[LowBitWeights]):
             for kind in KINDS
             for layer, bits in route.low_bit.bits(kind).items()
         ]
+
+
+def _round(
+    plan: SlimPlan, name: str | None, places: Sequence[LinearPlace[nn.Linear]], bits: LowBits, input_bits: InputBits
+) -> None:
+    """Exchange linear layers for low-bit ones.
+
+    Args:
+        name: of the file that keeps their codes, where their weights are q's own; None for those of other weights.
+    """
+    rounded = rounded_weights(plan.full.model, name, {place.path: place.linear for place in places}, bits)
+    for place, weight in zip(places, rounded, strict=True):
+        place.put(LowBitLinear(place.linear, bits, input_bits, weight))
 
 
 def _counts(entry: LowBitWeights) -> Mapping[int, int]:

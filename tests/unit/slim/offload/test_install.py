@@ -30,7 +30,7 @@ from viasd_calib.decoding.engine import Engine, assemble, load_engine
 from viasd_calib.draft.shallow import save_shallow
 from viasd_calib.errors import ModelError
 from viasd_calib.models import load_verifier
-from viasd_calib.models.offloaded import is_without_memory
+from viasd_calib.models.offloaded import is_without_memory, layer_weights
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.native.library import why_no_kernels
 from viasd_calib.slim.native.linear import NativeLinear
@@ -322,7 +322,9 @@ def test_weights_without_a_hash_are_refused(tmp_path: Path) -> None:
     path = write_spec(save_verifier(tmp_path / "q"), LOW_BITS)
     spec = load_spec(path)
     without = load_verifier(str(tmp_path / "q"), layers=False)
-    object.__setattr__(without, "ref", without.ref.model_copy(update={"weights_sha256": None}))
+    weights = layer_weights(without.model)
+    assert weights is not None
+    weights.sha256 = None
     spec = spec.model_copy(update={"verifier": spec.verifier.model_copy(update={"weights_sha256": None})})
     with pytest.raises(ModelError, match="no hash to keep them under; give a folder"):
         assemble(spec, path.parent, without, offload=Offload())
