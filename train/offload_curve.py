@@ -32,7 +32,7 @@ from viasd_calib.pipeline.options import BenchOptions
 from viasd_calib.pipeline.prompt_choice import choose_unseen, load_prompts
 from viasd_calib.prompts import EMBEDDED, Prompt, SplitShares, draw_prompts, select_split
 from viasd_calib.slim.offload.settings import Offload
-from viasd_calib.spec import Audit, Gates, load_spec
+from viasd_calib.spec import Audit, Gates, PolicyDrafter, load_spec
 
 METHODS = ["autoregressive", "speculative", "three_tier", "self_speculative"]
 
@@ -66,8 +66,8 @@ def tuned(engine: Engine, prompts: list[Prompt], tokens: int) -> Engine:
     """The same with thresholds and stop bounds that were fastest on these prompts."""
     spec = engine.spec
 
-    def decoder_for(gates: Gates, audit: Audit) -> Decoder:
-        return decoder_at(engine, gates, spec.decoding.model_copy(update={"audit": audit}))
+    def decoder_for(gates: Gates, audit: Audit, drafter: PolicyDrafter | None) -> Decoder:
+        return decoder_at(engine, gates, spec.decoding.model_copy(update={"audit": audit, "drafter": drafter}))
 
     timing = time_policies(
         decoder_for, spec.gates, engine.verifier, prompts, tokens,

@@ -19,7 +19,7 @@ from viasd_calib.errors import SpecError, WeightsWarning
 from viasd_calib.files import write_json
 from viasd_calib.schema.base import Audit, DType, Revision, Sha256, Share, SpecModel, TensorFile, WeightFormat, refuse
 from viasd_calib.schema.certificate import Certificate, Evidence, PromptHashes, prompts_needed
-from viasd_calib.schema.decoding import Decoding
+from viasd_calib.schema.decoding import Decoding, PolicyDrafter
 from viasd_calib.schema.drafts import (
     CausalLMDraft,
     CombinedDraft,
@@ -48,7 +48,7 @@ from viasd_calib.schema.route import (
     Route,
 )
 
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "1.4"
 
 __all__ = [
     "DRAFT_FEATURES",
@@ -76,6 +76,7 @@ __all__ = [
     "ModelDraft",
     "OffloadRef",
     "PartEntry",
+    "PolicyDrafter",
     "Producer",
     "PromptHashes",
     "PromptLookupDraft",
@@ -204,6 +205,9 @@ def conflicts(parts: Mapping[str, Any]) -> Iterator[str]:
                     f"nothing certifies decoding.audit {decoding.audit!r}: "
                     "calibrate it, or set decoding.audit to strict"
                 )
+    match parts:
+        case {"decoding": Decoding(drafter="slim"), "gates": Gates(slim_tier=False)}:
+            yield "decoding.drafter 'slim' needs a slim verifier that may decide; lower gates.regenerate_at"
     match parts:
         case {"certificate": Certificate() as certificate, "prompts": PromptHashes(calibrate=list() as calibrate)}:
             if certificate.n_prompts != len(calibrate):

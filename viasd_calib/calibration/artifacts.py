@@ -18,7 +18,17 @@ from viasd_calib.calibration.policy_timing import PolicyTiming
 from viasd_calib.errors import CalibrationError, SpecError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
 from viasd_calib.files import read_json, write_bytes
-from viasd_calib.spec import Audit, Certificate, DType, Gates, LogisticGate, OffloadRef, Route, VerifierRef
+from viasd_calib.spec import (
+    Audit,
+    Certificate,
+    DType,
+    Gates,
+    LogisticGate,
+    OffloadRef,
+    PolicyDrafter,
+    Route,
+    VerifierRef,
+)
 
 
 class FitArtifact(BaseModel):
@@ -48,11 +58,16 @@ class FitArtifact(BaseModel):
 
 
 class SpecPolicy(NamedTuple):
-    """What decides how a spec decodes, and how far it may diverge."""
+    """What decides how a spec decodes, and how far it may diverge.
+
+    Attributes:
+        drafter: what drafts in the draft model's place; None for the draft model.
+    """
 
     audit: Audit
     gates: Gates
     certificate: Certificate
+    drafter: PolicyDrafter | None = None
 
 
 class CalibrateArtifact(BaseModel):
@@ -94,7 +109,8 @@ class CalibrateArtifact(BaseModel):
         """
         audit = audit or ("off" if self.slim_worth.lossy_pays else "strict")
         if audit == "strict":
-            return SpecPolicy(audit, self.gates, self._exact_certificate())
+            drafter = self.slim_worth.exact_policy.drafter if self.slim_worth.policies else None
+            return SpecPolicy(audit, self.gates, self._exact_certificate(), drafter)
         if self.certified_gates is None:
             raise SpecError(
                 f"nothing is certified, so no spec can be exported with audit {audit}; "

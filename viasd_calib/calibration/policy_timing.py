@@ -1,11 +1,11 @@
-"""Whether the slim tier earns its passes, a certified loss its time, and at which thresholds: policies side by side, on
-the clock."""
+"""Whether the slim tier earns its passes, a draft model its steps, a certified loss its time, and at which thresholds:
+policies side by side, on the clock."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,7 +14,7 @@ from viasd_calib.decoding.strategies.three_tier import NEVER
 from viasd_calib.models import Verifier
 from viasd_calib.progress import steps
 from viasd_calib.prompts import Prompt
-from viasd_calib.spec import Audit, Gates
+from viasd_calib.spec import Audit, Gates, PolicyDrafter
 
 STRICT_THRESHOLDS = (0.5, 0.7, 0.85)
 """Thresholds that are tried beside the candidate's: with audit ``strict`` a wrong pending token costs time alone, so
@@ -29,6 +29,14 @@ STOP_STEP = 0.15
 HIGHEST_STOP = 0.95
 """Above it hardly a second token would be drafted."""
 
+DRAFTED_BY: dict[PolicyDrafter, str] = {
+    "slim": "the slim verifier writes token by token",
+    "lookup": "lookup drafts",
+}
+
+ALONE_THRESHOLDS = (0.4, 0.7)
+"""Thresholds that are tried without a draft model, where each token of q' costs a slim pass."""
+
 LOSSY_GAIN = 0.05
 """Share of its time that a certified policy must save to be exported unasked: its text may diverge."""
 FEWEST_PROMPTS = 6
@@ -36,11 +44,27 @@ FEWEST_PROMPTS = 6
 95 % (a sign test: 2 / 2^n)."""
 
 
+class Tried(NamedTuple):
+    """A policy of exact decoding to try.
+
+    Attributes:
+        drafter: what drafts in the draft model's place; None for the draft model.
+    """
+
+    gates: Gates
+    drafter: PolicyDrafter | None = None
+
+
+DecoderFor = Callable[[Gates, Audit, PolicyDrafter | None], Answering]
+"""A decoder with gates, an audit, and what drafts in the draft model's place."""
+
+
 class TimedPolicy(BaseModel):
     """A policy of exact decoding that was tried.
 
     Attributes:
         stage: of the search; seconds are compared within one, whose policies took turns.
+        drafter: what drafts in the draft model's place; None for the draft model.
         slim_tier: whether q' is asked.
         threshold: the score at which it is trusted; None where it is not asked.
         draft_accept_at: the score at which the draft gate accepts a token unverified; above 1 it never does.
@@ -51,6 +75,7 @@ class TimedPolicy(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     stage: int = Field(ge=1)
+    drafter: PolicyDrafter | None = None
     slim_tier: bool
     threshold: float | None
     draft_accept_at: float
@@ -64,10 +89,12 @@ class TimedPolicy(BaseModel):
         return self
 
     @classmethod
-    def of(cls, gates: Gates, stage: int, seconds_per_token: float) -> TimedPolicy:
-        """What ``gates`` decode by, and how long it took."""
+    def of(cls, tried: Tried, stage: int, seconds_per_token: float) -> TimedPolicy:
+        """What was tried, and how long it took."""
+        gates = tried.gates
         return cls(
             stage=stage,
+            drafter=tried.drafter,
             slim_tier=gates.slim_tier,
             threshold=gates.accept_at if gates.slim_tier else None,
             draft_accept_at=gates.draft_accept_at,
@@ -119,6 +146,33 @@ class PolicyTiming(BaseModel):
             ValueError: there are no ``policies``.
         """
         return _fastest(self._last_stage(slim_tier=self.pays))
+
+    def fastest_drafted(self, *, by_model: bool) -> TimedPolicy | None:
+        """The fastest exact policy that drafts with the draft model, or without one; None where none was tried."""
+        last = [one for tier in (True, False) for one in self._last_stage(slim_tier=tier)]
+        return min(
+            (one for one in last if (one.drafter is None) == by_model),
+            key=lambda one: one.seconds_per_token,
+            default=None,
+        )
+
+    def drafter_words(self) -> str | None:
+        """Whether exact decoding pays without a draft model; None where it was not tried, or on too few prompts.
+
+        Example:
+            >>> PolicyTiming(by_bound={0.7: 0.05}, seconds_per_token_without=0.03, n_prompts=8).drafter_words() is None
+            True
+        """
+        with_model, without = self.fastest_drafted(by_model=True), self.fastest_drafted(by_model=False)
+        if not self.enough or with_model is None or without is None or without.drafter is None:
+            return None
+        times = (
+            f"a token took {1000 * without.seconds_per_token:.1f} ms without ({DRAFTED_BY[without.drafter]}) and "
+            f"{1000 * with_model.seconds_per_token:.1f} ms with it"
+        )
+        if self.exact_policy.drafter is None:
+            return f"The draft model pays: {times}."
+        return f"No draft model is the fastest: {times}."
 
     @property
     def fastest_with_slim(self) -> TimedPolicy:
@@ -218,19 +272,34 @@ def stops_without_slim(stop: float) -> list[float]:
     return sorted({round(lower, 4), stop, round(higher, 4)})
 
 
-def threshold_stage(gates: Gates) -> list[Gates]:
+def threshold_stage(gates: Gates, slim_drafts: bool = False) -> list[Tried]:
     """The first stage of the search: exact decoding with the slim tier at several thresholds, rising, at the stop bound
     of ``gates``. The draft gate's threshold is the same, or ``STRICT_DRAFT_THRESHOLD`` where that is more.
+
+    Args:
+        slim_drafts: whether q' is tried without a draft model, too.
     """
-    return [
-        with_thresholds(gates, threshold, max(threshold, STRICT_DRAFT_THRESHOLD), gates.draft_stop_below)
+    drafted = [
+        Tried(with_thresholds(gates, threshold, max(threshold, STRICT_DRAFT_THRESHOLD), gates.draft_stop_below))
         for threshold in sorted({*STRICT_THRESHOLDS, gates.accept_at})
     ]
+    return drafted + [_without_model(gates, one, "slim") for one in ALONE_THRESHOLDS if slim_drafts]
 
 
-def stop_stage(gates: Gates, threshold: float, stop_without_slim: float) -> list[Gates]:
+def _without_model(gates: Gates, threshold: float, drafter: PolicyDrafter) -> Tried:
+    return Tried(with_thresholds(gates, threshold, NEVER, gates.draft_stop_below), drafter)
+
+
+def stop_stage(
+    gates: Gates,
+    threshold: float,
+    stop_without_slim: float,
+    drafters: Sequence[PolicyDrafter] = (),
+    threshold_without_model: float = ALONE_THRESHOLDS[0],
+) -> list[Tried]:
     """The second stage: exact decoding at one threshold, with stop bounds around that of ``gates`` and a draft gate
-    that accepts from a score on, or never; and without the slim tier, with stop bounds around ``stop_without_slim``.
+    that accepts from a score on, or never; without the slim tier, with stop bounds around ``stop_without_slim``; and
+    with what drafts in the draft model's place, at a threshold of its own.
     """
     with_slim = [
         with_thresholds(gates, threshold, draft_accept_at, stop)
@@ -241,11 +310,12 @@ def stop_stage(gates: Gates, threshold: float, stop_without_slim: float) -> list
         without_slim(gates).model_copy(update={"draft_stop_below": stop})
         for stop in stops_without_slim(stop_without_slim)
     ]
-    return [*with_slim, *without]
+    without_model = [_without_model(gates, threshold_without_model, one) for one in drafters]
+    return [*(Tried(one) for one in [*with_slim, *without]), *without_model]
 
 
 def time_policies(
-    decoder_for: Callable[[Gates, Audit], Answering],
+    decoder_for: DecoderFor,
     gates: Gates,
     verifier: Verifier,
     prompts: Sequence[Prompt],
@@ -253,32 +323,40 @@ def time_policies(
     *,
     stop_without_slim: float,
     certified: bool,
+    drafters: Sequence[PolicyDrafter] = (),
 ) -> PolicyTiming:
     """Search for the fastest policy of exact decoding, and time the certified one beside it.
 
-    The search has two stages, :func:`threshold_stage` and, at the threshold that was fastest, :func:`stop_stage`. The
+    The search has two stages, :func:`threshold_stage` and, at the thresholds that were fastest, :func:`stop_stage`. The
     policies of a stage decode ``prompts`` in turns: drift strikes all alike. Where ``gates`` are certified, they
     themselves with audit ``off`` are timed in the second stage.
 
     Args:
-        decoder_for: a decoder with these gates and this audit.
         gates: with a threshold for all tiers, which is tried beside ``STRICT_THRESHOLDS``, and the stop bound that a
             replay found at the costs of slim passes.
         prompts: one at least; the first one is also the warm-up.
         stop_without_slim: the stop bound that a replay found at the costs of full passes.
+        drafters: what is tried in the draft model's place.
     """
 
-    def seconds_of(label: str, exact: Sequence[Gates], others: Sequence[Answering] = ()) -> list[float]:
-        decoders = [*(decoder_for(one, "strict") for one in exact), *others]
+    def seconds_of(label: str, exact: Sequence[Tried], others: Sequence[Answering] = ()) -> list[float]:
+        decoders = [*(decoder_for(one.gates, "strict", one.drafter) for one in exact), *others]
         return _seconds_per_token(label, decoders, verifier, prompts, max_new_tokens)
 
-    first = threshold_stage(gates)
+    first = threshold_stage(gates, "slim" in drafters)
     seconds = seconds_of("timing thresholds", first)
     policies = [TimedPolicy.of(one, 1, spent) for one, spent in zip(first, seconds, strict=True)]
-    by_bound = {one.accept_at: spent for one, spent in zip(first, seconds, strict=True)}
+    by_bound = {one.threshold: one.seconds_per_token for one in policies if one.drafter is None and one.threshold}
+    alone = {one.threshold: one.seconds_per_token for one in policies if one.drafter == "slim" and one.threshold}
 
-    second = stop_stage(gates, min(by_bound, key=by_bound.__getitem__), stop_without_slim)
-    seconds = seconds_of("timing where drafting stops", second, [decoder_for(gates, "off")] if certified else [])
+    second = stop_stage(
+        gates,
+        min(by_bound, key=by_bound.__getitem__),
+        stop_without_slim,
+        drafters,
+        min(alone, key=alone.__getitem__, default=ALONE_THRESHOLDS[0]),
+    )
+    seconds = seconds_of("timing where drafting stops", second, [decoder_for(gates, "off", None)] if certified else [])
     policies += [TimedPolicy.of(one, 2, spent) for one, spent in zip(second, seconds[: len(second)], strict=True)]
     return PolicyTiming(
         by_bound=by_bound,

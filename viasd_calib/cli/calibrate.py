@@ -50,6 +50,9 @@ def _say(artifact: lazy_types.CalibrateArtifact) -> None:
         f"(threshold {timing.threshold:.2f}), {1000 * timing.seconds_per_token_without:.1f} without "
         f"({timing.n_prompts} prompts): it is {_slim_words(timing)}"
     )
+    drafted = timing.drafter_words()
+    if drafted is not None:
+        console.print(drafted)
     if timing.seconds_per_token_certified is not None:
         console.print(f"the certified policy takes {1000 * timing.seconds_per_token_certified:.1f} ms a token")
     console.print(f"The spec will be exported with audit {artifact.policy().audit}.")

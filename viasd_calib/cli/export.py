@@ -48,8 +48,10 @@ def validate(spec: str, verifier: str | None = None) -> None:
     taken = "" if memory is None else f"; slim verifier: {memory_words(memory)}"
     places = {"disk": "disk", "cpu": "the host's memory"}
     read = "" if checked.offload is None else f"; the verifier's layers are read from {places[checked.offload.kind]}"
+    instead = {"slim": ", which three tiers leave out", "lookup": ", which three tiers leave out for lookup"}
+    draft = checked.draft.kind + ("" if checked.decoding.drafter is None else instead[checked.decoding.drafter])
     Console().print(
-        f"{shipped(spec)}: valid; {checked.verifier.name_or_path}, draft {checked.draft.kind}, "
+        f"{shipped(spec)}: valid; {checked.verifier.name_or_path}, draft {draft}, "
         f"audit {checked.decoding.audit}, {bound}{taken}{read}"
     )
 

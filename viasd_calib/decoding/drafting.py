@@ -110,7 +110,10 @@ class Block:
 
 def no_block(session: Session) -> Block:
     """A block without tokens."""
-    return Block(session.text[:0])
+    text = session.text[:0]
+    if session.sampler.greedy:
+        return Block(text)
+    return Block(text, proposal_probs=text.new_zeros((0, session.verifier.config.vocab_size)).float())
 
 
 def draft(session: Session, length: int, gate: Gate | None, stop_below: float) -> Passes[Block]:

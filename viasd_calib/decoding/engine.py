@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,8 +16,8 @@ from viasd_calib.decoding.sampling import Sampling, read_sampling
 from viasd_calib.decoding.strategies.base import load_strategy
 from viasd_calib.devices import check_device
 from viasd_calib.draft.base import Drafter
-from viasd_calib.draft.build import build_drafter, draft_weights
-from viasd_calib.draft.places import named_model, relocated
+from viasd_calib.draft.build import build_drafter, draft_weights, policy_drafter
+from viasd_calib.draft.places import confident_lookup, named_model, relocated
 from viasd_calib.errors import MethodError, ModelError
 from viasd_calib.host_memory import give_freed_memory_back
 from viasd_calib.models import LoadVerifier, Verifier, beside, check_model, load_verifier
@@ -27,6 +27,7 @@ from viasd_calib.slim.backends import choose_backend, prepare
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.in_process import InProcess
 from viasd_calib.slim.loading import load_routed
+from viasd_calib.slim.memory import added_memory
 from viasd_calib.slim.offload.install import stream_layers
 from viasd_calib.slim.offload.settings import Offload, check_offload
 from viasd_calib.spec import (
@@ -42,13 +43,20 @@ from viasd_calib.spec import (
 
 @dataclass(frozen=True)
 class Engine(InProcess):
-    """Everything a spec names, loaded once; makes a decoder for each strategy."""
+    """Everything a spec names, loaded once; makes a decoder for each strategy.
+
+    Attributes:
+        methods: strategies that it was loaded for; None for all.
+        drafter_bytes: of the drafter's weights that are not q's own, counted as those of q' are.
+    """
 
     spec: RoutingSpec
     verifier: Verifier
     routed: RoutedModel
     drafter: Drafter
     backend: Backend = "eager"
+    methods: Collection[StrategyName] | None = None
+    drafter_bytes: int = 0
 
     def decoder(
         self,
@@ -69,7 +77,7 @@ class Engine(InProcess):
                 are given (:mod:`~viasd_calib.decoding.stateless`).
 
         Raises:
-            MethodError: there is no such strategy or audit.
+            MethodError: there is no such strategy or audit, or the engine was loaded for others.
             SamplingError: the spec's audit is lossy, and its certificate does not hold for these settings; or a
                 processor may remember earlier calls.
             SpecError: the strategy needs a gate that the spec lacks.
@@ -77,6 +85,8 @@ class Engine(InProcess):
         _check_choice("method", name, STRATEGIES)
         if audit is not None:
             _check_choice("audit", audit, get_args(Audit))
+        if self.methods is not None and name not in self.methods:
+            raise MethodError(f"the engine was loaded for {', '.join(self.methods)}; load one for {name} too")
         kind, decoding = load_strategy(name), self.spec.decoding
         if kind.takes_audit and audit is None:
             check_certified(self.spec, read_sampling(sampling), processors)
@@ -84,7 +94,7 @@ class Engine(InProcess):
             decoding = decoding.model_copy(update={"audit": audit})
         return Decoder(
             self.routed,
-            self.drafter,
+            policy_drafter(self.spec.draft, decoding, self.drafter) if kind.takes_audit else self.drafter,
             kind.from_spec(self.spec.gates, decoding, self.routed.device),
             self.verifier.eos_ids,
             sampling,
@@ -139,6 +149,7 @@ def load_engine(
     backend: Backend | None = None,
     load: LoadVerifier = load_verifier,
     offload: Offload | Literal["none"] | None = None,
+    methods: Collection[StrategyName] | None = None,
 ) -> Engine:
     """Load a routing spec and every model it names.
 
@@ -157,8 +168,11 @@ def load_engine(
         load: what loads the verifier.
         offload: where q's layers stay that q' does not run, and how much memory weights may take; "none" for all in
             memory, and what the spec says where it is left out.
+        methods: the strategies that decoders will be asked for: a draft model that none of them drafts with is not
+            loaded. None for any.
 
     Raises:
+        MethodError: there is no strategy of one of these names.
         SpecError: the spec is damaged, or was made for another verifier or tokenizer.
         ModelError: a model is missing or damaged.
     """
@@ -169,6 +183,8 @@ def load_engine(
     spec, folder = load_spec(path) if spec is None else spec, path.parent
     if draft_model is not None:
         spec = spec.model_copy(update={"draft": relocated(spec.draft, draft_model)})
+    if methods is not None and not any(_drafts_with_model(name, spec) for name in methods):
+        spec = spec.model_copy(update={"draft": confident_lookup(spec.draft)})
     drafting = named_model(spec.draft)
     if drafting is not None:  # refused before the verifier is loaded, which may take long
         check_model(beside(drafting.name_or_path, folder), drafting.revision)
@@ -178,7 +194,15 @@ def load_engine(
     name = beside(spec.verifier.name_or_path, folder) if verifier is None else verifier
     loaded = load(name, dtype=dtype or spec.verifier.dtype, device=device, layers=reading is None)
     chosen = backend or choose_backend(loaded.model)
-    return assemble(spec, folder, loaded, backend=chosen, offload=reading)
+    engine = assemble(spec, folder, loaded, backend=chosen, offload=reading)
+    return engine if methods is None else replace(engine, methods=tuple(methods))
+
+
+def _drafts_with_model(name: StrategyName, spec: RoutingSpec) -> bool:
+    """Whether a strategy drafts with what a spec names as its draft."""
+    _check_choice("method", name, STRATEGIES)
+    kind = load_strategy(name)
+    return kind.needs_drafter and not (kind.takes_audit and spec.decoding.drafter is not None)
 
 
 def _offload_of(asked: Offload | Literal["none"] | None, spec: RoutingSpec) -> Offload | None:
@@ -211,9 +235,10 @@ def assemble(
     spec = check_draft_weights(spec, draft_weights(spec.draft, draft_folder or folder))
     routed = load_routed(verifier.model, spec.route, folder, backend)
     drafter = build_drafter(spec.draft, draft_folder or folder, routed, verifier.tokenizer)
+    drafter_bytes = added_memory(verifier.model, drafter.networks).bytes
     if offload is not None:
         stream_layers(routed, spec.route, offload, backend)
     routed.expect_taps(drafter.taps)
     prepare((verifier.model, *routed.slim_networks, *drafter.networks), backend, routed.device, routed.dtype)
     give_freed_memory_back()
-    return Engine(spec, verifier, routed, drafter, backend)
+    return Engine(spec, verifier, routed, drafter, backend, drafter_bytes=drafter_bytes)

@@ -37,7 +37,8 @@ from viasd_calib.decoding.stateless import read_processors
 from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.decoding.verification import sampler_of
 from viasd_calib.draft.base import Drafter
-from viasd_calib.draft.build import build_drafter, draft_weights
+from viasd_calib.draft.build import build_drafter, draft_weights, policy_drafter
+from viasd_calib.draft.places import confident_lookup
 from viasd_calib.errors import ModelError, PromptError, SpecError
 from viasd_calib.models import fingerprint, identify, tokenizer_of, weights_in_memory
 from viasd_calib.shipped import shipped
@@ -312,12 +313,13 @@ class _Parts:
     """What a spec adds to a model.
 
     Attributes:
+        drafter: what its policy drafts with.
         tokenizers: those that were compared with the spec.
     """
 
     spec: RoutingSpec
     routed: RoutedModel
-    drafter: Drafter
+    drafter: Drafter | None
     tokenizers: WeakSet[PreTrainedTokenizerBase] = field(default_factory=WeakSet)
 
 
@@ -359,7 +361,7 @@ def _parts(
     if isinstance(spec, Engine):
         if spec.verifier.model is not model:
             raise ModelError("the engine holds another model; generate with its own, or give the path of its spec")
-        return _Parts(spec.spec, spec.routed, spec.drafter)
+        return _Parts(spec.spec, spec.routed, policy_drafter(spec.spec.draft, spec.spec.decoding, spec.drafter))
     path = Path(shipped(str(spec)))
     loaded: _Loaded = model.__dict__.setdefault(LOADED, _Loaded())
     changed = path.stat().st_mtime_ns if path.exists() else None
@@ -385,12 +387,16 @@ def _open(model: PreTrainedModel, path: Path, loaded: _Loaded, tokenizer: PreTra
         else fingerprint(model, tokenizer, _name(model), None, weights)
     )
     check_verifier(spec, ref)
-    spec = check_draft_weights(check_weights(spec, ref), draft_weights(spec.draft, path.parent))
+    spec = check_weights(spec, ref)
+    if spec.decoding.drafter is None:
+        spec = check_draft_weights(spec, draft_weights(spec.draft, path.parent))
     words = tokenizer or tokenizer_of(_name(model))
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     try:
         routed = load_routed(model, spec.route, path.parent)
-        return _Parts(spec, routed, build_drafter(spec.draft, path.parent, routed, words))
+        draft = spec.draft if spec.decoding.drafter is None else confident_lookup(spec.draft)
+        drafter = build_drafter(draft, path.parent, routed, words)
+        return _Parts(spec, routed, policy_drafter(spec.draft, spec.decoding, drafter))
     finally:
         for name in trained:  # a slim layer shares the verifier's weights, and is frozen
             model.get_parameter(name).requires_grad_(True)

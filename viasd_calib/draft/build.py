@@ -10,7 +10,8 @@ from typing import Any, get_args
 from transformers import PreTrainedTokenizerBase
 
 from viasd_calib.draft.base import DraftContext, Drafter, builder_of
-from viasd_calib.draft.places import LOOKUP, named_model
+from viasd_calib.draft.lookup import PromptLookup
+from viasd_calib.draft.places import LOOKUP, confident_lookup, named_model
 from viasd_calib.draft.quantised import quantise_linears
 from viasd_calib.errors import ModelError
 from viasd_calib.files import write_json
@@ -21,6 +22,7 @@ from viasd_calib.slim.low_bit import round_linears
 from viasd_calib.spec import (
     CausalLMDraft,
     CombinedDraft,
+    Decoding,
     DraftSpec,
     ModelDraft,
     QuantisableDraft,
@@ -63,6 +65,23 @@ def build_drafter(
         else:
             quantise_linears(drafter.networks, spec.quantize)
     return drafter
+
+
+def policy_drafter(draft: DraftSpec, decoding: Decoding, drafter: Drafter) -> Drafter | None:
+    """What three-tier decoding drafts with; None where its slim verifier writes token by token.
+
+    Args:
+        draft: of the spec.
+        drafter: the one that it describes.
+    """
+    match decoding.drafter:
+        case None:
+            return drafter
+        case "slim":
+            return None
+        case "lookup":
+            lookup = confident_lookup(draft)
+            return PromptLookup(lookup.max_ngram, lookup.min_ngram)
 
 
 def draft_weights(spec: DraftSpec, folder: Path) -> str | None:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from viasd_calib.errors import ModelError
-from viasd_calib.spec import CausalLMDraft, CombinedDraft, DraftSpec
+from viasd_calib.spec import CausalLMDraft, CombinedDraft, DraftSpec, PromptLookupDraft
 
 LOOKUP = "prompt_lookup"
 _NAME = re.compile(r"((?:prompt_lookup\+)?(?:int[48]:)?)(.*)", re.DOTALL)
@@ -20,6 +20,22 @@ def named_model(draft: DraftSpec) -> CausalLMDraft | None:
         case (CausalLMDraft() as model) | CombinedDraft(model=CausalLMDraft() as model):
             return model
     return None
+
+
+def confident_lookup(draft: DraftSpec) -> PromptLookupDraft:
+    """The lookup that stands in for a spec's draft model: what it drafts by n-grams, and where they are long ones.
+
+    Example:
+        >>> confident_lookup(CausalLMDraft(name_or_path="a")).min_ngram
+        3
+    """
+    match draft:
+        case PromptLookupDraft():
+            return draft
+        case CombinedDraft(lookup=lookup):
+            return lookup
+    default: PromptLookupDraft = CombinedDraft.model_fields["lookup"].default
+    return default
 
 
 def relocated(draft: DraftSpec, name: str) -> DraftSpec:

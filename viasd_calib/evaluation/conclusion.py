@@ -42,6 +42,9 @@ def conclusion(result: BenchResult, spec: RoutingSpec, timing: PolicyTiming) -> 
         _text_of(spec),
         _slim_tier(spec, timing),
     ]
+    drafted = timing.drafter_words()
+    if drafted is not None and spec.decoding.drafter is not None:
+        sentences.append(drafted)
     best = recommended_method(result)
     if best != "three_tier":
         sentences.append(f"On these prompts {best} decoding is the fastest: decode with --method {best}.")

@@ -20,7 +20,7 @@ from viasd_calib.profiling.profile import PassShape, ProfileSettings
 from viasd_calib.progress import say
 from viasd_calib.prompt_copies import known_prompts, normalised_sha256, short_hashes
 from viasd_calib.prompts import Prompt, SplitShares, draw_prompts, select_split, split_sha256
-from viasd_calib.spec import Audit, Decoding, Gates, file_sha256, prompts_needed
+from viasd_calib.spec import Audit, Decoding, Gates, PolicyDrafter, file_sha256, prompts_needed
 
 TIMED_PROMPTS = 8
 """Prompts on which policies are timed."""
@@ -36,7 +36,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     What is certified is then timed beside exact decoding, with the slim tier and without it: the fastest is exported.
     A replay of the fit's held-back texts, at the costs of passes on this machine, proposes where drafting stops, once
     at the costs of slim passes and once at those of full ones; for exact decoding, stops and thresholds around what is
-    proposed are timed too.
+    proposed are timed too, and so is decoding without a draft model: by the slim verifier alone, and with lookup.
     Prompts that are done are noted in ``out`` until the result is written: run again, a job that was stopped goes on.
 
     Raises:
@@ -119,8 +119,8 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         "drafting helps, texts end early or a candidate fails"
     )
 
-    def decoder_for(gates: Gates, audit: Audit) -> Decoder:
-        return decoder_at(engine, gates, decoding.model_copy(update={"audit": audit}))
+    def decoder_for(gates: Gates, audit: Audit, drafter: PolicyDrafter | None = None) -> Decoder:
+        return decoder_at(engine, gates, decoding.model_copy(update={"audit": audit, "drafter": drafter}))
 
     certification = certify(
         candidates, lambda candidate: decoder_for(candidate.gates, "off"), loaded, engine.routed, chosen,
@@ -137,6 +137,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     timing = time_policies(
         decoder_for, gates, loaded, timed, max(options.max_new_tokens, TIMED_TOKENS),
         stop_without_slim=stop_without_slim, certified=certification.chosen is not None,
+        drafters=("slim",) if engine.spec.draft.kind == "prompt_lookup" else ("slim", "lookup"),
     )  # fmt: skip
     tuned = {"speculative_stop_below": timing.speculative_stop}
     artifact = CalibrateArtifact(

@@ -82,6 +82,7 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
             audit=policy.audit,
             draft_length=calibrated.draft_length,
             max_pending=calibrated.max_pending,
+            drafter=policy.drafter,
         ),
         offload=calibrated.offload,
         certificate=policy.certificate,

@@ -11,7 +11,7 @@ from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine, assemble
 from viasd_calib.decoding.strategies.three_tier import NEVER, ThreeTier
-from viasd_calib.draft.build import name_draft
+from viasd_calib.draft.build import name_draft, policy_drafter
 from viasd_calib.draft.places import draft_at, relocated
 from viasd_calib.errors import WeightsWarning
 from viasd_calib.models import Verifier
@@ -89,4 +89,5 @@ def verifier_of(fitted: VerifierRef, loaded: VerifierRef) -> VerifierRef:
 def decoder_at(engine: Engine, gates: Gates, decoding: Decoding) -> Decoder:
     """The three-tier decoder of an engine at other gates and settings, which nothing needs to certify."""
     method = ThreeTier.from_spec(gates, decoding, engine.routed.device)
-    return Decoder(engine.routed, engine.drafter, method, engine.verifier.eos_ids)
+    drafter = policy_drafter(engine.spec.draft, decoding, engine.drafter)
+    return Decoder(engine.routed, drafter, method, engine.verifier.eos_ids)

@@ -36,7 +36,7 @@ def answer(options: GenerateOptions, load: lazy_types.LoadVerifier | None = None
 
     from viasd_calib.models import encode_prompt
 
-    engine = open_engine(path, spec, options, load, options.backend)
+    engine = open_engine(path, spec, options, load, options.backend, [options.method])
     if options.method == "three_tier":
         notice_uncertified(engine.spec, options.audit)
     decoder = engine.decoder(options.method, options.audit, sampling)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from viasd_calib.choices import Backend
+from viasd_calib.choices import Backend, StrategyName
 from viasd_calib.errors import UsageError
 from viasd_calib.option_types import bytes_of
 from viasd_calib.pipeline import lazy_types
@@ -42,12 +43,14 @@ def open_engine(
     options: SpecModels,
     load: lazy_types.LoadVerifier | None = None,
     backend: Backend | None = None,
+    methods: Collection[StrategyName] | None = None,
 ) -> lazy_types.Engine:
     """The engine of a spec that has been read, on the models that the options name.
 
     Args:
         path: of the spec.
         load: loads the verifier; None for :func:`viasd_calib.models.load_verifier`.
+        methods: that will be asked for; None for any.
 
     Raises:
         ModelError: a model is missing or damaged.
@@ -65,4 +68,5 @@ def open_engine(
         device=options.device,
         backend=backend,
         load=load or load_verifier,
+        methods=methods,
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from viasd_calib.schema.base import Audit, SpecModel
+
+PolicyDrafter = Literal["lookup", "slim"]
+"""What drafts in the place of a draft model."""
 
 
 class Decoding(SpecModel):
@@ -18,6 +21,11 @@ class Decoding(SpecModel):
     )
     tolerance: float = Field(0.5, gt=0, le=1, description="of audit tolerant")
     draft_length: int = Field(6, ge=0, le=64, description="most tokens drafted a round")
+    drafter: PolicyDrafter | None = Field(
+        None,
+        description="what three-tier decoding drafts with in the draft model's place: lookup, what followed the same "
+        "n-gram earlier in the text; slim, nothing, the slim verifier writes token by token; null for the draft model",
+    )
     max_pending: int = Field(12, ge=0, le=256, description="most tokens that may wait for the full verifier")
     temperature_scope: list[Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: [0.0],

@@ -10,7 +10,7 @@ import pytest
 from tests.certificates import make_certificate
 from tests.tiny import constant_gate, verifier_ref
 from viasd_calib.calibration.artifacts import CalibrateArtifact, FitArtifact, fit_beside, load_fit_of
-from viasd_calib.calibration.policy_timing import PolicyTiming, without_slim
+from viasd_calib.calibration.policy_timing import PolicyTiming, TimedPolicy, without_slim
 from viasd_calib.errors import CalibrationError, SpecError
 from viasd_calib.file_names import FIT_FILE
 from viasd_calib.files import write_json
@@ -36,26 +36,26 @@ def calibrated(bound: float | None, seconds: float | None) -> CalibrateArtifact:
 
 def test_a_certified_policy_that_is_faster_is_taken_with_its_certificate() -> None:
     result = calibrated(0.05, 0.01)
-    assert result.policy() == ("off", CERTIFIED, result.certificate)
+    assert result.policy() == ("off", CERTIFIED, result.certificate, None)
 
 
 def test_a_certified_policy_that_is_slower_is_taken_only_when_its_audit_is_named() -> None:
     result = calibrated(0.05, 0.04)
-    audit, gates, certificate = result.policy()
+    audit, gates, certificate, _ = result.policy()
     assert (audit, gates, certificate.bound) == ("strict", EXACT, None)
     assert "took 40.0 ms a token, this one 20.0" in certificate.note
-    assert result.policy("off") == ("off", CERTIFIED, result.certificate)
+    assert result.policy("off") == ("off", CERTIFIED, result.certificate, None)
 
 
 def test_exact_gates_never_bear_the_certificate_of_others() -> None:
     """Whoever turned the audit off would else run gates that nothing was shown of."""
-    _, gates, certificate = calibrated(0.05, 0.01).policy("strict")
+    _, gates, certificate, _ = calibrated(0.05, 0.01).policy("strict")
     assert (gates, certificate.bound, certificate.observed, certificate.p_value) == (EXACT, None, None, None)
 
 
 def test_without_a_certificate_the_audit_is_strict() -> None:
     result = calibrated(None, None)
-    assert result.policy() == ("strict", EXACT, result.certificate)
+    assert result.policy() == ("strict", EXACT, result.certificate, None)
     with pytest.raises(SpecError, match="nothing is certified"):
         result.policy("tolerant")
 
@@ -103,3 +103,18 @@ def test_another_fit_in_its_place_is_refused(tmp_path: Path) -> None:
     result = calibrated(0.05, 0.01).model_copy(update={"fit": "../fit"})
     with pytest.raises(CalibrationError, match=r"holds another fit than the one .* was made of"):
         load_fit_of(result, tmp_path / "calibrate")
+
+
+def test_what_drafts_in_the_draft_models_place_is_that_of_the_fastest_exact_policy() -> None:
+    """A certified policy was decoded with the draft model, and is exported with it."""
+    result = calibrated(0.05, 0.04)
+    policies = tuple(
+        TimedPolicy(
+            stage=2, drafter=drafter, slim_tier=True, threshold=0.7, draft_accept_at=1.01, draft_stop_below=0.3,
+            seconds_per_token=seconds,
+        )
+        for drafter, seconds in ((None, 0.012), ("slim", 0.011), ("lookup", 0.013))
+    )  # fmt: skip
+    timing = result.slim_worth.model_copy(update={"policies": policies})
+    result = result.model_copy(update={"slim_worth": timing})
+    assert [result.policy(audit).drafter for audit in (None, "strict", "off")] == ["slim", "slim", None]

@@ -19,7 +19,7 @@ from viasd_calib.decoding.strategies.three_tier import NEVER, ThreeTier
 from viasd_calib.models import Verifier
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel, States
-from viasd_calib.spec import Audit, Decoding, Gates, Route
+from viasd_calib.spec import Audit, Decoding, Gates, PolicyDrafter, Route
 
 GATES = Gates(
     draft=constant_gate("draft_margin", 0.0),
@@ -65,7 +65,7 @@ def test_the_clock_decides(
     monkeypatch.setattr(policy_timing, "STRICT_STOPS", ())
     drafter = make_drafter("near", routed)
 
-    def decoder_for(gates: Gates, audit: Audit) -> Decoder:
+    def decoder_for(gates: Gates, audit: Audit, _: PolicyDrafter | None) -> Decoder:
         return Decoder(routed, drafter, ThreeTier.from_spec(gates, Decoding(audit=audit, draft_length=2)))
 
     measured = policy_timing.time_policies(
@@ -106,11 +106,11 @@ def test_a_text_that_may_diverge_must_save_more_than_noise(saved: float, pays: b
 
 def test_the_draft_model_alone_is_trusted_less_than_the_slim_verifier() -> None:
     stage = policy_timing.threshold_stage(GATES.model_copy(update={"accept_at": 0.95}))
-    assert [(one.accept_at, one.regenerate_at, one.draft_accept_at) for one in stage] == [
+    assert [(one.gates.accept_at, one.gates.regenerate_at, one.gates.draft_accept_at) for one in stage] == [
         (0.5, 0.5, 0.9), (0.7, 0.7, 0.9), (0.85, 0.85, 0.9), (0.95, 0.95, 0.95)
     ]  # fmt: skip
-    assert {one.draft_stop_below for one in stage} == {GATES.draft_stop_below}
-    assert all(one.slim == GATES.slim for one in stage)
+    assert {one.gates.draft_stop_below for one in stage} == {GATES.draft_stop_below}
+    assert all(one.gates.slim == GATES.slim and one.drafter is None for one in stage)
 
 
 def test_without_slim_no_slim_pass_is_made(tiny_verifier: Verifier) -> None:
@@ -129,8 +129,13 @@ def test_without_slim_no_slim_pass_is_made(tiny_verifier: Verifier) -> None:
 class Priced:
     """Answers with one token, which takes what ``price`` says of the policy; in place of the module ``time``, too."""
 
-    def __init__(self, price: Callable[[Gates, Audit], float]) -> None:
+    def __init__(
+        self,
+        price: Callable[[Gates, Audit], float],
+        without_model: Callable[[Gates, PolicyDrafter], float] | None = None,
+    ) -> None:
         self.price = price
+        self.without_model = without_model
         self.now = 0.0
         self.asked: list[Gates] = []
 
@@ -138,13 +143,18 @@ class Priced:
         """The time, in seconds."""
         return self.now
 
-    def decoder_for(self, gates: Gates, audit: Audit) -> Answering:
+    def decoder_for(self, gates: Gates, audit: Audit, drafter: PolicyDrafter | None) -> Answering:
         """A decoder with this price."""
         outer = self
 
         class OneToken:
             def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
-                outer.now += outer.price(gates, audit)
+                if drafter is None:
+                    outer.now += outer.price(gates, audit)
+                else:
+                    assert outer.without_model is not None, "nothing was asked for in the draft model's place"
+                    assert audit == "strict"
+                    outer.now += outer.without_model(gates, drafter)
                 outer.asked.append(gates)
                 return Generation([1], [Tier.ESCALATE], [False], Counts())
 
@@ -154,8 +164,9 @@ class Priced:
         """The search at these prices; a replay found stops of 0.3 with the slim tier and 0.2 without."""
         monkeypatch.setattr(policy_timing, "time", self)
         return policy_timing.time_policies(
-            self.decoder_for, GATES, verifier, tiny_prompts(n_prompts), 4, stop_without_slim=0.2, certified=True
-        )
+            self.decoder_for, GATES, verifier, tiny_prompts(n_prompts), 4, stop_without_slim=0.2, certified=True,
+            drafters=() if self.without_model is None else ("slim", "lookup"),
+        )  # fmt: skip
 
 
 def price(gates: Gates, audit: Audit, with_slim: float = 1.0) -> float:
@@ -208,6 +219,51 @@ def test_all_that_was_tried_is_in_the_json(tiny_verifier: Verifier, monkeypatch:
     again = Priced(price)
     again.search(tiny_verifier, monkeypatch)
     assert again.asked == priced.asked, "the same order every time"
+
+
+@pytest.mark.parametrize(
+    ("slim", "lookup", "n_prompts", "won"),
+    [
+        (0.5, 0.8, 6, "slim"), (0.9, 0.6, 6, "lookup"), (1.2, 1.3, 6, None), (0.5, 0.8, 5, None), (5.0, 5.0, 6, None)
+    ],
+)  # fmt: skip
+def test_no_draft_model_is_exported_where_that_is_the_fastest(
+    tiny_verifier: Verifier,
+    monkeypatch: pytest.MonkeyPatch,
+    slim: float,
+    lookup: float,
+    n_prompts: int,
+    won: PolicyDrafter | None,
+) -> None:
+    """Not where the draft model saves time, and not where too few prompts were timed to say."""
+
+    def without_model(gates: Gates, drafter: PolicyDrafter) -> float:
+        return abs(gates.accept_at - 0.7) + {"slim": slim, "lookup": lookup}[drafter]
+
+    timing = Priced(price, without_model).search(tiny_verifier, monkeypatch, n_prompts)
+    timing = PolicyTiming.model_validate_json(timing.model_dump_json())
+    tried = [(one.stage, one.drafter, one.threshold) for one in timing.policies if one.drafter is not None]
+    assert tried == [(1, "slim", 0.4), (1, "slim", 0.7), (2, "slim", 0.7), (2, "lookup", 0.7)]
+    best = timing.exact_policy
+    assert best.drafter == won
+    if won is not None:
+        assert best.seconds_per_token == pytest.approx(min(slim, lookup))
+        assert (best.threshold, best.draft_accept_at) == (0.7, NEVER)
+    assert timing.by_bound.keys() == {0.4, 0.5, 0.7, 0.85}, "of policies with the draft model"
+    words = timing.drafter_words()
+    if n_prompts < 6:
+        assert words is None
+    elif won is None:
+        assert words is not None
+        assert words.startswith("The draft model pays: a token took ")
+        assert words.endswith("and 1000.0 ms with it.")
+    else:
+        said = {"slim": "the slim verifier writes token by token", "lookup": "lookup drafts"}[won]
+        best_ms = 1000 * best.seconds_per_token
+        assert (
+            words
+            == f"No draft model is the fastest: a token took {best_ms:.1f} ms without ({said}) and 1000.0 ms with it."
+        )
 
 
 def test_what_was_timed_earlier_decides_nothing() -> None:

@@ -63,6 +63,7 @@ def drafts() -> st.SearchStrategy[DraftSpec]:
         tolerance=st.floats(0, 1, exclude_min=True),
         draft_length=st.integers(0, 64),
         max_pending=st.integers(0, 256),
+        drafter=st.sampled_from([None, "lookup"]),
     ),
     certificate=st.none()
     | st.builds(make_certificate, bound=st.floats(0.02, 0.9), observed=st.floats(0, 0.02), note=st.text()),

@@ -42,7 +42,7 @@ class ThreeTier(Strategy):
         draft_accept_at: leading drafted tokens that score as high are accepted unverified; above 1, none.
         draft_stop_below: drafting stops after the token up to which the probability that q accepts the block falls
             below.
-        draft_length: most tokens drafted a round.
+        draft_length: most tokens drafted a round; at 0 no drafter is needed, and q' writes token by token.
         max_pending: most tokens that may wait for q.
     """
 
@@ -57,12 +57,13 @@ class ThreeTier(Strategy):
 
     @classmethod
     def from_spec(cls, gates: Gates, decoding: Decoding, device: torch.device | str = "cpu") -> Self:
+        own = decoding.drafter is None  # the draft gate knows the draft model alone
         return cls(
             rule=slim_rule(gates, device),
-            draft_gate=draft_gate(gates, device),
-            draft_accept_at=gates.draft_accept_at,
-            draft_stop_below=gates.draft_stop_below,
-            draft_length=decoding.draft_length,
+            draft_gate=draft_gate(gates, device) if own else None,
+            draft_accept_at=gates.draft_accept_at if own else NEVER,
+            draft_stop_below=gates.draft_stop_below if own else 0.0,
+            draft_length=0 if decoding.drafter == "slim" else decoding.draft_length,
             max_pending=decoding.max_pending,
             audit=decoding.audit,
             tolerance=decoding.tolerance,
@@ -107,6 +108,8 @@ class ThreeTier(Strategy):
             yield from self._catch_up(session, undecided)
 
     def _draft(self, session: Session) -> Passes[Block]:
+        if self.draft_length == 0:
+            return no_block(session)
         block = yield from draft(session, self.draft_length, self.draft_gate, self.draft_stop_below)
         if self.audit == "strict":  # q refuses what processors forbid
             return block
@@ -167,9 +170,9 @@ class ThreeTier(Strategy):
         """Record how far q' has seen the text: all but its last token, which opens the next pass."""
         start, seen = session.row.provisional, session.length - 1
         session.row.mark_provisional(seen)
-        assert session.drafter is not None, "this strategy needs a drafter"
-        session.drafter.observe(start, tapped[: seen - start])
-        session.drafter.rollback(seen)
+        if session.drafter is not None:
+            session.drafter.observe(start, tapped[: seen - start])
+            session.drafter.rollback(seen)
 
     def _masks_before_draw(self, session: Session, rule: SlimRule, logits: Tensor, draft: DraftStatistics) -> SlimMasks:
         """The rule's masks from what is known before tokens are drawn: p's most likely ones in place of the drawn ones.
