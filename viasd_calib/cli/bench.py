@@ -7,6 +7,7 @@ from statistics import median
 from rich.console import Console
 
 from viasd_calib.cli import command_line
+from viasd_calib.cli.caches import megabytes
 from viasd_calib.cli.notices import say_written
 from viasd_calib.errors import BenchError
 from viasd_calib.pipeline import bench as job
@@ -28,10 +29,28 @@ def bench(options: BenchOptions, load: lazy_types.LoadVerifier | None = None) ->
     console.print(bench_table(result))
     for task in result.by_task if len(result.by_task) > 1 else ():
         console.print(bench_table(result, task))
-    for line in describe_differences(result):
+    for line in [*describe_differences(result), *describe_memory(result)]:
         console.print(line)
     say_written(options.json)
     refuse_unexplained(result)
+
+
+def describe_memory(result: lazy_types.BenchResult) -> list[str]:
+    """A line on the peak of memory where layers are read for each pass, beside that of the verifier alone in memory."""
+    found = result.offload
+    if found is None or not found.peak_memory_bytes:
+        return []
+    name, peak = max(found.peak_memory_bytes.items(), key=lambda one: one[1])
+    line = f"peak of memory: {megabytes(peak)} MB ({name})"
+    allowed = found.allowed_peak()
+    if allowed is None or found.plain_peak_memory_bytes is None:
+        return [line]
+    kept = "below" if peak <= allowed else "above"
+    return [
+        f"{line}; the verifier alone in memory takes {megabytes(found.plain_peak_memory_bytes)}. Less 80 % of "
+        f"{megabytes(found.cold_bytes)} that are read, and with {megabytes(found.slim_bytes)} of the slim verifier and "
+        f"{megabytes(found.drafter_bytes)} of the drafter, that is {megabytes(allowed)}: the peak is {kept} it"
+    ]
 
 
 def describe_differences(result: lazy_types.BenchResult) -> list[str]:

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from viasd_calib.errors import MachineWarning, ModelError
-from viasd_calib.slim.in_process import Unsaved
-from viasd_calib.slim.linears import linear_of, plain_linears
+from viasd_calib.slim.linears import IntegerLinear, linear_of, plain_linears
 from viasd_calib.spec import WeightFormat
 
 GROUP = 32
@@ -79,7 +78,7 @@ def _steps(wanted: Tensor) -> Tensor:
     return wanted.clamp_min(_SMALLEST_STEP).to(torch.bfloat16)
 
 
-class QuantisedLinear(Unsaved, nn.Module, ABC):
+class QuantisedLinear(IntegerLinear, ABC):
     """A linear layer with integer weights, which can be neither trained nor saved.
 
     Args:

@@ -133,7 +133,10 @@ def run_bench(
     results = {name: [answered[name] for answered in done] for name in settings.methods}
     result = _summarise(results, prompts, settings, hardware(engine.routed.device))
     cold = engine.routed.cold
-    return result if cold is None else result.model_copy(update={"offload": offload_result(cold, results)})
+    if cold is None:
+        return result
+    memory = offload_result(cold, results, engine.routed.memory.bytes, engine.drafter_bytes)
+    return result.model_copy(update={"offload": memory})
 
 
 def _named(answered: Answered, prompt: Prompt) -> Answered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from viasd_calib.choices import BENCH_METHODS
@@ -16,7 +17,7 @@ from viasd_calib.pipeline.notices import notice_resumed, notice_uncertified
 from viasd_calib.pipeline.opening import open_engine
 from viasd_calib.pipeline.options import BenchOptions
 from viasd_calib.pipeline.prompt_choice import check_prompts, choose_unseen
-from viasd_calib.prompts import split_sha256, step_names
+from viasd_calib.prompts import Prompt, split_sha256, step_names
 from viasd_calib.spec import file_sha256
 
 
@@ -68,6 +69,10 @@ def bench(
     ledger = ledger_beside(options.json, job)
     notice_resumed(ledger, "prompts", step_names(chosen))
     result = run_bench(engine, chosen, settings, _plain_verifier(engine, settings), ledger)
+    if result.offload is not None:
+        plain = _plain_peak(engine, result.offload, chosen, options.max_new_tokens)
+        memory = result.offload.model_copy(update={"plain_peak_memory_bytes": plain})
+        result = result.model_copy(update={"offload": memory})
     measured = PromptsMeasured(
         file=Path(options.prompts).name if Path(options.prompts).exists() else options.prompts,
         sha256=split_sha256(chosen),
@@ -81,6 +86,25 @@ def bench(
     write_json(Path(options.json), result)
     ledger.close()
     return result
+
+
+def _plain_peak(
+    engine: lazy_types.Engine, memory: lazy_types.OffloadResult, prompts: Sequence[Prompt], max_new_tokens: int
+) -> int | None:
+    """The peak of memory of the verifier alone, on the prompt whose first turn is the longest."""
+    from viasd_calib.evaluation.plain_peak import PlainRun, plain_peak
+    from viasd_calib.models import DTYPE_NAMES, encode_prompt
+
+    texts = [encode_prompt(engine.verifier, prompt, [], max_new_tokens) for prompt in prompts]
+    run = PlainRun(
+        verifier=engine.verifier.ref.name_or_path,
+        dtype=DTYPE_NAMES[engine.routed.dtype],
+        device=str(engine.routed.device),
+        backend=engine.backend,
+        prompt=max(texts, key=len),
+        max_new_tokens=max_new_tokens,
+    )
+    return plain_peak(run, memory.resident_bytes + memory.cold_bytes)
 
 
 def _plain_verifier(engine: lazy_types.Engine, settings: lazy_types.BenchSettings) -> lazy_types.RoutedModel | None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from viasd_calib.evaluation.bench import BenchResult as BenchResult
     from viasd_calib.evaluation.bench import BenchSettings as BenchSettings
     from viasd_calib.evaluation.frontier import Frontier as Frontier
+    from viasd_calib.evaluation.offload_result import OffloadResult as OffloadResult
     from viasd_calib.evaluation.report import SampleText as SampleText
     from viasd_calib.evaluation.route_quality import RouteQuality as RouteQuality
     from viasd_calib.models import LoadVerifier as LoadVerifier

@@ -18,6 +18,14 @@ class PackedLinear(Unsaved, nn.Module):
         raise NotImplementedError
 
 
+class IntegerLinear(Unsaved, nn.Module):
+    """A linear layer whose weight is integers, made from a plain one."""
+
+    def memory(self) -> int:
+        """Bytes of the weight with its steps."""
+        return sum(one.nbytes for one in vars(self).values() if isinstance(one, Tensor))
+
+
 class StreamedLinear(Unsaved, nn.Linear):
     """A linear layer whose weight lies in a buffer that is filled for each pass: backends leave it as it is."""
 

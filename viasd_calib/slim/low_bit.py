@@ -16,8 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from viasd_calib.slim.in_process import Unsaved
-from viasd_calib.slim.linears import plain_linears
+from viasd_calib.slim.linears import IntegerLinear, plain_linears
 
 GROUP = 64
 """Neighbouring weights of a row that share a step in four bits."""
@@ -119,7 +118,7 @@ def round_inputs(inputs: Tensor, bits: InputBits) -> RoundedInputs:
     return RoundedInputs(torch.stack([codes, rest]), torch.stack([step, fine]))
 
 
-class LowBitLinear(Unsaved, nn.Module):
+class LowBitLinear(IntegerLinear):
     """A linear layer whose weight is integers, on any device: PyTorch's own operators, one row as another.
 
     It shows what a layer gives, and is no faster than a plain one; a backend puts its own kernels into its place

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from viasd_calib.slim.low_bit import LowBitLinear
+from viasd_calib.slim.linears import IntegerLinear
 from viasd_calib.spec import AddedMemory
 
 BYTES = 2
@@ -24,6 +24,7 @@ def added_memory(full: nn.Module, slim: Iterable[nn.Module], folded: bool = Fals
         folded: whether an adapter that is being trained will be added into copies of the weights it sits on.
 
     Example:
+        >>> from viasd_calib.slim.low_bit import LowBitLinear
         >>> full = nn.Linear(64, 64, bias=False)
         >>> added_memory(full, [full, LowBitLinear(full, 8)]).share
         0.5312
@@ -42,6 +43,6 @@ def added_memory(full: nn.Module, slim: Iterable[nn.Module], folded: bool = Fals
             new.pop(id(weight), None)
         if isinstance(base, nn.Linear):
             new[id(base.weight)] = base.weight
-    rounded = sum(module.memory() for module in modules.modules() if isinstance(module, LowBitLinear))
+    rounded = sum(module.memory() for module in modules.modules() if isinstance(module, IntegerLinear))
     added = BYTES * sum(weight.numel() for weight in new.values()) + rounded
     return AddedMemory(bytes=added, share=round(added / (BYTES * sum(weight.numel() for weight in own)), 4))
