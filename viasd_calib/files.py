@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,30 @@ def read_json(kind: type[Model], path: str | Path, command: str, error: type[Via
         raise error(f"{path} is damaged ({problem}); run {command} again") from problem
 
 
+PARTIAL = ".partial"
+"""What temporary files end with."""
+ABANDONED = 600.0
+"""Seconds after which a temporary file that nobody has written to is that of a process that was killed."""
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove temporary files below a folder that :func:`atomic_path` could not, since their process was killed.
+
+    Those that were written to a short time ago may be those of a process that runs, and stay.
+
+    Raises:
+        StorageError: one of them cannot be removed.
+    """
+    for path in folder.rglob(f".*{PARTIAL}"):
+        try:
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink(missing_ok=True)
+        except FileNotFoundError:  # another process was first
+            continue
+        except OSError as error:
+            raise StorageError(f"cannot remove {path}: {error.strerror or error}; remove it yourself") from error
+
+
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``target`` that takes its place when the block ends well.
@@ -55,7 +80,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=PARTIAL, dir=target.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary

@@ -9,8 +9,17 @@ import pytest
 from pydantic import BaseModel
 
 from tests.tiny import small_disk
+from viasd_calib import files
 from viasd_calib.errors import CalibrationError, StorageError
-from viasd_calib.files import atomic_path, copy_file, describe_os_error, read_json, write_bytes, write_text
+from viasd_calib.files import (
+    atomic_path,
+    copy_file,
+    describe_os_error,
+    read_json,
+    remove_abandoned,
+    write_bytes,
+    write_text,
+)
 
 
 def test_writes_the_whole_file_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -131,3 +140,26 @@ def test_what_is_missing_and_what_is_damaged_is_told_apart(content: bytes | None
     with pytest.raises(CalibrationError) as refused:
         read_json(Result, path, "viasd x")
     assert message in str(refused.value)
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    left, running = tmp_path / "inside" / ".a.bin.x1.partial", tmp_path / ".b.bin.x2.partial"
+    named, kept = tmp_path / "c.partial", tmp_path / "a.bin"
+    for path in (left, running, named, kept):
+        path.write_bytes(b"12")
+    for path in (left, named, kept):
+        os.utime(path, (1e9, 1e9))
+    for _ in range(2):
+        remove_abandoned(tmp_path)
+        assert [path for path in (left, running, named, kept) if path.exists()] == [running, named, kept]
+    remove_abandoned(tmp_path / "nowhere")
+
+
+def test_a_temporary_file_is_one_that_would_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "ABANDONED", -1.0)
+    with atomic_path(tmp_path / "a.json") as temporary:
+        assert temporary.exists()
+        remove_abandoned(tmp_path)
+        assert not temporary.exists()
+        temporary.write_bytes(b"")

@@ -15,9 +15,9 @@ from viasd_calib.errors import StorageError
 from viasd_calib.files import describe_os_error
 from viasd_calib.tables import new_table
 
-CacheName = Literal["converted", "layers", "low_bits", "hashes", "native", "compiled", "hub", "datasets"]
-"""Models converted from GGUF; layers that are read for each pass, and their low-bit copies; hashes of weight files;
-kernels of backend ``native``, and of ``torch.compile``; downloads; converted data sets."""
+CacheName = Literal["converted", "layers", "low_bits", "accelerate", "hashes", "native", "compiled", "hub", "datasets"]
+"""Models converted from GGUF; layers that are read for each pass, their low-bit copies, and such that accelerate reads;
+hashes of weight files; kernels of backend ``native``, and of ``torch.compile``; downloads; converted data sets."""
 
 
 def cache(clear: CacheName | None = None) -> None:
@@ -25,8 +25,9 @@ def cache(clear: CacheName | None = None) -> None:
 
     Args:
         clear: the cache to empty: converted (models from GGUF files), layers (that are read for each pass), low_bits
-            (copies of these), hashes (of weight files), native (kernels of backend native), compiled (those of
-            torch.compile), hub and datasets (of Hugging Face, shared with other programs).
+            (copies of these), accelerate (layers as that reads them), hashes (of weight files), native (kernels of
+            backend native), compiled (those of torch.compile), hub and datasets (of Hugging Face, shared with other
+            programs).
     """
     folders = cache_folders()
     if clear is not None:
@@ -56,6 +57,7 @@ def cache_folders() -> dict[CacheName, Path]:
         "converted": own / "gguf",
         "layers": own / "layers",
         "low_bits": own / "low-bits",
+        "accelerate": own / "accelerate",
         "hashes": own / "hashes",
         "native": own / "native",
         "compiled": _folder_of("TORCHINDUCTOR_CACHE_DIR", inductor),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,6 +21,7 @@ from viasd_calib.models.checkpoint import Checkpoint
 from viasd_calib.models.hashes import cache_folder
 from viasd_calib.models.loading import local_file, use_capped_attention
 from viasd_calib.models.names import resolve_model
+from viasd_calib.models.weights import weights_sha256
 
 PATTERNS = ["*.safetensors", "*.json"]
 """Of what is downloaded of a model."""
@@ -223,6 +225,7 @@ def load_by_accelerate(name_or_path: str, dtype: torch.dtype, device: torch.devi
     """A model whose decoder layers transformers and accelerate keep on disk, or beside a GPU in the host's memory.
 
     It is what others would run in little memory: a layer is read when it is needed, through the system's own cache.
+    What has to be written for that, as the checkpoints of some models are, lies under the hash of the weights.
 
     Args:
         name_or_path: as for :func:`~viasd_calib.models.load_verifier`.
@@ -242,8 +245,10 @@ def load_by_accelerate(name_or_path: str, dtype: torch.dtype, device: torch.devi
     away = "cpu" if device.type == "cuda" else "disk"
     places = {name.rpartition(".")[0]: str(device) for name in others}
     places |= {f"{prefix}.{number}": away for number in range(len(layers))}
+    digest = weights_sha256(name_or_path) or hashlib.sha256(name_or_path.encode()).hexdigest()
+    written = cache_folder() / "accelerate" / f"{digest}-{str(dtype).removeprefix('torch.')}"
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, device_map=places, offload_folder=str(cache_folder() / "accelerate")
+        folder, dtype=dtype, device_map=places, offload_folder=str(written)
     )
     model.eval()
     return model

@@ -26,6 +26,7 @@ from viasd_calib.models.offloaded import (
     layer_linears,
     layer_weights,
     layers_in_memory,
+    load_by_accelerate,
     refuse_without_layers,
     without_memory,
 )
@@ -241,3 +242,17 @@ def test_loading_never_holds_the_whole_model(tmp_path: Path) -> None:
         peak, cold = found[way]
         assert cold > 100_000_000
         assert peak < plain - 0.6 * cold, found
+
+
+def test_accelerate_writes_under_the_hash_of_the_weights(tmp_path: Path, empty_cache: Path) -> None:
+    """One folder for each model, and not one for each run."""
+    folders = [save_verifier(tmp_path / family, family) for family in ("llama", "qwen2")]
+    hashes = []
+    for folder in [*folders, folders[0]]:
+        loaded = load_verifier(str(folder))
+        hashes.append(f"{loaded.ref.weights_sha256}-float32")
+        ids = torch.tensor([[7, 8, 9]])
+        read = load_by_accelerate(str(folder), torch.float32, torch.device("cpu"))
+        assert torch.equal(read(ids).logits, loaded.model(ids).logits)
+    assert {path.name for path in (empty_cache / "accelerate").iterdir()} == set(hashes)
+    assert len(set(hashes)) == 2

@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 
 from viasd_calib.choices import Backend
 from viasd_calib.errors import ModelError
+from viasd_calib.files import remove_abandoned
 from viasd_calib.host_memory import give_freed_memory_back
+from viasd_calib.models.hashes import cache_folder
 from viasd_calib.models.offloaded import LayerWeights, is_without_memory, layer_weights
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.fused_linear import joint_bias, put_product, siblings_in
@@ -22,9 +24,10 @@ from viasd_calib.slim.linears import StreamedLinear, plain_linears
 from viasd_calib.slim.low_bit import GROUP
 from viasd_calib.slim.native.linear import NativeLinear
 from viasd_calib.slim.native.packing import TILE, PackedWeight, pack_bfloat16, whole
-from viasd_calib.slim.offload.layer_files import Shape, SublayerFile, files_folder, sublayer_file
+from viasd_calib.slim.offload.layer_files import LAYERS, Shape, SublayerFile, files_folder, sublayer_file
 from viasd_calib.slim.offload.reading import DiskSource, HostSource, SublayerSource, Throttled
 from viasd_calib.slim.offload.residency import Residency, choose_residency, cold_sublayers
+from viasd_calib.slim.offload.rounded_files import LOW_BITS
 from viasd_calib.slim.offload.settings import Offload, check_offload
 from viasd_calib.slim.offload.stream import HostStream, SublayerStream, taken
 from viasd_calib.slim.plan import MODULES, SublayerKind
@@ -120,6 +123,8 @@ def stream_layers(routed: RoutedModel, route: Route | None, offload: Offload, ba
         folder = files_folder(weights.sha256, "native" if native else str(routed.model.dtype).removeprefix("torch."))
         routed.cold = _cold_sublayers(routed, weights, residency, offload, native, folder)
     weights.release()
+    for name in (LAYERS, LOW_BITS):
+        remove_abandoned(cache_folder() / name / weights.sha256)
 
 
 def _bytes_of_others(routed: RoutedModel, weights: LayerWeights) -> int:

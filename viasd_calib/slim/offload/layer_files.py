@@ -28,6 +28,9 @@ ALIGNMENT = 64
 PAGE = 4096
 """What lengths of files are multiples of, so that they can be read without the system's own cache."""
 
+LAYERS = "layers"
+"""Their folder, under the cache folder."""
+
 VERSION = 1
 """Of the order of weights in files: another one, with another order of any backend."""
 
@@ -111,7 +114,7 @@ def files_folder(weights_sha256: str, layout: str) -> Path:
         weights_sha256: hash of the model's weights.
         layout: what order and number format they are in.
     """
-    return cache_folder() / "layers" / weights_sha256 / f"{layout}-{VERSION}"
+    return cache_folder() / LAYERS / weights_sha256 / f"{layout}-{VERSION}"
 
 
 def sublayer_file(path: Path, shapes: Mapping[str, Shape], make: Callable[[], Mapping[str, Tensor]]) -> SublayerFile:

@@ -19,6 +19,9 @@ from viasd_calib.models.offloaded import layer_weights, layers_in_memory
 from viasd_calib.slim.low_bit import GROUP, ROUNDING, Bits, RoundedWeight, round_weight
 from viasd_calib.slim.offload.layer_files import Shape, SublayerFile, bytes_of_tensor, sublayer_file
 
+LOW_BITS = "low-bits"
+"""Their folder, under the cache folder."""
+
 
 def rounded_weights(
     model: PreTrainedModel, name: str | None, linears: Mapping[str, nn.Linear], bits: Bits
@@ -74,7 +77,7 @@ def rounded_folder(weights_sha256: str, dtype: torch.dtype) -> Path:
         dtype: number format that they are rounded from.
     """
     rule = f"{str(dtype).removeprefix('torch.')}-{GROUP}-{ROUNDING}"
-    return cache_folder() / "low-bits" / weights_sha256 / rule
+    return cache_folder() / LOW_BITS / weights_sha256 / rule
 
 
 def _shapes(out: int, inputs: int, bits: Bits) -> dict[str, Shape]:

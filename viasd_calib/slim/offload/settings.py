@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from typing import NamedTuple, Self
 
 from viasd_calib.choices import Backend, OffloadKind
@@ -39,6 +41,13 @@ class Offload(NamedTuple):
         return OffloadRef(kind=self.kind, memory=self.memory)
 
 
+def why_no_reading() -> str | None:
+    """What reading layers for each pass lacks on this system, in words; None where it has all."""
+    if hasattr(os, "preadv"):
+        return None
+    return f"Python reads no file into several buffers (os.preadv) on {platform.system()}"
+
+
 def check_offload(offload: Offload, device: str, backend: Backend | None) -> None:
     """Refuse, before a model is loaded, what cannot be read for each pass.
 
@@ -55,6 +64,11 @@ def check_offload(offload: Offload, device: str, backend: Backend | None) -> Non
     check_option("offload", offload.kind, OffloadKind, ModelError)
     check_option("memory", offload.memory, Count | None, ModelError)
     check_option("bytes_per_second", offload.bytes_per_second, Positive | None, ModelError)
+    lacking = why_no_reading()
+    if lacking is not None:
+        raise ModelError(
+            f"--offload does not run here: {lacking}; use Linux, or on Windows its subsystem for Linux, or leave it out"
+        )
     if backend == "compiled":
         raise ModelError("backend compiled cannot read layers for each pass; choose another for --offload")
     kind = device.partition(":")[0]

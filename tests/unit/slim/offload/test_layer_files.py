@@ -294,6 +294,18 @@ def test_a_conversion_that_was_killed_goes_on(tmp_path: Path, empty_cache: Path)
     assert not leftovers(empty_cache)
 
 
+def test_what_was_half_written_is_removed_by_a_later_start(tmp_path: Path, empty_cache: Path) -> None:
+    spec = write_spec(save_verifier(tmp_path / "q"), LOW_BITS)
+    engine(spec, Offload())
+    folders = [next((empty_cache / name).rglob("*.bin")).parent for name in ("layers", "low-bits")]
+    for folder in folders:
+        for name in (".layer-000-mlp.bin.killed.partial", ".layer-000-mlp.bin.running.partial"):
+            (folder / name).write_bytes(b"half")
+        os.utime(folder / ".layer-000-mlp.bin.killed.partial", (1e9, 1e9))
+    engine(spec, Offload())
+    assert sorted(leftovers(empty_cache)) == sorted(one / ".layer-000-mlp.bin.running.partial" for one in folders)
+
+
 def test_two_processes_convert_at_once(tmp_path: Path, empty_cache: Path) -> None:
     spec = write_spec(save_verifier(tmp_path / "q"), LOW_BITS)
     processes = [convert(spec, -1), convert(spec, -1)]
