@@ -41,6 +41,7 @@ class FitArtifact(BaseModel):
             reduced head costs of that agreement at most; 0 with the whole head.
         fit_sha256: hash of the set of prompts learned from.
         prompts: short hashes of their texts (:mod:`viasd_calib.prompt_copies`); None in what earlier releases wrote.
+        offload: how it is to decode, where bits were chosen by memory; None for all in memory.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -55,6 +56,7 @@ class FitArtifact(BaseModel):
     outside_head_vocab: float = 0.0
     fit_sha256: str
     prompts: list[str] | None = None
+    offload: OffloadRef | None = None
 
 
 class SpecPolicy(NamedTuple):

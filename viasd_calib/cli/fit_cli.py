@@ -70,6 +70,13 @@ class FitCLI(LightningCLI):
             help="how often to train, trainer.max_steps each: between two rounds the three-tier decoder answers the "
             "prompts of the traces, and the next round learns from these texts too (all are under OUT/round-1, ...)",
         )
+        parser.add_argument(
+            "--memory",
+            type=int | str | None,
+            default=None,
+            help="bytes that weights may take where it will decode with layers read for each pass, as 300MB: chooses "
+            "the bits of a slim verifier of all layers; calibrate then reads layers so unless told otherwise",
+        )
         parser.add_method_arguments(Trainer, "fit", skip={*self.subcommands()["fit"]})
 
     def instantiate_classes(self) -> None:
@@ -95,4 +102,5 @@ class FitCLI(LightningCLI):
             rounds=read.rounds,
             seed=None if read.seed_everything is False else read.seed_everything,
             ckpt_path=read.ckpt_path,
+            memory=read.memory,
         )

@@ -54,7 +54,6 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     split = options.shares or SplitShares()
     chosen = draw_prompts(of_split(every, "calibrate", split), options.limit)
     refuse_too_few(len(chosen), options.max_loss, options.confidence, options.allow_uncertified)
-    offload = offload_of(options)
     decoding = Decoding(draft_length=options.draft_length, max_pending=options.max_pending)
 
     from viasd_calib.calibration.artifacts import (
@@ -78,6 +77,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         folder /= load_frontier(folder).best(options.cost).folder
     fitted = read_json(FitArtifact, folder / FIT_FILE, "viasd fit")
     refuse_learned_from(chosen, fitted)
+    offload = offload_of(options, fitted.offload)
     name = options.verifier or fitted.verifier.name_or_path
     dtype = options.dtype or dtype_of_fit(fitted.route, options.device)
     loaded = (load or load_verifier)(name, dtype=dtype, device=options.device, layers=offload is None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from viasd_calib.errors import CalibrationError
-from viasd_calib.option_types import check_option
+from viasd_calib.option_types import bytes_of, check_option
 from viasd_calib.pipeline.checks import check_model, check_out_folder, check_traces
 from viasd_calib.pipeline.lists import dashed
 
@@ -51,6 +51,8 @@ def check_fit(options: Mapping[str, Any]) -> None:
             f"--model.accumulate is {accumulate} and --trainer.accumulate-grad-batches {same}; both are the batches of "
             "a step, so give one of them"
         )
+    if options.get("memory") is not None:
+        bytes_of("--memory", options["memory"])
     _check_seed(options.get("seed_everything"))
     _check_precision(options.get("trainer.precision"))
     _check_monitors(options)

@@ -13,6 +13,7 @@ from viasd_calib.draft.places import draft_at, draft_from
 from viasd_calib.file_names import FIT_FILE
 from viasd_calib.files import write_json
 from viasd_calib.models import LoadVerifier
+from viasd_calib.pipeline.fit_memory import offload_entry
 from viasd_calib.pipeline.fit_options import FitOptions
 from viasd_calib.prompt_copies import short_hashes
 from viasd_calib.prompts import SplitShares, combined_sha256
@@ -20,7 +21,7 @@ from viasd_calib.slim.decoding_copy import decoding_cost
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.parts.base import Sizes, load_parts, save_parts
 from viasd_calib.slim.parts.head_vocab import share_outside
-from viasd_calib.spec import Route
+from viasd_calib.spec import OffloadRef, Route
 from viasd_calib.traces.data import TraceDataModule
 from viasd_calib.traces.folder import read_manifest
 from viasd_calib.training.distillation import DistillationModule, check_memory
@@ -54,11 +55,15 @@ def fit_once(
         save_warm_start(module.trainer, state)
     if not module.trainer.is_global_zero:
         return None
-    return write_fit(module, options.data, Path(options.out), options.gate_folders)
+    return write_fit(module, options.data, Path(options.out), options.gate_folders, offload_entry(options))
 
 
 def write_fit(
-    module: DistillationModule, data: TraceDataModule, out: Path, gate_folders: Sequence[str] = ()
+    module: DistillationModule,
+    data: TraceDataModule,
+    out: Path,
+    gate_folders: Sequence[str] = (),
+    offload: OffloadRef | None = None,
 ) -> FitArtifact:
     """Write the route with the tensors of its parts, fit the first gates on them, and write those.
 
@@ -66,6 +71,7 @@ def write_fit(
 
     Args:
         gate_folders: traces for the gates; none for the texts that the route learned from, and those held back.
+        offload: how it is to decode.
     """
     options, student = module.options, module.student
     head_ids = student.head_ids(data.token_counts())
@@ -81,7 +87,7 @@ def write_fit(
         route = route.model_copy(update={"relative_cost": cost})
     compared = gate_texts(gate_folders, data.seed) if gate_folders else data
     gates = fit_gates(routed, compared.training_texts(), compared.validation_texts(), options.max_run)
-    artifact = _artifact(route, [data, compared], gates, outside, out)
+    artifact = _artifact(route, [data, compared], gates, outside, out).model_copy(update={"offload": offload})
     save_scores(gates.scores, out)
     write_json(out / FIT_FILE, artifact)
     return artifact

@@ -38,6 +38,8 @@ class FitOptions:
         gate_folders: traces that gates are fitted on and compared with, in place of those the route learned from.
         rounds: how often to train; between two rounds the three-tier decoder answers the prompts of the traces.
         seed: of everything that is drawn; None leaves random generators as they are.
+        memory: bytes that weights may take where it will decode with layers read for each pass, as 300MB: it chooses
+            the bits of a slim verifier of all layers. None for no bound.
         ckpt_path: checkpoint to go on from, or "last" for the newest one; None begins anew.
 
     Raises:
@@ -57,6 +59,7 @@ class FitOptions:
     rounds: Count = 1
     seed: int | None = 0
     ckpt_path: str | None = None
+    memory: int | str | None = None
 
     def __post_init__(self) -> None:
         check_options(self, CalibrationError)
@@ -68,7 +71,7 @@ class FitOptions:
     def entries(self) -> dict[str, Any]:
         """The options by their names on the command line."""
         own = {"out": self.out, "gate_folders": [*self.gate_folders], "rounds": self.rounds}
-        own |= {"seed_everything": self.seed, "ckpt_path": self.ckpt_path}
+        own |= {"seed_everything": self.seed, "ckpt_path": self.ckpt_path, "memory": self.memory}
         own |= {"data.folders": [str(folder) for folder in self.data.folders]}
         own |= {f"model.{name}": value for name, value in asdict(self.model).items()}
         return own | {f"trainer.{name}": value for name, value in self.trainer.items()}

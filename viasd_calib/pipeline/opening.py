@@ -10,21 +10,20 @@ from viasd_calib.errors import UsageError
 from viasd_calib.option_types import bytes_of
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.options import OffloadOptions, SpecModels
-from viasd_calib.spec import RoutingSpec
+from viasd_calib.spec import OffloadRef, RoutingSpec
 
 if TYPE_CHECKING:
     from viasd_calib.slim.offload.settings import Offload
 
 
-def offload_of(options: OffloadOptions, spec: RoutingSpec | None = None) -> Offload | None:
-    """Where the verifier's layers stay, by the options of a job and what a spec says.
+def offload_of(options: OffloadOptions, own: OffloadRef | None = None) -> Offload | None:
+    """Where the verifier's layers stay, by the options of a job and what a spec or a fit says.
 
     Raises:
         UsageError: a bound on memory or reading, and nothing to offload.
     """
     from viasd_calib.slim.offload.settings import Offload
 
-    own = None if spec is None else spec.offload
     kind = options.offload or (None if own is None else own.kind)
     if kind is None or kind == "none":
         given = [name for name in ("memory", "bandwidth") if getattr(options, name) is not None]
@@ -60,7 +59,7 @@ def open_engine(
 
     return load_engine(
         path,
-        offload=(offload_of(options, spec) or "none") if isinstance(options, OffloadOptions) else None,
+        offload=(offload_of(options, spec.offload) or "none") if isinstance(options, OffloadOptions) else None,
         spec=spec,
         verifier=options.verifier,
         draft_model=options.draft_model,

@@ -83,6 +83,17 @@ def round_weight(weight: Tensor, bits: Bits) -> RoundedWeight:
     return RoundedWeight(4, codes.to(torch.int8).flatten(1)[:, :inputs].contiguous(), steps, lowest)
 
 
+def rounded_bytes(out: int, inputs: int, bits: Bits) -> int:
+    """Bytes of a weight [out, in] in so many bits, with its steps and, for 4 bits, lowest values.
+
+    Example:
+        >>> rounded_bytes(64, 64, 8), rounded_bytes(64, 64, 4)
+        (4352, 2560)
+    """
+    scales = out * 4 if bits == 8 else out * -(-inputs // GROUP) * 8
+    return out * inputs * bits // 8 + scales
+
+
 def _nonzero(steps: Tensor) -> Tensor:
     """Steps; weights that are all alike have one too."""
     return torch.where(steps > 0, steps, 1.0)
@@ -171,9 +182,7 @@ class LowBitLinear(IntegerLinear):
 
     def memory(self) -> int:
         """Bytes of the weight with its steps: codes of 4 bits count as half a byte, as kernels keep them."""
-        weight = self.rounded
-        scales = weight.steps.numel() * (8 if weight.bits == 4 else 4)
-        return weight.codes.numel() * weight.bits // 8 + scales
+        return rounded_bytes(self.out_features, self.in_features, self.rounded.bits)
 
 
 def round_linears(modules: Iterable[nn.Module], bits: Bits, input_bits: InputBits = 16) -> None:

@@ -15,14 +15,16 @@ import viasd_calib
 from tests.tiny import LAYERS, TinyFolder, tiny_fit_options, tiny_prompts, tiny_traces
 from tests.tiny.bits import priced
 from viasd_calib.cli import main
-from viasd_calib.errors import CalibrationError, JobWarning, MachineWarning, SpecError
+from viasd_calib.errors import CalibrationError, JobWarning, MachineWarning, SpecError, UsageError
 from viasd_calib.file_names import FIT_FILE
+from viasd_calib.models import load_verifier
 from viasd_calib.pipeline import fitted as fitted_module
 from viasd_calib.prompts import SplitShares
 from viasd_calib.slim import backends
 from viasd_calib.slim.backends import fastest_dtype
+from viasd_calib.slim.offload.bits_for_memory import CHOICES, bits_for_memory
 from viasd_calib.slim.parts import low_bit
-from viasd_calib.spec import LowBitWeights, load_spec
+from viasd_calib.spec import LowBitWeights, OffloadRef, load_spec
 
 EVERY = [*range(LAYERS)]
 WHOLE = LowBitWeights(attention={"8": EVERY}, mlp={"8": EVERY}, head=8)
@@ -245,3 +247,42 @@ def test_a_later_round_has_the_bits_of_the_first(
     assert len(timed) == 1
     choices = [(place / low_bit.MEASURED_FILE).read_bytes() for place in (tmp_path, tmp_path / "round-1")]
     assert choices[0] == choices[1]
+
+
+def test_memory_chooses_bits_and_how_it_decodes(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
+    """Calibration reads layers as the fit says, unless it is told otherwise."""
+    dtype = fastest_dtype(torch.device("cpu"))
+    model = load_verifier(str(tiny_folder), dtype=dtype, layers=False).model
+    memory = 10**9
+    while bits_for_memory(model, memory)[0] == CHOICES[0]:
+        least, memory = memory, memory - max(memory // 100, 1)
+    with pytest.warns(
+        JobWarning, match="attention in 8 bits, MLPs in 4, the head in 8; .* are read"
+    ):
+        fitted = viasd_calib.fit(replace(options(tiny_folder, traces, tmp_path / "fit", **LOW), memory=memory))
+    assert fitted is not None
+    assert fitted.route.low_bit == LowBitWeights(attention={"8": EVERY}, mlp={"4": EVERY}, head=8)
+    assert fitted.offload == OffloadRef(kind="disk", memory=memory)
+    assert bits_for_memory(model, least)[0] == CHOICES[0]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(prompt.model_dump_json() for prompt in tiny_prompts(32)[24:]), encoding="utf-8")
+    asked = viasd_calib.CalibrateOptions(
+        fit=str(tmp_path / "fit"), out=str(tmp_path / "read"), prompts=str(prompts), max_new_tokens=4, limit=2,
+        shares=SplitShares(fit=0.0, calibrate=1.0, test=0.0), max_loss=0.5, confidence=0.5, dtype=dtype,
+    )  # fmt: skip
+    assert viasd_calib.calibrate(asked).offload == fitted.offload
+    kept = viasd_calib.calibrate(replace(asked, out=str(tmp_path / "kept"), offload="none"))
+    assert kept.offload is None
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{}, {**LOW, "parts": {"low_bit": {"bits": 4}}}, {**LOW, "adapter_rank": 2}, {**LOW, "route_choice": "span"}],
+)
+def test_memory_chooses_for_slim_verifiers_of_low_bits_alone(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path, model: dict[str, Any]
+) -> None:
+    with pytest.raises(CalibrationError, match="--memory chooses the bits of a slim verifier of all layers"):
+        viasd_calib.fit(replace(options(tiny_folder, traces, tmp_path / "fit", **model), memory="1GB"))
+    with pytest.raises(UsageError, match="--memory is 'much'"):
+        viasd_calib.fit(replace(options(tiny_folder, traces, tmp_path / "fit", **model), memory="much"))
