@@ -100,7 +100,8 @@ def of_adapter(name: str) -> bool:
 
 def adapter_tensors(layers: nn.Module) -> dict[str, Tensor]:
     """The adapter's own tensors, by their names within the layers."""
-    return {name: tensor for name, tensor in layers.state_dict().items() if of_adapter(name)}
+    # Not by state_dict: a layer beside it may have no weights in memory, and refuses to give them.
+    return {name: tensor.detach() for name, tensor in layers.named_parameters() if of_adapter(name)}
 
 
 def save_adapter(layers: nn.Module, skip: Route, path: Path) -> None:

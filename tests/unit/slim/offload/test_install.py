@@ -37,6 +37,7 @@ from viasd_calib.slim.native.linear import NativeLinear
 from viasd_calib.slim.offload.install import LeftOutLinear, StreamedLinear
 from viasd_calib.slim.offload.settings import Offload
 from viasd_calib.slim.onednn_linear import why_not_packed
+from viasd_calib.slim.parts.adapter import adapted_layers, adapter_ref, adapter_tensors, save_adapter
 from viasd_calib.slim.plan import MODULES
 from viasd_calib.spec import DType, LowBitWeights, OffloadRef, Route, ShallowDraft, load_spec, tensor_file
 
@@ -338,3 +339,20 @@ def test_an_engine_reads_layers_as_its_spec_says_unless_told_otherwise(tmp_path:
     assert cold(load_engine(spec, backend="eager")).offload == Offload("cpu")
     assert cold(load_engine(spec, backend="eager", offload=DISK)).offload == DISK
     assert load_engine(spec, backend="eager", offload="none").routed.cold is None
+
+
+@pytest.mark.parametrize("folded", [False, True], ids=["beside", "folded"])
+def test_an_adapter_stays_on_layers_in_memory(tmp_path: Path, folded: bool) -> None:
+    """Sublayers that are skipped are read; their adapter is never run."""
+    verifier = save_verifier(tmp_path / "q")
+    layers = adapted_layers(load_verifier(str(verifier)).model.get_decoder().layers, 2, 4, ["q_proj", "down_proj"])
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for tensor in adapter_tensors(layers).values():
+            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator).to(torch.bfloat16))
+    path = verifier / "adapter.safetensors"
+    save_adapter(layers, SKIPS, path)
+    entry = adapter_ref(path, verifier, 2, 4, ["q_proj", "down_proj"]).model_copy(update={"folded": folded})
+    kept, read = both(write_spec(verifier, SKIPS.model_copy(update={"adapter": entry})), "float32", "eager")
+    assert len(cold(read).positions) == COUNTS["skips"]
+    assert_same(kept, read)
