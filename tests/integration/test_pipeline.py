@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from tests.tiny import save_tiny, tiny_prompts
 from viasd_calib.cli import main
+from viasd_calib.evaluation.bench import load_bench
 from viasd_calib.models import weights_sha256
 from viasd_calib.slim import cost as measuring
-from viasd_calib.spec import load_spec
+from viasd_calib.spec import OffloadRef, load_spec, save_spec
 
 FIT = {
     "seed_everything": 0,
@@ -223,6 +224,16 @@ def test_the_whole_job_loads_its_verifier_and_measures_its_cost_once(
     shutil.rmtree(out / "calibrate")  # traces and fit are kept
     assert main([*command, "--dtype", "bfloat16", "--debug"]) == 0
     assert load_spec(out / "spec/routing.json").verifier.dtype == "bfloat16"
+
+    read = out / "spec/offload.json"
+    save_spec(load_spec(out / "spec/routing.json").model_copy(update={"offload": OffloadRef(kind="disk")}), read)
+    capsys.readouterr()
+    second = json.dumps({"spec": str(read), "limit": 2, "max_new_tokens": 6})
+    assert main([*command, "--dtype", "bfloat16", "--offload_step", second, "--debug"]) == 0
+    kept, streamed = capsys.readouterr().out.splitlines()[-2:]
+    assert kept.startswith("all in memory: autoregressive ")
+    assert streamed.startswith("layers read from disk: autoregressive ")
+    assert load_bench(out / "bench_offload.json").offload is not None
 
 
 def test_print_config_shows_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,4 +53,4 @@ def conclude(places: RunPlaces, sentences: Sequence[str]) -> None:
     """Say where the results are, and what they come to."""
     Console().print(f"\nspec: {places.spec}\nreport: {places.report}\nbenchmark: {places.bench}\n")
     for sentence in sentences:
-        Console(highlight=False).print(sentence)
+        Console(highlight=False).print(sentence, soft_wrap=True)

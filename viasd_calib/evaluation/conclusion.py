@@ -51,6 +51,18 @@ def conclusion(result: BenchResult, spec: RoutingSpec, timing: PolicyTiming) -> 
     return sentences
 
 
+def in_one_line(result: BenchResult) -> str:
+    """Tokens a second of the strategies of a benchmark, where the verifier's layers were, and what three tiers gain."""
+    places = {None: "all in memory", "disk": "layers read from disk", "cpu": "layers read from the host's memory"}
+    where = places[None if result.offload is None else result.offload.kind]
+    speeds = ", ".join(f"{name} {method.tokens_per_second:.1f}" for name, method in result.methods.items())
+    found = result.methods["three_tier"].speedup_vs_speculative
+    if found is None:
+        return f"{where}: {speeds} tokens/s"
+    bounds = "" if found.bounds is None else f" [{found.bounds[0]:.2f}, {found.bounds[1]:.2f}]"
+    return f"{where}: {speeds} tokens/s; three tiers are {found.median:.2f}{bounds} times as fast as speculative"
+
+
 def _compared(interval: Interval | None, baseline: str) -> str:
     """A speed-up with its interval, and what it shows."""
     if interval is None:

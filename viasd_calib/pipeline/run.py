@@ -15,6 +15,7 @@ from viasd_calib.pipeline.calibrate import TIMED_PROMPTS, TIMED_TOKENS, refuse_t
 from viasd_calib.pipeline.checks import check_draft, check_model, check_out_folder
 from viasd_calib.pipeline.generate import command_line_prompt
 from viasd_calib.pipeline.loading import SharedVerifiers
+from viasd_calib.pipeline.notices import notice
 from viasd_calib.pipeline.options import (
     BenchOptions,
     CalibrateOptions,
@@ -28,7 +29,7 @@ from viasd_calib.pipeline.recipes import recipe_for
 from viasd_calib.pipeline.run_options import BenchStep, CalibrateStep, CaptureStep, RunOptions
 from viasd_calib.prompt_copies import without_copies
 from viasd_calib.prompts import Prompt, draw_prompts, read_prompts
-from viasd_calib.shipped import shipped_configuration
+from viasd_calib.shipped import shipped, shipped_configuration
 from viasd_calib.spec import DType, load_spec
 
 REPORT_PROMPTS, REPORT_TOKENS = 8, 96
@@ -81,6 +82,11 @@ class RunPlaces:
         """The benchmark's JSON."""
         return self.folder / "bench.json"
 
+    @property
+    def offload_bench(self) -> Path:
+        """That of a spec whose layers are read for each pass."""
+        return self.folder / "bench_offload.json"
+
 
 def run(options: RunOptions, jobs: Jobs) -> None:
     """Capture, fit, calibrate, export, validate, bench, report and answer a prompt.
@@ -99,6 +105,9 @@ def run(options: RunOptions, jobs: Jobs) -> None:
     refuse_too_few(len(chosen[1][0]), decided.max_loss, decided.confidence, decided.allow_uncertified)
     check_draft(options.draft)
     check_model(options.verifier)
+    second = options.offload_step
+    if second is not None:
+        load_spec(shipped(second.spec))
     if options.fit_config is not None:
         jobs.check_fit(shipped_configuration(options.fit_config))
 
@@ -129,6 +138,11 @@ def run(options: RunOptions, jobs: Jobs) -> None:
     jobs.announce("5/7 bench: autoregressive, speculative and three-tier on test prompts")
     jobs.bench(BenchOptions(spec=spec, json=str(places.bench), split="test", **common, **benched.model_dump()), load)
     jobs.record_evidence(spec, str(places.bench))
+    read = second is not None and _can_read()
+    if second is not None and read:
+        jobs.announce(f"5/7 bench, with the verifier's layers read for each pass: {second.spec}")
+        again = BenchOptions(json=str(places.offload_bench), split="test", **common, **second.model_dump())
+        jobs.bench(again, load)
     jobs.announce("6/7 report")
     page = ReportOptions(
         spec=spec,
@@ -141,7 +155,7 @@ def run(options: RunOptions, jobs: Jobs) -> None:
     )
     jobs.report(page, load)
     jobs.announce("7/7 generate")
-    best, sentences = _concluded(places.spec, places.bench, calibrated / CALIBRATE_FILE)
+    best, sentences = _concluded(places, calibrated / CALIBRATE_FILE, with_offload=read)
     asked = GenerateOptions(
         spec=spec,
         prompt=options.sample_prompt,
@@ -154,15 +168,28 @@ def run(options: RunOptions, jobs: Jobs) -> None:
     jobs.conclude(places, sentences)
 
 
-def _concluded(spec: Path, measured: Path, calibrated: Path) -> tuple[StrategyName, list[str]]:
+def _can_read() -> bool:
+    """Whether layers can be read for each pass on this system; a notice says why not."""
+    from viasd_calib.slim.offload.settings import why_no_reading
+
+    lacking = why_no_reading()
+    if lacking is not None:
+        notice(f"nothing is measured with layers read for each pass: {lacking}")
+    return lacking is None
+
+
+def _concluded(places: RunPlaces, calibrated: Path, *, with_offload: bool) -> tuple[StrategyName, list[str]]:
     """The strategy to decode with, and what benchmark and calibration come to in words."""
     from viasd_calib.calibration.artifacts import CalibrateArtifact
     from viasd_calib.evaluation.bench import load_bench
-    from viasd_calib.evaluation.conclusion import conclusion, recommended_method
+    from viasd_calib.evaluation.conclusion import conclusion, in_one_line, recommended_method
 
-    result = load_bench(measured)
+    result = load_bench(places.bench)
     timing = read_json(CalibrateArtifact, calibrated, "viasd calibrate").slim_worth
-    return recommended_method(result), conclusion(result, load_spec(spec), timing)
+    sentences = conclusion(result, load_spec(places.spec), timing)
+    if with_offload:
+        sentences += ["", in_one_line(result), in_one_line(load_bench(places.offload_bench))]
+    return recommended_method(result), sentences
 
 
 def _dtype_of(dtype: DType | Literal["auto"] | None) -> DType | None:

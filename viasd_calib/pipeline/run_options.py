@@ -42,6 +42,19 @@ class BenchStep(BaseModel):
     max_new_tokens: Count = 64
 
 
+class OffloadStep(BaseModel):
+    """Options of a second benchmark, of a spec whose layers are read for each pass of the verifier.
+
+    Attributes:
+        spec: for the same verifier, which was calibrated with offload.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    spec: str
+    limit: Count | None = 6
+    max_new_tokens: Count = 32
+
+
 @options
 class RunOptions:
     """The main job: capture, fit, calibrate, export, validate, bench, report, generate.
@@ -56,6 +69,8 @@ class RunOptions:
         capture_step: options of the capture step.
         calibrate_step: options of the calibrate step.
         bench_step: options of the bench step.
+        offload_step: spec and options of a second benchmark, with the verifier's layers read for each pass; the results
+            of both are the last two lines. None where it is left out.
         dtype: number format to calibrate and decode in; "auto" is bfloat16 where the CPU calculates in it, else
             float32. Where it is left out ``viasd calibrate`` chooses. Traces and training are in float32.
         sample_prompt: a prompt to answer at the end, coloured by tier.
@@ -69,5 +84,6 @@ class RunOptions:
     capture_step: CaptureStep | None = None
     calibrate_step: CalibrateStep | None = None
     bench_step: BenchStep | None = None
+    offload_step: OffloadStep | None = None
     dtype: DType | Literal["auto"] | None = None
     sample_prompt: str = "Explain in three sentences why the sky is blue."

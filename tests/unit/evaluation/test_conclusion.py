@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.unit.evaluation.test_report import bench, certificate, method, spec
 from viasd_calib.calibration.losses.base import loss_named
 from viasd_calib.calibration.policy_timing import PolicyTiming
-from viasd_calib.evaluation.conclusion import conclusion, recommended_method
+from viasd_calib.evaluation.conclusion import conclusion, in_one_line, recommended_method
 from viasd_calib.evaluation.metrics import Interval, MethodResult
+from viasd_calib.evaluation.offload_result import OffloadResult
 from viasd_calib.schema.route import RelativeCost
 
 FASTER = Interval(median=1.2, low=1.1, high=1.3, n=10)
@@ -103,3 +106,20 @@ def test_each_sentence_has_the_speedup_over_its_baseline() -> None:
     said = conclusion(bench(methods(FASTER, SLOWER)), spec(), PAYS)
     assert "at 1.20 of the speed of autoregressive decoding" in said[0]
     assert "at 0.80 of the speed of speculative decoding" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "speculative", "line"),
+    [
+        (None, FASTER, "all in memory: {}; three tiers are 1.20 [1.10, 1.30] times as fast as speculative"),
+        ("disk", FEW, "layers read from disk: {}; three tiers are 0.80 times as fast as speculative"),
+        ("cpu", None, "layers read from the host's memory: {}"),
+    ],
+)
+def test_a_benchmark_in_one_line(kind: Any, speculative: Interval | None, line: str) -> None:
+    result = bench(methods(FASTER, speculative))
+    if kind is not None:
+        read = OffloadResult(kind=kind, resident_bytes=1, cold_bytes=1, cold_bytes_per_second=1.0, peak_memory_bytes={})
+        result = result.model_copy(update={"offload": read})
+    speeds = "autoregressive 20.0, speculative 30.0, three_tier 25.0 tokens/s"
+    assert in_one_line(result) == line.format(speeds)

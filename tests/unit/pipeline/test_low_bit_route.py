@@ -256,9 +256,7 @@ def test_memory_chooses_bits_and_how_it_decodes(tiny_folder: TinyFolder, traces:
     memory = 10**9
     while bits_for_memory(model, memory)[0] == CHOICES[0]:
         least, memory = memory, memory - max(memory // 100, 1)
-    with pytest.warns(
-        JobWarning, match="attention in 8 bits, MLPs in 4, the head in 8; .* are read"
-    ):
+    with pytest.warns(JobWarning, match="attention in 8 bits, MLPs in 4, the head in 8; .* are read"):
         fitted = viasd_calib.fit(replace(options(tiny_folder, traces, tmp_path / "fit", **LOW), memory=memory))
     assert fitted is not None
     assert fitted.route.low_bit == LowBitWeights(attention={"8": EVERY}, mlp={"4": EVERY}, head=8)
