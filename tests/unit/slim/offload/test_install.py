@@ -341,8 +341,9 @@ def test_an_engine_reads_layers_as_its_spec_says_unless_told_otherwise(tmp_path:
     assert load_engine(spec, backend="eager", offload="none").routed.cold is None
 
 
+@pytest.mark.parametrize(("backend", "dtype"), EXACT)
 @pytest.mark.parametrize("folded", [False, True], ids=["beside", "folded"])
-def test_an_adapter_stays_on_layers_in_memory(tmp_path: Path, folded: bool) -> None:
+def test_an_adapter_stays_on_layers_in_memory(tmp_path: Path, folded: bool, backend: Backend, dtype: DType) -> None:
     """Sublayers that are skipped are read; their adapter is never run."""
     verifier = save_verifier(tmp_path / "q")
     layers = adapted_layers(load_verifier(str(verifier)).model.get_decoder().layers, 2, 4, ["q_proj", "down_proj"])
@@ -353,6 +354,6 @@ def test_an_adapter_stays_on_layers_in_memory(tmp_path: Path, folded: bool) -> N
     path = verifier / "adapter.safetensors"
     save_adapter(layers, SKIPS, path)
     entry = adapter_ref(path, verifier, 2, 4, ["q_proj", "down_proj"]).model_copy(update={"folded": folded})
-    kept, read = both(write_spec(verifier, SKIPS.model_copy(update={"adapter": entry})), "float32", "eager")
+    kept, read = both(write_spec(verifier, SKIPS.model_copy(update={"adapter": entry})), dtype, backend)
     assert len(cold(read).positions) == COUNTS["skips"]
     assert_same(kept, read)
