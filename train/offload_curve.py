@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from viasd_calib.calibration.policy_timing import time_policies
+from viasd_calib.calibration.policy_timing import TimedPolicy, Tried, time_policies
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine, load_engine
 from viasd_calib.evaluation.bench import BenchResult, BenchSettings, run_bench
@@ -32,7 +32,7 @@ from viasd_calib.pipeline.options import BenchOptions
 from viasd_calib.pipeline.prompt_choice import choose_unseen, load_prompts
 from viasd_calib.prompts import EMBEDDED, Prompt, SplitShares, draw_prompts, select_split
 from viasd_calib.slim.offload.settings import Offload
-from viasd_calib.spec import Audit, Gates, PolicyDrafter, load_spec
+from viasd_calib.spec import Audit, Decoding, Gates, load_spec
 
 METHODS = ["autoregressive", "speculative", "three_tier", "self_speculative"]
 
@@ -66,16 +66,20 @@ def tuned(engine: Engine, prompts: list[Prompt], tokens: int) -> Engine:
     """The same with thresholds and stop bounds that were fastest on these prompts."""
     spec = engine.spec
 
-    def decoder_for(gates: Gates, audit: Audit, drafter: PolicyDrafter | None) -> Decoder:
-        return decoder_at(engine, gates, spec.decoding.model_copy(update={"audit": audit, "drafter": drafter}))
+    def decoding_of(tried: Tried | TimedPolicy, audit: Audit) -> Decoding:
+        own = {"audit": audit, "drafter": tried.drafter, "max_pending": tried.max_pending or spec.decoding.max_pending}
+        return spec.decoding.model_copy(update=own)
+
+    def decoder_for(tried: Tried, audit: Audit) -> Decoder:
+        return decoder_at(engine, tried.gates, decoding_of(tried, audit))
 
     timing = time_policies(
         decoder_for, spec.gates, engine.verifier, prompts, tokens,
-        stop_without_slim=spec.gates.speculative_stop, certified=False,
+        stop_without_slim=spec.gates.speculative_stop, max_pending=spec.decoding.max_pending, certified=False,
     )  # fmt: skip
-    gates = timing.fastest_with_slim.applied_to(spec.gates)
-    gates = gates.model_copy(update={"speculative_stop_below": timing.speculative_stop})
-    return replace(engine, spec=spec.model_copy(update={"gates": gates}))
+    found = timing.fastest_with_slim
+    gates = found.applied_to(spec.gates).model_copy(update={"speculative_stop_below": timing.speculative_stop})
+    return replace(engine, spec=spec.model_copy(update={"gates": gates, "decoding": decoding_of(found, "strict")}))
 
 
 def measure(

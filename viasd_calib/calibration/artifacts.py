@@ -63,12 +63,14 @@ class SpecPolicy(NamedTuple):
     """What decides how a spec decodes, and how far it may diverge.
 
     Attributes:
+        max_pending: most tokens that may wait for q.
         drafter: what drafts in the draft model's place; None for the draft model.
     """
 
     audit: Audit
     gates: Gates
     certificate: Certificate
+    max_pending: int
     drafter: PolicyDrafter | None = None
 
 
@@ -81,6 +83,7 @@ class CalibrateArtifact(BaseModel):
         verifier: what it was certified on; None in what earlier releases wrote.
         dtype: number format that was decoded in; None in what earlier releases wrote.
         gates: those of the fastest exact policy: without a slim tier that does not pay.
+        max_pending: as many as were asked for; an exact policy may have found fewer to be faster (``slim_worth``).
         certified_gates: those the certificate holds for; None where nothing is certified.
         certificate: of the certified policy, or of why there is none.
         slim_worth: how fast these policies are.
@@ -111,14 +114,15 @@ class CalibrateArtifact(BaseModel):
         """
         audit = audit or ("off" if self.slim_worth.lossy_pays else "strict")
         if audit == "strict":
-            drafter = self.slim_worth.exact_policy.drafter if self.slim_worth.policies else None
-            return SpecPolicy(audit, self.gates, self._exact_certificate(), drafter)
+            found = self.slim_worth.exact_policy if self.slim_worth.policies else None
+            drafter, bound = (None, None) if found is None else (found.drafter, found.max_pending)
+            return SpecPolicy(audit, self.gates, self._exact_certificate(), bound or self.max_pending, drafter)
         if self.certified_gates is None:
             raise SpecError(
                 f"nothing is certified, so no spec can be exported with audit {audit}; "
                 "leave out --audit, or calibrate with more prompts or a larger --max_loss"
             )
-        return SpecPolicy(audit, self.certified_gates, self.certificate)
+        return SpecPolicy(audit, self.certified_gates, self.certificate, self.max_pending)
 
     def _exact_certificate(self) -> Certificate:
         """The certificate beside gates of an exact policy: it bounds nothing that they would do without the audit."""

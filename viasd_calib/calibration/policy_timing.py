@@ -37,6 +37,10 @@ DRAFTED_BY: dict[PolicyDrafter, str] = {
 ALONE_THRESHOLDS = (0.4, 0.7)
 """Thresholds that are tried without a draft model, where each token of q' costs a slim pass."""
 
+PENDING_SHARES = (0.5, 0.7)
+"""Parts of ``max_pending`` that are tried in its place: a catch-up of many tokens is a wide pass, which is dear where
+computing limits it and not reading weights, and all after a wrong token is lost."""
+
 LOSSY_GAIN = 0.05
 """Share of its time that a certified policy must save to be exported unasked: its text may diverge."""
 FEWEST_PROMPTS = 6
@@ -49,14 +53,16 @@ class Tried(NamedTuple):
 
     Attributes:
         drafter: what drafts in the draft model's place; None for the draft model.
+        max_pending: most tokens that may wait for q; None for as many as are asked for.
     """
 
     gates: Gates
     drafter: PolicyDrafter | None = None
+    max_pending: int | None = None
 
 
-DecoderFor = Callable[[Gates, Audit, PolicyDrafter | None], Answering]
-"""A decoder with gates, an audit, and what drafts in the draft model's place."""
+DecoderFor = Callable[[Tried, Audit], Answering]
+"""A decoder of a policy, with an audit."""
 
 
 class TimedPolicy(BaseModel):
@@ -69,6 +75,7 @@ class TimedPolicy(BaseModel):
         threshold: the score at which it is trusted; None where it is not asked.
         draft_accept_at: the score at which the draft gate accepts a token unverified; above 1 it never does.
         draft_stop_below: drafting stops where the whole block is kept with less than this probability.
+        max_pending: most tokens that may wait for q; None for as many as were asked for.
         seconds_per_token: on the prompts of the timing.
     """
 
@@ -76,6 +83,7 @@ class TimedPolicy(BaseModel):
 
     stage: int = Field(ge=1)
     drafter: PolicyDrafter | None = None
+    max_pending: int | None = None
     slim_tier: bool
     threshold: float | None
     draft_accept_at: float
@@ -95,6 +103,7 @@ class TimedPolicy(BaseModel):
         return cls(
             stage=stage,
             drafter=tried.drafter,
+            max_pending=tried.max_pending,
             slim_tier=gates.slim_tier,
             threshold=gates.accept_at if gates.slim_tier else None,
             draft_accept_at=gates.draft_accept_at,
@@ -314,6 +323,26 @@ def stop_stage(
     return [*(Tried(one) for one in [*with_slim, *without]), *without_model]
 
 
+def last_stage(gates: Gates, timed: Sequence[TimedPolicy], max_pending: int) -> list[Tried]:
+    """The last stage: the fastest of each kind take turns again, since the fastest of many is in part the luckiest. The
+    fastest that asks q' is tried with less pending tokens, too.
+
+    Args:
+        gates: that the thresholds of policies are put into.
+        timed: the policies of the second stage.
+        max_pending: the bound that they were timed with.
+    """
+    kinds: dict[tuple[bool, PolicyDrafter | None], TimedPolicy] = {}
+    for one in sorted(timed, key=lambda one: one.seconds_per_token):
+        kinds.setdefault((one.slim_tier, one.drafter), one)
+    fastest = _fastest([one for one in kinds.values() if one.slim_tier])
+    bounds = {max(1, round(share * max_pending)) for share in PENDING_SHARES} - {max_pending}
+    return [
+        *(Tried(one.applied_to(gates), one.drafter) for one in kinds.values()),
+        *(Tried(fastest.applied_to(gates), fastest.drafter, bound) for bound in sorted(bounds)),
+    ]
+
+
 def time_policies(
     decoder_for: DecoderFor,
     gates: Gates,
@@ -322,30 +351,34 @@ def time_policies(
     max_new_tokens: int,
     *,
     stop_without_slim: float,
+    max_pending: int,
     certified: bool,
     drafters: Sequence[PolicyDrafter] = (),
 ) -> PolicyTiming:
     """Search for the fastest policy of exact decoding, and time the certified one beside it.
 
-    The search has two stages, :func:`threshold_stage` and, at the thresholds that were fastest, :func:`stop_stage`. The
-    policies of a stage decode ``prompts`` in turns: drift strikes all alike. Where ``gates`` are certified, they
-    themselves with audit ``off`` are timed in the second stage.
+    The search has three stages, :func:`threshold_stage`, at the thresholds that were fastest :func:`stop_stage`, and
+    :func:`last_stage` of the fastest. The policies of a stage decode ``prompts`` in turns: drift strikes all alike.
+    Where ``gates`` are certified, they themselves with audit ``off`` are timed in the last stage.
 
     Args:
         gates: with a threshold for all tiers, which is tried beside ``STRICT_THRESHOLDS``, and the stop bound that a
             replay found at the costs of slim passes.
         prompts: one at least; the first one is also the warm-up.
         stop_without_slim: the stop bound that a replay found at the costs of full passes.
+        max_pending: most tokens that may wait for q where a policy does not say.
         drafters: what is tried in the draft model's place.
     """
 
-    def seconds_of(label: str, exact: Sequence[Tried], others: Sequence[Answering] = ()) -> list[float]:
-        decoders = [*(decoder_for(one.gates, "strict", one.drafter) for one in exact), *others]
-        return _seconds_per_token(label, decoders, verifier, prompts, max_new_tokens)
+    def timed(
+        stage: int, label: str, exact: Sequence[Tried], others: Sequence[Answering] = ()
+    ) -> tuple[list[TimedPolicy], list[float]]:
+        decoders = [*(decoder_for(one, "strict") for one in exact), *others]
+        seconds = _seconds_per_token(label, decoders, verifier, prompts, max_new_tokens)
+        policies = [TimedPolicy.of(one, stage, spent) for one, spent in zip(exact, seconds, strict=False)]
+        return policies, seconds[len(exact) :]
 
-    first = threshold_stage(gates, "slim" in drafters)
-    seconds = seconds_of("timing thresholds", first)
-    policies = [TimedPolicy.of(one, 1, spent) for one, spent in zip(first, seconds, strict=True)]
+    policies, _ = timed(1, "timing thresholds", threshold_stage(gates, "slim" in drafters))
     by_bound = {one.threshold: one.seconds_per_token for one in policies if one.drafter is None and one.threshold}
     alone = {one.threshold: one.seconds_per_token for one in policies if one.drafter == "slim" and one.threshold}
 
@@ -356,12 +389,16 @@ def time_policies(
         drafters,
         min(alone, key=alone.__getitem__, default=ALONE_THRESHOLDS[0]),
     )
-    seconds = seconds_of("timing where drafting stops", second, [decoder_for(gates, "off", None)] if certified else [])
-    policies += [TimedPolicy.of(one, 2, spent) for one, spent in zip(second, seconds[: len(second)], strict=True)]
+    policies += timed(2, "timing where drafting stops", second)[0]
+
+    fastest = last_stage(gates, [one for one in policies if one.stage == 2], max_pending)
+    others = [decoder_for(Tried(gates), "off")] if certified else []
+    last, of_others = timed(3, "timing the fastest", fastest, others)
+    policies += last
     return PolicyTiming(
         by_bound=by_bound,
-        seconds_per_token_without=min(one.seconds_per_token for one in policies if not one.slim_tier),
-        seconds_per_token_certified=seconds[-1] if certified else None,
+        seconds_per_token_without=min(one.seconds_per_token for one in last if not one.slim_tier),
+        seconds_per_token_certified=of_others[0] if certified else None,
         n_prompts=len(prompts),
         policies=tuple(policies),
     )

@@ -20,7 +20,7 @@ from viasd_calib.profiling.profile import PassShape, ProfileSettings
 from viasd_calib.progress import say
 from viasd_calib.prompt_copies import known_prompts, normalised_sha256, short_hashes
 from viasd_calib.prompts import Prompt, SplitShares, draw_prompts, select_split, split_sha256
-from viasd_calib.spec import Audit, Decoding, Gates, PolicyDrafter, file_sha256, prompts_needed
+from viasd_calib.spec import Audit, Decoding, file_sha256, prompts_needed
 
 TIMED_PROMPTS = 8
 """Prompts on which policies are timed."""
@@ -65,7 +65,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     from viasd_calib.calibration.candidates import DEFAULT_STOP, propose
     from viasd_calib.calibration.certify import certify
     from viasd_calib.calibration.draft_length import PassCosts, best_stop
-    from viasd_calib.calibration.policy_timing import time_policies
+    from viasd_calib.calibration.policy_timing import Tried, time_policies
     from viasd_calib.decoding.decoder import Decoder
     from viasd_calib.evaluation.frontier import load_frontier
     from viasd_calib.hardware import hardware
@@ -119,11 +119,12 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         "drafting helps, texts end early or a candidate fails"
     )
 
-    def decoder_for(gates: Gates, audit: Audit, drafter: PolicyDrafter | None = None) -> Decoder:
-        return decoder_at(engine, gates, decoding.model_copy(update={"audit": audit, "drafter": drafter}))
+    def decoder_for(tried: Tried, audit: Audit) -> Decoder:
+        own = {"audit": audit, "drafter": tried.drafter, "max_pending": tried.max_pending or options.max_pending}
+        return decoder_at(engine, tried.gates, decoding.model_copy(update=own))
 
     certification = certify(
-        candidates, lambda candidate: decoder_for(candidate.gates, "off"), loaded, engine.routed, chosen,
+        candidates, lambda candidate: decoder_for(Tried(candidate.gates), "off"), loaded, engine.routed, chosen,
         max_loss=options.max_loss, confidence=options.confidence, max_new_tokens=options.max_new_tokens,
         split_sha256={
             "fit": fitted.fit_sha256,
@@ -136,7 +137,8 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     # Which prompts decide between an exact policy and a certified one is all the same to the certificate.
     timing = time_policies(
         decoder_for, gates, loaded, timed, max(options.max_new_tokens, TIMED_TOKENS),
-        stop_without_slim=stop_without_slim, certified=certification.chosen is not None,
+        stop_without_slim=stop_without_slim, max_pending=options.max_pending,
+        certified=certification.chosen is not None,
         drafters=("slim",) if engine.spec.draft.kind == "prompt_lookup" else ("slim", "lookup"),
     )  # fmt: skip
     tuned = {"speculative_stop_below": timing.speculative_stop}

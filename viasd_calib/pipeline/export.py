@@ -81,7 +81,7 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
         decoding=Decoding(
             audit=policy.audit,
             draft_length=calibrated.draft_length,
-            max_pending=calibrated.max_pending,
+            max_pending=policy.max_pending,
             drafter=policy.drafter,
         ),
         offload=calibrated.offload,

@@ -36,26 +36,26 @@ def calibrated(bound: float | None, seconds: float | None) -> CalibrateArtifact:
 
 def test_a_certified_policy_that_is_faster_is_taken_with_its_certificate() -> None:
     result = calibrated(0.05, 0.01)
-    assert result.policy() == ("off", CERTIFIED, result.certificate, None)
+    assert result.policy() == ("off", CERTIFIED, result.certificate, 12, None)
 
 
 def test_a_certified_policy_that_is_slower_is_taken_only_when_its_audit_is_named() -> None:
     result = calibrated(0.05, 0.04)
-    audit, gates, certificate, _ = result.policy()
+    audit, gates, certificate, *_ = result.policy()
     assert (audit, gates, certificate.bound) == ("strict", EXACT, None)
     assert "took 40.0 ms a token, this one 20.0" in certificate.note
-    assert result.policy("off") == ("off", CERTIFIED, result.certificate, None)
+    assert result.policy("off") == ("off", CERTIFIED, result.certificate, 12, None)
 
 
 def test_exact_gates_never_bear_the_certificate_of_others() -> None:
     """Whoever turned the audit off would else run gates that nothing was shown of."""
-    _, gates, certificate, _ = calibrated(0.05, 0.01).policy("strict")
+    _, gates, certificate, *_ = calibrated(0.05, 0.01).policy("strict")
     assert (gates, certificate.bound, certificate.observed, certificate.p_value) == (EXACT, None, None, None)
 
 
 def test_without_a_certificate_the_audit_is_strict() -> None:
     result = calibrated(None, None)
-    assert result.policy() == ("strict", EXACT, result.certificate, None)
+    assert result.policy() == ("strict", EXACT, result.certificate, 12, None)
     with pytest.raises(SpecError, match="nothing is certified"):
         result.policy("tolerant")
 
@@ -110,11 +110,12 @@ def test_what_drafts_in_the_draft_models_place_is_that_of_the_fastest_exact_poli
     result = calibrated(0.05, 0.04)
     policies = tuple(
         TimedPolicy(
-            stage=2, drafter=drafter, slim_tier=True, threshold=0.7, draft_accept_at=1.01, draft_stop_below=0.3,
-            seconds_per_token=seconds,
+            stage=2, drafter=drafter, max_pending=bound, slim_tier=True, threshold=0.7, draft_accept_at=1.01,
+            draft_stop_below=0.3, seconds_per_token=seconds,
         )
-        for drafter, seconds in ((None, 0.012), ("slim", 0.011), ("lookup", 0.013))
+        for drafter, bound, seconds in ((None, None, 0.012), ("slim", 7, 0.011), ("lookup", 9, 0.013))
     )  # fmt: skip
     timing = result.slim_worth.model_copy(update={"policies": policies})
     result = result.model_copy(update={"slim_worth": timing})
     assert [result.policy(audit).drafter for audit in (None, "strict", "off")] == ["slim", "slim", None]
+    assert [result.policy(audit).max_pending for audit in (None, "strict", "off")] == [7, 7, 12]

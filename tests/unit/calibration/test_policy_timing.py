@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.tiny import constant_gate, make_drafter, tiny_prompts
 from viasd_calib.calibration import policy_timing
-from viasd_calib.calibration.policy_timing import PolicyTiming, TimedPolicy, without_slim
+from viasd_calib.calibration.policy_timing import PolicyTiming, TimedPolicy, Tried, without_slim
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.conversation import Answering, converse
 from viasd_calib.decoding.decoder import Decoder
@@ -30,6 +30,10 @@ GATES = Gates(
     draft_stop_below=0.3,
 )
 """Every score is 0.5: q' decides all, the draft gate nothing."""
+
+
+LUCKY = 7 * (4 + 11) + 1
+"""The first call of the last stage: seven prompts, one a warm-up, for all policies of the first two."""
 
 
 class Clock(RoutedModel):
@@ -65,12 +69,13 @@ def test_the_clock_decides(
     monkeypatch.setattr(policy_timing, "STRICT_STOPS", ())
     drafter = make_drafter("near", routed)
 
-    def decoder_for(gates: Gates, audit: Audit, _: PolicyDrafter | None) -> Decoder:
-        return Decoder(routed, drafter, ThreeTier.from_spec(gates, Decoding(audit=audit, draft_length=2)))
+    def decoder_for(tried: Tried, audit: Audit) -> Decoder:
+        decoding = Decoding(audit=audit, draft_length=2, max_pending=tried.max_pending or 12)
+        return Decoder(routed, drafter, ThreeTier.from_spec(tried.gates, decoding))
 
     measured = policy_timing.time_policies(
         decoder_for, GATES, tiny_verifier, tiny_prompts(1), 16,
-        stop_without_slim=0.3, certified=certified,
+        stop_without_slim=0.3, max_pending=12, certified=certified,
     )  # fmt: skip
     assert measured.pays is pays
     assert (measured.seconds_per_token_certified is not None) == certified
@@ -133,8 +138,10 @@ class Priced:
         self,
         price: Callable[[Gates, Audit], float],
         without_model: Callable[[Gates, PolicyDrafter], float] | None = None,
+        of_pending: Callable[[int | None], float] = lambda bound: 0.0 if bound is None else 0.1,
     ) -> None:
         self.price = price
+        self.of_pending = of_pending
         self.without_model = without_model
         self.now = 0.0
         self.asked: list[Gates] = []
@@ -143,9 +150,9 @@ class Priced:
         """The time, in seconds."""
         return self.now
 
-    def decoder_for(self, gates: Gates, audit: Audit, drafter: PolicyDrafter | None) -> Answering:
+    def decoder_for(self, tried: Tried, audit: Audit) -> Answering:
         """A decoder with this price."""
-        outer = self
+        outer, gates, drafter = self, tried.gates, tried.drafter
 
         class OneToken:
             def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
@@ -155,6 +162,7 @@ class Priced:
                     assert outer.without_model is not None, "nothing was asked for in the draft model's place"
                     assert audit == "strict"
                     outer.now += outer.without_model(gates, drafter)
+                outer.now += outer.of_pending(tried.max_pending)
                 outer.asked.append(gates)
                 return Generation([1], [Tier.ESCALATE], [False], Counts())
 
@@ -164,8 +172,8 @@ class Priced:
         """The search at these prices; a replay found stops of 0.3 with the slim tier and 0.2 without."""
         monkeypatch.setattr(policy_timing, "time", self)
         return policy_timing.time_policies(
-            self.decoder_for, GATES, verifier, tiny_prompts(n_prompts), 4, stop_without_slim=0.2, certified=True,
-            drafters=() if self.without_model is None else ("slim", "lookup"),
+            self.decoder_for, GATES, verifier, tiny_prompts(n_prompts), 4, stop_without_slim=0.2, max_pending=24,
+            certified=True, drafters=() if self.without_model is None else ("slim", "lookup"),
         )  # fmt: skip
 
 
@@ -212,10 +220,13 @@ def test_all_that_was_tried_is_in_the_json(tiny_verifier: Verifier, monkeypatch:
         *((1, threshold, 0.9, 0.3) for threshold in (0.4, 0.5, 0.7, 0.85)),
         *((2, 0.7, accept, stop) for accept in (0.9, NEVER) for stop in (0.3, 0.4, 0.55, 0.7)),
         *((2, None, 0.9, stop) for stop in (0.05, 0.2, 0.35)),
-    ]
+        (3, 0.7, NEVER, 0.55), (3, None, 0.9, 0.35), *[(3, 0.7, NEVER, 0.55)] * 2,
+    ]  # fmt: skip
+    assert [one.max_pending for one in timing.policies] == [None] * 17 + [12, 17]
     assert timing.by_bound == {one.threshold: one.seconds_per_token for one in timing.policies if one.stage == 1}
     for one in timing.policies:
-        assert one.seconds_per_token == pytest.approx(price(one.applied_to(GATES), "strict"))
+        more = priced.of_pending(one.max_pending)
+        assert one.seconds_per_token == pytest.approx(price(one.applied_to(GATES), "strict") + more)
     again = Priced(price)
     again.search(tiny_verifier, monkeypatch)
     assert again.asked == priced.asked, "the same order every time"
@@ -243,7 +254,11 @@ def test_no_draft_model_is_exported_where_that_is_the_fastest(
     timing = Priced(price, without_model).search(tiny_verifier, monkeypatch, n_prompts)
     timing = PolicyTiming.model_validate_json(timing.model_dump_json())
     tried = [(one.stage, one.drafter, one.threshold) for one in timing.policies if one.drafter is not None]
-    assert tried == [(1, "slim", 0.4), (1, "slim", 0.7), (2, "slim", 0.7), (2, "lookup", 0.7)]
+    assert tried[:4] == [(1, "slim", 0.4), (1, "slim", 0.7), (2, "slim", 0.7), (2, "lookup", 0.7)]
+    last = sorted((one.drafter or "model", one.max_pending or 24) for one in timing.policies if one.stage == 3)
+    fastest = min(("slim", slim), ("lookup", lookup), ("model", 1.0), key=lambda one: one[1])[0]
+    kinds = [("slim", 24), ("lookup", 24), ("model", 24), ("model", 24)]  # the model with the slim tier, and without
+    assert last == sorted([*kinds, (fastest, 12), (fastest, 17)])
     best = timing.exact_policy
     assert best.drafter == won
     if won is not None:
@@ -264,6 +279,30 @@ def test_no_draft_model_is_exported_where_that_is_the_fastest(
             words
             == f"No draft model is the fastest: a token took {best_ms:.1f} ms without ({said}) and 1000.0 ms with it."
         )
+
+
+@pytest.mark.parametrize(("cheapest", "found"), [(24, None), (12, 12), (17, 17)])
+def test_fewer_pending_tokens_are_exported_where_they_are_faster(
+    tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch, cheapest: int, found: int | None
+) -> None:
+    priced = Priced(price, of_pending=lambda bound: 0.01 * abs((bound or 24) - cheapest))
+    timing = priced.search(tiny_verifier, monkeypatch)
+    assert timing.exact_policy.max_pending == found
+    assert timing.seconds_per_token == pytest.approx(1.0)
+
+
+def test_the_luckiest_of_many_is_timed_again(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy that was fast by chance in the second stage is not exported for it."""
+    calls = []
+
+    def lucky_once(gates: Gates, audit: Audit) -> float:
+        calls.append(audit)
+        by_chance = len(calls) < LUCKY and gates.slim_tier
+        return 0.5 if by_chance else price(gates, audit, with_slim=3.0)
+
+    timing = Priced(lucky_once).search(tiny_verifier, monkeypatch)
+    assert min(one.seconds_per_token for one in timing.policies if one.stage == 2) < 1
+    assert not timing.pays
 
 
 def test_what_was_timed_earlier_decides_nothing() -> None:
