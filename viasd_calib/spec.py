@@ -18,7 +18,7 @@ from viasd_calib import __version__
 from viasd_calib.errors import SpecError, WeightsWarning
 from viasd_calib.files import write_json
 from viasd_calib.schema.base import Audit, DType, Revision, Sha256, Share, SpecModel, TensorFile, WeightFormat, refuse
-from viasd_calib.schema.certificate import Certificate, Evidence, PromptHashes, prompts_needed
+from viasd_calib.schema.certificate import LARGEST_BET, Certificate, Evidence, PromptHashes, prompts_needed
 from viasd_calib.schema.decoding import Decoding, PolicyDrafter
 from viasd_calib.schema.drafts import (
     CausalLMDraft,
@@ -53,6 +53,7 @@ SCHEMA_VERSION = "1.4"
 __all__ = [
     "DRAFT_FEATURES",
     "IGNORED_CONFIG_KEYS",
+    "LARGEST_BET",
     "SCHEMA_VERSION",
     "SLIM_FEATURES",
     "AdapterKind",

@@ -1,55 +1,179 @@
-"""The certificate holds as often as it says: simulated losses, no model."""
+"""The certificate holds as often as it says: losses that are drawn, through the real ``certify``."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
 import numpy as np
 import pytest
+from mapie.risk_control.methods import compute_hoeffding_bentkus_p_value
+from scipy.stats import binom
 
-from viasd_calib.calibration.risk import best_p_value, certified, p_value
-from viasd_calib.spec import prompts_needed
+from tests.tiny import constant_gate
+from viasd_calib.calibration import certify as certification
+from viasd_calib.calibration.betting import betting_p_value
+from viasd_calib.calibration.candidates import Candidate
+from viasd_calib.calibration.losses import base
+from viasd_calib.calibration.losses.base import CertificateLoss
+from viasd_calib.decoding.acceptance import Tier
+from viasd_calib.decoding.session import Counts, Generation
+from viasd_calib.errors import CalibrationError
+from viasd_calib.models import Verifier, encode_prompt
+from viasd_calib.prompts import Prompt, Split
+from viasd_calib.spec import Gates
 
-BOUND, CONFIDENCE, REPEATS = 0.05, 0.9, 1500
+BOUND, CONFIDENCE, PROMPTS = 0.3, 0.9, 20
+LEVEL = 1 - CONFIDENCE
+HASHES: dict[Split, str] = {"fit": "a" * 64, "calibrate": "b" * 64, "test": "c" * 64}
+GATES = Gates(draft=constant_gate("draft_margin", 0.0), slim=constant_gate("slim_margin", 0.0), accept_at=0.9,
+              regenerate_at=0.9)  # fmt: skip
 
 
-def run_once(rng: np.random.Generator, means: list[float], n_prompts: int) -> int:
-    """Test candidates with beta-distributed losses of the given means, as ``certify`` does; how many are certified."""
-    p_values: list[float] = []
-    for mean in means:
-        losses: list[float] = rng.beta(2 * mean, 2 * (1 - mean), n_prompts).tolist()
-        given_up = any(
-            best_p_value(losses[:seen], n_prompts, BOUND) > 1 - CONFIDENCE for seen in range(1, n_prompts, 20)
-        )
-        p_values.append(1.0 if given_up else p_value(losses, BOUND))
-        if p_values[-1] > 1 - CONFIDENCE:
-            break
-    return certified(p_values, CONFIDENCE)
+@dataclass
+class Stub:
+    """A decoder whose next answer is lost (token 1) or not (token 0), as given."""
+
+    answers: Iterator[float]
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
+        """One token."""
+        return Generation([int(next(self.answers))], [Tier.ESCALATE], [True], Counts(full_passes=1))
 
 
-def test_a_false_certificate_is_as_rare_as_promised() -> None:
-    """The first two candidates keep the bound, the third just does not: it may pass in 10 % of runs.
+@pytest.fixture(autouse=True)
+def read_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is what the stub wrote; and each prompt is put into tokens once, for all runs."""
+    known: dict[tuple[str, int], list[int]] = {}
 
-    1,500 runs: a share above 0.1 + 4 standard errors (0.131) is a failure; false alarms below 1 in 10,000.
+    def remembered(verifier: Verifier, prompt: Prompt, answers: list[str], room: int) -> list[int]:
+        key = prompt.id, len(answers)
+        if key not in known:
+            known[key] = encode_prompt(verifier, prompt, answers, room)
+        return known[key]
+
+    monkeypatch.setattr("viasd_calib.prompt_lengths.encode_prompt", remembered)
+    loss = CertificateLoss(lambda _, turns: float(turns[0].generation.tokens[0]), "the stub's", "of everything")
+    monkeypatch.setitem(base._losses, "divergence", loss)
+
+
+def distinct_prompts(count: int) -> list[Prompt]:
+    """Prompts no two of which ask the same."""
+    return [Prompt(id=f"{number}", turns=[" ".join(f"w{digit}" for digit in f"{number:o}")]) for number in range(count)]
+
+
+def certifies(
+    verifier: Verifier, losses: Sequence[Sequence[float]], prompts: Sequence[Prompt], confidence: float = CONFIDENCE
+) -> int:
+    """How many candidates, each with its losses in the order of decoding, the real ``certify`` lets pass."""
+    candidates = [Candidate(GATES, 1 - 0.01 * number, 0.0, 0.0) for number in range(len(losses))]
+    decoders = {one.threshold: Stub(iter(answers)) for one, answers in zip(candidates, losses, strict=True)}
+    found = certification.certify(
+        candidates, lambda one: cast(Any, decoders[one.threshold]), verifier, cast(Any, None), prompts,
+        max_loss=BOUND, confidence=confidence, max_new_tokens=1, split_sha256=HASHES,
+    )  # fmt: skip
+    return 0 if found.chosen is None else candidates.index(found.chosen) + 1
+
+
+def false_alarms(
+    verifier: Verifier, runs: int, seed: int, confidence: float = CONFIDENCE, copies: int = 1, *, by_loss: bool = False
+) -> float:
+    """Share of runs in which a candidate is certified whose losses are 1 with probability ``BOUND``, else 0."""
+    rng, prompts = np.random.default_rng(seed), distinct_prompts(PROMPTS * copies)
+    wrong = 0
+    for _ in range(runs):
+        losses = (rng.random(PROMPTS) < BOUND).astype(float)
+        losses = np.sort(losses) if by_loss else np.repeat(losses, copies)
+        wrong += certifies(verifier, [losses.tolist()], prompts, confidence)
+    return float(wrong / runs)
+
+
+def limit(runs: int) -> float:
+    """The level and three standard errors: exceeded by chance in 1 of 700 tests at most."""
+    return LEVEL + 3 * (LEVEL * (1 - LEVEL) / runs) ** 0.5
+
+
+def test_a_false_certificate_is_as_rare_as_promised(tiny_verifier: Verifier) -> None:
+    """2,000 runs. The test looks at the p-value after every prompt, so this is peeking too, which betting allows."""
+    assert 0.2 * LEVEL < false_alarms(tiny_verifier, 2000, seed=0) <= limit(2000)
+
+
+def test_a_level_ten_times_too_high_is_seen(tiny_verifier: Verifier) -> None:
+    """0.99 in place of 0.1."""
+    assert false_alarms(tiny_verifier, 300, seed=1, confidence=1 - 9.9 * LEVEL) > limit(300)
+
+
+def test_copies_are_refused_and_would_be_seen(tiny_verifier: Verifier) -> None:
+    """Each prompt four times, under ids and texts that the check for copies takes for others."""
+    prompt, *others = distinct_prompts(PROMPTS)
+    twice = Prompt(id="again", turns=[f" {prompt.turns[0].upper()}"])
+    with pytest.raises(CalibrationError, match=r"1 of 21 calibration prompts are copies of others"):
+        certifies(tiny_verifier, [[0.0] * 40], [prompt, *others, twice])
+    assert false_alarms(tiny_verifier, 300, seed=2, copies=4) > limit(300)
+
+
+def test_prompts_that_are_sorted_by_their_loss_would_be_seen(tiny_verifier: Verifier) -> None:
+    """Past the order of their hashes: then nearly every run certifies falsely."""
+    assert false_alarms(tiny_verifier, 300, seed=3, by_loss=True) > 0.9
+
+
+def test_the_order_of_a_file_does_not_matter(tiny_verifier: Verifier) -> None:
+    """The stub of the control above is not reached by sorting a file: ``certify`` has its own order."""
+    prompts = distinct_prompts(PROMPTS)
+    tested = certification.in_test_order(prompts)
+    assert tested == certification.in_test_order(prompts[::-1]) != prompts
+    assert {prompt.id for prompt in tested} == {prompt.id for prompt in prompts}
+
+
+class PeekingTest:
+    """A fixed-n p-value (exact, binomial), asked after every prompt as if there had been no looks before."""
+
+    def __init__(self, bound: float) -> None:
+        self.bound = bound
+        self.prompts = self.lost = 0
+        self.p_value = 1.0
+
+    def add(self, loss: float) -> None:
+        """One more prompt."""
+        self.prompts += 1
+        self.lost += round(loss)
+        self.p_value = float(binom.cdf(self.lost, self.prompts, self.bound))
+
+    def least_p_value(self, prompts: int) -> float:
+        """Never given up."""
+        return 0.0
+
+
+def test_peeking_with_a_fixed_n_test_is_seen(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certification, "BettingTest", PeekingTest)
+    assert false_alarms(tiny_verifier, 200, seed=4) > limit(200)
+
+
+def test_all_candidates_together_keep_the_level(tiny_verifier: Verifier) -> None:
+    """Two good candidates, then five at the bound: one of these is certified in a share of ``LEVEL`` at most."""
+    rng, prompts, runs = np.random.default_rng(5), distinct_prompts(PROMPTS), 300
+    means = np.array([0.01, 0.02, *[BOUND] * 5])
+    wrong = 0
+    for _ in range(runs):
+        losses = (rng.random((len(means), PROMPTS)) < means[:, None]).astype(float)
+        wrong += certifies(tiny_verifier, losses.tolist(), prompts) > 2
+    assert wrong / runs <= limit(runs)
+
+
+@pytest.mark.parametrize(("tokens", "overdispersion"), [(24, 0.001), (24, 0.05), (64, 0.02)])
+def test_a_loss_of_0_4_percent_is_certified_within_2(tokens: int, overdispersion: float) -> None:
+    """279 prompts, shares of diverged tokens (beta-binomial), at 95 %: in 95 of 100 runs at least.
+
+    Hoeffding-Bentkus on the same runs: in less than half.
     """
-    rng = np.random.default_rng(0)
-    wrong = sum(run_once(rng, [0.005, 0.02, 0.0501], 200) > 2 for _ in range(REPEATS))
-    assert wrong / REPEATS < (1 - CONFIDENCE) + 4 * (CONFIDENCE * (1 - CONFIDENCE) / REPEATS) ** 0.5
-
-
-def test_the_test_has_power() -> None:
-    """A careful candidate is nearly always certified, so that the control above is not empty."""
-    rng = np.random.default_rng(1)
-    assert sum(run_once(rng, [0.005], 200) == 1 for _ in range(200)) > 190
-
-
-def test_a_procedure_that_looks_at_the_mean_alone_would_fail() -> None:
-    """The check can fail: certifying whenever the mean is below the bound errs in about half of the runs."""
-    rng = np.random.default_rng(2)
-    means = [rng.beta(0.1002, 1.8998, 200).mean() for _ in range(REPEATS)]
-    assert np.mean(np.array(means) < BOUND) > 0.3
-
-
-@pytest.mark.parametrize(("bound", "confidence"), [(0.02, 0.95), (0.05, 0.95), (0.1, 0.9)])
-def test_prompts_needed(bound: float, confidence: float) -> None:
-    needed = prompts_needed(bound, confidence)
-    assert p_value([0.0] * needed, bound) <= 1 - confidence
-    assert p_value([0.0] * (needed - 1), bound) > 1 - confidence
+    rng, mean, prompts = np.random.default_rng(6), 0.004, 279
+    weight = 1 / overdispersion - 1
+    passed = rivals = 0
+    for _ in range(100):
+        shares = rng.binomial(tokens, rng.beta(mean * weight, (1 - mean) * weight, prompts)) / tokens
+        passed += betting_p_value(shares, 0.02) <= 0.05
+        found = compute_hoeffding_bentkus_p_value(np.array([shares.mean()]), prompts, [0.02])
+        rivals += float(found[0, 0]) <= 0.05
+    assert passed >= 95
+    assert rivals < 50

@@ -9,14 +9,17 @@ from functools import partial
 
 from pydantic import BaseModel, ConfigDict
 
+from viasd_calib.calibration.betting import BettingTest
 from viasd_calib.calibration.candidates import Candidate
 from viasd_calib.calibration.losses.base import CertificateLoss, loss_named
-from viasd_calib.calibration.risk import PROCEDURE, best_p_value, certified, p_value
+from viasd_calib.calibration.risk import PROCEDURE, certified
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.errors import CalibrationError
 from viasd_calib.ledger import Ledger
 from viasd_calib.models import Verifier
 from viasd_calib.progress import tracked
+from viasd_calib.prompt_copies import normalised_sha256
 from viasd_calib.prompt_lengths import check_lengths
 from viasd_calib.prompts import Prompt, Split, step_names
 from viasd_calib.slim.forward import RoutedModel
@@ -31,8 +34,8 @@ class TestedCandidate(BaseModel):
         replayed_loss: *simulated* share of tokens that would be emitted and are not q's choice.
         replayed_trust: *simulated* share of tokens that would not need q.
         observed_loss: mean over the calibration prompts that were decoded.
-        n_prompts: prompts that were decoded; fewer than there are where the candidate was given up early.
-        p_value: of "the expected loss exceeds the loss bound"; 1 where the candidate was given up early.
+        n_prompts: prompts that were decoded; fewer than there are where the test was decided early.
+        p_value: of "the expected loss is at least the loss bound".
         full_passes_per_token: what the candidate spent.
     """
 
@@ -74,8 +77,10 @@ def certify(
 ) -> Certification:
     """Test candidates from the most careful to the fastest and certify as far as they hold.
 
-    Fixed-sequence testing stops at the first candidate that fails, and a candidate whose p-value can no
-    longer come down to the level is given up early; both keep the error rate.
+    Fixed-sequence testing stops at the first candidate that fails. A candidate passes as soon as its p-value has come
+    down to the level, and is given up where that can no longer be; both keep the error rate, as the test by betting
+    holds after each prompt. Prompts are decoded in the order of their hashes, whatever the order they are given in: a
+    file sorted by task would be judged by the tasks that come first.
 
     Args:
         candidates: most careful first.
@@ -86,11 +91,13 @@ def certify(
 
     Raises:
         PromptError: prompts do not fit the verifier's context; nothing is decoded.
+        CalibrationError: one text stands twice among them; the same.
     """
+    prompts = in_test_order(prompts)
     check_lengths(verifier, prompts, max_new_tokens)
-    kept, measured = ledger or Ledger(), loss_named(loss)
+    kept, measured, level = ledger or Ledger(), loss_named(loss), 1 - confidence
     tested: list[TestedCandidate] = []
-    enough = len(prompts) >= prompts_needed(max_loss, confidence)
+    enough = len(prompts) >= prompts_needed(max_loss, level)
     for number, candidate in enumerate(candidates if enough else ()):
         decode = partial(_decode, decoder_for(candidate), verifier, routed, measured, max_new_tokens)
         losses = (
@@ -99,9 +106,9 @@ def certify(
         )
         shown = tracked(losses, f"certify threshold {candidate.threshold:.4f}", len(prompts), "prompts")
         with closing(shown):  # testing may end before all prompts are decoded
-            result = _test(candidate, shown, len(prompts), max_loss, confidence)
+            result = _test(candidate, shown, len(prompts), max_loss, level)
         tested.append(result)
-        if result.p_value > 1 - confidence:
+        if result.p_value > level:
             break
     return _certification(candidates, tested, len(prompts), loss, max_loss, confidence, max_new_tokens, split_sha256)
 
@@ -132,27 +139,42 @@ def _decode(
     )
 
 
+def in_test_order(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Prompts in the order in which they are tested: that of the hashes of their texts, which nobody chose.
+
+    Raises:
+        CalibrationError: one text stands twice; its loss would count twice, as if it had been drawn twice.
+    """
+    by_hash = {normalised_sha256(prompt): prompt for prompt in prompts}
+    if len(by_hash) < len(prompts):
+        kept = {id(prompt) for prompt in by_hash.values()}
+        copy = next(prompt for prompt in prompts if id(prompt) not in kept)
+        raise CalibrationError(
+            f"{len(prompts) - len(by_hash)} of {len(prompts)} calibration prompts are copies of others, but for id, "
+            f"case and white space (the first is {copy.id!r}); leave them out"
+        )
+    return [by_hash[digest] for digest in sorted(by_hash)]
+
+
 def _test(
-    candidate: Candidate, decoded: Iterable[DecodedPrompt], n_prompts: int, max_loss: float, confidence: float
+    candidate: Candidate, decoded: Iterable[DecodedPrompt], n_prompts: int, max_loss: float, level: float
 ) -> TestedCandidate:
-    """Test one candidate; give up as soon as no prompt still to come could save it."""
+    """Test one candidate, until it has passed, or no prompt still to come could save it."""
     seen: list[DecodedPrompt] = []
-    losses: list[float] = []
+    test = BettingTest(max_loss)
     for prompt in decoded:
         seen.append(prompt)
-        losses.append(prompt.loss)
-        if best_p_value(losses, n_prompts, max_loss) > 1 - confidence:
+        test.add(prompt.loss)
+        if test.p_value <= level or test.least_p_value(n_prompts - len(seen)) > level:
             break
-    spent = sum(prompt.full_passes for prompt in seen) / sum(prompt.tokens for prompt in seen)
-    complete = len(losses) == n_prompts
     return TestedCandidate(
         bound=candidate.threshold,
         replayed_loss=candidate.replayed_loss,
         replayed_trust=candidate.replayed_trust,
-        observed_loss=sum(losses) / len(losses),
-        n_prompts=len(losses),
-        p_value=p_value(losses, max_loss) if complete else 1.0,
-        full_passes_per_token=spent,
+        observed_loss=sum(prompt.loss for prompt in seen) / len(seen),
+        n_prompts=len(seen),
+        p_value=test.p_value,
+        full_passes_per_token=sum(prompt.full_passes for prompt in seen) / sum(prompt.tokens for prompt in seen),
     )
 
 
@@ -166,7 +188,7 @@ def _certification(
     max_new_tokens: int,
     split_sha256: dict[Split, str],
 ) -> Certification:
-    count = certified([result.p_value for result in tested], confidence)
+    count = certified([result.p_value for result in tested], 1 - confidence)
     held = tested[count - 1] if count else None
     chosen = candidates[count - 1] if count else None
     note = "" if held else _why_nothing(tested, n_prompts, max_loss, confidence)
@@ -187,7 +209,7 @@ def _certification(
 
 
 def _why_nothing(tested: list[TestedCandidate], n_prompts: int, max_loss: float, confidence: float) -> str:
-    needed = prompts_needed(max_loss, confidence)
+    needed = prompts_needed(max_loss, 1 - confidence)
     if not tested:
         return (
             f"nothing certified: {n_prompts} calibration prompts cannot show a loss of {max_loss} with confidence "
@@ -196,5 +218,5 @@ def _why_nothing(tested: list[TestedCandidate], n_prompts: int, max_loss: float,
     first = tested[0]
     return (
         f"nothing certified: the most careful candidate lost {first.observed_loss:.4f} on the first {first.n_prompts} "
-        f"of {n_prompts} calibration prompts; give more prompts or a larger loss"
+        f"of {n_prompts} calibration prompts (p-value {first.p_value:.3g}); give more prompts or a larger loss"
     )

@@ -1,8 +1,8 @@
 """Learn-then-Test: which candidates keep a bound, with a stated confidence.
 
 Angelopoulos et al. 2021, "Learn then Test: Calibrating Predictive Algorithms to Achieve Risk Control",
-arXiv 2110.01052: Hoeffding-Bentkus p-values (section 3.1) and fixed-sequence testing (section 3.2.2),
-both from MAPIE.
+arXiv 2110.01052: fixed-sequence testing (section 3.2.2), from MAPIE, of p-values that come from a test by betting
+(:mod:`viasd_calib.calibration.betting`).
 """
 
 from __future__ import annotations
@@ -11,34 +11,21 @@ from collections.abc import Sequence
 
 import numpy as np
 from mapie.risk_control.fwer_control import control_fwer
-from mapie.risk_control.methods import compute_hoeffding_bentkus_p_value
 
-PROCEDURE = "learn-then-test, hoeffding-bentkus, fixed sequence"
-
-
-def p_value(losses: Sequence[float], bound: float) -> float:
-    """P-value of "the expected loss exceeds ``bound``", from losses in [0, 1] of exchangeable prompts.
-
-    Example:
-        >>> round(p_value([0.0] * 149, 0.02), 4)
-        0.0493
-    """
-    mean = float(np.mean(losses))
-    return float(compute_hoeffding_bentkus_p_value(np.array([mean]), len(losses), [bound])[0, 0])
+PROCEDURE = "learn-then-test: prompts in the order of their hashes, betting (GRAPA on 50 bets), fixed sequence"
+"""All that decides the outcome besides the losses; named, and fixed before a prompt is decoded."""
 
 
-def best_p_value(losses: Sequence[float], n_prompts: int, bound: float) -> float:
-    """The p-value if every prompt still to come were without loss."""
-    return p_value([*losses, *([0.0] * (n_prompts - len(losses)))], bound)
-
-
-def certified(p_values: Sequence[float], confidence: float) -> int:
+def certified(p_values: Sequence[float], level: float) -> int:
     """How many leading candidates, most careful first, are certified together.
 
+    Args:
+        level: probability with which one of them may be certified though its expected loss is larger.
+
     Example:
-        >>> certified([0.001, 0.04, 0.2, 0.01], 0.95)
+        >>> certified([0.001, 0.04, 0.2, 0.01], 0.05)
         2
     """
     if not p_values:
         return 0
-    return len(control_fwer(np.array(p_values), 1 - confidence, fwer_method="fixed_sequence"))
+    return len(control_fwer(np.array(p_values), level, fwer_method="fixed_sequence"))

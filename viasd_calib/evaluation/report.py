@@ -207,7 +207,7 @@ def _notes(spec: RoutingSpec, bench: BenchResult) -> list[str]:
 def _held(candidates: Sequence[TestedCandidate], certificate: Certificate | None) -> list[bool]:
     count = 0
     if certificate is not None:
-        count = certified([candidate.p_value for candidate in candidates], certificate.confidence)
+        count = certified([candidate.p_value for candidate in candidates], certificate.level)
     return [place < count for place in range(len(candidates))]
 
 

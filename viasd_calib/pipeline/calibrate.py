@@ -167,7 +167,7 @@ def refuse_too_few(n_prompts: int, max_loss: float, confidence: float, allow_unc
     Raises:
         CalibrationError: there are too few, and the user does not want to go on with them.
     """
-    needed = prompts_needed(max_loss, confidence)
+    needed = prompts_needed(max_loss, 1 - confidence)
     takes = (
         f"to certify a loss of {max_loss:g} with confidence {confidence:g} takes {needed} calibrate prompts at least"
     )

@@ -19,20 +19,25 @@ NO_PROMPTS_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b785
 """Hash of a split without a prompt."""
 
 
-def prompts_needed(bound: float, confidence: float) -> int:
+LARGEST_BET = 0.99
+"""Share of the bet that a loss of 1 would ruin: the largest that the test by betting makes, so that it goes on."""
+
+
+def prompts_needed(bound: float, level: float) -> int:
     """Fewest prompts that can certify ``bound``: those that suffice where every loss is 0.
 
-    With n prompts without a loss the Hoeffding-Bentkus p-value is (1 - bound)^n.
+    The test by betting (:mod:`viasd_calib.calibration.betting`) then multiplies its capital by
+    1 + LARGEST_BET bound / (1 - bound) with each prompt, until it comes to 1 / level.
 
     Args:
         bound: between 0 and 1, neither included.
-        confidence: the same.
+        level: the same; of the test.
 
     Example:
-        >>> prompts_needed(0.02, 0.95)
-        149
+        >>> prompts_needed(0.02, 0.05)
+        150
     """
-    return math.ceil(math.log(1 - confidence) / math.log(1 - bound))
+    return math.ceil(math.log(1 / level) / math.log1p(LARGEST_BET * bound / (1 - bound)))
 
 
 class Certificate(SpecModel):
@@ -54,18 +59,27 @@ class Certificate(SpecModel):
     )
     procedure: str = Field(min_length=1, description="statistical test, and order in which candidates were tested")
     candidates_tested: int = Field(ge=0, description="sets of gates that were decoded with")
-    n_prompts: int = Field(ge=0, description="calibration prompts, a loss each")
+    n_prompts: int = Field(
+        ge=0, description="calibration prompts; the test may have ended before the last of them was decoded"
+    )
     max_new_tokens: int = Field(
         gt=0, description="longest answer, in tokens a turn; the bound holds for texts of this length"
     )
     split_sha256: dict[Literal["fit", "calibrate", "test"], Sha256] = Field(
         description="hash of the set of prompts of each split"
     )
-    observed: Share | None = Field(description="mean loss over the calibration prompts; null without a bound")
+    observed: Share | None = Field(
+        description="mean over the decoded calibration prompts of the loss of each; null without a bound"
+    )
     p_value: Share | None = Field(
         description="of the hypothesis that the expected loss exceeds the bound; at most 1 - confidence"
     )
     note: str = Field("", description="why there is no bound, or what else was certified; in words")
+
+    @property
+    def level(self) -> float:
+        """What a p-value must not exceed."""
+        return 1 - self.confidence
 
     @model_validator(mode="after")
     def _can_be(self) -> Certificate:
@@ -93,7 +107,7 @@ class Certificate(SpecModel):
             yield f"the observed loss {self.observed:g} lies above the bound {self.bound:g}; {again}"
         if self.candidates_tested == 0:
             yield f"a bound of {self.bound:g}, but no candidate was tested; {again}"
-        needed = prompts_needed(self.bound, self.confidence)
+        needed = math.ceil(math.log(self.level) / math.log(1 - self.bound))  # by whatever test
         if self.n_prompts < needed:
             yield (
                 f"{self.n_prompts} prompts cannot show a bound of {self.bound:g} with confidence {self.confidence:g}, "
@@ -101,10 +115,10 @@ class Certificate(SpecModel):
             )
         if self.p_value is None:
             yield f"a bound of {self.bound:g} without a p-value; {again}"
-        elif self.p_value > (1 - self.confidence) * (1 + ROUNDING):
+        elif self.p_value > self.level * (1 + ROUNDING):
             yield (
                 f"a p-value of {self.p_value:g} does not show the bound with confidence {self.confidence:g}, which "
-                f"takes {1 - self.confidence:g} at most; {again}"
+                f"takes {self.level:g} at most; {again}"
             )
         elif self.p_value < (1 - self.bound) ** self.n_prompts * (1 - ROUNDING):
             yield f"no {self.n_prompts} prompts have a p-value as small as {self.p_value:g}; {again}"

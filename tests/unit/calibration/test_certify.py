@@ -18,9 +18,10 @@ from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.errors import PromptError
 from viasd_calib.ledger import Ledger
 from viasd_calib.models import Verifier
+from viasd_calib.prompt_copies import normalised_sha256, without_copies
 from viasd_calib.prompts import Prompt
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import Decoding, Gates, Route
+from viasd_calib.spec import Decoding, Gates, Route, prompts_needed
 
 Found = TypeVar("Found")
 HASHES = {"fit": "a" * 64, "calibrate": "b" * 64, "test": "c" * 64}
@@ -36,6 +37,11 @@ def candidate(bound: float) -> Candidate:
         regenerate_at=bound,
     )
     return Candidate(gates, bound, replayed_loss=0.0, replayed_trust=0.0)
+
+
+def prompts_of_two_turns(count: int) -> list[Prompt]:
+    """Prompts no two of which ask the same."""
+    return without_copies(tiny_prompts(2 * count, turns=2))[:count]
 
 
 def run(
@@ -56,7 +62,7 @@ def run(
 
     result = certify(
         [candidate(bound) for bound in bounds], decoder_for, verifier, routed,
-        prompts or tiny_prompts(n_prompts, turns=2),
+        prompts or prompts_of_two_turns(n_prompts),
         max_loss=max_loss, confidence=0.9, max_new_tokens=12, split_sha256=HASHES,  # type: ignore[arg-type]
         ledger=ledger,
     )  # fmt: skip
@@ -105,7 +111,16 @@ def test_a_certification_that_was_stopped_comes_to_the_same(tiny_verifier: Verif
     ledger = Ledger(tmp_path / "x.steps")
     assert ledger.steps_done == 55
     assert run(tiny_verifier, bounds, 40, 0.06, ledger) == run(tiny_verifier, bounds, 40, 0.06)
-    assert ledger.steps_done > 80
+    assert ledger.steps_done > 70
+
+
+def test_a_candidate_passes_as_soon_as_its_p_value_does(tiny_verifier: Verifier, tmp_path: Path) -> None:
+    """36 prompts without a loss suffice, and the first 36 in the order of their hashes are decoded."""
+    needed, prompts, ledger = prompts_needed(0.06, 0.1), prompts_of_two_turns(40), Noting(tmp_path / "x.steps")
+    assert run(tiny_verifier, [0.9], 40, 0.06, ledger, prompts) == (0.9, 1, [0.0])
+    first = sorted(prompts, key=normalised_sha256)[:needed]
+    assert ledger.computed == [f"candidate 0, prompt {prompt.sha256}" for prompt in first]
+    assert needed < 40
 
 
 class Noting(Ledger):
@@ -125,7 +140,7 @@ def test_after_one_prompt_was_mended_the_others_are_not_decoded_again(tiny_verif
     run(tiny_verifier, [0.9], 40, 0.06, Ledger(tmp_path / "x.steps"))
     mended = Prompt(id="mended", turns=["w9 w8 w7 w6 w5 w4 w3"])
     ledger = Noting(tmp_path / "x.steps")
-    prompts = [mended, *tiny_prompts(40, turns=2)[:-1]]
+    prompts = [mended, *prompts_of_two_turns(40)[:-1]]
     assert run(tiny_verifier, [0.9], 40, 0.06, ledger, prompts)[1] == 1
     assert ledger.computed == [f"candidate 0, prompt {mended.sha256}"]
 
@@ -134,7 +149,7 @@ def test_all_prompts_are_checked_before_any_is_decoded(tiny_verifier: Verifier, 
     long = Prompt(id="long", turns=["w1 " * 300])
     ledger = Noting(tmp_path / "x.steps")
     with pytest.raises(PromptError, match="prompt 'long' has 303 tokens"):
-        run(tiny_verifier, [0.9], 40, 0.06, ledger, [*tiny_prompts(40), long])
+        run(tiny_verifier, [0.9], 40, 0.06, ledger, [*prompts_of_two_turns(40), long])
     assert ledger.computed == []
 
 
