@@ -40,14 +40,20 @@ BENCH_METHODS: tuple[str, ...] = (*STRATEGIES, "transformers")
 CERTIFICATE_LOSSES: tuple[str, ...] = _modules("calibration/losses")
 """What a certificate may bound; :mod:`viasd_calib.calibration.losses` has a module for each."""
 
+EARLIER_CERTIFICATE_LOSSES = {"divergence": "token_divergence"}
+"""Names that certificates of earlier releases have, and which loss that is today; theirs counted every token that was
+not q's choice, near ties of different kernels too."""
+
 if TYPE_CHECKING:  # the names are known when the package is loaded
     StrategyName = str
     BenchMethod = str
     CertificateLossName = str
+    CertifiedLossName = str
 else:
     StrategyName = Literal[STRATEGIES]
     BenchMethod = Literal[BENCH_METHODS]
     CertificateLossName = Literal[CERTIFICATE_LOSSES]
+    CertifiedLossName = Literal[(*CERTIFICATE_LOSSES, *EARLIER_CERTIFICATE_LOSSES)]
 
 LowBitMethod = Literal["bits_8", "bits_8_span", "bits_4_mlp", "bits_auto"]
 SkippingMethod = Literal["span", "random", "even", "ablation", "greedy", "dimr", "similarity", "knapsack"]

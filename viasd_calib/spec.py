@@ -415,7 +415,7 @@ def void_certificate(spec: RoutingSpec, why: str) -> RoutingSpec:
     """
     certificate = spec.certificate
     if certificate is not None:
-        certificate = certificate.model_copy(update={"bound": None, "observed": None, "p_value": None, "note": why})
+        certificate = certificate.without_bound(why)
     decoding = spec.decoding.model_copy(update={"audit": "strict"})
     return spec.model_copy(update={"certificate": certificate, "decoding": decoding})
 

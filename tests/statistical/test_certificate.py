@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from mapie.risk_control.methods import compute_hoeffding_bentkus_p_value
 from scipy.stats import binom
 
@@ -15,8 +17,6 @@ from tests.tiny import constant_gate
 from viasd_calib.calibration import certify as certification
 from viasd_calib.calibration.betting import betting_p_value
 from viasd_calib.calibration.candidates import Candidate
-from viasd_calib.calibration.losses import base
-from viasd_calib.calibration.losses.base import CertificateLoss
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.session import Counts, Generation
 from viasd_calib.errors import CalibrationError
@@ -43,8 +43,10 @@ class Stub:
 
 
 @pytest.fixture(autouse=True)
-def read_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss is what the stub wrote; and each prompt is put into tokens once, for all runs."""
+def judge_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verifier that would always choose token 0; and each prompt is put into tokens once, for all runs."""
+    logits = torch.tensor([[1.0, 0.0]])
+    monkeypatch.setattr("viasd_calib.calibration.judging.read_answer", lambda *_: (logits, logits))
     known: dict[tuple[str, int], list[int]] = {}
 
     def remembered(verifier: Verifier, prompt: Prompt, answers: list[str], room: int) -> list[int]:
@@ -54,8 +56,6 @@ def read_losses(monkeypatch: pytest.MonkeyPatch) -> None:
         return known[key]
 
     monkeypatch.setattr("viasd_calib.prompt_lengths.encode_prompt", remembered)
-    loss = CertificateLoss(lambda _, turns: float(turns[0].generation.tokens[0]), "the stub's", "of everything")
-    monkeypatch.setitem(base._losses, "divergence", loss)
 
 
 def distinct_prompts(count: int) -> list[Prompt]:
@@ -86,12 +86,12 @@ def false_alarms(
         losses = (rng.random(PROMPTS) < BOUND).astype(float)
         losses = np.sort(losses) if by_loss else np.repeat(losses, copies)
         wrong += certifies(verifier, [losses.tolist()], prompts, confidence)
-    return float(wrong / runs)
+    return wrong / runs
 
 
 def limit(runs: int) -> float:
     """The level and three standard errors: exceeded by chance in 1 of 700 tests at most."""
-    return LEVEL + 3 * (LEVEL * (1 - LEVEL) / runs) ** 0.5
+    return LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / runs)
 
 
 def test_a_false_certificate_is_as_rare_as_promised(tiny_verifier: Verifier) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 
 from viasd_calib.calibration.candidates import TierScores
 from viasd_calib.calibration.certify import TestedCandidate
+from viasd_calib.calibration.floor import Floor
 from viasd_calib.calibration.logistic_gate import Reliability
 from viasd_calib.calibration.policy_timing import PolicyTiming
 from viasd_calib.errors import CalibrationError, SpecError
@@ -88,6 +89,7 @@ class CalibrateArtifact(BaseModel):
         certificate: of the certified policy, or of why there is none.
         slim_worth: how fast these policies are.
         offload: which layers were read for each pass then.
+        floor: what rounding came to; None in what earlier releases wrote.
         prompts: short hashes of the texts that were decoded; None in what earlier releases wrote.
     """
 
@@ -103,6 +105,7 @@ class CalibrateArtifact(BaseModel):
     certificate: Certificate
     slim_worth: PolicyTiming
     offload: OffloadRef | None = None
+    floor: Floor | None = None
     tested: list[TestedCandidate]
     prompts: list[str] | None = None
 
@@ -134,7 +137,7 @@ class CalibrateArtifact(BaseModel):
             f"(observed {found.observed:.4f}) and took {1000 * timing.seconds_per_token_certified:.1f} ms a token, "
             f"this one {1000 * timing.seconds_per_token_exact:.1f}; viasd export --audit off writes it"
         )
-        return found.model_copy(update={"bound": None, "observed": None, "p_value": None, "note": note})
+        return found.without_bound(note)
 
 
 def save_scores(scores: TierScores, folder: Path) -> None:

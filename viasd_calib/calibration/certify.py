@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 from viasd_calib.calibration.betting import BettingTest
 from viasd_calib.calibration.candidates import Candidate
+from viasd_calib.calibration.floor import Floor
+from viasd_calib.calibration.judging import judge
 from viasd_calib.calibration.losses.base import CertificateLoss, loss_named
 from viasd_calib.calibration.risk import PROCEDURE, certified
 from viasd_calib.decoding.conversation import converse
@@ -33,7 +35,8 @@ class TestedCandidate(BaseModel):
         bound: the score at which its gates trust a token.
         replayed_loss: *simulated* share of tokens that would be emitted and are not q's choice.
         replayed_trust: *simulated* share of tokens that would not need q.
-        observed_loss: mean over the calibration prompts that were decoded.
+        observed_loss: mean over the calibration prompts that were decoded, each counting the same.
+        observed_by_token: the same, each prompt counting by its tokens; None in what earlier releases wrote.
         n_prompts: prompts that were decoded; fewer than there are where the test was decided early.
         p_value: of "the expected loss is at least the loss bound".
         full_passes_per_token: what the candidate spent.
@@ -47,6 +50,7 @@ class TestedCandidate(BaseModel):
     replayed_loss: float
     replayed_trust: float
     observed_loss: float
+    observed_by_token: float | None = None
     n_prompts: int
     p_value: float
     full_passes_per_token: float
@@ -72,7 +76,8 @@ def certify(
     confidence: float,
     max_new_tokens: int,
     split_sha256: dict[Split, str],
-    loss: str = "divergence",
+    loss: str = "token_divergence",
+    floor: Floor | None = None,
     ledger: Ledger | None = None,
 ) -> Certification:
     """Test candidates from the most careful to the fastest and certify as far as they hold.
@@ -87,6 +92,7 @@ def certify(
         decoder_for: a decoder with a candidate's gates and audit ``off``.
         prompts: of the calibrate split; one loss each.
         loss: name of what is bounded.
+        floor: what rounding comes to; without it every token counts that is not q's choice.
         ledger: holds the losses that are known; their prompts are not decoded again.
 
     Raises:
@@ -96,10 +102,11 @@ def certify(
     prompts = in_test_order(prompts)
     check_lengths(verifier, prompts, max_new_tokens)
     kept, measured, level = ledger or Ledger(), loss_named(loss), 1 - confidence
+    gap = 0.0 if floor is None else floor.rounding_gap
     tested: list[TestedCandidate] = []
     enough = len(prompts) >= prompts_needed(max_loss, level)
     for number, candidate in enumerate(candidates if enough else ()):
-        decode = partial(_decode, decoder_for(candidate), verifier, routed, measured, max_new_tokens)
+        decode = partial(_decode, decoder_for(candidate), verifier, routed, measured, max_new_tokens, gap)
         losses = (
             kept.recall(f"candidate {number}, prompt {name}", DecodedPrompt, partial(decode, prompt))
             for name, prompt in zip(step_names(prompts), prompts, strict=True)
@@ -110,7 +117,9 @@ def certify(
         tested.append(result)
         if result.p_value > level:
             break
-    return _certification(candidates, tested, len(prompts), loss, max_loss, confidence, max_new_tokens, split_sha256)
+    return _certification(
+        candidates, tested, len(prompts), loss, max_loss, confidence, max_new_tokens, split_sha256, floor
+    )
 
 
 @dataclass(frozen=True)
@@ -128,12 +137,13 @@ def _decode(
     routed: RoutedModel,
     measured: CertificateLoss,
     max_new_tokens: int,
+    rounding_gap: float,
     prompt: Prompt,
 ) -> DecodedPrompt:
     """Decode a prompt and measure its loss."""
     turns = list(converse(decoder, verifier, prompt, max_new_tokens))
     return DecodedPrompt(
-        loss=measured.of_prompt(routed, turns),
+        loss=measured.of_prompt(judge(routed, prompt, turns, rounding_gap)),
         tokens=sum(len(turn.generation.tokens) for turn in turns),
         full_passes=sum(turn.generation.counts.full_passes for turn in turns),
     )
@@ -167,14 +177,16 @@ def _test(
         test.add(prompt.loss)
         if test.p_value <= level or test.least_p_value(n_prompts - len(seen)) > level:
             break
+    tokens = sum(prompt.tokens for prompt in seen)
     return TestedCandidate(
         bound=candidate.threshold,
         replayed_loss=candidate.replayed_loss,
         replayed_trust=candidate.replayed_trust,
         observed_loss=sum(prompt.loss for prompt in seen) / len(seen),
+        observed_by_token=sum(prompt.loss * prompt.tokens for prompt in seen) / tokens,
         n_prompts=len(seen),
         p_value=test.p_value,
-        full_passes_per_token=sum(prompt.full_passes for prompt in seen) / sum(prompt.tokens for prompt in seen),
+        full_passes_per_token=sum(prompt.full_passes for prompt in seen) / tokens,
     )
 
 
@@ -187,6 +199,7 @@ def _certification(
     confidence: float,
     max_new_tokens: int,
     split_sha256: dict[Split, str],
+    floor: Floor | None,
 ) -> Certification:
     count = certified([result.p_value for result in tested], 1 - confidence)
     held = tested[count - 1] if count else None
@@ -202,6 +215,9 @@ def _certification(
         max_new_tokens=max_new_tokens,
         split_sha256=split_sha256,
         observed=held.observed_loss if held else None,
+        observed_by_token=held.observed_by_token if held else None,
+        rounding_gap=None if floor is None else floor.rounding_gap,
+        floor=None if floor is None else floor.loss,
         p_value=held.p_value if held else None,
         note=note,
     )

@@ -11,6 +11,7 @@ from viasd_calib.file_names import CALIBRATE_FILE
 from viasd_calib.pipeline import calibrate as job
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.options import CalibrateOptions
+from viasd_calib.spec import Certificate
 from viasd_calib.tables import new_table
 
 
@@ -32,17 +33,25 @@ def _say(artifact: lazy_types.CalibrateArtifact) -> None:
             str(row.n_prompts), f"{row.p_value:.3g}", f"{row.full_passes_per_token:.2f}",
         )  # fmt: skip
     from viasd_calib.calibration.losses.base import loss_named
+    from viasd_calib.calibration.risk import certified
 
     console = Console()
     console.print(table)
-    certificate = artifact.certificate
+    certificate, floor = artifact.certificate, artifact.floor
+    if floor is not None:
+        console.print(
+            f"rounding: passes of other widths move logits by up to {floor.rounding_gap:.3g} nats in 999 of 1,000 "
+            f"places; exact decoding comes to a loss of {floor.loss:.4f} beyond that gap, {floor.loss_without_gap:.4f} "
+            f"without it ({floor.n_prompts} prompts)"
+        )
     if certificate.bound is None:
         console.print(certificate.note)
     else:
+        decoded = artifact.tested[certified([row.p_value for row in artifact.tested], certificate.level) - 1]
         console.print(
             f"certified: at most {certificate.bound} {loss_named(certificate.loss).claim}, "
             f"confidence {certificate.confidence}, observed {certificate.observed:.4f} "
-            f"on {certificate.n_prompts} prompts"
+            f"on {decoded.n_prompts} of {certificate.n_prompts} prompts{_by_token(certificate)}"
         )
     timing = artifact.slim_worth
     console.print(
@@ -56,6 +65,12 @@ def _say(artifact: lazy_types.CalibrateArtifact) -> None:
     if timing.seconds_per_token_certified is not None:
         console.print(f"the certified policy takes {1000 * timing.seconds_per_token_certified:.1f} ms a token")
     console.print(f"The spec will be exported with audit {artifact.policy().audit}.")
+
+
+def _by_token(certificate: Certificate) -> str:
+    """The loss where prompts count by their tokens: what is bounded is the mean of the prompts' own."""
+    weighted = certificate.observed_by_token
+    return "" if weighted is None else f" ({weighted:.4f} of all tokens, which is not bounded)"
 
 
 def _slim_words(timing: lazy_types.PolicyTiming) -> str:

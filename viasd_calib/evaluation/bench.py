@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from viasd_calib.calibration.losses.divergence import count_diverged
+from viasd_calib.calibration.judging import count_diverged
 from viasd_calib.choices import Backend, BenchMethod
 from viasd_calib.decoding.conversation import Answering, Turn, converse
 from viasd_calib.decoding.decoder import Decoder
@@ -224,7 +224,9 @@ def _reference(
 
 def _decoded(engine: Engine, prompt: Prompt, timed: Timed, reference: list[list[int]]) -> PromptResult:
     turns = timed.turns
-    diverged = count_diverged(engine.routed, turns)
+    certificate = engine.spec.certificate
+    gap = None if certificate is None else certificate.rounding_gap
+    diverged = count_diverged(engine.routed, turns, gap or 0.0)
     found = (
         find_difference(engine.routed, prompt.id, place, turn.prompt_ids, turn.generation.tokens, expected)
         for place, (turn, expected) in enumerate(zip(turns, reference, strict=False))

@@ -199,7 +199,7 @@ def _notes(spec: RoutingSpec, bench: BenchResult) -> list[str]:
         notes.append(
             f"On these prompts the divergence, {percent(measured.divergence, 2)} of all tokens, lies above the "
             f"certified bound of {percent(certificate.bound)}. "
-            "The bound is on the mean over prompts like the calibration prompts."
+            "The bound is on the mean of the prompts' own shares, over prompts like the calibration prompts."
         )
     return notes
 

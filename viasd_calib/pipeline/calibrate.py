@@ -26,6 +26,8 @@ TIMED_PROMPTS = 8
 """Prompts on which policies are timed."""
 TIMED_TOKENS = 32
 """Tokens of their answers at least: of fewer the time of one varies much."""
+FLOOR_PROMPTS = 24
+"""Prompts that are decoded exactly to see what rounding comes to."""
 COST_REPEATS = 9
 """Timed rounds over the passes whose costs decide where drafting stops."""
 
@@ -66,6 +68,8 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     from viasd_calib.calibration.certify import certify
     from viasd_calib.calibration.draft_length import PassCosts, best_stop
     from viasd_calib.calibration.policy_timing import Tried, time_policies
+    from viasd_calib.calibration.floor import Floor, measure_floor
+    from viasd_calib.calibration.policy_timing import time_policies
     from viasd_calib.decoding.decoder import Decoder
     from viasd_calib.evaluation.frontier import load_frontier
     from viasd_calib.hardware import hardware
@@ -123,6 +127,13 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         own = {"audit": audit, "drafter": tried.drafter, "max_pending": tried.max_pending or options.max_pending}
         return decoder_at(engine, tried.gates, decoding.model_copy(update=own))
 
+    floor = ledger.recall(
+        "floor", Floor, lambda: measure_floor(
+            decoder_for(candidates[0].gates, "strict"), loaded, engine.routed,
+            floor_prompts(loaded, select_split(every, "fit", split), chosen, options.max_new_tokens),
+            loss=options.loss, max_new_tokens=options.max_new_tokens, widths=(1, options.draft_length + 1),
+        ),
+    )  # fmt: skip
     certification = certify(
         candidates, lambda candidate: decoder_for(Tried(candidate.gates), "off"), loaded, engine.routed, chosen,
         max_loss=options.max_loss, confidence=options.confidence, max_new_tokens=options.max_new_tokens,
@@ -131,7 +142,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
             "calibrate": split_sha256(chosen),
             "test": split_sha256(select_split(every, "test", split)),
         },
-        loss=options.loss, ledger=ledger,
+        loss=options.loss, floor=floor, ledger=ledger,
     )  # fmt: skip
     gates = (certification.chosen or candidates[0]).gates
     # Which prompts decide between an exact policy and a certified one is all the same to the certificate.
@@ -153,12 +164,29 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         certificate=certification.certificate,
         slim_worth=timing,
         offload=None if offload is None else offload.entry(),
+        floor=floor,
         tested=certification.tested,
         prompts=short_hashes(normalised_sha256(prompt) for prompt in chosen),
     )
     write_json(Path(options.out) / CALIBRATE_FILE, artifact)
     ledger.close()
     return artifact
+
+
+def floor_prompts(
+    verifier: lazy_types.Verifier, fit: Sequence[Prompt], calibrate: Sequence[Prompt], max_new_tokens: int
+) -> list[Prompt]:
+    """Prompts for the floor: of the fit split, so that no tested loss hangs on a gap that its text helped to set.
+
+    Where the prompts have none of that split, or none that the verifier can answer, those that are tested serve: the
+    gap is a percentile over the places of all of them, on which each has next to no influence.
+    """
+    from viasd_calib.prompt_lengths import look_at_lengths
+
+    drawn = draw_prompts(fit, FLOOR_PROMPTS)
+    refused = {name for name, _ in look_at_lengths(verifier, drawn, max_new_tokens).refused}
+    kept = [prompt for prompt in drawn if prompt.id not in refused]
+    return kept or draw_prompts(calibrate, FLOOR_PROMPTS)
 
 
 def refuse_too_few(n_prompts: int, max_loss: float, confidence: float, allow_uncertified: bool) -> None:

@@ -208,8 +208,10 @@ class CalibrateOptions(OffloadOptions, PromptSource, FittedModels):
         out: folder for the result.
         cost: take the member of the frontier that agrees best among those whose slim pass costs at most this share of
             a full one, measured at width 4.
-        loss: what is bounded; divergence is the share of emitted tokens that the verifier would not have chosen.
-        max_loss: largest mean of it over prompts.
+        loss: what is bounded, of each prompt. token_divergence is the share of its tokens that the verifier would not
+            have chosen; any_divergence whether there is one; overshoot how far below the verifier's choice they lie,
+            and overshoot_tail the share of those that lie very far.
+        max_loss: largest mean over prompts of the loss of each, whatever their lengths.
         confidence: that the bound holds on unseen prompts.
         max_new_tokens: longest answer.
         fractions: rising; a candidate is proposed at each of these fractions of max_loss.
@@ -224,7 +226,7 @@ class CalibrateOptions(OffloadOptions, PromptSource, FittedModels):
     fit: str
     out: str
     cost: Share | None = None
-    loss: CertificateLossName = "divergence"
+    loss: CertificateLossName = "token_divergence"
     max_loss: Inside = 0.02
     confidence: Inside = 0.95
     max_new_tokens: Count = 64

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from viasd_calib.choices import CertificateLossName
+from viasd_calib.choices import CertifiedLossName
 from viasd_calib.schema.base import Sha256, Share, SpecModel, refuse
 
 ROUNDING = 1e-6
@@ -47,12 +47,14 @@ class Certificate(SpecModel):
     What cannot be is refused: a bound below the observed loss, or one that so many prompts cannot show.
     """
 
-    loss: CertificateLossName = Field(
+    loss: CertifiedLossName = Field(
         "divergence",
-        description="what is bounded; divergence: share of a text's tokens that the full verifier would not choose",
+        description="what is bounded; divergence, of earlier releases: share of a text's tokens that the full verifier "
+        "would not choose, near ties of different kernels among them",
     )
     bound: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        description="largest expected loss that was certified; null where nothing was, or exact decoding was faster"
+        description="largest mean of the prompts' losses, each counting the same, that was certified; null where none "
+        "was, or exact decoding was faster"
     )
     confidence: float = Field(
         gt=0, lt=1, description="probability, over calibration prompts, with which the bound holds"
@@ -71,10 +73,26 @@ class Certificate(SpecModel):
     observed: Share | None = Field(
         description="mean over the decoded calibration prompts of the loss of each; null without a bound"
     )
+    observed_by_token: Share | None = Field(
+        None, description="the same, each prompt counting by its tokens; not bounded, and null in earlier releases"
+    )
+    rounding_gap: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="a token that lies below the full verifier's choice by so much, in nats, or less is that choice "
+        "but for rounding; null where every other token counts",
+    )
+    floor: Share | None = Field(
+        None, description="mean loss of exact decoding, which rounding alone makes; not tested, null where not measured"
+    )
     p_value: Share | None = Field(
         description="of the hypothesis that the expected loss exceeds the bound; at most 1 - confidence"
     )
     note: str = Field("", description="why there is no bound, or what else was certified; in words")
+
+    def without_bound(self, note: str) -> Certificate:
+        """The certificate beside a policy for which it bounds nothing, and why."""
+        nothing = dict.fromkeys(("bound", "observed", "observed_by_token", "p_value"))
+        return self.model_copy(update={**nothing, "note": note})
 
     @property
     def level(self) -> float:

@@ -155,6 +155,6 @@ def test_all_prompts_are_checked_before_any_is_decoded(tiny_verifier: Verifier, 
 
 def test_the_loss_that_is_named_is_certified(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
     """By another loss exact decoding is as wrong as can be."""
-    worst = CertificateLoss(lambda *_: 1.0, "always 1", "of everything")
-    monkeypatch.setitem(base._losses, "divergence", worst)
+    worst = CertificateLoss(lambda _: 1.0, "always 1", "of everything")
+    monkeypatch.setitem(base._losses, "token_divergence", worst)
     assert run(tiny_verifier, [0.9], 40, max_loss=0.06) == (None, 1, [1.0])

@@ -85,7 +85,7 @@ def test_a_result_is_said_to_be_written(monkeypatch: pytest.MonkeyPatch, capsys:
     ("option", "value", "message"),
     [
         ("--max-loss", "1.5", "--max-loss is '1.5'; give a number above 0 and below 1"),
-        ("--loss", "shame", "--loss is 'shame'; give one of divergence"),
+        ("--loss", "shame", "--loss is 'shame'; give one of any_divergence, overshoot"),
         ("--limit", "0", "--limit is '0'; give a whole number, at least 1, or null"),
     ],
 )
@@ -140,7 +140,13 @@ def test_what_is_tested_and_timed_is_written_and_printed(
         for number, one in enumerate(found.tested, start=1)
     ]  # fmt: skip
     printed = " ".join(told.out.split())
-    assert f"confidence 0.95, observed {certificate.observed:.4f} on 4 prompts" in printed
+    decoded = next(one for one in found.tested if one.observed_loss == certificate.observed)
+    assert f"confidence 0.95, observed {certificate.observed:.4f} on {decoded.n_prompts} of 4 prompts" in printed
+    assert f"({decoded.observed_by_token:.4f} of all tokens, which is not bounded)" in printed
+    assert found.floor is not None
+    assert (found.floor.loss, found.floor.n_prompts) == (certificate.floor, 4)
+    assert found.floor.rounding_gap == certificate.rounding_gap < 1e-4, "decoded in float32"
+    assert f"exact decoding comes to a loss of {found.floor.loss:.4f}" in printed
     timing = found.slim_worth
     assert not timing.pays, "four prompts are too few to say"
     fastest = min((one for one in timing.policies if not one.slim_tier), key=lambda one: one.seconds_per_token)

@@ -52,7 +52,11 @@ def test_options_cannot_be_changed() -> None:
         (CaptureOptions, {"out": "a", "limit": 0}, "limit is 0; give a whole number, at least 1, or null"),
         (CaptureOptions, {"out": "a", "limit": "2"}, "limit is '2'; give a whole number"),
         (CaptureOptions, {"out": None}, "out is None; give text"),
-        (CalibrateOptions, {"fit": "a", "out": "b", "loss": "foo"}, "loss is 'foo'; give one of divergence"),
+        (
+            CalibrateOptions,
+            {"fit": "a", "out": "b", "loss": "foo"},
+            "loss is 'foo'; give one of any_diver",
+        ),
         (CalibrateOptions, {"fit": "a", "out": "b", "fractions": (0.5, 0.1)}, "each larger than the one before"),
         (CalibrateOptions, {"fit": "a", "out": "b", "fractions": ()}, "give one or more"),
         (BenchOptions, {"spec": "a", "json": "b", "audit": "foo"}, "audit is 'foo'; give one of strict, tolerant, off"),

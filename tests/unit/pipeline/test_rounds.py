@@ -13,7 +13,7 @@ import torch
 from tests.rounding import assert_near, assert_trained_alike
 from tests.tiny import TinyFolder, even_costs, tiny_fit, tiny_prompts, tiny_traces
 from viasd_calib.calibration.artifacts import FitArtifact
-from viasd_calib.calibration.losses.divergence import diverging
+from viasd_calib.calibration.judging import token_deficits
 from viasd_calib.cli import main
 from viasd_calib.cli.fit import fit
 from viasd_calib.file_names import FIT_FILE, SCORES_FILE
@@ -85,7 +85,7 @@ def test_q_reads_every_place_of_the_decoders_texts(tiny_folder: TinyFolder, trac
     diverged = [text.generated != text.q_ids[:, 0] for text in texts]
     for text, found in zip(texts, diverged, strict=True):
         prompt, answer = text.asked.ids, text.generated.tolist()
-        assert torch.equal(found, diverging(routed, prompt, answer))
+        assert torch.equal(found, token_deficits(routed, prompt, answer) > 0)
     assert any(found.any() for found in diverged), "texts of q alone would show nothing that follows a diverged token"
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
-from viasd_calib.decoding.conversation import Turn
-from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.calibration.judging import JudgedPrompt
+from viasd_calib.choices import EARLIER_CERTIFICATE_LOSSES
 
-PromptLoss = Callable[[RoutedModel, Sequence[Turn]], float]
-"""The loss of one prompt, in [0, 1], from the full verifier and the decoded turns; prompts are exchangeable, tokens of
-one text are not."""
+PromptLoss = Callable[[JudgedPrompt], float]
+"""The loss of one prompt, in [0, 1], from its decoded turns and what q says of each of their tokens; prompts are
+exchangeable, tokens of one text are not."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,13 @@ def register(*, meaning: str, claim: str) -> Callable[[PromptLoss], PromptLoss]:
 
 
 def loss_named(name: str) -> CertificateLoss:
-    """The loss of one of the names in :data:`~viasd_calib.choices.CERTIFICATE_LOSSES`.
+    """The loss of one of the names in :data:`~viasd_calib.choices.CERTIFICATE_LOSSES`, or of an earlier release's.
 
     Example:
-        >>> loss_named("divergence").meaning
+        >>> loss_named("token_divergence").meaning
         "share of a text's tokens the full verifier would not have chosen"
     """
+    name = EARLIER_CERTIFICATE_LOSSES.get(name, name)
     if name not in _losses:
         import_module(f"viasd_calib.calibration.losses.{name}")
     return _losses[name]
