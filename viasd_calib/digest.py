@@ -10,6 +10,7 @@ import hashlib
 import json
 from typing import Any
 
+from viasd_calib.schema.certified_losses import POLICY_PARTS, PolicyPart
 from viasd_calib.spec import RoutingSpec
 
 
@@ -37,17 +38,31 @@ def policy_digest(spec: RoutingSpec) -> str:
         >>> policy_digest(spec) == policy_digest(moved)
         True
     """  # fmt: skip
+    return _sha256(_policy(spec))
+
+
+def policy_parts(spec: RoutingSpec) -> dict[PolicyPart, str]:
+    """The SHA-256 of each part of what :func:`policy_digest` covers, so that it can be said which one differs."""
+    policy = _policy(spec)
+    return {part: _sha256(policy[part]) for part in POLICY_PARTS}
+
+
+def _policy(spec: RoutingSpec) -> dict[PolicyPart, Any]:
+    """Everything in a spec that decides how it decodes, by its parts."""
     verifier = spec.verifier.model_dump(
         mode="json", exclude={"name_or_path", "revision", "weights_sha256"}, exclude_none=True
     )
     weights = spec.verifier.weights or spec.verifier.revision
-    policy = {
+    return {
         "verifier": {**verifier, "weights": weights},
         "draft": _draft(_dumped(spec.draft)),
         "route": _dumped(spec.route.unmeasured()),
         "gates": _dumped(spec.gates),
         "decoding": _dumped(spec.decoding),
     }
+
+
+def _sha256(policy: Any) -> str:
     text = json.dumps(_without_places(policy), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

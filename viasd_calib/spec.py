@@ -17,7 +17,18 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from viasd_calib import __version__
 from viasd_calib.errors import SpecError, WeightsWarning
 from viasd_calib.files import write_json
-from viasd_calib.schema.base import Audit, DType, Revision, Sha256, Share, SpecModel, TensorFile, WeightFormat, refuse
+from viasd_calib.schema.base import (
+    Audit,
+    DType,
+    HashedFile,
+    Revision,
+    Sha256,
+    Share,
+    SpecModel,
+    TensorFile,
+    WeightFormat,
+    refuse,
+)
 from viasd_calib.schema.certificate import LARGEST_BET, Certificate, Evidence, PromptHashes, prompts_needed
 from viasd_calib.schema.decoding import Decoding, PolicyDrafter
 from viasd_calib.schema.drafts import (
@@ -69,6 +80,7 @@ __all__ = [
     "DraftSpec",
     "Evidence",
     "Gates",
+    "HashedFile",
     "HeadVocab",
     "LogisticGate",
     "LowBitWeights",

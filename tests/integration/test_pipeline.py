@@ -156,6 +156,19 @@ def test_a_spec_names_the_weights_that_it_was_certified_on(
     assert not (tmp_path / "spec.json").exists()
 
 
+def test_a_certificate_is_not_exported_beside_another_policy(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", "--calibrate", f"{job}/calibrate", "--out", str(tmp_path / "spec.json"), "--audit", "off"]
+    assert main([*command, "--dtype", "bfloat16"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "is of another policy, these differ: verifier" in said
+    assert "the number format (bfloat16, certified float32)" in said
+    assert not (tmp_path / "spec.json").exists()
+    assert main(["validate", str(job / "spec/routing.json")]) == 0, "as it was calibrated it holds"
+    assert "loss <= 0.9" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("method", ["autoregressive", "speculative", "three_tier"])
 def test_generate_answers(job: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["generate", "--spec", str(job / "spec/routing.json"), "--prompt", "w1 w2", "--max_new_tokens", "8"]

@@ -32,6 +32,7 @@ PACKAGES = [
     "schema",
     "spec",
     "digest",
+    "binding",
     "models",
     "prompt_lengths",
     "slim",

@@ -30,6 +30,8 @@ from viasd_calib.spec import (
     Route,
     VerifierRef,
 )
+from viasd_calib.schema.certified_losses import CertifiedLosses
+from viasd_calib.spec import Audit, Certificate, DType, Gates, LogisticGate, OffloadRef, Route, VerifierRef
 
 
 class FitArtifact(BaseModel):
@@ -89,6 +91,8 @@ class CalibrateArtifact(BaseModel):
         certificate: of the certified policy, or of why there is none.
         slim_worth: how fast these policies are.
         offload: which layers were read for each pass then.
+        losses: of the certified policy's prompts, and what these were decoded with; None where nothing is certified,
+            and in what earlier releases wrote.
         floor: what rounding came to; None in what earlier releases wrote.
         prompts: short hashes of the texts that were decoded; None in what earlier releases wrote.
     """
@@ -105,6 +109,7 @@ class CalibrateArtifact(BaseModel):
     certificate: Certificate
     slim_worth: PolicyTiming
     offload: OffloadRef | None = None
+    losses: CertifiedLosses | None = None
     floor: Floor | None = None
     tested: list[TestedCandidate]
     prompts: list[str] | None = None

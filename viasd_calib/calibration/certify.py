@@ -21,7 +21,7 @@ from viasd_calib.errors import CalibrationError
 from viasd_calib.ledger import Ledger
 from viasd_calib.models import Verifier
 from viasd_calib.progress import tracked
-from viasd_calib.prompt_copies import normalised_sha256
+from viasd_calib.prompt_copies import SHORT, normalised_sha256
 from viasd_calib.prompt_lengths import check_lengths
 from viasd_calib.prompts import Prompt, Split, step_names
 from viasd_calib.slim.forward import RoutedModel
@@ -57,12 +57,30 @@ class TestedCandidate(BaseModel):
 
 
 @dataclass(frozen=True)
+class TestedLosses:
+    """The prompts that one candidate was tested on, in that order.
+
+    Attributes:
+        prompts: short hashes of their texts.
+        losses: of each.
+        tokens: that were decoded for each.
+    """
+
+    __test__ = False  # the name is no test's
+
+    prompts: list[str]
+    losses: list[float]
+    tokens: list[int]
+
+
+@dataclass(frozen=True)
 class Certification:
-    """What certification came to; ``chosen`` is None where nothing could be certified."""
+    """What certification came to; ``chosen`` and its ``losses`` are None where nothing could be certified."""
 
     chosen: Candidate | None
     certificate: Certificate
     tested: list[TestedCandidate]
+    losses: TestedLosses | None
 
 
 def certify(
@@ -104,6 +122,7 @@ def certify(
     kept, measured, level = ledger or Ledger(), loss_named(loss), 1 - confidence
     gap = 0.0 if floor is None else floor.rounding_gap
     tested: list[TestedCandidate] = []
+    decoded: list[DecodedPrompt] = []
     enough = len(prompts) >= prompts_needed(max_loss, level)
     for number, candidate in enumerate(candidates if enough else ()):
         decode = partial(_decode, decoder_for(candidate), verifier, routed, measured, max_new_tokens, gap)
@@ -113,12 +132,22 @@ def certify(
         )
         shown = tracked(losses, f"certify threshold {candidate.threshold:.4f}", len(prompts), "prompts")
         with closing(shown):  # testing may end before all prompts are decoded
-            result = _test(candidate, shown, len(prompts), max_loss, level)
+            result, seen = _test(candidate, shown, len(prompts), max_loss, level)
         tested.append(result)
         if result.p_value > level:
             break
+        decoded = seen
     return _certification(
-        candidates, tested, len(prompts), loss, max_loss, confidence, max_new_tokens, split_sha256, floor
+        candidates,
+        tested,
+        len(prompts),
+        loss,
+        max_loss,
+        confidence,
+        max_new_tokens,
+        split_sha256,
+        floor,
+        _losses(prompts, decoded),
     )
 
 
@@ -168,7 +197,7 @@ def in_test_order(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 def _test(
     candidate: Candidate, decoded: Iterable[DecodedPrompt], n_prompts: int, max_loss: float, level: float
-) -> TestedCandidate:
+) -> tuple[TestedCandidate, list[DecodedPrompt]]:
     """Test one candidate, until it has passed, or no prompt still to come could save it."""
     seen: list[DecodedPrompt] = []
     test = BettingTest(max_loss)
@@ -178,7 +207,7 @@ def _test(
         if test.p_value <= level or test.least_p_value(n_prompts - len(seen)) > level:
             break
     tokens = sum(prompt.tokens for prompt in seen)
-    return TestedCandidate(
+    result = TestedCandidate(
         bound=candidate.threshold,
         replayed_loss=candidate.replayed_loss,
         replayed_trust=candidate.replayed_trust,
@@ -188,6 +217,7 @@ def _test(
         p_value=test.p_value,
         full_passes_per_token=sum(prompt.full_passes for prompt in seen) / tokens,
     )
+    return result, seen
 
 
 def _certification(
@@ -200,6 +230,7 @@ def _certification(
     max_new_tokens: int,
     split_sha256: dict[Split, str],
     floor: Floor | None,
+    losses: TestedLosses,
 ) -> Certification:
     count = certified([result.p_value for result in tested], 1 - confidence)
     held = tested[count - 1] if count else None
@@ -221,7 +252,16 @@ def _certification(
         p_value=held.p_value if held else None,
         note=note,
     )
-    return Certification(chosen, certificate, tested)
+    return Certification(chosen, certificate, tested, losses if held else None)
+
+
+def _losses(prompts: Sequence[Prompt], decoded: Sequence[DecodedPrompt]) -> TestedLosses:
+    """Of the prompts that were decoded before the test was decided, the first ones."""
+    return TestedLosses(
+        [normalised_sha256(prompt)[:SHORT] for prompt in prompts[: len(decoded)]],
+        [prompt.loss for prompt in decoded],
+        [prompt.tokens for prompt in decoded],
+    )
 
 
 def _why_nothing(tested: list[TestedCandidate], n_prompts: int, max_loss: float, confidence: float) -> str:

@@ -32,7 +32,7 @@ def record_evidence(spec: str, evidence: str) -> None:
 
 
 def validate(spec: str, verifier: str | None = None) -> None:
-    """Check a routing spec: its schema, its version, its tensors, and the verifier if one is named.
+    """Check a routing spec: its schema, its version, its tensors, its certificate, and the verifier if one is named.
 
     Args:
         spec: path of the spec.

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from transformers import LogitsProcessor
 
+from viasd_calib.binding import check_certificate
 from viasd_calib.choices import STRATEGIES, Backend, StrategyName
 from viasd_calib.decoding.certified import certified_tokens, check_certified
 from viasd_calib.decoding.decoder import Decoder
@@ -20,10 +21,10 @@ from viasd_calib.draft.build import build_drafter, draft_weights, policy_drafter
 from viasd_calib.draft.places import confident_lookup, named_model, relocated
 from viasd_calib.errors import MethodError, ModelError
 from viasd_calib.host_memory import give_freed_memory_back
-from viasd_calib.models import LoadVerifier, Verifier, beside, check_model, load_verifier
+from viasd_calib.models import DTYPE_NAMES, LoadVerifier, Verifier, beside, check_model, load_verifier
 from viasd_calib.option_types import check_option
 from viasd_calib.shipped import shipped
-from viasd_calib.slim.backends import choose_backend, prepare
+from viasd_calib.slim.backends import choose_backend, kernel_family, prepare
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.in_process import InProcess
 from viasd_calib.slim.loading import load_routed
@@ -154,7 +155,9 @@ def load_engine(
     """Load a routing spec and every model it names.
 
     With other weights than the spec was made for, its certificate is void: the engine's spec then has audit
-    ``strict``, and a :class:`~viasd_calib.errors.WeightsWarning` gives the reason.
+    ``strict``, and a :class:`~viasd_calib.errors.WeightsWarning` gives the reason. The same with a
+    :class:`~viasd_calib.errors.CertificateWarning` where it holds for another policy, number format or family of
+    kernels (:mod:`viasd_calib.binding`).
 
     Args:
         spec_path: of the spec; what it names lies relative to it.
@@ -233,6 +236,8 @@ def assemble(
     check_verifier(spec, verifier.ref)
     spec = check_weights(spec, verifier.ref)
     spec = check_draft_weights(spec, draft_weights(spec.draft, draft_folder or folder))
+    here = verifier.model
+    spec = check_certificate(spec, folder, DTYPE_NAMES[here.dtype], kernel_family(backend, here.device))
     routed = load_routed(verifier.model, spec.route, folder, backend)
     drafter = build_drafter(spec.draft, draft_folder or folder, routed, verifier.tokenizer)
     drafter_bytes = added_memory(verifier.model, drafter.networks).bytes

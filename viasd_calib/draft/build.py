@@ -94,6 +94,21 @@ def draft_weights(spec: DraftSpec, folder: Path) -> str | None:
     return None if model is None else weights_sha256(beside(model.name_or_path, folder), model.revision)
 
 
+def with_weights(spec: DraftSpec, folder: Path) -> DraftSpec:
+    """A drafter with the hash of the model's weights that a spec in ``folder`` names by its place, if it names one.
+
+    Raises:
+        ModelError: the model is not there.
+    """
+    named = {"weights_sha256": draft_weights(spec, folder)}
+    match spec:
+        case CausalLMDraft():
+            return spec.model_copy(update=named)
+        case CombinedDraft(model=CausalLMDraft() as model):
+            return spec.model_copy(update={"model": model.model_copy(update=named)})
+    return spec
+
+
 def name_draft(name: str) -> tuple[DraftSpec, Path]:
     """What a user means by a drafter's name, and the folder its tensors are relative to.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from viasd_calib.devices import check_device
+from viasd_calib.digest import policy_digest, policy_parts
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
 from viasd_calib.files import read_json, write_json
@@ -21,6 +23,8 @@ from viasd_calib.progress import say
 from viasd_calib.prompt_copies import known_prompts, normalised_sha256, short_hashes
 from viasd_calib.prompts import Prompt, SplitShares, draw_prompts, select_split, split_sha256
 from viasd_calib.spec import Audit, Decoding, file_sha256, prompts_needed
+from viasd_calib.schema.certified_losses import CertifiedLosses
+from viasd_calib.spec import Audit, Decoding, Gates, file_sha256, prompts_needed
 
 TIMED_PROMPTS = 8
 """Prompts on which policies are timed."""
@@ -74,7 +78,8 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     from viasd_calib.evaluation.frontier import load_frontier
     from viasd_calib.hardware import hardware
     from viasd_calib.models import load_verifier
-    from viasd_calib.pipeline.fitted import decoder_at, dtype_of_fit, open_fit
+    from viasd_calib.pipeline.fitted import decoder_at, dtype_of_fit, open_fit, policy_of
+    from viasd_calib.slim.backends import kernel_family
 
     folder = Path(options.fit)
     if options.cost is not None:
@@ -153,17 +158,34 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         drafters=("slim",) if engine.spec.draft.kind == "prompt_lookup" else ("slim", "lookup"),
     )  # fmt: skip
     tuned = {"speculative_stop_below": timing.speculative_stop}
+    certified_gates = gates.model_copy(update=tuned) if certification.chosen else None
+    certificate, losses = certification.certificate, None
+    if certified_gates is not None and certification.losses is not None:
+        policy = policy_of(engine, certified_gates, decoding.model_copy(update={"audit": "off"}), dtype)
+        losses = CertifiedLosses(
+            **asdict(certification.losses),
+            policy=policy_parts(policy),
+            dtype=dtype,
+            backend=kernel_family(engine.backend, engine.routed.device),
+            loss=options.loss,
+            max_new_tokens=options.max_new_tokens,
+            rounding_gap=certificate.rounding_gap,
+        )
+        certificate = certificate.model_copy(
+            update={"digest": policy_digest(policy), "dtype": dtype, "backend": losses.backend}
+        )
     artifact = CalibrateArtifact(
         fit=fit_beside(folder, Path(options.out)),
         verifier=engine.spec.verifier,
         dtype=dtype,
         gates=timing.exact_policy.applied_to(gates).model_copy(update=tuned),
-        certified_gates=gates.model_copy(update=tuned) if certification.chosen else None,
+        certified_gates=certified_gates,
         draft_length=options.draft_length,
         max_pending=options.max_pending,
-        certificate=certification.certificate,
+        certificate=certificate,
         slim_worth=timing,
         offload=None if offload is None else offload.entry(),
+        losses=losses,
         floor=floor,
         tested=certification.tested,
         prompts=short_hashes(normalised_sha256(prompt) for prompt in chosen),

@@ -7,22 +7,25 @@ from pathlib import Path
 
 from viasd_calib.devices import check_device
 from viasd_calib.errors import SpecError
-from viasd_calib.file_names import CALIBRATE_FILE
-from viasd_calib.files import copy_file, read_json
+from viasd_calib.file_names import CALIBRATE_FILE, LOSSES_FOLDER
+from viasd_calib.files import copy_file, read_json, write_json
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.checks import check_bench, check_calibrate_folder, check_model, check_out_file
 from viasd_calib.pipeline.options import ExportOptions
+from viasd_calib.schema.certified_losses import CertifiedLosses
 from viasd_calib.spec import (
     CausalLMDraft,
     CombinedDraft,
     Decoding,
     DraftSpec,
     Evidence,
+    HashedFile,
     PromptHashes,
     RelativeCost,
     RoutingSpec,
     ShallowDraft,
     check_verifier,
+    file_sha256,
     load_spec,
     save_spec,
     tensor_file,
@@ -34,7 +37,7 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
 
     Raises:
         ModelError: a model is a path at which there is none.
-        SpecError: an ``audit`` that nothing certifies.
+        SpecError: an ``audit`` that nothing certifies, or that was certified for another policy.
         BenchError: evidence of another policy.
     """
     check_out_file("--out", options.out)
@@ -107,24 +110,55 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
     spec = spec.model_copy(
         update={"route": spec.route.model_copy(update={"relative_cost": cost, "memory": routed.memory})}
     )
+    if policy.certificate.bound is not None:
+        spec = _with_losses(spec, calibrated.losses, path, options.calibrate)
     save_spec(spec, path)
     return spec
 
 
+def _with_losses(spec: RoutingSpec, losses: CertifiedLosses | None, path: Path, calibrate: str) -> RoutingSpec:
+    """The spec with the losses that its certificate was made from, written beside it.
+
+    Raises:
+        SpecError: the spec would not decode as was certified.
+    """
+    from viasd_calib.binding import misfits
+
+    if losses is None:
+        raise SpecError(
+            f"{calibrate} was calibrated by an earlier release, whose certificates are bound to no policy; "
+            "calibrate again, or export with --audit strict"
+        )
+    differing = misfits(spec, losses)
+    if spec.verifier.dtype != losses.dtype:
+        differing.append(f"the number format ({spec.verifier.dtype}, certified {losses.dtype})")
+    if differing:
+        raise SpecError(
+            f"the certificate of {calibrate} is of another policy, these differ: {', '.join(differing)}; "
+            "export as it was calibrated, calibrate again, or export with --audit strict"
+        )
+    target = path.parent / LOSSES_FOLDER / path.name
+    write_json(target, losses)
+    reference = HashedFile(path=target.relative_to(path.parent).as_posix(), sha256=file_sha256(target))
+    certificate = spec.certificate
+    assert certificate is not None, "it has a bound"
+    return spec.model_copy(update={"certificate": certificate.model_copy(update={"losses": reference})})
+
+
 def _draft_of(name: str, folder: Path, draft_model: str | None = None) -> tuple[DraftSpec, Path]:
     """The drafter of this name as a spec in ``folder`` names it, and the folder its tensors are relative to now."""
-    from viasd_calib.draft.build import draft_weights, name_draft
+    from viasd_calib.draft.build import name_draft, with_weights
     from viasd_calib.draft.places import relocated
 
     draft, source = name_draft(name)
     if draft_model is not None:
         draft = relocated(draft, draft_model)
-    named = {"weights_sha256": draft_weights(draft, source)}
+    draft = with_weights(draft, source)
     match draft:
         case CausalLMDraft(name_or_path=place):
-            return draft.model_copy(update={**named, "name_or_path": seen_from(place, folder)}), source
+            return draft.model_copy(update={"name_or_path": seen_from(place, folder)}), source
         case CombinedDraft(model=CausalLMDraft(name_or_path=place) as model):
-            moved = model.model_copy(update={**named, "name_or_path": seen_from(place, folder)})
+            moved = model.model_copy(update={"name_or_path": seen_from(place, folder)})
             return draft.model_copy(update={"model": moved}), source
     return draft, source
 

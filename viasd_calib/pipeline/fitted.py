@@ -12,6 +12,7 @@ from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine, assemble
 from viasd_calib.decoding.strategies.three_tier import NEVER, ThreeTier
 from viasd_calib.draft.build import name_draft, policy_drafter
+from viasd_calib.draft.build import name_draft, with_weights
 from viasd_calib.draft.places import draft_at, relocated
 from viasd_calib.errors import WeightsWarning
 from viasd_calib.models import Verifier
@@ -84,6 +85,19 @@ def verifier_of(fitted: VerifierRef, loaded: VerifierRef) -> VerifierRef:
         )
         return loaded
     return fitted  # is refused where the two are put together
+
+
+def policy_of(engine: Engine, gates: Gates, decoding: Decoding, dtype: DType) -> RoutingSpec:
+    """What an engine decodes by at other gates and settings, in ``dtype``: as a spec exported of them says it."""
+    spec = engine.spec
+    return spec.model_copy(
+        update={
+            "verifier": spec.verifier.model_copy(update={"dtype": dtype}),
+            "draft": with_weights(spec.draft, Path()),  # a place that names a model leads there from here
+            "gates": gates,
+            "decoding": decoding,
+        }
+    )
 
 
 def decoder_at(engine: Engine, gates: Gates, decoding: Decoding) -> Decoder:

@@ -1,4 +1,4 @@
-"""Whether a routing spec holds: its schema, its version, its tensors, and its verifier."""
+"""Whether a routing spec holds: its schema, its version, its tensors, its certificate, and its verifier."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from viasd_calib.spec import RoutingSpec, VerifierRef, check_verifier, load_spec
 
 
 def validate(spec: str, verifier: str | None = None) -> RoutingSpec:
-    """Check a routing spec: its schema, its version, its tensors, and the verifier if one is named.
+    """Check a routing spec: its schema, its version, its tensors, its certificate, and the verifier if one is named.
+
+    Of a certificate with a bound, the policy's digest and the p-value are computed anew, from the spec and the losses
+    beside it.
 
     Args:
         spec: path of the spec.
@@ -27,12 +30,14 @@ def validate(spec: str, verifier: str | None = None) -> RoutingSpec:
     problems = spec_problems(spec)
     if problems:
         raise SpecError(_listed(spec, problems))
+    from viasd_calib.calibration.recomputed import certificate_problems
     from viasd_calib.draft.checking import drafter_misfits
     from viasd_calib.slim.checking import tensor_misfits
 
     checked = load_spec(spec)
     folder = Path(spec).parent
     problems = tensor_misfits(checked, folder) + drafter_misfits(checked, folder)
+    problems += certificate_problems(checked, folder)
     if verifier is not None:
         from viasd_calib.models import load_verifier
 

@@ -23,10 +23,14 @@ class SpecModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class TensorFile(SpecModel):
-    """A safetensors file, by a path relative to the spec's folder, and its hash."""
+ShortHash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+"""Of a prompt's text: enough digits to tell millions apart (:mod:`viasd_calib.prompt_copies`)."""
 
-    path: str = Field(description="of the safetensors file, from the spec's folder; it stays inside that folder")
+
+class HashedFile(SpecModel):
+    """A file, by a path relative to the spec's folder, and its hash."""
+
+    path: str = Field(description="of the file, from the spec's folder; it stays inside that folder")
     sha256: Sha256 = Field(description="of the file, hexadecimal")
 
     @field_validator("path")
@@ -36,6 +40,12 @@ class TensorFile(SpecModel):
         if not pure.parts or pure.is_absolute() or ".." in pure.parts or "\\" in path:
             raise ValueError("must be a path inside the spec's folder")
         return path
+
+
+class TensorFile(HashedFile):
+    """A safetensors file, by a path relative to the spec's folder, and its hash."""
+
+    path: str = Field(description="of the safetensors file, from the spec's folder; it stays inside that folder")
 
 
 def refuse(problems: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from viasd_calib.choices import CertifiedLossName
-from viasd_calib.schema.base import Sha256, Share, SpecModel, refuse
+from viasd_calib.schema.base import DType, HashedFile, Sha256, Share, ShortHash, SpecModel, refuse
 
 ROUNDING = 1e-6
 """Numbers that were computed otherwise, or written with fewer digits, may differ by this share."""
@@ -87,11 +87,23 @@ class Certificate(SpecModel):
     p_value: Share | None = Field(
         description="of the hypothesis that the expected loss exceeds the bound; at most 1 - confidence"
     )
+    digest: Sha256 | None = Field(
+        None, description="of the policy that it holds for; null without a bound, and in earlier releases"
+    )
+    dtype: DType | None = Field(None, description="number format that was decoded in; null where digest is")
+    backend: str | None = Field(
+        None, description="device and family of kernels that decoded, as cpu torch; null where digest is"
+    )
+    losses: HashedFile | None = Field(
+        None, description="the prompts' losses, a JSON file beside the spec; null where digest is"
+    )
     note: str = Field("", description="why there is no bound, or what else was certified; in words")
 
     def without_bound(self, note: str) -> Certificate:
         """The certificate beside a policy for which it bounds nothing, and why."""
-        nothing = dict.fromkeys(("bound", "observed", "observed_by_token", "p_value"))
+        nothing = dict.fromkeys(
+            ("bound", "observed", "observed_by_token", "p_value", "digest", "dtype", "backend", "losses")
+        )
         return self.model_copy(update={**nothing, "note": note})
 
     @property
@@ -140,9 +152,6 @@ class Certificate(SpecModel):
             )
         elif self.p_value < (1 - self.bound) ** self.n_prompts * (1 - ROUNDING):
             yield f"no {self.n_prompts} prompts have a p-value as small as {self.p_value:g}; {again}"
-
-
-ShortHash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
 class PromptHashes(SpecModel):

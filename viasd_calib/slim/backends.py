@@ -64,6 +64,16 @@ def low_bits_have_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     return why_no_triton_kernel(device, dtype) is None or why_no_kernels(device, dtype) is None
 
 
+def kernel_family(backend: Backend, device: torch.device) -> str:
+    """The device and the kernels that a backend computes with there: within a family texts differ by rounding alone.
+
+    Example:
+        >>> kernel_family("packed", torch.device("cpu")), kernel_family("native", torch.device("cpu"))
+        ('cpu torch', 'cpu native')
+    """
+    return f"{device.type} {'native' if backend == 'native' else 'torch'}"
+
+
 def choose_backend(model: PreTrainedModel) -> Backend:
     """The same for a model at hand, with a warning where something is slower here than it could be.
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import make_certificate
+from tests.certificates import bind, make_certificate
 from tests.tiny import TinyFolder, tiny_prompts, tiny_spec
 from viasd_calib.cli import main
+from viasd_calib.spec import load_spec
 
 NOTICE = "notice: the spec certifies no loss bound, so nothing certifies a text with audit off"
 
@@ -16,12 +17,11 @@ NOTICE = "notice: the spec certifies no loss bound, so nothing certifies a text 
 @pytest.fixture(params=["none", "no bound", "bound"])
 def spec(request: pytest.FixtureRequest, tiny_folder: TinyFolder, tmp_path: Path) -> str:
     """A spec for the tiny verifier: without a certificate, with one of no bound, or with one."""
-    held = {
-        "none": None,
-        "no bound": make_certificate(None, max_new_tokens=8),
-        "bound": make_certificate(0.1, max_new_tokens=8),
-    }[request.param]
-    return str(tiny_spec(tiny_folder, tmp_path / request.param.replace(" ", "-"), held))
+    held = make_certificate(None, max_new_tokens=8) if request.param == "no bound" else None
+    path = tiny_spec(tiny_folder, tmp_path / request.param.replace(" ", "-"), held)
+    if request.param == "bound":
+        bind(load_spec(path), path)
+    return str(path)
 
 
 @pytest.mark.parametrize(
