@@ -124,8 +124,13 @@ class Ledger:
 
 def ledger_beside(result: str | Path, job: Mapping[str, Any]) -> Ledger:
     """The ledger of the job whose result is written to ``result``."""
+    return Ledger(steps_beside(result), job)
+
+
+def steps_beside(result: str | Path) -> Path:
+    """Where that ledger lies, if it is there."""
     path = Path(result)
-    return Ledger(path.with_name(f"{path.name}.steps"), job)
+    return path.with_name(f"{path.name}.steps")
 
 
 def _hash(job: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from viasd_calib.schema.base import (
     WeightFormat,
     refuse,
 )
-from viasd_calib.schema.certificate import LARGEST_BET, Certificate, Evidence, PromptHashes, prompts_needed
+from viasd_calib.schema.certificate import LARGEST_BET, Certificate, Evidence, PromptHashes, level_of, prompts_needed
 from viasd_calib.schema.decoding import Decoding, PolicyDrafter
 from viasd_calib.schema.drafts import (
     CausalLMDraft,
@@ -112,6 +112,7 @@ __all__ = [
     "file_sha256",
     "first_problem",
     "json_schema",
+    "level_of",
     "load_spec",
     "problems_of",
     "prompts_needed",

@@ -25,7 +25,8 @@ from viasd_calib.prompts import Prompt, Split
 from viasd_calib.spec import Gates
 
 BOUND, CONFIDENCE, PROMPTS = 0.3, 0.9, 20
-LEVEL = 1 - CONFIDENCE
+LEVEL = (1 - CONFIDENCE) / 2
+"""Of the first attempt."""
 HASHES: dict[Split, str] = {"fit": "a" * 64, "calibrate": "b" * 64, "test": "c" * 64}
 GATES = Gates(draft=constant_gate("draft_margin", 0.0), slim=constant_gate("slim_margin", 0.0), accept_at=0.9,
               regenerate_at=0.9)  # fmt: skip
@@ -100,8 +101,8 @@ def test_a_false_certificate_is_as_rare_as_promised(tiny_verifier: Verifier) -> 
 
 
 def test_a_level_ten_times_too_high_is_seen(tiny_verifier: Verifier) -> None:
-    """0.99 in place of 0.1."""
-    assert false_alarms(tiny_verifier, 300, seed=1, confidence=1 - 9.9 * LEVEL) > limit(300)
+    """0.495 in place of 0.05."""
+    assert false_alarms(tiny_verifier, 300, seed=1, confidence=1 - 2 * 9.9 * LEVEL) > limit(300)
 
 
 def test_copies_are_refused_and_would_be_seen(tiny_verifier: Verifier) -> None:

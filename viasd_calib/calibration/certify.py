@@ -25,7 +25,7 @@ from viasd_calib.prompt_copies import SHORT, normalised_sha256
 from viasd_calib.prompt_lengths import check_lengths
 from viasd_calib.prompts import Prompt, Split, step_names
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import Certificate, prompts_needed
+from viasd_calib.spec import Certificate, level_of, prompts_needed
 
 
 class TestedCandidate(BaseModel):
@@ -96,6 +96,7 @@ def certify(
     split_sha256: dict[Split, str],
     loss: str = "token_divergence",
     floor: Floor | None = None,
+    attempt: int = 1,
     ledger: Ledger | None = None,
 ) -> Certification:
     """Test candidates from the most careful to the fastest and certify as far as they hold.
@@ -111,6 +112,7 @@ def certify(
         prompts: of the calibrate split; one loss each.
         loss: name of what is bounded.
         floor: what rounding comes to; without it every token counts that is not q's choice.
+        attempt: its number among those on these prompts, from 1 (:mod:`viasd_calib.calibration.attempts`).
         ledger: holds the losses that are known; their prompts are not decoded again.
 
     Raises:
@@ -119,7 +121,7 @@ def certify(
     """
     prompts = in_test_order(prompts)
     check_lengths(verifier, prompts, max_new_tokens)
-    kept, measured, level = ledger or Ledger(), loss_named(loss), 1 - confidence
+    kept, measured, level = ledger or Ledger(), loss_named(loss), level_of(confidence, attempt)
     gap = 0.0 if floor is None else floor.rounding_gap
     tested: list[TestedCandidate] = []
     decoded: list[DecodedPrompt] = []
@@ -148,6 +150,7 @@ def certify(
         split_sha256,
         floor,
         _losses(prompts, decoded),
+        attempt,
     )
 
 
@@ -231,16 +234,19 @@ def _certification(
     split_sha256: dict[Split, str],
     floor: Floor | None,
     losses: TestedLosses,
+    attempt: int,
 ) -> Certification:
-    count = certified([result.p_value for result in tested], 1 - confidence)
+    level = level_of(confidence, attempt)
+    count = certified([result.p_value for result in tested], level)
     held = tested[count - 1] if count else None
     chosen = candidates[count - 1] if count else None
-    note = "" if held else _why_nothing(tested, n_prompts, max_loss, confidence)
+    note = "" if held else _why_nothing(tested, n_prompts, max_loss, confidence, attempt)
     certificate = Certificate(
         loss=loss,
         bound=max_loss if held else None,
         confidence=confidence,
         procedure=PROCEDURE,
+        attempt=attempt,
         candidates_tested=len(tested),
         n_prompts=n_prompts,
         max_new_tokens=max_new_tokens,
@@ -264,8 +270,10 @@ def _losses(prompts: Sequence[Prompt], decoded: Sequence[DecodedPrompt]) -> Test
     )
 
 
-def _why_nothing(tested: list[TestedCandidate], n_prompts: int, max_loss: float, confidence: float) -> str:
-    needed = prompts_needed(max_loss, 1 - confidence)
+def _why_nothing(
+    tested: list[TestedCandidate], n_prompts: int, max_loss: float, confidence: float, attempt: int
+) -> str:
+    needed = prompts_needed(max_loss, level_of(confidence, attempt))
     if not tested:
         return (
             f"nothing certified: {n_prompts} calibration prompts cannot show a loss of {max_loss} with confidence "

@@ -11,7 +11,7 @@ from viasd_calib.digest import policy_digest, policy_parts
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
 from viasd_calib.files import read_json, write_json
-from viasd_calib.ledger import ledger_beside
+from viasd_calib.ledger import ledger_beside, steps_beside
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.checks import check_fit_folder, check_model, check_out_folder
 from viasd_calib.pipeline.notices import notice, notice_resumed
@@ -24,7 +24,7 @@ from viasd_calib.prompt_copies import known_prompts, normalised_sha256, short_ha
 from viasd_calib.prompts import Prompt, SplitShares, draw_prompts, select_split, split_sha256
 from viasd_calib.spec import Audit, Decoding, file_sha256, prompts_needed
 from viasd_calib.schema.certified_losses import CertifiedLosses
-from viasd_calib.spec import Audit, Decoding, Gates, file_sha256, prompts_needed
+from viasd_calib.spec import Audit, Decoding, Gates, file_sha256, level_of, prompts_needed
 
 TIMED_PROMPTS = 8
 """Prompts on which policies are timed."""
@@ -60,6 +60,11 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     split = options.shares or SplitShares()
     chosen = draw_prompts(of_split(every, "calibrate", split), options.limit)
     refuse_too_few(len(chosen), options.max_loss, options.confidence, options.allow_uncertified)
+    hashes = short_hashes(normalised_sha256(prompt) for prompt in chosen)
+    steps = Path(options.out) / CALIBRATE_FILE
+    number = attempt_number(Path(options.fit), hashes, options.attempt, resumed=steps_beside(steps).is_file())
+    refuse_too_few(len(chosen), options.max_loss, options.confidence, options.allow_uncertified, number)
+    offload = offload_of(options)
     decoding = Decoding(draft_length=options.draft_length, max_pending=options.max_pending)
 
     from viasd_calib.calibration.artifacts import (
@@ -68,6 +73,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         fit_beside,
         load_scores,
     )
+    from viasd_calib.calibration.attempts import Attempt, note_attempt
     from viasd_calib.calibration.candidates import DEFAULT_STOP, propose
     from viasd_calib.calibration.certify import certify
     from viasd_calib.calibration.draft_length import PassCosts, best_stop
@@ -139,6 +145,9 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
             loss=options.loss, max_new_tokens=options.max_new_tokens, widths=(1, options.draft_length + 1),
         ),
     )  # fmt: skip
+    if len(chosen) >= prompts_needed(options.max_loss, level_of(options.confidence, number)):
+        attempt = Attempt(loss=options.loss, max_loss=options.max_loss, prompts=hashes)
+        number = ledger.recall("attempt", int, lambda: note_attempt(Path(options.fit), attempt, options.attempt))
     certification = certify(
         candidates, lambda candidate: decoder_for(Tried(candidate.gates), "off"), loaded, engine.routed, chosen,
         max_loss=options.max_loss, confidence=options.confidence, max_new_tokens=options.max_new_tokens,
@@ -147,7 +156,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
             "calibrate": split_sha256(chosen),
             "test": split_sha256(select_split(every, "test", split)),
         },
-        loss=options.loss, floor=floor, ledger=ledger,
+        loss=options.loss, floor=floor, attempt=number, ledger=ledger,
     )  # fmt: skip
     gates = (certification.chosen or candidates[0]).gates
     # Which prompts decide between an exact policy and a certified one is all the same to the certificate.
@@ -188,7 +197,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         losses=losses,
         floor=floor,
         tested=certification.tested,
-        prompts=short_hashes(normalised_sha256(prompt) for prompt in chosen),
+        prompts=hashes,
     )
     write_json(Path(options.out) / CALIBRATE_FILE, artifact)
     ledger.close()
@@ -211,13 +220,33 @@ def floor_prompts(
     return kept or draw_prompts(calibrate, FLOOR_PROMPTS)
 
 
-def refuse_too_few(n_prompts: int, max_loss: float, confidence: float, allow_uncertified: bool) -> None:
+def attempt_number(fit: Path, prompts: Sequence[str], least: int, *, resumed: bool) -> int:
+    """The number that an attempt on these prompts will have, before anything is loaded.
+
+    Args:
+        prompts: short hashes of their texts.
+        least: as the user says.
+        resumed: whether a job that was stopped may go on, which is noted already.
+    """
+    from viasd_calib.calibration.attempts import earlier_attempts
+
+    earlier = earlier_attempts(fit, prompts)
+    number = max(least, earlier if resumed and earlier else earlier + 1)
+    if number > 1:
+        notice(
+            f"this is attempt {number} on these calibrate prompts, or some of them: it is tested at a level of "
+            f"(1 - confidence) / {2**number}; prompts that no attempt has looked at have all of it"
+        )
+    return number
+
+
+def refuse_too_few(n_prompts: int, max_loss: float, confidence: float, allow_uncertified: bool, attempt: int) -> None:
     """Say how many prompts it takes, and stop before hours are spent on what cannot be certified.
 
     Raises:
         CalibrationError: there are too few, and the user does not want to go on with them.
     """
-    needed = prompts_needed(max_loss, 1 - confidence)
+    needed = prompts_needed(max_loss, level_of(confidence, attempt))
     takes = (
         f"to certify a loss of {max_loss:g} with confidence {confidence:g} takes {needed} calibrate prompts at least"
     )

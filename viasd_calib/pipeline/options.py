@@ -213,6 +213,8 @@ class CalibrateOptions(OffloadOptions, PromptSource, FittedModels):
             and overshoot_tail the share of those that lie very far.
         max_loss: largest mean over prompts of the loss of each, whatever their lengths.
         confidence: that the bound holds on unseen prompts.
+        attempt: number of this attempt on these calibrate prompts, at least: those with this fit are counted, which are
+            noted beside it, and any with other fits are yours to count. Attempt k has the level (1 - confidence) / 2^k.
         max_new_tokens: longest answer.
         fractions: rising; a candidate is proposed at each of these fractions of max_loss.
         allow_uncertified: go on with fewer prompts than can certify max_loss, to a spec that decodes exactly.
@@ -229,6 +231,7 @@ class CalibrateOptions(OffloadOptions, PromptSource, FittedModels):
     loss: CertificateLossName = "token_divergence"
     max_loss: Inside = 0.02
     confidence: Inside = 0.95
+    attempt: Count = 1
     max_new_tokens: Count = 64
     fractions: Sequence[Share] = FRACTIONS
     allow_uncertified: bool = False

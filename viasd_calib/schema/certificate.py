@@ -40,6 +40,19 @@ def prompts_needed(bound: float, level: float) -> int:
     return math.ceil(math.log(1 / level) / math.log1p(LARGEST_BET * bound / (1 - bound)))
 
 
+def level_of(confidence: float, attempt: int | None) -> float:
+    """What the p-value of an attempt on the same prompts must not exceed: (1 - confidence) / 2^attempt.
+
+    Args:
+        attempt: from 1; None for an earlier release's, which counted none.
+
+    Example:
+        >>> round(level_of(0.95, 1), 6), round(level_of(0.95, 2), 6)
+        (0.025, 0.0125)
+    """
+    return (1 - confidence) / 2 ** (attempt or 0)
+
+
 class Certificate(SpecModel):
     """Which loss bound holds, how sure, and on what data it was shown.
 
@@ -60,6 +73,11 @@ class Certificate(SpecModel):
         gt=0, lt=1, description="probability, over calibration prompts, with which the bound holds"
     )
     procedure: str = Field(min_length=1, description="statistical test, and order in which candidates were tested")
+    attempt: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="number of this attempt on these prompts, from 1: its level is (1 - confidence) / 2^attempt; null "
+        "in earlier releases, whose level was 1 - confidence",
+    )
     candidates_tested: int = Field(ge=0, description="sets of gates that were decoded with")
     n_prompts: int = Field(
         ge=0, description="calibration prompts; the test may have ended before the last of them was decoded"
@@ -109,7 +127,7 @@ class Certificate(SpecModel):
     @property
     def level(self) -> float:
         """What a p-value must not exceed."""
-        return 1 - self.confidence
+        return level_of(self.confidence, self.attempt)
 
     @model_validator(mode="after")
     def _can_be(self) -> Certificate:

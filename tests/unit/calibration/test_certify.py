@@ -63,7 +63,7 @@ def run(
     result = certify(
         [candidate(bound) for bound in bounds], decoder_for, verifier, routed,
         prompts or prompts_of_two_turns(n_prompts),
-        max_loss=max_loss, confidence=0.9, max_new_tokens=12, split_sha256=HASHES,  # type: ignore[arg-type]
+        max_loss=max_loss, confidence=0.8, max_new_tokens=12, split_sha256=HASHES,  # type: ignore[arg-type]
         ledger=ledger,
     )  # fmt: skip
     chosen = None if result.chosen is None else result.chosen.threshold

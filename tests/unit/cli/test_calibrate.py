@@ -158,3 +158,12 @@ def test_what_is_tested_and_timed_is_written_and_printed(
     )
     assert f"The spec will be exported with audit {found.policy().audit}." in printed
     assert printed.endswith(f"wrote {out / CALIBRATE_FILE}")
+    assert (certificate.attempt, found.losses is not None) == (1, True)
+    assert certificate.p_value is not None
+    assert certificate.p_value <= 0.025
+    assert main([*words, "--debug"]) == 0
+    assert "notice: this is attempt 2 on these calibrate prompts" in " ".join(capsys.readouterr().err.split())
+    again = read_json(CalibrateArtifact, out / CALIBRATE_FILE, "viasd calibrate").certificate
+    assert again.attempt == 2
+    assert again.p_value is not None
+    assert again.p_value <= 0.0125
