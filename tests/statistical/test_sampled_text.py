@@ -48,10 +48,12 @@ VOCAB = 4
 LENGTH = 3
 TEXTS = 20_000
 FEWER = 2_000
+FEWEST = 1_000
 PROMPT = [0, 1, 2, 3, 0]
 
 FALSE_ALARM = 1e-5
 """For each chi-square test; with 24 of them a right decoder fails once in 4,100 runs of other seeds.
+"""For each chi-square test; with 41 of them a right decoder fails once in 2,400 runs of other seeds.
 Seeds are fixed, so that a run that has passed passes again."""
 
 FAR = 0.05
@@ -142,6 +144,11 @@ def three_tier(seed: int, drafter: PolicyDrafter | None = None, **bounds: Any) -
     given: dict[str, Any] = {"accept_at": 0.5, "regenerate_at": 0.5, "draft_accept_at": 0.6, "draft_stop_below": 0.3}
     gates = Gates(draft=random_gate(DRAFT_FEATURES, seed), slim=random_gate(SLIM_FEATURES, seed + 1), **given | bounds)
     return ThreeTier.from_spec(gates, Decoding(draft_length=3, max_pending=5, drafter=drafter))
+def three_tier(seed: int, max_pending: int = 5, **bounds: Any) -> ThreeTier:
+    """Random gates; which places are trusted differs from text to text."""
+    given: dict[str, Any] = {"accept_at": 0.5, "regenerate_at": 0.5, "draft_accept_at": 0.6, "draft_stop_below": 0.3}
+    gates = Gates(draft=random_gate(DRAFT_FEATURES, seed), slim=random_gate(SLIM_FEATURES, seed + 1), **given | bounds)
+    return ThreeTier.from_spec(gates, Decoding(draft_length=3, max_pending=max_pending))
 
 
 def exact(sampling: Sampling, logits: Tensor = FULL) -> np.ndarray:
@@ -217,6 +224,75 @@ def test_a_strict_text_has_qs_distribution(case: Case) -> None:
     counts = sample(method(), kind, sampling, texts)
     assert p_value(counts, chances) > FALSE_ALARM
     assert variation(counts, chances) < FAR * (TEXTS / texts) ** 0.5
+
+
+def exact_texts(sampling: Sampling, eos: int | None, length: int) -> dict[tuple[int, ...], float]:
+    """The probability of every text that ends with ``eos`` or is ``length`` tokens long; processors see all before."""
+    processors, ended, growing = sampling.processors(), {}, {(): 1.0}
+    for place in range(length):
+        longer: dict[tuple[int, ...], float] = {}
+        for text, chance in growing.items():
+            ids: Any = torch.tensor([[*PROMPT, *text]])
+            scores: Any = FULL[int(ids[0, -1])][None].clone()
+            for token, share in enumerate(processors(ids, scores).softmax(-1)[0].double().tolist()):
+                target = ended if token == eos or place == length - 1 else longer
+                target[(*text, token)] = chance * share
+        growing = longer
+    return ended
+
+
+PENALISED = Sampling(temperature=0.9, repetition_penalty=1.6)
+LONG = 6
+"""Tokens: enough for the pending bound to be reached in the midst of a text."""
+
+EndingCase = tuple[str, Callable[[], Strategy], Sampling, int | None, int]
+ENDING: list[EndingCase] = [
+    ("end of sequence", lambda: three_tier(5), PLAIN, 2, LONG),
+    ("end of sequence, q' always trusted", lambda: three_tier(5, **TRUSTING), PLAIN, 2, LONG),
+    ("end of sequence, p always trusted", lambda: three_tier(5, **BLIND), PLAIN, 2, LONG),
+    ("repetition penalty", lambda: three_tier(5), PENALISED, None, LENGTH),
+    ("repetition penalty, q' always trusted", lambda: three_tier(5, **TRUSTING), PENALISED, None, LENGTH),
+    ("penalty and end of sequence", lambda: three_tier(8), PENALISED, 2, LONG),
+    ("one may be pending", lambda: three_tier(5, 1, **TRUSTING), PLAIN, 2, LONG),
+    ("two may be pending", lambda: three_tier(5, 2, **TRUSTING), PLAIN, None, LENGTH),
+    ("two may be pending, p always trusted", lambda: three_tier(5, 2, **BLIND), PLAIN, 2, LONG),
+    ("speculative, penalty and end of sequence", lambda: Speculative(2), PENALISED, 2, LONG),
+]
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("case", ENDING, ids=[case[0] for case in ENDING])
+def test_ends_penalties_full_pending_and_batches_bend_nothing(case: EndingCase, batch: int) -> None:
+    """Twenty more chi-square tests, each with the same false-alarm rate."""
+    _, method, sampling, eos, length = case
+    chances = exact_texts(sampling, eos, length)
+    decoder = Decoder(TableModel(FULL, SLIM), drafter("near"), method(), () if eos is None else (eos,), sampling)
+    if batch == 1:
+        texts = [decoder.generate(PROMPT, length).tokens for _ in range(FEWEST)]
+    else:
+        found = decoder.generate_batch([PROMPT] * FEWEST, length, batch_size=batch)
+        texts = [one.tokens for one in found]
+    numbers = {text: number for number, text in enumerate(chances)}
+    counts = np.bincount([numbers[tuple(text)] for text in texts], minlength=len(chances)).astype(float)
+    assert p_value(counts, np.array(list(chances.values()))) > FALSE_ALARM
+
+
+def test_a_full_pending_bound_is_reached_in_the_midst_of_a_text() -> None:
+    """Where one token may be pending, q is asked more often than where all may, and the draft was cut for it."""
+
+    def passes(max_pending: int) -> int:
+        method = three_tier(5, max_pending, **TRUSTING)
+        decoder = Decoder(TableModel(FULL, SLIM), drafter("near"), method, sampling=PLAIN)
+        return sum(decoder.generate(PROMPT, LONG).counts.full_passes for _ in range(50))
+
+    assert passes(1) > 1.2 * passes(LONG + 3)
+
+
+def test_a_penalty_that_is_left_out_is_found_out() -> None:
+    """The negative control: q's texts without the penalty are not those with it."""
+    chances = exact_texts(PENALISED, None, LENGTH)
+    counts = sample(three_tier(5), "near", Sampling(temperature=0.9), FEWER)
+    assert p_value(counts, np.array(list(chances.values()))) < FALSE_ALARM
 
 
 def test_draws_are_made_in_float32() -> None:
