@@ -102,7 +102,9 @@ def run(options: RunOptions, jobs: Jobs) -> None:
     captured, decided = options.capture_step or CaptureStep(), options.calibrate_step or CalibrateStep()
     benched = options.bench_step or BenchStep()
     chosen = prompts_of_steps(every, captured, decided, benched)
-    refuse_too_few(len(chosen[1][0]), decided.max_loss, decided.confidence, decided.allow_uncertified)
+    refuse_too_few(  # as a first attempt; calibrate counts earlier ones
+        len(chosen[1][0]), decided.max_loss, decided.confidence, decided.allow_uncertified, attempt=1
+    )
     check_draft(options.draft)
     check_model(options.verifier)
     second = options.offload_step

@@ -50,7 +50,7 @@ def level_of(confidence: float, attempt: int | None) -> float:
         >>> round(level_of(0.95, 1), 6), round(level_of(0.95, 2), 6)
         (0.025, 0.0125)
     """
-    return (1 - confidence) / 2 ** (attempt or 0)
+    return math.ldexp(1 - confidence, -(attempt or 0))
 
 
 class Certificate(SpecModel):
