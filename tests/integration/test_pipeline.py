@@ -222,7 +222,7 @@ def test_the_whole_job_loads_its_verifier_and_measures_its_cost_once(
     command = ["run", "--out", str(out), "--fit_config", str(place / "whole.yaml"), "--verifier",
                str(place / "verifier"), "--prompts", str(place / "prompts.jsonl"), "--sample_prompt", "w1 w2",
                "--capture_step", json.dumps(options), "--bench_step", json.dumps({"limit": 2, **options}),
-               "--calibrate_step", json.dumps({"limit": 5, "max_loss": 0.5, **options})]  # fmt: skip
+               "--calibrate_step", json.dumps({"limit": 5, "max_loss": 0.6, **options})]  # fmt: skip
     (place / "whole.yaml").write_text(yaml.safe_dump({**FIT, "data": {"max_batch_tokens": 256}}))
     assert main([*command, "--debug"]) == 0
     assert calls == {"load": 1, "cost": 1}
