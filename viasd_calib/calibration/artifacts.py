@@ -19,6 +19,7 @@ from viasd_calib.calibration.policy_timing import PolicyTiming
 from viasd_calib.errors import CalibrationError, SpecError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
 from viasd_calib.files import read_json, write_bytes
+from viasd_calib.schema.certified_losses import CertifiedLosses
 from viasd_calib.spec import (
     Audit,
     Certificate,
@@ -30,8 +31,6 @@ from viasd_calib.spec import (
     Route,
     VerifierRef,
 )
-from viasd_calib.schema.certified_losses import CertifiedLosses
-from viasd_calib.spec import Audit, Certificate, DType, Gates, LogisticGate, OffloadRef, Route, VerifierRef
 
 
 class FitArtifact(BaseModel):

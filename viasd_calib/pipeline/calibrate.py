@@ -22,9 +22,8 @@ from viasd_calib.profiling.profile import PassShape, ProfileSettings
 from viasd_calib.progress import say
 from viasd_calib.prompt_copies import known_prompts, normalised_sha256, short_hashes
 from viasd_calib.prompts import Prompt, SplitShares, draw_prompts, select_split, split_sha256
-from viasd_calib.spec import Audit, Decoding, file_sha256, prompts_needed
 from viasd_calib.schema.certified_losses import CertifiedLosses
-from viasd_calib.spec import Audit, Decoding, Gates, file_sha256, level_of, prompts_needed
+from viasd_calib.spec import Audit, Decoding, file_sha256, level_of, prompts_needed
 
 TIMED_PROMPTS = 8
 """Prompts on which policies are timed."""
@@ -59,7 +58,6 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     every = load_prompts(options.prompts)
     split = options.shares or SplitShares()
     chosen = draw_prompts(of_split(every, "calibrate", split), options.limit)
-    refuse_too_few(len(chosen), options.max_loss, options.confidence, options.allow_uncertified)
     hashes = short_hashes(normalised_sha256(prompt) for prompt in chosen)
     steps = Path(options.out) / CALIBRATE_FILE
     number = attempt_number(Path(options.fit), hashes, options.attempt, resumed=steps_beside(steps).is_file())
@@ -77,9 +75,8 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     from viasd_calib.calibration.candidates import DEFAULT_STOP, propose
     from viasd_calib.calibration.certify import certify
     from viasd_calib.calibration.draft_length import PassCosts, best_stop
-    from viasd_calib.calibration.policy_timing import Tried, time_policies
     from viasd_calib.calibration.floor import Floor, measure_floor
-    from viasd_calib.calibration.policy_timing import time_policies
+    from viasd_calib.calibration.policy_timing import Tried, time_policies
     from viasd_calib.decoding.decoder import Decoder
     from viasd_calib.evaluation.frontier import load_frontier
     from viasd_calib.hardware import hardware
@@ -140,7 +137,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
 
     floor = ledger.recall(
         "floor", Floor, lambda: measure_floor(
-            decoder_for(candidates[0].gates, "strict"), loaded, engine.routed,
+            decoder_for(Tried(candidates[0].gates), "strict"), loaded, engine.routed,
             floor_prompts(loaded, select_split(every, "fit", split), chosen, options.max_new_tokens),
             loss=options.loss, max_new_tokens=options.max_new_tokens, widths=(1, options.draft_length + 1),
         ),

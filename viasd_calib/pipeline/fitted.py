@@ -11,8 +11,7 @@ from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine, assemble
 from viasd_calib.decoding.strategies.three_tier import NEVER, ThreeTier
-from viasd_calib.draft.build import name_draft, policy_drafter
-from viasd_calib.draft.build import name_draft, with_weights
+from viasd_calib.draft.build import name_draft, policy_drafter, with_weights
 from viasd_calib.draft.places import draft_at, relocated
 from viasd_calib.errors import WeightsWarning
 from viasd_calib.models import Verifier
