@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from viasd_calib.host_memory import give_freed_memory_back
 from viasd_calib.models import DTYPE_NAMES
 from viasd_calib.slim.backends import choose_backend, fastest_dtype, open_model, prepare
 from viasd_calib.slim.cost import relative_cost
@@ -32,6 +33,7 @@ def decoding_copy(model: PreTrainedModel, route: Route, held: Mapping[str, objec
     Raises:
         ModelError: the verifier is not of a supported kind.
     """
+    give_freed_memory_back()  # of a fit in float32: what it no longer holds is as large as the copy
     copied = copied_in(model, getattr(torch, fastest_dtype(model.device)))
     backend = choose_backend(copied)
     routed = open_model(copied, route, held, backend)
