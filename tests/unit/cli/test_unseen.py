@@ -180,6 +180,6 @@ def test_copies_certify_nothing(
     assert main([*words, "--max_loss", "0.3", "--confidence", "0.9", "--shares", shares]) == 1
     told = capsys.readouterr()
     assert f"{200 - distinct} of 200 prompts are left out: copies" in told.err
-    assert f"takes 7 calibrate prompts at least, even where none diverges, and there are {distinct}" in told.err
+    assert f"takes 9 calibrate prompts at least, even where none diverges, and there are {distinct}" in told.err
     assert f"prompts by split: fit 0, calibrate {distinct}, test 0" in told.out
     assert not (tmp_path / "out").exists()
