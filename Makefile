@@ -81,7 +81,7 @@ docs: $(INSTALLED)  ## build the documentation, under site/
 	$(BIN)/python docs/check.py
 
 notebooks: $(INSTALLED)  ## execute the notebooks
-	$(BIN)/pytest --nbmake --nbmake-timeout=900 notebooks
+	$(BIN)/pytest --nbmake --nbmake-timeout=1800 --timeout=2400 notebooks
 
 # Without network: the wheels' environment, or else .venv where it is there, or else the interpreter as it is.
 GPU_VENV := .venv-gpu
