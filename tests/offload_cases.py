@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +91,13 @@ def logits(found: Engine, ids: Tensor, width: int, slim: bool = False) -> Tensor
 def texts(found: Engine, method: str, prompts: list[Tensor], count: int = 24) -> list[list[int]]:
     """What a method decodes after each prompt, alone."""
     return [list(found.decoder(method).generate(one.tolist(), max_new_tokens=count).tokens) for one in prompts]
+
+
+def started(code: str, spec: Path, last: int) -> subprocess.Popen[str]:
+    """A process of its own that runs some code, with a spec and a number as its words."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code, str(spec), str(last)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )

@@ -7,6 +7,7 @@ no more, and the spec decodes exactly. That detects edits and mix-ups; it is no 
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from viasd_calib.digest import policy_digest, policy_parts
 from viasd_calib.errors import CertificateWarning, SpecError
 from viasd_calib.schema.certified_losses import POLICY_PARTS, CertifiedLosses
-from viasd_calib.spec import Certificate, DType, RoutingSpec, file_sha256, first_problem, void_certificate
+from viasd_calib.spec import Certificate, DType, RoutingSpec, first_problem, void_certificate
 
 
 def read_losses(certificate: Certificate, folder: Path) -> CertifiedLosses:
@@ -28,11 +29,10 @@ def read_losses(certificate: Certificate, folder: Path) -> CertifiedLosses:
         raise SpecError("the certificate does not say which policy it holds for, as those of earlier releases do not")
     path = folder / certificate.losses.path
     try:
-        changed = file_sha256(path) != certificate.losses.sha256
         content = path.read_bytes()
     except OSError as error:
         raise SpecError(f"{path}, the certificate's losses, cannot be read: {error.strerror}") from error
-    if changed:
+    if hashlib.sha256(content).hexdigest() != certificate.losses.sha256:
         raise SpecError(f"{path} is not the file of losses that the certificate was written with (SHA-256 differs)")
     try:
         return CertifiedLosses.model_validate_json(content)

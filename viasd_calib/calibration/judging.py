@@ -7,7 +7,7 @@ that by no more than a gap that rounding explains (:mod:`viasd_calib.calibration
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,11 +66,15 @@ def token_deficits(verifier: RoutedModel, prompt: Sequence[int], tokens: Sequenc
 
 def judge(verifier: RoutedModel, prompt: Prompt, turns: Sequence[Turn], rounding_gap: float = 0.0) -> JudgedPrompt:
     """Read the decoded turns of a prompt with q."""
-    deficits = [token_deficits(verifier, turn.prompt_ids, turn.generation.tokens) for turn in turns]
-    return JudgedPrompt(prompt, turns, deficits, rounding_gap)
+    return JudgedPrompt(prompt, turns, [*_deficits(verifier, turns)], rounding_gap)
 
 
 def count_diverged(verifier: RoutedModel, turns: Sequence[Turn], rounding_gap: float = 0.0) -> int:
     """How many tokens of decoded turns q would not have chosen."""
-    found = (token_deficits(verifier, turn.prompt_ids, turn.generation.tokens) for turn in turns)
-    return sum(int((deficits > rounding_gap).sum()) for deficits in found)
+    return sum(int((deficits > rounding_gap).sum()) for deficits in _deficits(verifier, turns))
+
+
+def _deficits(verifier: RoutedModel, turns: Sequence[Turn]) -> Iterator[Tensor]:
+    """Those of each turn, [tokens]."""
+    for turn in turns:
+        yield token_deficits(verifier, turn.prompt_ids, turn.generation.tokens)

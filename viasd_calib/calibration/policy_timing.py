@@ -158,12 +158,9 @@ class PolicyTiming(BaseModel):
 
     def fastest_drafted(self, *, by_model: bool) -> TimedPolicy | None:
         """The fastest exact policy that drafts with the draft model, or without one; None where none was tried."""
-        last = [one for tier in (True, False) for one in self._last_stage(slim_tier=tier)]
-        return min(
-            (one for one in last if (one.drafter is None) == by_model),
-            key=lambda one: one.seconds_per_token,
-            default=None,
-        )
+        last = [*self._last_stage(slim_tier=True), *self._last_stage(slim_tier=False)]
+        found = [one for one in last if (one.drafter is None) == by_model]
+        return _fastest(found) if found else None
 
     def drafter_words(self) -> str | None:
         """Whether exact decoding pays without a draft model; None where it was not tried, or on too few prompts.
@@ -370,17 +367,22 @@ def time_policies(
         drafters: what is tried in the draft model's place.
     """
 
-    def timed(
-        stage: int, label: str, exact: Sequence[Tried], others: Sequence[Answering] = ()
-    ) -> tuple[list[TimedPolicy], list[float]]:
+    policies: list[TimedPolicy] = []
+
+    def add(stage: int, label: str, exact: Sequence[Tried], others: Sequence[Answering] = ()) -> list[float]:
+        """Time policies, and ``others`` in turns with them, whose seconds a token are given back."""
         decoders = [*(decoder_for(one, "strict") for one in exact), *others]
         seconds = _seconds_per_token(label, decoders, verifier, prompts, max_new_tokens)
-        policies = [TimedPolicy.of(one, stage, spent) for one, spent in zip(exact, seconds, strict=False)]
-        return policies, seconds[len(exact) :]
+        of_exact = seconds[: len(exact)]
+        policies.extend(TimedPolicy.of(one, stage, spent) for one, spent in zip(exact, of_exact, strict=True))
+        return seconds[len(exact) :]
 
-    policies, _ = timed(1, "timing thresholds", threshold_stage(gates, "slim" in drafters))
-    by_bound = {one.threshold: one.seconds_per_token for one in policies if one.drafter is None and one.threshold}
-    alone = {one.threshold: one.seconds_per_token for one in policies if one.drafter == "slim" and one.threshold}
+    def by_threshold(drafter: PolicyDrafter | None) -> dict[float, float]:
+        own = [one for one in policies if one.drafter == drafter]
+        return {one.threshold: one.seconds_per_token for one in own if one.threshold is not None}
+
+    add(1, "timing thresholds", threshold_stage(gates, "slim" in drafters))
+    by_bound, alone = by_threshold(None), by_threshold("slim")
 
     second = stop_stage(
         gates,
@@ -389,16 +391,16 @@ def time_policies(
         drafters,
         min(alone, key=alone.__getitem__, default=ALONE_THRESHOLDS[0]),
     )
-    policies += timed(2, "timing where drafting stops", second)[0]
+    add(2, "timing where drafting stops", second)
 
     fastest = last_stage(gates, [one for one in policies if one.stage == 2], max_pending)
-    others = [decoder_for(Tried(gates), "off")] if certified else []
-    last, of_others = timed(3, "timing the fastest", fastest, others)
-    policies += last
+    of_certified = add(3, "timing the fastest", fastest, [decoder_for(Tried(gates), "off")] if certified else [])
     return PolicyTiming(
         by_bound=by_bound,
-        seconds_per_token_without=min(one.seconds_per_token for one in last if not one.slim_tier),
-        seconds_per_token_certified=of_others[0] if certified else None,
+        seconds_per_token_without=min(
+            one.seconds_per_token for one in policies if one.stage == 3 and not one.slim_tier
+        ),
+        seconds_per_token_certified=of_certified[0] if certified else None,
         n_prompts=len(prompts),
         policies=tuple(policies),
     )

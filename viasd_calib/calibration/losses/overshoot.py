@@ -18,8 +18,8 @@ CAP = math.log(100)
 def overshoots(judged: JudgedPrompt) -> Tensor:
     """The positive part of log proposal - log q beyond ``MARGIN``, capped at ``CAP`` and scaled: [tokens], in [0, 1].
 
-    Calibration decodes greedily. Both laws then have all of their mass on one token, and the ratio of the policy's
-    token is 1 or infinite; what is left of it without that limit is by how much q prefers its own choice,
+    Calibration decodes greedily. Both distributions then have all of their mass on one token, and the ratio of the
+    policy's token is 1 or infinite; what is left of it without that limit is by how much q prefers its own choice,
     log q(choice) - log q(token).
     """
     margin = max(MARGIN, judged.rounding_gap)

@@ -6,8 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.offload_cases import LOW_BITS, cold, engine, logits, save_verifier, text, texts, write_spec
+from tests.offload_cases import LOW_BITS, cold, engine, logits, save_verifier, started, text, texts, write_spec
 from tests.tiny import small_disk
 from viasd_calib.decoding.engine import Engine
 from viasd_calib.errors import JobWarning, StorageError
@@ -271,18 +269,9 @@ print(engine.decoder("autoregressive").generate([7, 8, 9], max_new_tokens=8).tok
 """
 
 
-def convert(spec: Path, last: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", CONVERT, str(spec), str(last)],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
 def test_a_conversion_that_was_killed_goes_on(tmp_path: Path, empty_cache: Path) -> None:
     spec = write_spec(save_verifier(tmp_path / "q"), LOW_BITS)
-    process = convert(spec, 4)
+    process = started(CONVERT, spec, 4)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, errors
     files = layer_files(empty_cache)
@@ -308,7 +297,7 @@ def test_what_was_half_written_is_removed_by_a_later_start(tmp_path: Path, empty
 
 def test_two_processes_convert_at_once(tmp_path: Path, empty_cache: Path) -> None:
     spec = write_spec(save_verifier(tmp_path / "q"), LOW_BITS)
-    processes = [convert(spec, -1), convert(spec, -1)]
+    processes = [started(CONVERT, spec, -1), started(CONVERT, spec, -1)]
     outputs = [one.communicate(timeout=120) for one in processes]
     assert [one.returncode for one in processes] == [0, 0], outputs
     found: Engine = engine(spec, Offload())

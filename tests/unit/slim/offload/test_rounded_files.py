@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.offload_cases import ALL, LOW_BITS, engine, logits, save_verifier, text, write_spec
+from tests.offload_cases import ALL, LOW_BITS, engine, logits, save_verifier, started, text, write_spec
 from viasd_calib.errors import JobWarning, StorageError
 from viasd_calib.models import load_verifier
 from viasd_calib.models.offloaded import layer_weights, without_memory
@@ -192,18 +190,9 @@ print(engine.decoder("self_speculative").generate([7, 8, 9], max_new_tokens=8).t
 """
 
 
-def load(spec: Path, last: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", LOAD, str(spec), str(last)],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
 def test_rounding_that_was_killed_goes_on(tmp_path: Path, empty_cache: Path) -> None:
     spec = write_spec(verifier(tmp_path), LOW_BITS)
-    process = load(spec, 4)
+    process = started(LOAD, spec, 4)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, errors
     files = kept(empty_cache)
@@ -216,7 +205,7 @@ def test_rounding_that_was_killed_goes_on(tmp_path: Path, empty_cache: Path) -> 
 
 def test_two_processes_round_at_once(tmp_path: Path, empty_cache: Path) -> None:
     spec = write_spec(verifier(tmp_path), LOW_BITS)
-    processes = [load(spec, -1), load(spec, -1)]
+    processes = [started(LOAD, spec, -1), started(LOAD, spec, -1)]
     outputs = [one.communicate(timeout=120) for one in processes]
     assert [one.returncode for one in processes] == [0, 0], outputs
     wanted = [*engine(spec).decoder("self_speculative").generate([7, 8, 9], max_new_tokens=8).tokens]
