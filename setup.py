@@ -31,6 +31,7 @@ REQUIREMENTS = [
     "peft>=0.20,<0.22",
     "accelerate>=1.15,<2",  # models without the memory of their layers
     "scikit-learn>=1.5,<1.10",
+    "scipy>=1.17,<1.19",  # Student's t of paired intervals
     "torchmetrics>=1.4.0.post0,<1.10",
     "mapie>=1.4,<1.7",  # 1.4: fixed-sequence testing
     "pydantic>=2.11,<3",

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from viasd_calib.calibration.policy_timing import TimedPolicy, Tried, time_policies
+from viasd_calib.calibration.policy_search import time_policies
+from viasd_calib.calibration.policy_timing import TimedPolicy, Tried
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine, load_engine
 from viasd_calib.evaluation.bench import BenchResult, BenchSettings, run_bench
@@ -74,7 +75,7 @@ def tuned(engine: Engine, prompts: list[Prompt], tokens: int) -> Engine:
         return decoder_at(engine, tried.gates, decoding_of(tried, audit))
 
     timing = time_policies(
-        decoder_for, spec.gates, engine.verifier, prompts, tokens,
+        decoder_for, spec.gates, engine.verifier, prompts, tokens, deciding=prompts,
         stop_without_slim=spec.gates.speculative_stop, max_pending=spec.decoding.max_pending, certified=False,
     )  # fmt: skip
     found = timing.fastest_with_slim

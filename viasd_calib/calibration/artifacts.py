@@ -121,9 +121,9 @@ class CalibrateArtifact(BaseModel):
         """
         audit = audit or ("off" if self.slim_worth.lossy_pays else "strict")
         if audit == "strict":
-            found = self.slim_worth.exact_policy if self.slim_worth.policies else None
-            drafter, bound = (None, None) if found is None else (found.drafter, found.max_pending)
-            return SpecPolicy(audit, self.gates, self._exact_certificate(), bound or self.max_pending, drafter)
+            found = self.slim_worth.exact_policy
+            bound = found.max_pending or self.max_pending
+            return SpecPolicy(audit, self.gates, self._exact_certificate(), bound, found.drafter)
         if self.certified_gates is None:
             raise SpecError(
                 f"nothing is certified, so no spec can be exported with audit {audit}; "
@@ -134,11 +134,11 @@ class CalibrateArtifact(BaseModel):
     def _exact_certificate(self) -> Certificate:
         """The certificate beside gates of an exact policy: it bounds nothing that they would do without the audit."""
         found, timing = self.certificate, self.slim_worth
-        if found.bound is None or timing.seconds_per_token_certified is None:
+        if found.bound is None or timing.decision.certified is None:
             return found
         note = (
             f"exact: never diverges. A policy with a {found.loss} of at most {found.bound} is certified too "
-            f"(observed {found.observed:.4f}) and took {1000 * timing.seconds_per_token_certified:.1f} ms a token, "
+            f"(observed {found.observed:.4f}) and took {1000 * timing.decision.certified:.1f} ms a token, "
             f"this one {1000 * timing.seconds_per_token_exact:.1f}; viasd export --audit off writes it"
         )
         return found.without_bound(note)

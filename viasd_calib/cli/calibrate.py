@@ -54,16 +54,17 @@ def _say(artifact: lazy_types.CalibrateArtifact) -> None:
             f"on {decoded.n_prompts} of {certificate.n_prompts} prompts{_by_token(certificate)}"
         )
     timing = artifact.slim_worth
+    found = timing.decision
     console.print(
-        f"exact decoding takes {1000 * timing.seconds_per_token:.1f} ms a token with the slim tier "
-        f"(threshold {timing.threshold:.2f}), {1000 * timing.seconds_per_token_without:.1f} without "
-        f"({timing.n_prompts} prompts): it is {_slim_words(timing)}"
+        f"exact decoding takes {1000 * found.with_slim:.1f} ms a token with the slim tier "
+        f"(threshold {timing.fastest_with_slim.threshold:.2f}), {1000 * found.without_slim:.1f} without: "
+        f"it is {_slim_words(found.slim_speed)}"
     )
     drafted = timing.drafter_words()
     if drafted is not None:
         console.print(drafted)
-    if timing.seconds_per_token_certified is not None:
-        console.print(f"the certified policy takes {1000 * timing.seconds_per_token_certified:.1f} ms a token")
+    if found.certified is not None:
+        console.print(f"the certified policy takes {1000 * found.certified:.1f} ms a token")
     console.print(f"The spec will be exported with audit {artifact.policy().audit}.")
 
 
@@ -73,7 +74,9 @@ def _by_token(certificate: Certificate) -> str:
     return "" if weighted is None else f" ({weighted:.4f} of all tokens, which is not bounded)"
 
 
-def _slim_words(timing: lazy_types.PolicyTiming) -> str:
-    if not timing.enough:
-        return "left out, as so few prompts do not show that it pays"
-    return "kept" if timing.pays else "left out"
+def _slim_words(speed: lazy_types.Interval) -> str:
+    """Whether the slim tier is kept, and what shows it."""
+    if speed.bounds is None:
+        return f"left out, as {speed.n} prompts are too few to show that it pays"
+    shown = f"{speed.median:.2f} [{speed.bounds[0]:.2f}, {speed.bounds[1]:.2f}] of the speed on {speed.n} prompts"
+    return f"kept ({shown})" if speed.above_one else f"left out ({shown})"

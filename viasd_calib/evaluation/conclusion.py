@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from viasd_calib.calibration.losses.base import loss_named
+from viasd_calib.calibration.paired import Interval
 from viasd_calib.calibration.policy_timing import PolicyTiming
 from viasd_calib.choices import StrategyName
 from viasd_calib.evaluation.bench import BenchResult
-from viasd_calib.evaluation.metrics import Interval
 from viasd_calib.spec import RoutingSpec
 
 COST_WIDTH = 4
@@ -90,14 +90,17 @@ def _text_of(spec: RoutingSpec) -> str:
 
 
 def _slim_tier(spec: RoutingSpec, timing: PolicyTiming) -> str:
-    with_it, without = 1000 * timing.seconds_per_token, 1000 * timing.seconds_per_token_without
-    times = f"a token took {with_it:.1f} ms with it and {without:.1f} ms without"
-    if not timing.enough:
-        return f"Whether the slim tier pays was not decided: {timing.n_prompts} prompts are too few ({times})."
+    found = timing.decision
+    times = f"a token took {1000 * found.with_slim:.1f} ms with it and {1000 * found.without_slim:.1f} ms without"
+    speed = found.slim_speed
+    if speed.bounds is None:
+        return f"Whether the slim tier pays was not decided: {speed.n} prompts are too few ({times})."
+    times += f", {speed.median:.2f} [{speed.bounds[0]:.2f}, {speed.bounds[1]:.2f}] of the speed on {speed.n} prompts"
     if timing.pays:
         return f"The slim tier pays: {times}."
+    shown = "does not pay" if speed.leaves_out_one else "is not shown to pay"
     return (
-        f"The slim tier does not pay here and is left out: {times}. {_cost(spec)}To gain, a slim pass must cost less "
+        f"The slim tier {shown} here and is left out: {times}. {_cost(spec)}To gain, a slim pass must cost less "
         f"or agree more often ({_better(spec)}), or a full pass must be dear (docs/which-policy.md)."
     )
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from viasd_calib.calibration.paired import FEWEST_PROMPTS, Interval
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.evaluation.bench import BenchResult
-from viasd_calib.evaluation.metrics import FEWEST_PROMPTS, Interval, MethodResult
+from viasd_calib.evaluation.metrics import MethodResult
 from viasd_calib.tables import new_table
 
 NOTHING = "–"

@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict
 
-from viasd_calib.calibration.policy_timing import FEWEST_PROMPTS as FEWEST_PROMPTS
+from viasd_calib.calibration.paired import Interval, Spent, speed_ratio
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.session import Generation
 from viasd_calib.evaluation.exactness import Difference
-
-RESAMPLES = 2000
-INTERVAL = (2.5, 97.5)
-"""Percentiles of a 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -55,32 +50,6 @@ class PromptResult:
     def spent(self, name: str) -> int:
         """A counter of the generations, summed: ``full_passes``, ``slim_passes``, ``draft_steps`` or ``rejected``."""
         return sum(int(getattr(generation.counts, name)) for generation in self.generations)
-
-
-class Interval(BaseModel):
-    """A median with its 95 % bootstrap interval over ``n`` prompts.
-
-    Of fewer than ``FEWEST_PROMPTS`` there is no interval: ``median`` is then what was measured, and says nothing of
-    other prompts.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    median: float
-    low: float | None
-    high: float | None
-    n: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _of_enough(self) -> Interval:
-        if (self.low is None) != (self.high is None):
-            raise ValueError("low and high are given together, or neither")
-        return self
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        """The interval; None where there are too few prompts for one."""
-        return None if self.low is None or self.high is None else (self.low, self.high)
 
 
 class MethodResult(BaseModel):
@@ -166,23 +135,12 @@ def speedup(
     """
     if base is None:
         return None
-    own, other = (_arrays(one, decode_only) for one in (results, base))
-    if own is None or other is None:
-        return None
-    (own_tokens, own_seconds), (base_tokens, base_seconds) = own, other
-    if len(results) < FEWEST_PROMPTS:
-        ratio = own_tokens.sum() / own_seconds.sum() / (base_tokens.sum() / base_seconds.sum())
-        return Interval(median=float(ratio), low=None, high=None, n=len(results))
-    draws = np.random.default_rng(seed).integers(0, len(results), (RESAMPLES, len(results)))
-    own_speed = own_tokens[draws].sum(1) / own_seconds[draws].sum(1)
-    base_speed = base_tokens[draws].sum(1) / base_seconds[draws].sum(1)
-    low, median, high = np.percentile(own_speed / base_speed, [INTERVAL[0], 50, INTERVAL[1]]).tolist()
-    return Interval(median=median, low=low, high=high, n=len(results))
+    own, other = (_spent(one, decode_only) for one in (results, base))
+    return None if own is None or other is None else speed_ratio(own, other, seed)
 
 
-def _arrays(results: Sequence[PromptResult], decode_only: bool) -> tuple[np.ndarray, np.ndarray] | None:
+def _spent(results: Sequence[PromptResult], decode_only: bool) -> Spent | None:
     """Tokens and seconds of each prompt; None where these are not known."""
     seconds = [result.decode_seconds if decode_only else result.seconds for result in results]
-    if None in seconds:
-        return None
-    return np.array([result.tokens for result in results]), np.array(seconds)
+    known = [one for one in seconds if one is not None]
+    return Spent([result.tokens for result in results], known) if len(known) == len(seconds) else None

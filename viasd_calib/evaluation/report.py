@@ -14,12 +14,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from viasd_calib.calibration.losses.base import loss_named
+from viasd_calib.calibration.paired import FEWEST_PROMPTS, Interval
 from viasd_calib.calibration.risk import certified
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.evaluation import plots
 from viasd_calib.evaluation.bench import BenchResult
 from viasd_calib.evaluation.method_columns import COLUMNS, decimal, percent, ratio
-from viasd_calib.evaluation.metrics import FEWEST_PROMPTS, Interval, MethodResult
+from viasd_calib.evaluation.metrics import MethodResult
 from viasd_calib.evaluation.report_rows import certificate_rows, setting_groups
 from viasd_calib.files import write_text
 from viasd_calib.slim.parts.base import route_words

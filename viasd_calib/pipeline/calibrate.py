@@ -27,6 +27,8 @@ from viasd_calib.spec import Audit, Decoding, file_sha256, level_of, prompts_nee
 
 TIMED_PROMPTS = 8
 """Prompts on which policies are timed."""
+DECIDING_PROMPTS = 24
+"""Others, at most, on which the fastest of them are compared."""
 TIMED_TOKENS = 32
 """Tokens of their answers at least: of fewer the time of one varies much."""
 FLOOR_PROMPTS = 24
@@ -76,7 +78,8 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     from viasd_calib.calibration.certify import certify
     from viasd_calib.calibration.draft_length import PassCosts, best_stop
     from viasd_calib.calibration.floor import Floor, measure_floor
-    from viasd_calib.calibration.policy_timing import Tried, time_policies
+    from viasd_calib.calibration.policy_search import time_policies
+    from viasd_calib.calibration.policy_timing import Tried
     from viasd_calib.decoding.decoder import Decoder
     from viasd_calib.evaluation.frontier import load_frontier
     from viasd_calib.hardware import hardware
@@ -94,8 +97,8 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     dtype = options.dtype or dtype_of_fit(fitted.route, options.device)
     loaded = (load or load_verifier)(name, dtype=dtype, device=options.device, layers=offload is None)
     check_prompts(loaded, chosen, options.max_new_tokens)
-    timed = draw_prompts(chosen, TIMED_PROMPTS)
-    check_prompts(loaded, timed, max(options.max_new_tokens, TIMED_TOKENS))
+    timed, deciding = timing_prompts(chosen)
+    check_prompts(loaded, [*timed, *deciding], max(options.max_new_tokens, TIMED_TOKENS))
     engine = open_fit(fitted, folder, loaded, options.draft_model, offload)
     scores = load_scores(folder)
     ledger = ledger_beside(
@@ -158,7 +161,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     gates = (certification.chosen or candidates[0]).gates
     # Which prompts decide between an exact policy and a certified one is all the same to the certificate.
     timing = time_policies(
-        decoder_for, gates, loaded, timed, max(options.max_new_tokens, TIMED_TOKENS),
+        decoder_for, gates, loaded, timed, max(options.max_new_tokens, TIMED_TOKENS), deciding=deciding,
         stop_without_slim=stop_without_slim, max_pending=options.max_pending,
         certified=certification.chosen is not None,
         drafters=("slim",) if engine.spec.draft.kind == "prompt_lookup" else ("slim", "lookup"),
@@ -215,6 +218,19 @@ def floor_prompts(
     refused = {name for name, _ in look_at_lengths(verifier, drawn, max_new_tokens).refused}
     kept = [prompt for prompt in drawn if prompt.id not in refused]
     return kept or draw_prompts(calibrate, FLOOR_PROMPTS)
+
+
+def timing_prompts(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to search the fastest policies on, and those on which these are compared.
+
+    They are others, as long as there are enough of them for an interval; else the same ones decide.
+    """
+    from viasd_calib.calibration.paired import FEWEST_PROMPTS
+
+    ordered = sorted(prompts, key=lambda prompt: prompt.sha256)  # a file is often sorted by task
+    timed = ordered[:TIMED_PROMPTS]
+    others = ordered[TIMED_PROMPTS : TIMED_PROMPTS + DECIDING_PROMPTS]
+    return timed, others if len(others) >= FEWEST_PROMPTS else timed
 
 
 def attempt_number(fit: Path, prompts: Sequence[str], least: int, *, resumed: bool) -> int:

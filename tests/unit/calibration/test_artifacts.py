@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from tests.certificates import make_certificate
+from tests.timings import make_policy, make_timing
 from tests.tiny import constant_gate, verifier_ref
 from viasd_calib.calibration.artifacts import CalibrateArtifact, FitArtifact, fit_beside, load_fit_of
-from viasd_calib.calibration.policy_timing import PolicyTiming, TimedPolicy, without_slim
+from viasd_calib.calibration.policy_timing import without_slim
 from viasd_calib.errors import CalibrationError, SpecError
 from viasd_calib.file_names import FIT_FILE
 from viasd_calib.files import write_json
@@ -25,9 +26,7 @@ EXACT = without_slim(CERTIFIED)
 def calibrated(bound: float | None, seconds: float | None) -> CalibrateArtifact:
     """A result with a policy certified at ``bound`` that takes ``seconds`` a token; exact decoding takes 0.02."""
     certificate = make_certificate(bound)
-    timing = PolicyTiming(
-        by_bound={0.5: 0.03}, seconds_per_token_without=0.02, seconds_per_token_certified=seconds, n_prompts=8
-    )
+    timing = make_timing(0.03, 0.02, seconds)
     return CalibrateArtifact(
         fit="fit", gates=EXACT, certified_gates=CERTIFIED if bound else None, draft_length=6, max_pending=12,
         certificate=certificate, slim_worth=timing, tested=[],
@@ -108,14 +107,11 @@ def test_another_fit_in_its_place_is_refused(tmp_path: Path) -> None:
 def test_what_drafts_in_the_draft_models_place_is_that_of_the_fastest_exact_policy() -> None:
     """A certified policy was decoded with the draft model, and is exported with it."""
     result = calibrated(0.05, 0.04)
-    policies = tuple(
-        TimedPolicy(
-            stage=2, drafter=drafter, max_pending=bound, slim_tier=True, threshold=0.7, draft_accept_at=1.01,
-            draft_stop_below=0.3, seconds_per_token=seconds,
-        )
+    policies = [
+        make_policy(True, seconds, drafter=drafter, max_pending=bound)
         for drafter, bound, seconds in ((None, None, 0.012), ("slim", 7, 0.011), ("lookup", 9, 0.013))
-    )  # fmt: skip
-    timing = result.slim_worth.model_copy(update={"policies": policies})
+    ]
+    timing = make_timing(0.011, 0.02, 0.04, policies=[*policies, make_policy(False, 0.02)])
     result = result.model_copy(update={"slim_worth": timing})
     assert [result.policy(audit).drafter for audit in (None, "strict", "off")] == ["slim", "slim", None]
     assert [result.policy(audit).max_pending for audit in (None, "strict", "off")] == [7, 7, 12]

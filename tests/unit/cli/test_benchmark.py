@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.tiny import TinyFolder, tiny_prompts, tiny_spec
+from viasd_calib.calibration.paired import FEWEST_PROMPTS
 from viasd_calib.cli import main
 from viasd_calib.decoding.conversation import Turn, converse
 from viasd_calib.decoding.decoder import Decoder
@@ -17,7 +18,6 @@ from viasd_calib.digest import policy_digest
 from viasd_calib.evaluation import bench
 from viasd_calib.evaluation.bench import BenchResult, load_bench
 from viasd_calib.evaluation.method_columns import ratio
-from viasd_calib.evaluation.metrics import FEWEST_PROMPTS
 from viasd_calib.spec import load_spec
 
 SECONDS = {"autoregressive": 12.0, "speculative": 6.0, "three_tier": 2.0}

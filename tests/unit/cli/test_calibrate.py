@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.certificates import make_certificate
+from tests.timings import make_timing
 from tests.tiny import TinyFolder, constant_gate, even_costs, tiny_fit, tiny_prompts, tiny_traces
 from viasd_calib.calibration.artifacts import CalibrateArtifact
 from viasd_calib.calibration.certify import TestedCandidate
-from viasd_calib.calibration.policy_timing import PolicyTiming
 from viasd_calib.cli import calibrate as command
 from viasd_calib.cli import main
 from viasd_calib.file_names import CALIBRATE_FILE
@@ -34,10 +34,7 @@ def result(bound: float | None, without: float, n_prompts: int = 8) -> Calibrate
         bound=0.9123, replayed_loss=0.004, replayed_trust=0.5, observed_loss=0.0031, n_prompts=150, p_value=0.012,
         full_passes_per_token=0.345,
     )  # fmt: skip
-    timing = PolicyTiming(
-        by_bound={0.5: 0.03, 0.7: 0.02}, seconds_per_token_without=without,
-        seconds_per_token_certified=0.01 if bound else None, n_prompts=n_prompts,
-    )  # fmt: skip
+    timing = make_timing(0.02, without, 0.01 if bound else None, n_prompts)
     return CalibrateArtifact(
         fit="fit", gates=GATES, certified_gates=GATES if bound else None, draft_length=6, max_pending=12,
         certificate=make_certificate(bound), slim_worth=timing, tested=[tested],
@@ -56,7 +53,7 @@ def test_a_certified_policy_that_is_faster_is_said_to_be_exported(
     said = printed(result(0.05, without=0.03), monkeypatch, capsys)
     assert "1 0.9123 0.0040 0.0031 150 0.012 0.34" in said
     assert "certified: at most 0.05 of a text's tokens" in said
-    assert "takes 20.0 ms a token with the slim tier (threshold 0.70), 30.0 without (8 prompts): it is kept" in said
+    assert "takes 20.0 ms a token with the slim tier (threshold 0.70), 30.0 without: it is kept (1.50 [1.50" in said
     assert "the certified policy takes 10.0 ms a token" in said
     assert "exported with audit off" in said
 
@@ -64,8 +61,8 @@ def test_a_certified_policy_that_is_faster_is_said_to_be_exported(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"without": 0.01}, "it is left out"),
-        ({"without": 0.03, "n_prompts": 2}, "it is left out, as so few prompts do not show that it pays"),
+        ({"without": 0.01}, "it is left out (0.50 [0.50, 0.50] of the speed on 8 prompts)"),
+        ({"without": 0.03, "n_prompts": 2}, "it is left out, as 2 prompts are too few to show that it pays"),
     ],
 )
 def test_a_slim_tier_that_does_not_pay_is_said_to_be_left_out(
@@ -152,10 +149,8 @@ def test_what_is_tested_and_timed_is_written_and_printed(
     fastest = min((one for one in timing.policies if not one.slim_tier), key=lambda one: one.seconds_per_token)
     assert not found.gates.slim_tier
     assert found.gates.draft_stop_below == fastest.draft_stop_below
-    kept = "kept" if timing.pays else "left out"
-    assert (
-        f"{1000 * timing.seconds_per_token_without:.1f} without ({timing.n_prompts} prompts): it is {kept}" in printed
-    )
+    without = f"{1000 * timing.decision.without_slim:.1f} without"
+    assert f"{without}: it is left out, as 4 prompts are too few to show that it pays" in printed
     assert f"The spec will be exported with audit {found.policy().audit}." in printed
     assert printed.endswith(f"wrote {out / CALIBRATE_FILE}")
     assert (certificate.attempt, found.losses is not None) == (1, True)

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from tests.timings import make_timing
 from tests.unit.evaluation.test_report import bench, certificate, method, spec
 from viasd_calib.calibration.losses.base import loss_named
-from viasd_calib.calibration.policy_timing import PolicyTiming
+from viasd_calib.calibration.paired import Interval
 from viasd_calib.evaluation.conclusion import conclusion, in_one_line, recommended_method
-from viasd_calib.evaluation.metrics import Interval, MethodResult
+from viasd_calib.evaluation.metrics import MethodResult
 from viasd_calib.evaluation.offload_result import OffloadResult
 from viasd_calib.schema.route import RelativeCost
 
@@ -18,9 +19,10 @@ FASTER = Interval(median=1.2, low=1.1, high=1.3, n=10)
 SLOWER = Interval(median=0.8, low=0.7, high=0.9, n=10)
 EQUAL = Interval(median=1.0, low=0.9, high=1.1, n=10)
 FEW = Interval(median=0.8, low=None, high=None, n=3)
-LEFT_OUT = PolicyTiming(by_bound={0.7: 0.05}, seconds_per_token_without=0.03, n_prompts=8)
-PAYS = PolicyTiming(by_bound={0.7: 0.02}, seconds_per_token_without=0.03, n_prompts=8)
-UNDECIDED = PolicyTiming(by_bound={0.7: 0.02}, seconds_per_token_without=0.03, n_prompts=2)
+LEFT_OUT = make_timing(0.05, 0.03)
+NOT_SHOWN = make_timing(0.029, 0.03, slim_speed=Interval(median=1.03, low=0.95, high=1.1, n=24))
+PAYS = make_timing(0.02, 0.03)
+UNDECIDED = make_timing(0.02, 0.03, n_prompts=2)
 
 
 def methods(
@@ -95,10 +97,16 @@ def test_the_slim_tier_is_in_or_out_for_a_stated_reason() -> None:
         update={"relative_cost": RelativeCost(measured={1: 0.9, 4: 0.5, 8: 0.7}, device="cpu", dtype="float32")}
     )
     of = of.model_copy(update={"route": route})
-    assert conclusion(result, of, PAYS)[3] == "The slim tier pays: a token took 20.0 ms with it and 30.0 ms without."
+    assert conclusion(result, of, PAYS)[3] == (
+        "The slim tier pays: a token took 20.0 ms with it and 30.0 ms without, 1.50 [1.50, 1.50] of the speed on 8 "
+        "prompts."
+    )
     left_out = conclusion(result, of, LEFT_OUT)[3]
-    assert "does not pay here and is left out: a token took 50.0 ms with it and 30.0 ms without." in left_out
+    assert "does not pay here and is left out: a token took 50.0 ms with it and 30.0 ms without, 0.60" in left_out
     assert "A slim pass costs 0.50 of a full one" in left_out
+    open_still = conclusion(result, of, NOT_SHOWN)[3]
+    assert "is not shown to pay here and is left out" in open_still
+    assert "1.03 [0.95, 1.10] of the speed on 24 prompts" in open_still
     assert "was not decided: 2 prompts are too few" in conclusion(result, of, UNDECIDED)[3]
 
 

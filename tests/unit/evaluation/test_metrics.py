@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from viasd_calib.calibration.paired import FEWEST_PROMPTS
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.session import Counts, Generation
-from viasd_calib.evaluation.metrics import FEWEST_PROMPTS, PromptResult, pool, speedup
+from viasd_calib.evaluation.metrics import PromptResult, pool, speedup
 
 NO_BASELINE = {"autoregressive": None, "speculative": None}
 

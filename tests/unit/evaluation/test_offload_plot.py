@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from viasd_calib.evaluation.metrics import Interval
+from viasd_calib.calibration.paired import Interval
 from viasd_calib.evaluation.plots import CostPoint, speedup_against_cost
 
 

@@ -10,10 +10,11 @@ import pytest
 from tests.tiny import constant_gate, verifier_ref
 from viasd_calib.calibration.certify import TestedCandidate
 from viasd_calib.calibration.logistic_gate import Reliability
+from viasd_calib.calibration.paired import Interval
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.evaluation import plots
 from viasd_calib.evaluation.bench import BenchResult, BenchSettings, TaskResult
-from viasd_calib.evaluation.metrics import Interval, MethodResult
+from viasd_calib.evaluation.metrics import MethodResult
 from viasd_calib.evaluation.report import ReportInputs, SampleText, render_report, write_report
 from viasd_calib.profiling.recording import RecordedRound, Span, TypicalRound
 from viasd_calib.slim.parts.base import route_words

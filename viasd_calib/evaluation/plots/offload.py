@@ -8,7 +8,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from viasd_calib.evaluation.metrics import Interval
+from viasd_calib.calibration.paired import Interval
 from viasd_calib.evaluation.plots.style import (
     INK,
     METHOD_COLOURS,

@@ -1,16 +1,20 @@
-"""The slim tier is left out where it makes exact decoding slower."""
+"""The slim tier is left out unless it is shown to make exact decoding faster."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 from torch import Tensor
 
+from tests.timings import make_policy, make_timing
 from tests.tiny import constant_gate, make_drafter, tiny_prompts
-from viasd_calib.calibration import policy_timing
-from viasd_calib.calibration.policy_timing import PolicyTiming, TimedPolicy, Tried, without_slim
+from viasd_calib.calibration import paired, policy_search
+from viasd_calib.calibration.paired import FEWEST_PROMPTS, Interval
+from viasd_calib.calibration.policy_timing import Decision, PolicyTiming, TimedPolicy, Tried, without_slim
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.conversation import Answering, converse
 from viasd_calib.decoding.decoder import Decoder
@@ -64,53 +68,53 @@ def test_the_clock_decides(
     """A q' that is q itself is always right: its passes pay where they are cheap, and not where they cost as much."""
     routed = Clock(tiny_verifier.model, Route())
     routed.slim_seconds = slim_seconds
-    monkeypatch.setattr(policy_timing, "time", routed)
-    monkeypatch.setattr(policy_timing, "FEWEST_PROMPTS", 1)  # nothing varies on this clock
-    monkeypatch.setattr(policy_timing, "STRICT_STOPS", ())
+    monkeypatch.setattr(paired, "time", routed)
+    monkeypatch.setattr(paired, "FEWEST_PROMPTS", 2)  # nothing varies on this clock
+    monkeypatch.setattr(policy_search, "STRICT_STOPS", ())
     drafter = make_drafter("near", routed)
 
     def decoder_for(tried: Tried, audit: Audit) -> Decoder:
         decoding = Decoding(audit=audit, draft_length=2, max_pending=tried.max_pending or 12)
         return Decoder(routed, drafter, ThreeTier.from_spec(tried.gates, decoding))
 
-    measured = policy_timing.time_policies(
-        decoder_for, GATES, tiny_verifier, tiny_prompts(1), 16,
+    measured = policy_search.time_policies(
+        decoder_for, GATES, tiny_verifier, tiny_prompts(2), 16, deciding=tiny_prompts(2),
         stop_without_slim=0.3, max_pending=12, certified=certified,
     )  # fmt: skip
     assert measured.pays is pays
-    assert (measured.seconds_per_token_certified is not None) == certified
-    assert measured.n_prompts == 1
-    assert sorted(measured.by_bound) == sorted([0.4, *policy_timing.STRICT_THRESHOLDS])  # the gates' own is tried too
+    assert (measured.decision.certified is not None) == certified
+    assert measured.n_prompts == 2
+    assert sorted(measured.by_bound) == sorted([0.4, *policy_search.STRICT_THRESHOLDS])  # the gates' own is tried too
     assert measured.by_bound[0.7] == pytest.approx(measured.by_bound[0.85])  # no score of 0.5 meets them
     if pays:
         assert measured.threshold <= 0.5
-        assert measured.seconds_per_token < measured.by_bound[0.7]
+        assert measured.decision.with_slim < measured.by_bound[0.7]
         if certified:  # nothing diverges from a q' that is q, and cheap slim passes settle all
-            assert measured.seconds_per_token_certified < measured.seconds_per_token_without  # type: ignore[operator]
+            assert measured.decision.certified < measured.decision.without_slim  # type: ignore[operator]
 
 
 def test_of_too_few_prompts_nothing_pays() -> None:
-    few, enough = (
-        policy_timing.PolicyTiming(
-            by_bound={0.5: 0.01}, seconds_per_token_without=0.02, seconds_per_token_certified=0.001, n_prompts=count
-        )
-        for count in (policy_timing.FEWEST_PROMPTS - 1, policy_timing.FEWEST_PROMPTS)
-    )
+    few, enough = (make_timing(0.01, 0.02, 0.001, n_prompts=count) for count in (FEWEST_PROMPTS - 1, FEWEST_PROMPTS))
     assert (few.pays, few.lossy_pays) == (False, False)
     assert (enough.pays, enough.lossy_pays) == (True, True)
 
 
-@pytest.mark.parametrize(("saved", "pays"), [(0.04, False), (0.06, True)])
-def test_a_text_that_may_diverge_must_save_more_than_noise(saved: float, pays: bool) -> None:
-    timing = policy_timing.PolicyTiming(
-        by_bound={0.5: 0.01}, seconds_per_token_without=0.02, seconds_per_token_certified=0.01 * (1 - saved),
-        n_prompts=policy_timing.FEWEST_PROMPTS,
-    )  # fmt: skip
-    assert timing.lossy_pays is pays
+@pytest.mark.parametrize(("low", "pays"), [(0.99, False), (1.01, True)])
+def test_a_slim_tier_that_is_faster_in_the_mean_alone_is_left_out(low: float, pays: bool) -> None:
+    timing = make_timing(0.0185, 0.02, slim_speed=Interval(median=1.08, low=low, high=1.15, n=24))
+    assert timing.pays is pays
+    assert timing.exact_policy.slim_tier is pays
+    assert timing.seconds_per_token_exact == (0.0185 if pays else 0.02)
+
+
+@pytest.mark.parametrize(("saved", "low", "pays"), [(0.04, 1.02, False), (0.06, 1.02, True), (0.06, 0.99, False)])
+def test_a_text_that_may_diverge_must_save_more_than_noise(saved: float, low: float, pays: bool) -> None:
+    speed = Interval(median=1 / (1 - saved), low=low, high=1.2, n=24)
+    assert make_timing(0.01, 0.02, 0.01 * (1 - saved), certified_speed=speed).lossy_pays is pays
 
 
 def test_the_draft_model_alone_is_trusted_less_than_the_slim_verifier() -> None:
-    stage = policy_timing.threshold_stage(GATES.model_copy(update={"accept_at": 0.95}))
+    stage = policy_search.threshold_stage(GATES.model_copy(update={"accept_at": 0.95}))
     assert [(one.gates.accept_at, one.gates.regenerate_at, one.gates.draft_accept_at) for one in stage] == [
         (0.5, 0.5, 0.9), (0.7, 0.7, 0.9), (0.85, 0.85, 0.9), (0.95, 0.95, 0.95)
     ]  # fmt: skip
@@ -170,10 +174,11 @@ class Priced:
 
     def search(self, verifier: Verifier, monkeypatch: pytest.MonkeyPatch, n_prompts: int = 6) -> PolicyTiming:
         """The search at these prices; a replay found stops of 0.3 with the slim tier and 0.2 without."""
-        monkeypatch.setattr(policy_timing, "time", self)
-        return policy_timing.time_policies(
-            self.decoder_for, GATES, verifier, tiny_prompts(n_prompts), 4, stop_without_slim=0.2, max_pending=24,
-            certified=True, drafters=() if self.without_model is None else ("slim", "lookup"),
+        monkeypatch.setattr(paired, "time", self)
+        return policy_search.time_policies(
+            self.decoder_for, GATES, verifier, tiny_prompts(n_prompts), 4, deciding=tiny_prompts(n_prompts),
+            stop_without_slim=0.2, max_pending=24, certified=True,
+            drafters=() if self.without_model is None else ("slim", "lookup"),
         )  # fmt: skip
 
 
@@ -191,9 +196,10 @@ def test_what_is_exported_is_the_policy_that_won(tiny_verifier: Verifier, monkey
     timing = Priced(price).search(tiny_verifier, monkeypatch)
     assert timing.pays
     assert timing.threshold == 0.7
-    assert timing.seconds_per_token == pytest.approx(1.0)
-    assert timing.seconds_per_token_without == pytest.approx(2.0)
-    assert timing.seconds_per_token_certified == pytest.approx(5.0)
+    assert timing.decision.with_slim == pytest.approx(1.0)
+    assert timing.decision.without_slim == pytest.approx(2.0)
+    assert timing.decision.certified == pytest.approx(5.0)
+    assert timing.decision.slim_speed == Interval(median=2.0, low=2.0, high=2.0, n=6)
     gates = timing.exact_policy.applied_to(GATES)
     assert (gates.accept_at, gates.regenerate_at, gates.draft_accept_at) == (0.7, 0.7, NEVER)
     assert gates.draft_stop_below == 0.55
@@ -288,7 +294,7 @@ def test_fewer_pending_tokens_are_exported_where_they_are_faster(
     priced = Priced(price, of_pending=lambda bound: 0.01 * abs((bound or 24) - cheapest))
     timing = priced.search(tiny_verifier, monkeypatch)
     assert timing.exact_policy.max_pending == found
-    assert timing.seconds_per_token == pytest.approx(1.0)
+    assert timing.decision.with_slim == pytest.approx(1.0)
 
 
 def test_the_luckiest_of_many_is_timed_again(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,15 +315,59 @@ def test_what_was_timed_earlier_decides_nothing() -> None:
     """The machine slows down after the first stage: its times are not held against those of the second."""
     rows = [(1, 0.7, 0.4, 0.01), (2, 0.7, 0.4, 0.04), (2, 0.7, 0.55, 0.03), (2, None, 0.2, 0.02)]
     policies = [
-        TimedPolicy(
-            stage=stage, slim_tier=threshold is not None, threshold=threshold, draft_accept_at=0.9,
-            draft_stop_below=stop, seconds_per_token=seconds,
-        )
+        make_policy(threshold is not None, seconds, stage=stage, draft_stop_below=stop)
         for stage, threshold, stop, seconds in rows
-    ]  # fmt: skip
-    timing = PolicyTiming(by_bound={0.7: 0.01}, seconds_per_token_without=0.02, n_prompts=8, policies=tuple(policies))
-    assert (timing.seconds_per_token, timing.pays) == (0.03, False)
+    ]
+    timing = make_timing(0.03, 0.02, policies=policies)
+    assert (timing.fastest_with_slim.seconds_per_token, timing.pays) == (0.03, False)
     assert timing.exact_policy.draft_stop_below == 0.2
+
+
+class Varying:
+    """One token a prompt; the slim tier saves a share of its time that varies from prompt to prompt."""
+
+    def __init__(self, ratios: Sequence[float], with_slim: bool, clock: Priced) -> None:
+        self.ratios = itertools.cycle([ratios[0], *ratios])  # the first prompt is the warm-up, too
+        self.with_slim = with_slim
+        self.clock = clock
+        self.answered = 0
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
+        self.clock.now += next(self.ratios) if self.with_slim else 1.0
+        self.answered += 1
+        return Generation([1], [Tier.ESCALATE], [False], Counts())
+
+
+def decided(ratios: Sequence[float], verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> tuple[Decision, int]:
+    """The decision, and how many prompts it took, where a token takes this share of its time with the slim tier."""
+    clock = Priced(price)
+    monkeypatch.setattr(paired, "time", clock)
+    with_slim, without = (Varying(ratios, slim, clock) for slim in (True, False))
+    decision = policy_search.decide(with_slim, without, None, verifier, tiny_prompts(len(ratios)), 4)
+    return decision, without.answered - 1
+
+
+def test_a_timing_that_decides_ends_where_it_is_clear(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    clear, took = decided([0.8, 0.7] * 12, tiny_verifier, monkeypatch)
+    assert (took, clear.slim_speed.n, clear.slim_speed.above_one) == (8, 8, True)
+    slower, took = decided([1.1, 1.3] * 12, tiny_verifier, monkeypatch)
+    assert (took, slower.slim_speed.leaves_out_one, slower.slim_speed.above_one) == (8, True, False)
+    unclear, took = decided([0.5, 1.5] * 12, tiny_verifier, monkeypatch)
+    assert (took, unclear.slim_speed.n, unclear.slim_speed.leaves_out_one) == (24, 24, False)
+
+
+def test_looking_three_times_errs_no_more_often_than_stated(
+    tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ratios of times, log-normal with mean 1: the slim tier is called faster in at most 2.5 of 100 timings.
+    Of 300, more than 18 are called so with a probability of 3e-4.
+    """
+    draws = np.random.default_rng(0).normal(-(0.2**2) / 2, 0.2, (300, 24))  # their mean is 1
+    faster = sum(decided(np.exp(row).tolist(), tiny_verifier, monkeypatch)[0].slim_speed.above_one for row in draws)
+    assert faster <= 18
+    monkeypatch.setattr(policy_search, "ERROR", 3 * 3 * policy_search.ERROR)
+    negligent = sum(decided(np.exp(row).tolist(), tiny_verifier, monkeypatch)[0].slim_speed.above_one for row in draws)
+    assert negligent > 18, "a control that must fail: each look with three times the whole error"
 
 
 @pytest.mark.parametrize(("slim_tier", "threshold"), [(True, None), (False, 0.7)])
