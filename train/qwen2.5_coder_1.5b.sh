@@ -7,7 +7,8 @@ verifier=qwen2.5-coder-1.5b-instruct-q4_k_m.gguf
 draft="prompt_lookup+int4:qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
 
 # Nothing is trained, neither the slim verifier nor a drafter: gates may learn from any prompts that nothing is tested on.
-viasd capture --out "$run/traces-gates" --verifier "$verifier" --draft "$draft" --limit 56 --max-new-tokens 48 --batch-size 14
+viasd capture --out "$run/traces-gates" --verifier "$verifier" --draft "$draft" --limit 56 --max-new-tokens 48 --batch-size 14 \
+    --draft-length 8
 viasd fit --config configs/fit/low-bit.yaml --model.verifier "$verifier" --out "$run/fit" \
     --data.folders "[$run/traces-gates]" --data.shares '{fit: 1.0, calibrate: 0.0, test: 0.0}' --data.validation_share 0.33
 viasd calibrate --fit "$run/fit" --out "$run/calibrate" --max-loss 0.1 --confidence 0.95 --limit 40 --max-new-tokens 32 \

@@ -8,7 +8,7 @@ draft="prompt_lookup+int8:$ship/draft"
 # Gates learn from prompts that the drafter was not trained on: it knows those answers too well.
 python train/self_prompts.py --per-opening 30 --seed 9000 --out "$run/gate_prompts.jsonl"
 viasd capture --out "$run/traces-gates" --draft "$draft" --prompts "$run/gate_prompts.jsonl" --split null \
-    --limit 240 --max-new-tokens 96 --batch-size 48
+    --limit 240 --max-new-tokens 96 --batch-size 48 --draft-length 8
 viasd fit --config configs/fit/low-bit.yaml --model.verifier smollm2-135m --out "$run/fit" \
     --data.folders "[$run/traces-gates]" --data.shares '{fit: 1.0, calibrate: 0.0, test: 0.0}' --data.validation_share 0.33
 

@@ -38,6 +38,7 @@ Nonnegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 DraftLength = Annotated[int, Field(ge=0, le=64)]
+BlockLength = Annotated[int, Field(ge=1, le=64)]
 MaxPending = Annotated[int, Field(ge=0, le=256)]
 """As in :class:`viasd_calib.spec.Decoding`."""
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save
 from viasd_calib.calibration.candidates import TierScores
 from viasd_calib.calibration.certify import TestedCandidate
 from viasd_calib.calibration.floor import Floor
-from viasd_calib.calibration.logistic_gate import Reliability
 from viasd_calib.calibration.policy_timing import PolicyTiming
+from viasd_calib.calibration.reliability import Reliability
 from viasd_calib.errors import CalibrationError, SpecError
 from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
 from viasd_calib.files import read_json, write_bytes

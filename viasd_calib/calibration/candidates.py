@@ -42,13 +42,21 @@ class TierScores:
 
 
 def tier_scores(draft: LogisticGate, slim: LogisticGate, texts: Sequence[ScoredText]) -> TierScores:
-    """Score every place of held-back texts with fitted gates."""
-    drafts, accepts, owns = (join([getattr(text, name) for text in texts]) for name in ("draft", "accept", "own"))
+    """Score every place of held-back texts with fitted gates.
+
+    Where nothing was proposed the scores of the drafted token are 0, so that no tier takes it, and q's slim choice is
+    scored as one that stands alone.
+    """
+    drafts, accepts, owns, alone = (
+        join([getattr(text, name) for text in texts]) for name in ("draft", "accept", "own", "own_alone")
+    )
+    proposed = torch.cat([text.proposed for text in texts])
+    draft_gate, slim_gate = Gate(draft), Gate(slim)
     return TierScores(
         drafts.features["draft_depth"].long(),
-        Gate(draft)(drafts.features), drafts.agrees,
-        Gate(slim)(accepts.features),
-        Gate(slim)(owns.features), owns.agrees,
+        draft_gate(drafts.features) * proposed, drafts.agrees,
+        slim_gate(accepts.features) * proposed,
+        torch.where(proposed, slim_gate(owns.features), slim_gate(alone.features)), owns.agrees,
     )  # fmt: skip
 
 

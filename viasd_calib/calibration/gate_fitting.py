@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from viasd_calib.calibration.candidates import TierScores, tier_scores
 from viasd_calib.calibration.logistic_gate import FittedGate, fit_draft_gate, fit_slim_gate
 from viasd_calib.calibration.scoring import ScoredText, score_texts
+from viasd_calib.errors import TraceError
 from viasd_calib.progress import tracked
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.low_bit import widened_weights
@@ -35,16 +36,34 @@ def fit_gates(
     """Fit draft and slim gate on ``texts`` and evaluate them on ``held_back``; texts without a drafter are left out.
 
     Raises:
-        TraceError: the traces were captured without a drafter.
-        CalibrationError: q agreed always or never.
+        TraceError: the traces were captured without a drafter, or hold one prompt alone.
+        CalibrationError: q agreed always or never, or nothing was proposed.
     """
     with widened_weights(model.slim_networks):
-        fitted_on = _score(model, texts, max_run, "scoring fit texts")
+        fitted_on = _score(model, _other_prompts(texts, held_back), max_run, "scoring fit texts")
         evaluated_on = _score(model, held_back, max_run, "scoring held-back texts")
     draft = fit_draft_gate(fitted_on, evaluated_on)
     slim = fit_slim_gate(fitted_on, evaluated_on)
     scores = tier_scores(draft.gate, slim.gate, evaluated_on)
     return FittedGates(draft, slim, scores, float(scores.own_agrees.float().mean()))
+
+
+def _other_prompts(texts: Sequence[TraceText], held_back: Sequence[TraceText]) -> list[TraceText]:
+    """The texts whose prompts are not held back.
+
+    Where a data module holds back nothing by hash it gives its last text for both.
+
+    Raises:
+        TraceError: there is no other prompt, so that nothing could be said of the gates.
+    """
+    held = {text.normalised_sha256 or text.prompt_sha256 for text in held_back}
+    others = [text for text in texts if (text.normalised_sha256 or text.prompt_sha256) not in held]
+    if not others:
+        raise TraceError(
+            f"gates need prompts to be fitted on and others to be assessed on, and all {len(texts)} texts are of "
+            "prompts that are held back; capture more prompts"
+        )
+    return others
 
 
 def _score(model: RoutedModel, texts: Sequence[TraceText], max_run: int, description: str) -> list[ScoredText]:

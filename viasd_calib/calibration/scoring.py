@@ -13,7 +13,7 @@ from viasd_calib.decoding.kernels import logit_statistics
 from viasd_calib.decoding.top_k import TopKStatistics, top_k_of
 from viasd_calib.errors import TraceError
 from viasd_calib.replay.agreement import slim_logits_on, text_cache
-from viasd_calib.replay.student import run_starts
+from viasd_calib.replay.blocks import ReplayedBlocks, block_runs, replay_blocks
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.data import TraceText
 
@@ -39,18 +39,41 @@ class LabelledTokens:
 class ScoredText:
     """One traced text as the gates see it; n is the number of its generated tokens.
 
+    The four kinds of candidates are given at all n places. A gate is asked at some of them alone, and fitted on those:
+    :meth:`draft_candidates`, :meth:`slim_candidates`.
+
     Attributes:
-        draft: the drafted tokens with draft features, [n]; of a drafter with a distribution, where it drafted: after
-            the draft model's context it does not.
-        accept: the drafted tokens with slim features, at the same places.
-        own: q's slim choices with slim features, at the same places.
-        own_alone: q's slim choices where nothing was drafted, [n].
+        draft: the drafted tokens with draft features, [n].
+        accept: the drafted tokens with slim features, [n].
+        own: q's slim choices with slim features, beside a drafted token, [n].
+        own_alone: q's slim choices where there is no drafted token, [n].
+        proposed: whether the drafter proposed a token, [n], bool.
+        blocks: at which places which gate is asked.
+        prompt: hash of the text's prompt.
+        task: of the prompt.
     """
 
     draft: LabelledTokens
     accept: LabelledTokens
     own: LabelledTokens
     own_alone: LabelledTokens
+    proposed: Tensor
+    blocks: ReplayedBlocks
+    prompt: str = ""
+    task: str = ""
+
+    def draft_candidates(self) -> LabelledTokens:
+        """What the draft gate is asked: the drafted tokens whose block has come to them."""
+        return self.draft.at(self.blocks.drafted)
+
+    def slim_candidates(self) -> LabelledTokens:
+        """What the slim gate is asked: the same drafted tokens, and q's slim choice where it is another or alone.
+
+        Where both choose one token there is one candidate, not two.
+        """
+        other = self.own.features["same_choice"] == 0
+        drafted, undrafted = self.blocks.drafted, self.blocks.undrafted
+        return join([self.accept.at(drafted), self.own.at(drafted & other), self.own_alone.at(undrafted)])
 
 
 def traced_draft_statistics(text: TraceText) -> DraftStatistics:
@@ -73,42 +96,46 @@ def traced_draft_statistics(text: TraceText) -> DraftStatistics:
 def score_texts(model: RoutedModel, texts: Sequence[TraceText], max_run: int, seed: int = 0) -> Iterator[ScoredText]:
     """Run q' over traced texts as it will run, and label what the gates would be asked.
 
-    q reads the prompt, as it does when it decodes: runs of pending places begin after it.
+    q reads the prompt, as it does when it decodes: runs of pending places begin after it, and are of whole blocks.
 
     Args:
         model: the verifier with its route.
         max_run: longest run of pending places.
         seed: of the runs.
+
+    Raises:
+        TraceError: the traces were captured without a drafter.
     """
     generator = torch.Generator().manual_seed(seed)
     for text in texts:
-        begin, length = text.prompt_length - 1, len(text.ids) - 1
-        starts = run_starts(length, max_run, generator)  # [length]
-        logits = slim_logits_on(model, model.slim_sublayers, text, text_cache(model, text), starts)  # [n, vocabulary]
-        pending = torch.arange(begin, length) - starts[begin:].clamp(min=begin)  # [n]
-        yield _score(text, logits, pending)
+        draft = traced_draft_statistics(text)
+        begin = text.prompt_length - 1
+        starts = block_runs(draft.depth, max_run, generator)  # [n]
+        whole = torch.cat([torch.arange(begin), begin + starts])  # [length]: in the prompt nothing is pending
+        logits = slim_logits_on(model, model.slim_sublayers, text, text_cache(model, text), whole)  # [n, vocabulary]
+        blocks = replay_blocks(draft.tokens, text.generated, draft.depth, starts)
+        yield _score(text, draft, blocks, logits, torch.arange(len(starts)) - starts)
 
 
-def _score(text: TraceText, logits: Tensor, pending: Tensor) -> ScoredText:
+def _score(
+    text: TraceText, draft: DraftStatistics, blocks: ReplayedBlocks, logits: Tensor, pending: Tensor
+) -> ScoredText:
     choice = text.q_ids[:, 0]  # [n]
-    draft = traced_draft_statistics(text)
-    drafted = draft.tokens.clamp(min=0)  # -1 means no proposal; it never agrees
-    statistics = logit_statistics(logits, drafted)
+    proposed = draft.tokens >= 0
+    statistics = logit_statistics(logits, draft.tokens.clamp(min=0))
     slim = top_k_of(statistics, logits, 1)
-    own = slim.ids[:, 0]
+    own, agrees = slim.ids[:, 0], draft.tokens == choice
     own_ratio = torch.zeros_like(slim.entropy)
-    place = draft.depth
-    agrees = draft.tokens == choice
-    asked = torch.ones_like(agrees) if draft.top_k is None else draft.tokens >= 0
+    place, alone = draft.depth, blocks.block_place
     return ScoredText(
-        draft=LabelledTokens(draft_features(draft), agrees).at(asked),
-        accept=LabelledTokens(slim_features(statistics.log_ratio, logits, slim, draft, place, pending), agrees).at(
-            asked
-        ),
-        own=LabelledTokens(slim_features(own_ratio, logits, slim, draft, place, pending), own == choice).at(asked),
-        own_alone=LabelledTokens(
-            slim_features(own_ratio, logits, slim, None, torch.zeros_like(place), pending), own == choice
-        ),
+        draft=LabelledTokens(draft_features(draft), agrees),
+        accept=LabelledTokens(slim_features(statistics.log_ratio, logits, slim, draft, place, pending), agrees),
+        own=LabelledTokens(slim_features(own_ratio, logits, slim, draft, place, pending), own == choice),
+        own_alone=LabelledTokens(slim_features(own_ratio, logits, slim, None, alone, pending), own == choice),
+        proposed=proposed,
+        blocks=blocks,
+        prompt=text.normalised_sha256 or text.prompt_sha256,
+        task=text.task,
     )
 
 

@@ -46,6 +46,7 @@ def fit(words: Sequence[str], load: lazy_types.LoadVerifier | None = None) -> No
 
 def say_fit(artifact: lazy_types.FitArtifact) -> None:
     """Say what was learned: the route, how good the gates are, how often q' and q agree, and what low bits cost."""
+    from viasd_calib.evaluation.gate_rows import GATE_HEADINGS, gate_rows
     from viasd_calib.evaluation.report_rows import cost_words
     from viasd_calib.slim.parts.base import route_words
 
@@ -53,10 +54,10 @@ def say_fit(artifact: lazy_types.FitArtifact) -> None:
     table = new_table("what was learned", ["", "kept", "layers skipped"])
     for name, skipped in (("attention", route.attention_skip), ("MLP", route.mlp_skip)):
         table.add_row(name, f"{layers - len(skipped)} of {layers}", runs(skipped))
-    gates = new_table("gates, on texts they were not fitted on", ["", "calibration error", "AUROC", "candidates"])
-    for name, found in artifact.reliability.items():
-        error = f"{found.expected_calibration_error:.4f}"
-        gates.add_row(name, error, f"{found.auroc:.2f}", f"{sum(found.count):,}")
+    auroc = ", ".join(f"{name} gate {found.auroc:.2f}" for name, found in artifact.reliability.items())
+    gates = new_table("gates, on prompts they were not fitted on", GATE_HEADINGS, f"AUROC: {auroc}")
+    for row in gate_rows(artifact.reliability):
+        gates.add_row(*row)
     console = Console(highlight=False)
     console.print(table)
     console.print(gates)

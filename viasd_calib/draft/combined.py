@@ -10,7 +10,7 @@ from torch import Tensor
 
 from viasd_calib.draft.base import DraftContext, Drafter, Pick, Proposal, StopRule, TextDrafter, builds
 from viasd_calib.draft.build import build_drafter
-from viasd_calib.draft.lookup import find_continuation
+from viasd_calib.draft.lookup import find_continuation, looked_up
 from viasd_calib.passes.requests import Passes
 from viasd_calib.slim.parts.head_vocab import over_vocabulary
 from viasd_calib.spec import CombinedDraft
@@ -69,21 +69,11 @@ class CombinedDrafter(Drafter):
         """
         tokens, logits = self.model.score(text, tapped, depth)
         assert logits is not None, "the model has a distribution"
-        found = self._looked_up(text, depth)  # [length]
+        found = looked_up(text, depth, self.look_up)  # [length]
         places = torch.nonzero(found >= 0)[:, 0]
         whole = over_vocabulary(logits, self.model.vocabulary, self.vocab_size)  # [length, vocabulary]
         whole = whole.index_copy(0, places, certain_logits(found[places], self.vocab_size).to(logits))
         return torch.where(found >= 0, found, tokens), whole
-
-    def _looked_up(self, text: Tensor, depth: Tensor) -> Tensor:
-        """What lookup drafts after each place of a text; -1 where it is the model that drafts: [length], long."""
-        tokens = torch.full_like(text, -1)
-        for place, before in enumerate(depth.tolist()):
-            begin = place + 1 - before
-            found = self.look_up(text[:begin], before + 1)
-            if len(found) and torch.equal(found[:before], text[begin : place + 1]):
-                tokens[place] = found[before]
-        return tokens
 
 
 class CombinedTextDrafter(TextDrafter):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,32 @@ def find_continuation(text: Tensor, limit: int, max_ngram: int, min_ngram: int) 
     return text[:0]
 
 
+def looked_up(text: Tensor, depth: Tensor, look_up: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """What lookup drafts after each place of a text, in blocks that it looks up once, at their begin.
+
+    Args:
+        text: [length], long.
+        depth: drafted tokens of the block before the one after each place, [length], long.
+        look_up: a text and a limit to the continuation, [0 to limit].
+
+    Returns:
+        [length], long; -1 where the block has come to its end, or has proposed a token that is not the text's.
+
+    Example:
+        >>> text = torch.tensor([5, 6, 7, 5, 6, 8])
+        >>> depth = torch.tensor([0, 0, 0, 0, 1, 2])  # after the second 5 a block is looked up: 6, 7, 5
+        >>> looked_up(text, depth, lambda before, limit: find_continuation(before, limit, 3, 1)).tolist()
+        [-1, -1, -1, 6, 7, -1]
+    """
+    tokens = torch.full_like(text, -1)
+    for place, before in enumerate(depth.tolist()):
+        begin = place + 1 - before
+        found = look_up(text[:begin], before + 1)
+        if len(found) > before and torch.equal(found[:before], text[begin : place + 1]):
+            tokens[place] = found[before]
+    return tokens
+
+
 class PromptLookup(MemorylessDrafter):
     """N-gram drafter.
 
@@ -50,12 +78,8 @@ class PromptLookup(MemorylessDrafter):
         return Proposal(find_continuation(text, limit, self.max_ngram, self.min_ngram), None)
 
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, None]:
-        tokens = torch.full_like(text, -1)
-        for place in range(text.shape[0]):
-            found = find_continuation(text[: place + 1], 1, self.max_ngram, self.min_ngram)
-            if len(found):
-                tokens[place] = found[0]
-        return tokens, None
+        """As for every drafter: nothing is proposed where the block has ended, or had proposed a wrong token before."""
+        return looked_up(text, depth, lambda before, limit: self.propose(before, limit).tokens), None
 
 
 @builds(PromptLookupDraft)

@@ -19,6 +19,7 @@ from viasd_calib.calibration.risk import certified
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.evaluation import plots
 from viasd_calib.evaluation.bench import BenchResult
+from viasd_calib.evaluation.gate_rows import GATE_HEADINGS, gate_rows
 from viasd_calib.evaluation.method_columns import COLUMNS, decimal, percent, ratio
 from viasd_calib.evaluation.metrics import MethodResult
 from viasd_calib.evaluation.report_rows import certificate_rows, setting_groups
@@ -31,7 +32,7 @@ from viasd_calib.spec import (
 
 if TYPE_CHECKING:
     from viasd_calib.calibration.certify import TestedCandidate
-    from viasd_calib.calibration.logistic_gate import Reliability
+    from viasd_calib.calibration.reliability import Reliability
     from viasd_calib.profiling.recording import TypicalRound
 
 HEADLINE_METHODS = ("three_tier", "speculative", "autoregressive")
@@ -109,6 +110,8 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "name": name,
         "row": bench.methods[name],
         "comparisons": _comparisons(bench.methods[name]),
+        "gate_headings": GATE_HEADINGS,
+        "gates": gate_rows(inputs.reliability),
         "certificate_sentence": certificate_sentence(spec.certificate),
         "notes": _notes(spec, bench),
         "settings": setting_groups(spec, bench),

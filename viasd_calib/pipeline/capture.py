@@ -84,6 +84,7 @@ def capture(options: CaptureOptions, load: lazy_types.LoadVerifier | None = None
         batch_size=options.batch_size,
         top_k=options.top_k,
         temperature=options.temperature,
+        draft_length=options.draft_length,
         seed=options.seed,
     )
     out = Path(options.out)

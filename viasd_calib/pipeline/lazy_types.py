@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from viasd_calib.calibration.artifacts import FitArtifact as FitArtifact
     from viasd_calib.calibration.certify import TestedCandidate as TestedCandidate
     from viasd_calib.calibration.draft_length import PassCosts as PassCosts
-    from viasd_calib.calibration.logistic_gate import Reliability as Reliability
     from viasd_calib.calibration.paired import Interval as Interval
     from viasd_calib.calibration.policy_timing import PolicyTiming as PolicyTiming
+    from viasd_calib.calibration.reliability import Reliability as Reliability
     from viasd_calib.decoding.acceptance import Tier as Tier
     from viasd_calib.decoding.decoder import Decoder as Decoder
     from viasd_calib.decoding.decoder import Emitted as Emitted

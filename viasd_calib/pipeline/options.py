@@ -19,6 +19,7 @@ from viasd_calib.choices import (
 )
 from viasd_calib.errors import UsageError
 from viasd_calib.option_types import (
+    BlockLength,
     Count,
     DraftLength,
     Inside,
@@ -180,6 +181,8 @@ class CaptureOptions(OffloadOptions, PromptSource, FitModels):
         max_new_tokens: longest answer.
         batch_size: texts generated together; also the texts of a shard.
         top_k: tokens of each distribution that are logged.
+        draft_length: drafts are logged as they stand in blocks of 1 to so many drafted tokens: as many as it will
+            decode with.
         temperature: 0 for greedy texts.
         seed: of sampling.
         spec: let the three-tier decoder of this routing spec write the texts, in place of the verifier, whose own
@@ -193,6 +196,7 @@ class CaptureOptions(OffloadOptions, PromptSource, FitModels):
     max_new_tokens: Count = 128
     batch_size: Count = 32
     top_k: Count = 16
+    draft_length: BlockLength = 6
     temperature: Nonnegative = 0.0
     seed: Seed = 0
     spec: str | None = None

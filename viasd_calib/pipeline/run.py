@@ -123,7 +123,10 @@ def run(options: RunOptions, jobs: Jobs) -> None:
     fit_config = shipped_configuration(options.fit_config or recipe_for(verifier))
 
     jobs.announce("1/7 capture: what the verifier and the draft model predict on the fit prompts")
-    jobs.capture(CaptureOptions(out=str(traces), draft=options.draft, **common, **captured.model_dump()), load)
+    # The gates are fitted at the places in a block at which they will be asked; a block of 0 is none.
+    blocks = max(decided.draft_length, 1)
+    step = {**common, **captured.model_dump(), "draft_length": blocks}
+    jobs.capture(CaptureOptions(out=str(traces), draft=options.draft, **step), load)
     jobs.announce("2/7 fit: route, adapter and first gates")
     if not (fitted / FIT_FILE).is_file():
         words = ["--config", fit_config, "--out", str(fitted), "--model.verifier", options.verifier]

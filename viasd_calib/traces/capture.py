@@ -42,9 +42,6 @@ from viasd_calib.traces.schema import top_k_columns
 
 Item = TypeVar("Item")
 
-MAX_DEPTH = 6
-"""Drafts are logged as they stand after 0 to 5 drafted, unverified tokens: the depths of a block of default length."""
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -282,7 +279,9 @@ def draft_columns(
     tapped = torch.cat(answer.tapped)  # [length - 1, taps, hidden]
     text = torch.tensor([*prompt, *answer.tokens[:-1]], device=tapped.device)  # [length - 1]
     begin = len(prompt) - 1
-    depth = random_depths(text.shape[0], MAX_DEPTH, seed).to(tapped.device)
+    # q reads the prompt: no block begins in it.
+    inside = random_depths(len(answer.tokens), settings.draft_length, seed)  # [n]
+    depth = torch.cat([inside.new_zeros(begin), inside]).to(tapped.device)  # [length - 1]
     drafted, logits = drafter.score(text, tapped, depth)
     top_k = None if logits is None else top_k_statistics(logits[begin:], settings.top_k, drafter.vocabulary)
     return {
@@ -293,7 +292,7 @@ def draft_columns(
 
 
 def random_depths(length: int, longest: int, seed: int) -> Tensor:
-    """Cut a text into runs of 1 to ``longest`` places; the place within its run, [length], long.
+    """Cut ``length`` places into blocks of 1 to ``longest``; the place within its block, [length], long.
 
     Example:
         >>> random_depths(6, 1, seed=0).tolist()

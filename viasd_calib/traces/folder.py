@@ -29,7 +29,11 @@ KEY_COLUMNS = ("prompt_sha256", "turn", "prompt_tokens")
 
 
 class CaptureSettings(BaseModel):
-    """What decides the content of a trace folder; the batch size decides it up to rounding alone."""
+    """What decides the content of a trace folder; the batch size decides it up to rounding alone.
+
+    Attributes:
+        draft_length: drafts are logged as they stand in blocks of 1 to so many drafted tokens.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,6 +42,7 @@ class CaptureSettings(BaseModel):
     top_k: int = Field(16, ge=2, le=256)
     temperature: float = Field(0.0, ge=0)
     sampling_top_k: int = Field(50, ge=1)
+    draft_length: int = Field(6, ge=1, le=64)
     seed: int = 0
 
 

@@ -9,19 +9,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny import LAYERS, VOCAB, make_drafter, tiny_prompts
+from tests.tiny import LAYERS, VOCAB, make_drafter, random_gate, tiny_prompts
 from viasd_calib.calibration.gate_fitting import fit_gates
-from viasd_calib.calibration.scoring import score_texts
-from viasd_calib.decoding.features import slim_features
+from viasd_calib.calibration.scoring import ScoredText, join, score_texts
+from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.features import SLIM_FEATURES, slim_features
+from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.kernels import logit_statistics
+from viasd_calib.decoding.slim_rules.calibrated import CalibratedRule
+from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.decoding.top_k import top_k_of
+from viasd_calib.draft.base import Drafter
+from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.models import Verifier
-from viasd_calib.replay.student import run_starts
+from viasd_calib.replay.blocks import block_runs, replay_blocks
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.low_bit import RoundedWeight, widened_weights
 from viasd_calib.slim.parts.head_vocab import share_outside
-from viasd_calib.spec import LowBitWeights, Route
+from viasd_calib.spec import LogisticGate, LowBitWeights, Route
 from viasd_calib.traces.capture import capture_traces
 from viasd_calib.traces.data import TraceText, read_texts
 from viasd_calib.traces.folder import CaptureSettings
@@ -49,12 +55,80 @@ def test_a_reduced_head_loses_what_lies_outside_it(tiny_verifier: Verifier, text
                 assert all(column.isfinite().all() for column in tokens.features.values())
 
 
+def scored_with(verifier: Verifier, drafter: Drafter, folder: Path, count: int = 12) -> list[ScoredText]:
+    """Traces with a drafter, as the gates see them; q' is q."""
+    capture_traces(verifier, drafter, "it", tiny_prompts(count), folder, CaptureSettings(max_new_tokens=24))
+    return list(score_texts(RoutedModel(verifier.model, Route()), read_texts(folder), max_run=16))
+
+
+def test_the_draft_gate_is_asked_only_where_there_is_a_proposal(tiny_verifier: Verifier, tmp_path: Path) -> None:
+    """Lookup without a match proposes nothing, and is no proposal that disagrees."""
+    drafter = PromptLookup(max_ngram=3, min_ngram=2)
+    texts = scored_with(tiny_verifier, drafter, tmp_path)
+    traced = read_texts(tmp_path)
+    missing = sum(int((text.p_token < 0).sum()) for text in traced)
+    asked = sum(len(one.draft_candidates().agrees) for one in texts)
+    assert missing > 0
+    assert 0 < asked <= sum(int((text.p_token >= 0).sum()) for text in traced)
+    for one, text in zip(texts, traced, strict=True):
+        assert not (one.blocks.drafted & (text.p_token < 0)).any()
+        assert one.slim_candidates().features["has_draft"].sum() >= one.blocks.drafted.sum()
+
+
+@pytest.mark.parametrize("kind", ["lookup", "itself", "lookup+itself"])
+def test_candidates_stand_where_decoding_asks_for_them(tiny_verifier: Verifier, tmp_path: Path, kind: str) -> None:
+    """At least as many tokens are pending as stand before a candidate in its block, and q's slim choice is there for
+    the place after a block, whose place is the block's length."""
+    texts = scored_with(tiny_verifier, make_drafter(kind, RoutedModel(tiny_verifier.model)), tmp_path)
+    candidates = [one.slim_candidates() for one in texts]
+    features = join(candidates).features
+    assert (features["pending"] >= features["block_place"]).all()
+    alone = features["has_draft"] == 0
+    assert features["block_place"][alone].max() > 0
+    assert (features["same_choice"][alone] == 0).all()
+    agreed = (features["has_draft"] == 1) & (features["same_choice"] == 1)
+    drafted = sum(int(one.blocks.drafted.sum()) for one in texts)
+    others = sum(int((one.own.features["same_choice"][one.blocks.drafted] == 0).sum()) for one in texts)
+    assert int((~alone).sum()) == drafted + others  # one candidate where p and q' agree
+    assert int(agreed.sum()) == drafted - others
+
+
+class AskedGate(Gate):
+    """A gate that notes what it is asked."""
+
+    def __init__(self, spec: LogisticGate) -> None:
+        super().__init__(spec)
+        self.asked: list[Tensor] = []
+
+    def of_stacked(self, stacked: Tensor) -> Tensor:
+        self.asked.append(stacked)
+        return super().of_stacked(stacked)
+
+
+def test_the_decoder_asks_at_such_places(tiny_verifier: Verifier) -> None:
+    """What the replay's candidates have in common holds for what the decoder asks: else gates are fitted elsewhere."""
+    model = RoutedModel(tiny_verifier.model, Route())
+    gate = AskedGate(random_gate(SLIM_FEATURES, 3, bias=4.0))
+    rule = CalibratedRule(gate, accept_at=0.5, regenerate_at=0.5)
+    strategy = ThreeTier(rule, draft_length=4, max_pending=12)
+    decoder = Decoder(model, make_drafter("lookup+near", model), strategy, eos_ids=frozenset())
+    for prompt in ([3, 4, 5], [6, 7, 6, 7]):
+        decoder.generate(prompt, 40)
+    place, pending, drafted = (
+        torch.cat([rows[:, gate.names.index(name)] for rows in gate.asked])
+        for name in ("block_place", "pending", "has_draft")
+    )
+    assert (pending >= place).all()
+    assert (place[drafted == 0] > 0).any()
+    assert pending.max() > place.max()
+
+
 @torch.inference_mode()
 def decoded(model: RoutedModel, text: TraceText, starts: list[int]) -> Tensor:
     """Logits of q' at the places where q wrote, as a decoder makes them: q up to a run, then a pass of q' over it."""
     begin, length = text.prompt_length - 1, len(text.ids) - 1
     ids, found = text.ids[None, :-1], []
-    bounds = [*sorted({max(start, begin) for start in starts[begin:]}), length]
+    bounds = [*sorted({begin + start for start in starts}), length]
     for first, after in itertools.pairwise(bounds):
         cache = model.new_cache(length)
         if first:
@@ -65,11 +139,11 @@ def decoded(model: RoutedModel, text: TraceText, starts: list[int]) -> Tensor:
 
 
 def seen(text: TraceText, logits: Tensor, starts: Tensor) -> dict[str, Tensor]:
-    """Features of q's slim choices where nothing was drafted, of such logits and runs."""
-    begin, length = text.prompt_length - 1, len(text.ids) - 1
+    """Features of q's slim choices where nothing was drafted, of such logits and runs ([n])."""
     top = top_k_of(logit_statistics(logits, torch.zeros(len(logits), dtype=torch.long)), logits, 1)
-    pending = torch.arange(begin, length) - starts[begin:].clamp(min=begin)
-    return slim_features(torch.zeros_like(top.entropy), logits, top, None, torch.zeros_like(pending), pending)
+    place = replay_blocks(text.p_token, text.generated, text.p_depth, starts).block_place
+    pending = torch.arange(len(starts)) - starts
+    return slim_features(torch.zeros_like(top.entropy), logits, top, None, place, pending)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -86,7 +160,7 @@ def test_gates_are_fitted_on_the_numbers_of_the_decoder(
     generator = torch.Generator().manual_seed(0)
     off, at_other_runs = [0.0], [0.0]
     for text, one in zip(texts, scored, strict=True):
-        starts = run_starts(len(text.ids) - 1, 4, generator)
+        starts = block_runs(text.p_depth, 4, generator)
         wanted = seen(text, decoded(model, text, starts.tolist()), starts)
         others = seen(text, decoded(model, text, [*range(len(starts))]), starts)
         assert torch.equal(one.own_alone.features["pending"], wanted["pending"])

@@ -6,7 +6,7 @@ import pytest
 
 from tests.tiny import constant_gate, verifier_ref
 from viasd_calib.calibration.artifacts import FitArtifact
-from viasd_calib.calibration.logistic_gate import Reliability
+from viasd_calib.calibration.reliability import Reliability
 from viasd_calib.cli.fit import say_fit
 from viasd_calib.cli.notices import say_written
 from viasd_calib.spec import HeadVocab, LowBitWeights, RelativeCost, Route, TensorFile
@@ -28,7 +28,8 @@ def test_fit_says_what_was_learned(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["attention", "4", "of", "8", "1-3,", "6"] in rows
     assert ["MLP", "8", "of", "8", "none"] in rows
-    assert ["draft", "0.0123", "0.81", "1,234"] in rows
+    assert ["draft", "0.0123", "–", "–", "1,234", "–"] in rows
+    assert ["AUROC:", "draft", "gate", "0.81,", "slim", "gate", "0.81"] in rows
     assert ["agreement", "of", "slim", "and", "full", "verifier:", "0.4321"] in rows
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.strategies import token_lists
 from tests.tiny import propose
 from viasd_calib.draft.lookup import PromptLookup, find_continuation
+from viasd_calib.traces.capture import random_depths
 
 TEXTS = token_lists(1, 30, vocab=4)
 NGRAMS = st.tuples(st.integers(1, 5), st.integers(1, 5)).map(sorted)
@@ -46,6 +47,21 @@ def test_score_is_the_first_proposal_at_every_place(text: list[int], ngrams: lis
     first = [propose(drafter.start(64), ids[: place + 1], 1).tokens.tolist() for place in range(len(text))]
     assert [[] if token == -1 else [token] for token in tokens.tolist()] == first
     assert logits is None
+
+
+@given(text=TEXTS, ngrams=NGRAMS, longest=st.integers(1, 4), seed=st.integers(0, 99))
+def test_score_goes_on_with_the_block_that_was_looked_up(
+    text: list[int], ngrams: list[int], longest: int, seed: int
+) -> None:
+    """Inside a block lookup is not asked anew: what it proposed at the block's begin stands there, or nothing."""
+    drafter = PromptLookup(max_ngram=ngrams[1], min_ngram=ngrams[0])
+    ids, depth = torch.tensor(text), random_depths(len(text), longest, seed)
+    tokens, _ = drafter.score(ids, torch.zeros(len(text), 0, 4), depth)
+    for place, before in enumerate(depth.tolist()):
+        begin = place + 1 - before
+        block = propose(drafter.start(64), ids[:begin], longest).tokens.tolist()
+        there = len(block) > before and block[:before] == text[begin : place + 1]
+        assert int(tokens[place]) == (block[before] if there else -1)
 
 
 @pytest.mark.parametrize("text", [[3], [1, 2, 3]])

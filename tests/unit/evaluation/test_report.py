@@ -9,8 +9,8 @@ import pytest
 
 from tests.tiny import constant_gate, verifier_ref
 from viasd_calib.calibration.certify import TestedCandidate
-from viasd_calib.calibration.logistic_gate import Reliability
 from viasd_calib.calibration.paired import Interval
+from viasd_calib.calibration.reliability import Reliability
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.evaluation import plots
 from viasd_calib.evaluation.bench import BenchResult, BenchSettings, TaskResult

@@ -39,7 +39,7 @@ from viasd_calib.models import Verifier, load_verifier
 from viasd_calib.prompts import Prompt
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.traces.capture import MAX_DEPTH, CaptureReport, capture_traces, random_depths
+from viasd_calib.traces.capture import CaptureReport, capture_traces, random_depths
 from viasd_calib.traces.folder import CaptureSettings, read_manifest, read_rows
 
 SETTINGS = CaptureSettings(max_new_tokens=12, batch_size=3, top_k=4)
@@ -149,7 +149,8 @@ def test_the_drafts_are_those_of_the_drafter(tiny_verifier: Verifier, tmp_path: 
             tokens, logits = drafter.score(text, tapped, depth)
         assert row["p_token"] == tokens[begin:].tolist()
         assert len(row["p_token"]) == len(row["p_depth"]) == count
-        assert set(row["p_depth"]) <= set(range(MAX_DEPTH))
+        assert row["p_depth"][0] == 0  # q reads the prompt, so no block begins in it
+        assert set(row["p_depth"]) <= set(range(CaptureSettings().draft_length))
         if logits is None:
             assert row["p_ids"] == row["p_entropy"] == []
         else:

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 from viasd_calib.evaluation.plots.style import GATE_COLOURS, MUTED, canvas, dress, legend
 
 if TYPE_CHECKING:
-    from viasd_calib.calibration.logistic_gate import Reliability
+    from viasd_calib.calibration.reliability import Reliability
 
 
 def reliability_diagram(gates: Mapping[str, Reliability]) -> Figure:
