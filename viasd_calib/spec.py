@@ -59,7 +59,7 @@ from viasd_calib.schema.route import (
     Route,
 )
 
-SCHEMA_VERSION = "1.4"
+SCHEMA_VERSION = "1.5"
 
 __all__ = [
     "DRAFT_FEATURES",

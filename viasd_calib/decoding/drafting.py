@@ -45,7 +45,7 @@ class EarlyStop:
         """
         top = top_k_of(self.statistics.at(logits, place), logits[None], 1)
         depths = torch.full((1,), self.depth + place, device=logits.device)
-        score = self.gate(draft_features(DraftStatistics(top.ids[:, 0], top, depths)))  # [1]
+        score = self.gate(draft_features(DraftStatistics(top.ids[:, 0], top, depths), self.gate.names))  # [1]
         self.scores.append(score)
         self._product = score if self._product is None else self._product * score
         return self._product < self.stop_below

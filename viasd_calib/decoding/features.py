@@ -42,23 +42,46 @@ class DraftStatistics:
     depth: Tensor
 
 
-def draft_features(draft: DraftStatistics) -> dict[str, Tensor]:
-    """Features of drafted tokens from the draft model alone; each is float32 [k]."""
-    like = draft.depth.float()  # [k]
-    if draft.top_k is None:
-        zeros = torch.zeros_like(like)
-        return {
-            "draft_entropy": zeros,
-            "draft_log_top1": zeros,
-            "draft_margin": torch.full_like(like, MARGIN_CAP),
-            "draft_depth": like,
-        }
-    return {
-        "draft_entropy": draft.top_k.entropy,
-        "draft_log_top1": draft.top_k.log_probs[..., 0],
-        "draft_margin": draft.top_k.margin.clamp(max=MARGIN_CAP),
-        "draft_depth": like,
+def draft_features(draft: DraftStatistics, names: Collection[str] = DRAFT_FEATURES) -> dict[str, Tensor]:
+    """Features of drafted tokens from the draft model alone; each is float32 [k].
+
+    A drafter without a distribution is certain of its tokens, as prompt lookup beside a draft model is.
+
+    Args:
+        names: which of ``DRAFT_FEATURES`` are wanted; others are not computed.
+    """
+    depth = draft.depth.float()  # [k]
+    top_k, zeros = draft.top_k, torch.zeros_like(depth)
+
+    def margin() -> Tensor:
+        return torch.full_like(depth, MARGIN_CAP) if top_k is None else top_k.margin.clamp(max=MARGIN_CAP)
+
+    def log_top1() -> Tensor:
+        return zeros if top_k is None else top_k.log_probs[..., 0]
+
+    def certain() -> Tensor:
+        return (margin() >= MARGIN_CAP).float()
+
+    compute: dict[str, Callable[[], Tensor]] = {
+        "draft_entropy": lambda: zeros if top_k is None else top_k.entropy,
+        "draft_log_top1": log_top1,
+        "draft_margin": margin,
+        "draft_depth": lambda: depth,
+        "draft_log_odds": lambda: log_odds(log_top1()) * (1 - certain()),
+        "draft_certain": certain,
+        "draft_certain_depth": lambda: certain() * depth,
     }
+    return {name: compute[name]() for name in names}
+
+
+def log_odds(log_probs: Tensor) -> Tensor:
+    """log p / (1 - p) of log-probabilities, at most ``MARGIN_CAP``: the score of a drafter that is calibrated itself.
+
+    Example:
+        >>> log_odds(torch.tensor([0.5, 0.75, 1.0]).log()).tolist()
+        [0.0, 1.0986123085021973, 20.0]
+    """
+    return (log_probs - (-torch.expm1(log_probs)).log()).clamp(max=MARGIN_CAP)
 
 
 def slim_features(
@@ -100,6 +123,8 @@ def slim_features(
         "draft_entropy": lambda: zeros if top_k is None else top_k.entropy,
         "block_place": lambda: place.float(),
         "pending": lambda: pending.float(),
+        "slim_log_margin": lambda: slim.margin.clamp(max=MARGIN_CAP).log1p(),
+        "log_log_ratio": lambda: log_log_ratio_feature(log_ratio),
     }
     return {name: compute[name]() for name in names}
 
@@ -107,6 +132,18 @@ def slim_features(
 def log_ratio_feature(log_ratio: Tensor) -> Tensor:
     """The feature of candidates whose log-probabilities under q' are so much below that of q's slim choice: [k]."""
     return log_ratio.clamp(min=-MARGIN_CAP)
+
+
+def log_log_ratio_feature(log_ratio: Tensor) -> Tensor:
+    """The same on a scale that is fine near 0, -log(1 - log ratio): [k]."""
+    return -torch.log1p(-log_ratio_feature(log_ratio))
+
+
+RATIO_FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "log_ratio": log_ratio_feature,
+    "log_log_ratio": log_log_ratio_feature,
+}
+"""What differs between a drafted token and q's slim choice at one place, of the log ratio of each."""
 
 
 def top_k_kl(ids: Tensor, log_probs: Tensor, slim_logits: Tensor, slim_log_sum_exp: Tensor) -> Tensor:

@@ -10,7 +10,15 @@ from pydantic import Field, model_validator
 
 from viasd_calib.schema.base import Share, SpecModel, refuse
 
-DRAFT_FEATURES = ("draft_entropy", "draft_log_top1", "draft_margin", "draft_depth")
+DRAFT_FEATURES = (
+    "draft_entropy",
+    "draft_log_top1",
+    "draft_margin",
+    "draft_depth",
+    "draft_log_odds",
+    "draft_certain",
+    "draft_certain_depth",
+)
 """What a draft gate may look at: known from the draft model alone (:mod:`viasd_calib.decoding.features`)."""
 SLIM_FEATURES = (
     "slim_entropy",
@@ -24,6 +32,8 @@ SLIM_FEATURES = (
     "draft_entropy",
     "block_place",
     "pending",
+    "slim_log_margin",
+    "log_log_ratio",
 )
 """What a slim gate may look at: known after a slim pass."""
 

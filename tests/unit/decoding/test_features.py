@@ -46,8 +46,11 @@ def test_draft_features_against_plain_python(seed: int, count: int) -> None:
             "draft_log_top1": math.log(ranked[0]),
             "draft_margin": math.log(ranked[0] / ranked[1]),
             "draft_depth": 2 + row,
+            "draft_log_odds": math.log(ranked[0] / sum(ranked[1:])),
+            "draft_certain": 0,
+            "draft_certain_depth": 0,
         }
-        assert {name: column[row].item() for name, column in features.items()} == pytest.approx(expected, abs=1e-4)
+        assert {name: column[row].item() for name, column in features.items()} == pytest.approx(expected, abs=1e-3)
 
 
 @given(seed=SEEDS, top=st.integers(2, VOCAB))
@@ -61,6 +64,9 @@ def test_a_drafter_that_is_certain(seed: int, top: int) -> None:
     features = draft_features(drafted)
     assert features["draft_margin"].tolist() == [MARGIN_CAP, MARGIN_CAP]
     assert features["draft_entropy"].tolist() == features["draft_log_top1"].tolist() == [0, 0]
+    assert features["draft_certain"].tolist() == [1, 1]
+    assert features["draft_certain_depth"].tolist() == features["draft_depth"].tolist()
+    assert features["draft_log_odds"].tolist() == [0, 0]
     assert drafted.top_k is not None
     kl = top_k_kl(drafted.top_k.ids, drafted.top_k.log_probs, slim, slim.logsumexp(-1))
     expected = -slim.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
@@ -75,7 +81,18 @@ def test_a_drafter_without_a_distribution() -> None:
         "draft_log_top1": [0, 0],
         "draft_margin": [MARGIN_CAP, MARGIN_CAP],
         "draft_depth": [0, 1],
+        "draft_log_odds": [0, 0],
+        "draft_certain": [1, 1],
+        "draft_certain_depth": [0, 1],
     }
+
+
+@given(seed=SEEDS, names=st.lists(st.sampled_from(DRAFT_FEATURES), unique=True))
+def test_draft_features_that_nobody_asks_for_are_left_out(seed: int, names: list[str]) -> None:
+    draft = draft_statistics(random_logits(2, seed))
+    found, every = draft_features(draft, names), draft_features(draft)
+    assert list(found) == names
+    assert all(torch.equal(column, every[name]) for name, column in found.items())
 
 
 @given(seed=SEEDS, count=st.integers(1, 4), drafted=st.booleans())
@@ -102,6 +119,8 @@ def test_slim_features_against_plain_python(seed: int, count: int, drafted: bool
             "draft_entropy": -sum(x * math.log(x) for x in p) if drafted else 0.0,
             "block_place": row,
             "pending": 5 + row,
+            "slim_log_margin": math.log1p(math.log(ranked[0] / ranked[1])),
+            "log_log_ratio": -math.log1p(math.log(ranked[0] / slim[int(tokens[row])])),
         }
         found = {name: column[row].item() for name, column in features.items()}
         assert found == pytest.approx(expected, abs=2e-4)

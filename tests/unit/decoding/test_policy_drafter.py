@@ -146,7 +146,7 @@ def test_a_slim_tier_that_never_decides_drafts_nothing(tiny_folder: TinyFolder, 
 def test_earlier_specs_draft_with_their_draft_model(tiny_folder: TinyFolder, tmp_path: Path) -> None:
     path = write(tiny_folder, tmp_path, None)
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace('"drafter": null,', "").replace('"1.4"', '"1.3"'), encoding="utf-8")
+    path.write_text(text.replace('"drafter": null,', "").replace('"1.5"', '"1.3"'), encoding="utf-8")
     assert "drafter" not in path.read_text(encoding="utf-8")
     assert load_spec(path).decoding.drafter is None
 

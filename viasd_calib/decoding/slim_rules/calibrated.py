@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from viasd_calib.decoding.acceptance import SlimMasks, accept_by_score
-from viasd_calib.decoding.features import TRACED_TOP_K, DraftStatistics, log_ratio_feature, slim_features
+from viasd_calib.decoding.features import RATIO_FEATURES, TRACED_TOP_K, DraftStatistics, slim_features
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.kernels import logit_statistics
 from viasd_calib.decoding.slim_rules.base import SlimRule, register
@@ -56,7 +56,9 @@ def candidate_scores(gate: Gate, logits: Tensor, draft: DraftStatistics, pending
     zeros = torch.zeros_like(slim.entropy)  # [k + 1]: log ratio of q's slim choice to itself
     inside = gate.stack(slim_features(zeros[:k], logits[:k], slim[:k], draft, place[:k], waiting[:k], gate.names))
     after = gate.stack(slim_features(zeros[k:], logits[k:], slim[k:], None, place[k:], waiting[k:], gate.names))
-    # At one place q's choice and the drafted token have every feature in common but this.
-    drafted = gate.with_feature(inside, "log_ratio", log_ratio_feature(statistics.log_ratio))  # [k, features]
+    # At one place q's choice and the drafted token have every feature in common but these.
+    drafted = inside  # [k, features]
+    for name, feature in RATIO_FEATURES.items():
+        drafted = gate.with_feature(drafted, name, feature(statistics.log_ratio))
     scores = gate.of_stacked(torch.cat([drafted, inside, after]))  # [2 k + 1]
     return scores[:k], scores[k:]

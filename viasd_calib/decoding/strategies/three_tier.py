@@ -120,7 +120,7 @@ class ThreeTier(Strategy):
         if self.draft_gate is None or self.draft_accept_at > 1 or len(block) == 0:
             return []
         if block.early_stop is None:
-            scores = self.draft_gate(draft_features(draft_statistics(session, block, 1)))  # [k]
+            scores = self.draft_gate(draft_features(draft_statistics(session, block, 1), self.draft_gate.names))  # [k]
         else:
             scores = torch.cat(block.early_stop.scores)
         count = accept_by_draft_gate(scores, self.draft_accept_at)
