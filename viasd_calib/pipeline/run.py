@@ -125,8 +125,8 @@ def run(options: RunOptions, jobs: Jobs) -> None:
     jobs.announce("1/7 capture: what the verifier and the draft model predict on the fit prompts")
     # The gates are fitted at the places in a block at which they will be asked; a block of 0 is none.
     blocks = max(decided.draft_length, 1)
-    step = {**common, **captured.model_dump(), "draft_length": blocks}
-    jobs.capture(CaptureOptions(out=str(traces), draft=options.draft, **step), load)
+    logged = {**common, **captured.model_dump(), "draft_length": blocks}
+    jobs.capture(CaptureOptions(out=str(traces), draft=options.draft, **logged), load)
     jobs.announce("2/7 fit: route, adapter and first gates")
     if not (fitted / FIT_FILE).is_file():
         words = ["--config", fit_config, "--out", str(fitted), "--model.verifier", options.verifier]

@@ -13,7 +13,8 @@ COLUMNS = ["task", "p_token", "p_depth", "q_ids"]
 class DraftAgreement:
     """Counts of proposals, by task and by how many drafted, unverified tokens came before them.
 
-    A place where nothing was proposed counts as one where the drafter was wrong.
+    A place where nothing was proposed counts as one where the drafter was wrong; so does the rest of a looked-up block
+    after a wrong token.
 
     Example:
         >>> found = DraftAgreement()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from tests.tiny import LAYERS, VOCAB, make_drafter, random_gate, tiny_prompts
+from viasd_calib.calibration.candidates import tier_scores
 from viasd_calib.calibration.gate_fitting import fit_gates
 from viasd_calib.calibration.scoring import ScoredText, join, score_texts
 from viasd_calib.decoding.decoder import Decoder
-from viasd_calib.decoding.features import SLIM_FEATURES, slim_features
+from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES, slim_features
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.kernels import logit_statistics
 from viasd_calib.decoding.slim_rules.calibrated import CalibratedRule
@@ -21,6 +23,7 @@ from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.decoding.top_k import top_k_of
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.lookup import PromptLookup
+from viasd_calib.errors import TraceError
 from viasd_calib.models import Verifier
 from viasd_calib.replay.blocks import block_runs, replay_blocks
 from viasd_calib.slim.cache import CacheWindow
@@ -91,6 +94,20 @@ def test_candidates_stand_where_decoding_asks_for_them(tiny_verifier: Verifier, 
     others = sum(int((one.own.features["same_choice"][one.blocks.drafted] == 0).sum()) for one in texts)
     assert int((~alone).sum()) == drafted + others  # one candidate where p and q' agree
     assert int(agreed.sum()) == drafted - others
+
+
+def test_no_tier_takes_a_token_that_was_not_proposed(tiny_verifier: Verifier, tmp_path: Path) -> None:
+    """Candidate thresholds are proposed over all places: where lookup has no match q' is asked alone, as it decodes."""
+    texts = scored_with(tiny_verifier, PromptLookup(max_ngram=3, min_ngram=2), tmp_path)
+    draft, slim = random_gate(DRAFT_FEATURES, 0), random_gate(SLIM_FEATURES, 1)
+    scores = tier_scores(draft, slim, texts)
+    proposed = torch.cat([one.proposed for one in texts])
+    alone = Gate(slim)(join([one.own_alone for one in texts]).features)
+    assert 0 < int(proposed.sum()) < len(proposed) == len(scores.own)
+    assert scores.draft[~proposed].max() == scores.accept[~proposed].max() == 0
+    assert (scores.draft[proposed] > 0).all()
+    assert not scores.draft_agrees[~proposed].any()
+    assert torch.equal(scores.own[~proposed], alone[~proposed])
 
 
 class AskedGate(Gate):
@@ -167,6 +184,35 @@ def test_gates_are_fitted_on_the_numbers_of_the_decoder(
         off += [float((column - wanted[name]).abs().max()) for name, column in one.own_alone.features.items()]
         at_other_runs += [float((others[name] - column).abs().max()) for name, column in wanted.items()]
     assert max(off) < max(at_other_runs) / 20
+
+
+def test_gates_are_assessed_on_prompts_they_were_not_fitted_on(
+    tiny_verifier: Verifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a data module gives its last text for both, and where two prompts ask the same."""
+    drafter = make_drafter("near", RoutedModel(tiny_verifier.model))
+    capture_traces(tiny_verifier, drafter, "near", tiny_prompts(8), tmp_path, CaptureSettings(max_new_tokens=16))
+    texts = read_texts(tmp_path)
+    seen: list[list[str]] = []
+
+    def noted(model: RoutedModel, some: list[TraceText], max_run: int) -> Iterator[ScoredText]:
+        seen.append([text.prompt_sha256 for text in some])
+        return score_texts(model, some, max_run)
+
+    monkeypatch.setattr("viasd_calib.calibration.gate_fitting.score_texts", noted)
+    model = RoutedModel(tiny_verifier.model, Route())
+    found = fit_gates(model, texts, texts[-2:], 8)
+    fitted_on, assessed_on = seen
+    assert assessed_on == [text.prompt_sha256 for text in texts[-2:]]
+    assert set(fitted_on).isdisjoint(assessed_on)
+    assert len(fitted_on) == len(texts) - 2
+    for gate in (found.draft, found.slim):
+        assert gate.reliability.overall is not None
+        assert gate.reliability.overall.prompts <= 2
+        assert sum(one.candidates for one in gate.reliability.by_task.values()) == gate.reliability.overall.candidates
+        assert sum(one.candidates for one in gate.reliability.by_place.values()) == gate.reliability.overall.candidates
+    with pytest.raises(TraceError, match="all 2 texts are of prompts that are held back"):
+        fit_gates(model, texts[-2:], texts[-2:], 8)
 
 
 def test_weights_are_widened_once_for_all_texts(
