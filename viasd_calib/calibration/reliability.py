@@ -54,7 +54,8 @@ class Reliability(BaseModel):
     Attributes:
         expected_calibration_error: over ``BINS`` bins of equal width: the mean over candidates of
             |accuracy - confidence| of their bin, in [0, 1].
-        auroc: area under the receiver operating characteristic, in [0, 1]; 0.5 for scores that say nothing.
+        auroc: area under the receiver operating characteristic, in [0, 1]; 0.5 for scores that say nothing, and where
+            all candidates have one outcome.
         confidence: mean score of each bin that holds anything.
         accuracy: share of candidates in it that were q's choice.
         count: candidates in it.
@@ -90,7 +91,7 @@ def assess(scores: Tensor, agrees: Tensor) -> Reliability:
     held = [rows for rows in held if rows.any()]
     return Reliability(
         expected_calibration_error=float(binary_calibration_error(scores, agrees.long(), n_bins=BINS)),
-        auroc=float(binary_auroc(scores, agrees.long())),
+        auroc=0.5 if agrees.all() or not agrees.any() else float(binary_auroc(scores, agrees.long())),
         confidence=[float(scores[rows].mean()) for rows in held],
         accuracy=[float(agrees[rows].float().mean()) for rows in held],
         count=[int(rows.sum()) for rows in held],

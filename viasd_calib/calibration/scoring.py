@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from viasd_calib.decoding.top_k import TopKStatistics, top_k_of
 from viasd_calib.errors import TraceError
 from viasd_calib.replay.agreement import slim_logits_on, text_cache
 from viasd_calib.replay.blocks import ReplayedBlocks, block_runs, replay_blocks
+from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.data import TraceText
 
@@ -92,8 +94,33 @@ def traced_draft_statistics(text: TraceText) -> DraftStatistics:
     return DraftStatistics(text.p_token, top_k, text.p_depth)
 
 
+SlimReader = Callable[[RoutedModel, TraceText, Tensor], Tensor]
+"""Runs q' on a text, in runs that begin at given starts ([length]): its logits at the n generated places,
+[n, vocabulary], float32, on the host."""
+
+
+def at_once(model: RoutedModel, text: TraceText, starts: Tensor) -> Tensor:
+    """All runs in one forward of the eager modules: a :data:`SlimReader`."""
+    return slim_logits_on(model, model.slim_sublayers, text, text_cache(model, text), starts)
+
+
+def run_by_run(model: RoutedModel, text: TraceText, starts: Tensor) -> Tensor:
+    """One slim pass a run, as decoding makes it, by whatever backend runs the model: a :data:`SlimReader`."""
+    begin, length = text.prompt_length - 1, len(text.ids) - 1
+    ids, cache = text.ids[None, :-1].to(model.device), text_cache(model, text)
+    bounds = [*starts[begin:].clamp(min=begin).unique().tolist(), length]
+    found: list[Tensor] = []
+    # The last run first: what q' writes into the cache lies at or after its run's begin, where no earlier one reads.
+    for first, after in reversed([*pairwise(bounds)]):
+        states = model.slim(ids[:, first:after], CacheWindow(cache, first, after - first, after))
+        found.append(model.slim_logits(states.last[0]).float().cpu())
+    return torch.cat(found[::-1])
+
+
 @torch.inference_mode()
-def score_texts(model: RoutedModel, texts: Sequence[TraceText], max_run: int, seed: int = 0) -> Iterator[ScoredText]:
+def score_texts(
+    model: RoutedModel, texts: Sequence[TraceText], max_run: int, seed: int = 0, read: SlimReader = at_once
+) -> Iterator[ScoredText]:
     """Run q' over traced texts as it will run, and label what the gates would be asked.
 
     q reads the prompt, as it does when it decodes: runs of pending places begin after it, and are of whole blocks.
@@ -102,6 +129,7 @@ def score_texts(model: RoutedModel, texts: Sequence[TraceText], max_run: int, se
         model: the verifier with its route.
         max_run: longest run of pending places.
         seed: of the runs.
+        read: how q' runs.
 
     Raises:
         TraceError: the traces were captured without a drafter.
@@ -112,7 +140,7 @@ def score_texts(model: RoutedModel, texts: Sequence[TraceText], max_run: int, se
         begin = text.prompt_length - 1
         starts = block_runs(draft.depth, max_run, generator)  # [n]
         whole = torch.cat([torch.arange(begin), begin + starts])  # [length]: in the prompt nothing is pending
-        logits = slim_logits_on(model, model.slim_sublayers, text, text_cache(model, text), whole)  # [n, vocabulary]
+        logits = read(model, text, whole)  # [n, vocabulary]
         blocks = replay_blocks(draft.tokens, text.generated, draft.depth, starts)
         yield _score(text, draft, blocks, logits, torch.arange(len(starts)) - starts)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from viasd_calib.cli.configurations import given_options, with_shipped_configurations
+from viasd_calib.cli.gate_table import gate_table
 from viasd_calib.cli.notices import say_written
 from viasd_calib.cli.parser import with_underscores
 from viasd_calib.file_names import FIT_FILE
@@ -46,7 +47,6 @@ def fit(words: Sequence[str], load: lazy_types.LoadVerifier | None = None) -> No
 
 def say_fit(artifact: lazy_types.FitArtifact) -> None:
     """Say what was learned: the route, how good the gates are, how often q' and q agree, and what low bits cost."""
-    from viasd_calib.evaluation.gate_rows import GATE_HEADINGS, gate_rows
     from viasd_calib.evaluation.report_rows import cost_words
     from viasd_calib.slim.parts.base import route_words
 
@@ -54,13 +54,10 @@ def say_fit(artifact: lazy_types.FitArtifact) -> None:
     table = new_table("what was learned", ["", "kept", "layers skipped"])
     for name, skipped in (("attention", route.attention_skip), ("MLP", route.mlp_skip)):
         table.add_row(name, f"{layers - len(skipped)} of {layers}", runs(skipped))
-    auroc = ", ".join(f"{name} gate {found.auroc:.2f}" for name, found in artifact.reliability.items())
-    gates = new_table("gates, on prompts they were not fitted on", GATE_HEADINGS, f"AUROC: {auroc}")
-    for row in gate_rows(artifact.reliability):
-        gates.add_row(*row)
     console = Console(highlight=False)
     console.print(table)
-    console.print(gates)
+    if artifact.reliability:
+        console.print(gate_table(artifact.reliability))
     console.print(f"agreement of slim and full verifier: {artifact.agreement:.4f}")
     console.print(f"slim verifier: {route_words(route, layers)}")
     if route.relative_cost is not None:

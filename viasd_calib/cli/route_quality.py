@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from viasd_calib.cli.gate_table import gate_table
 from viasd_calib.cli.notices import say_written
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline import route_quality as job
@@ -15,7 +16,10 @@ from viasd_calib.tables import new_table
 def route_quality(options: RouteQualityOptions) -> None:
     """Measure, and print the table."""
     quality = job.route_quality(options)
-    Console(highlight=False).print(quality_table(quality))
+    console = Console(highlight=False)
+    console.print(quality_table(quality))
+    if quality.gates:
+        console.print(gate_table(quality.gates))
     say_written(options.json)
 
 

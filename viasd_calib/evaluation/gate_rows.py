@@ -10,7 +10,7 @@ from viasd_calib.evaluation.method_columns import NOTHING
 if TYPE_CHECKING:
     from viasd_calib.calibration.reliability import GroupError, Reliability
 
-GATE_HEADINGS = ("gate", "calibration error", "95 % interval", "by chance", "candidates", "prompts")
+GATE_HEADINGS = ("gate", "error", "95 % interval", "by chance", "candidates", "prompts")
 
 
 def gate_rows(gates: Mapping[str, Reliability]) -> list[tuple[str, ...]]:
@@ -40,6 +40,6 @@ def _rows_of(name: str, gate: Reliability) -> Iterator[tuple[str, ...]]:
 
 
 def _row(words: str, found: GroupError) -> tuple[str, ...]:
-    interval = NOTHING if found.low is None else f"{found.low:.4f}, {found.high:.4f}"
+    interval = NOTHING if found.low is None else f"{found.low:.3f}–{found.high:.3f}"
     error, chance = f"{found.expected_calibration_error:.4f}", f"{found.by_chance:.4f}"
     return words, error, interval, chance, f"{found.candidates:,}", f"{found.prompts:,}"

@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from viasd_calib.calibration.reliability import Reliability
 from viasd_calib.errors import BenchError
 from viasd_calib.progress import steps
 from viasd_calib.replay.agreement import ComparedPlaces, compare_logits, text_cache
@@ -40,6 +41,8 @@ class RouteQuality(BaseModel):
         by_distance: agreement by how many tokens before the place q has not seen.
         places_by_distance: how many places that is the agreement of.
         by_task: agreement by the prompts' task.
+        gates: how well the spec's gates are calibrated, by ``draft`` and ``slim``; a gate that was asked nothing is
+            left out, and in what earlier releases wrote both are.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -51,6 +54,7 @@ class RouteQuality(BaseModel):
     by_distance: dict[int, float]
     places_by_distance: dict[int, int]
     by_task: dict[str, float]
+    gates: dict[str, Reliability] = {}
 
 
 def measure_quality(

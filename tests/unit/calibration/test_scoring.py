@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny import LAYERS, VOCAB, make_drafter, random_gate, tiny_prompts
+from tests.rounding import assert_near
+from tests.tiny import LAYERS, VOCAB, make_drafter, random_bridges, random_gate, tiny_prompts, tiny_texts
 from viasd_calib.calibration.candidates import tier_scores
 from viasd_calib.calibration.gate_fitting import fit_gates
-from viasd_calib.calibration.scoring import ScoredText, join, score_texts
+from viasd_calib.calibration.scoring import ScoredText, at_once, join, run_by_run, score_texts
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.features import DRAFT_FEATURES, SLIM_FEATURES, slim_features
 from viasd_calib.decoding.gates import Gate
@@ -26,6 +27,7 @@ from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.errors import TraceError
 from viasd_calib.models import Verifier
 from viasd_calib.replay.blocks import block_runs, replay_blocks
+from viasd_calib.replay.student import run_starts
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.low_bit import RoundedWeight, widened_weights
@@ -213,6 +215,18 @@ def test_gates_are_assessed_on_prompts_they_were_not_fitted_on(
         assert sum(one.candidates for one in gate.reliability.by_place.values()) == gate.reliability.overall.candidates
     with pytest.raises(TraceError, match="all 2 texts are of prompts that are held back"):
         fit_gates(model, texts[-2:], texts[-2:], 8)
+
+
+@pytest.mark.parametrize("parts", ["skips", "carry"])
+def test_a_pass_a_run_gives_what_one_forward_over_all_runs_gives(tiny_verifier: Verifier, parts: str) -> None:
+    """The widths of the passes differ, so that numbers agree within rounding; other runs differ by far more."""
+    route = Route(attention_skip=[1], mlp_skip=[1, 2])
+    model = RoutedModel(tiny_verifier.model, route, {"bridges": random_bridges(route)} if parts == "carry" else {})
+    for text in tiny_texts(3, model=RoutedModel(tiny_verifier.model)):
+        starts = run_starts(len(text.ids) - 1, 6, torch.Generator().manual_seed(0))
+        assert_near(run_by_run(model, text, starts), at_once(model, text, starts))
+        others = at_once(model, text, torch.arange(len(starts)))
+        assert float((others - at_once(model, text, starts)).abs().max()) > 0.01
 
 
 def test_weights_are_widened_once_for_all_texts(

@@ -15,6 +15,7 @@ from tests.tiny import (
     TinyFolder,
     make_model,
     random_bridges,
+    random_gate,
     tiny_config,
     tiny_model,
     tiny_prompts,
@@ -24,7 +25,7 @@ from tests.tiny import (
 )
 from viasd_calib.choices import Backend
 from viasd_calib.errors import BenchError
-from viasd_calib.evaluation.route_quality import compare_at_distances, measure_quality
+from viasd_calib.evaluation.route_quality import RouteQuality, compare_at_distances, measure_quality
 from viasd_calib.models import load_verifier
 from viasd_calib.pipeline.options import RouteQualityOptions
 from viasd_calib.pipeline.route_quality import route_quality
@@ -34,7 +35,18 @@ from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.compiled import CompiledModel
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.native.library import why_no_kernels
-from viasd_calib.spec import DType, Gates, PromptHashes, PromptLookupDraft, Route, RoutingSpec, save_spec
+from viasd_calib.spec import (
+    DRAFT_FEATURES,
+    SLIM_FEATURES,
+    DType,
+    Gates,
+    PromptHashes,
+    PromptLookupDraft,
+    Route,
+    RoutingSpec,
+    load_spec,
+    save_spec,
+)
 from viasd_calib.traces.data import TraceText
 
 ROUTE = Route(attention_skip=[1], mlp_skip=[2])
@@ -150,6 +162,26 @@ def test_the_command_writes_what_it_measured(tiny_folder: TinyFolder, tmp_path: 
     assert [*written["agreement_confident"]] == ["0.5", "0.6", "0.7", "0.9"]
     assert [*written["relative_cost"]] == ["1", "4", "8"]
     assert written["by_distance"]["0"] == quality.agreement
+    assert written["gates"] == {}  # the ratio convention has none
+
+
+def test_fitted_gates_are_assessed_on_the_same_answers(tiny_folder: TinyFolder, tmp_path: Path) -> None:
+    """At each generated place there is a candidate of the slim gate at least, and of the draft gate where lookup has
+    a proposal that decoding comes to."""
+    path = tiny_spec(tiny_folder, tmp_path)
+    gates = Gates(
+        draft=random_gate(DRAFT_FEATURES, 0), slim=random_gate(SLIM_FEATURES, 1), accept_at=0.9, regenerate_at=0.9
+    )
+    save_spec(load_spec(path).model_copy(update={"gates": gates}), path)
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "quality.json"
+    prompts.write_text("".join(prompt.model_dump_json() + "\n" for prompt in tiny_prompts(8)), encoding="utf-8")
+    quality = route_quality(RouteQualityOptions(spec=str(path), json=str(out), prompts=str(prompts), max_new_tokens=24))
+    draft, slim = quality.gates["draft"].overall, quality.gates["slim"].overall
+    assert draft is not None
+    assert slim is not None
+    assert slim.candidates >= quality.places_by_distance[0] > draft.candidates > 0
+    assert set(quality.gates["slim"].by_task) == set(quality.by_task)
+    assert RouteQuality.model_validate_json(out.read_text(encoding="utf-8")) == quality
 
 
 FLOOR_CASES = [
