@@ -332,7 +332,7 @@ class ReportOptions(UnseenPrompts, SpecModels):
 
 @options
 class RouteQualityOptions(UnseenPrompts, BackendModels):
-    """Measure how well the slim verifier predicts the full one, and what a pass of it costs.
+    """Measure how well the slim verifier predicts the full one, how well gates are calibrated, and what a pass costs.
 
     Args:
         json: where the result is written.
