@@ -36,6 +36,7 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("fraction for a count", [*CAPTURE, "--max-new-tokens", "1.5"], 2, "--max-new-tokens is '1.5'; give a whole"),
     ("nothing to take", [*CAPTURE, "--limit", "0"], 2, "--limit is '0'; give a whole number, at least 1"),
     ("negative count", [*CAPTURE, "--batch-size=-1"], 2, "--batch-size is '-1'; give a whole number, at least 1"),
+    ("block of none", [*CAPTURE, "--draft-length", "0"], 2, "--draft-length is '0'; give a whole number, at least 1"),
     ("negative seed", [*GENERATE, "--seed=-1"], 2, "give a whole number at least 0 and below 2**64"),
     ("huge seed", [*GENERATE, "--seed", str(2**64)], 2, "--seed is '18446744073709551616'; give a whole number"),
     ("nan", [*GENERATE, "--top-p", "nan"], 2, "--top-p is 'nan'; give a number above 0 and at most 1"),

@@ -46,3 +46,12 @@ def test_an_audit_without_a_spec_is_refused(
 ) -> None:
     assert main([*words, "--out", str(tmp_path / "out"), "--audit", "off"]) == 1
     assert "give --spec too" in capsys.readouterr().err
+
+
+def test_drafts_are_logged_in_blocks_as_long_as_one_decodes_with(
+    words: list[str], tiny_folder: TinyFolder, tmp_path: Path
+) -> None:
+    for length in (1, 3):
+        out = tmp_path / f"{length}"
+        assert main([*words, "--verifier", str(tiny_folder), "--out", str(out), "--draft-length", f"{length}"]) == 0
+        assert {int(depth) for text in read_texts(out) for depth in text.p_depth} == {*range(length)}
