@@ -88,14 +88,30 @@ class Spent:
         return Spent(self.tokens + more.tokens, self.seconds + more.seconds)
 
 
+def lower_percentile(count: int, error: float = ERROR) -> float:
+    """Which percentile of a bootstrap over ``count`` prompts, two at least, is an interval's lower bound; the upper one
+    is 100 less it.
+
+    Hesterberg 2015, The American Statistician 69(4), section 5.3.2: Phi(-sqrt(n / (n - 1)) t), with Student's t of
+    ``error`` / 2 and n - 1 degrees of freedom. Plain percentiles are too narrow by as much as a normal interval is,
+    which on eight prompts errs three times as often as stated.
+
+    Args:
+        error: probability that the interval misses, on both sides together.
+
+    Example:
+        >>> round(lower_percentile(6), 2), round(lower_percentile(10_000), 2)
+        (0.24, 2.5)
+    """
+    return float(100 * norm.cdf(sqrt(count / (count - 1)) * student.ppf(error / 2, count - 1)))
+
+
 def speed_ratio(own: Spent, base: Spent, seed: int = 0, error: float = ERROR) -> Interval:
     """Tokens per second of ``own`` over those of ``base`` on the same prompts: median and interval of a paired
     bootstrap over prompts.
 
-    Its bounds are the expanded percentiles of Hesterberg (2015, The American Statistician 69(4), section 5.3.2), at
-    Phi(-sqrt(n / (n - 1)) t) and its complement, with Student's t of ``error`` / 2 and n - 1 degrees of freedom: plain
-    percentiles are too narrow by as much as a normal interval is, which on eight prompts errs three times as often as
-    stated. Of fewer than ``FEWEST_PROMPTS`` it is the ratio itself, without an interval.
+    Its bounds are expanded percentiles (:func:`lower_percentile`). Of fewer than ``FEWEST_PROMPTS`` it is the ratio
+    itself, without an interval.
 
     Args:
         own: prompt by prompt, in the order of ``base``.
@@ -116,7 +132,7 @@ def speed_ratio(own: Spent, base: Spent, seed: int = 0, error: float = ERROR) ->
     draws = np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
     own_speed = own_tokens[draws].sum(1) / own_seconds[draws].sum(1)
     base_speed = base_tokens[draws].sum(1) / base_seconds[draws].sum(1)
-    tail = 100 * norm.cdf(sqrt(count / (count - 1)) * student.ppf(error / 2, count - 1))
+    tail = lower_percentile(count, error)
     low, median, high = np.percentile(own_speed / base_speed, [tail, 50, 100 - tail]).tolist()
     return Interval(median=median, low=low, high=high, n=count)
 

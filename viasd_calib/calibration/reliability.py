@@ -13,26 +13,24 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
-from viasd_calib.calibration.paired import FEWEST_PROMPTS
+from viasd_calib.calibration.paired import FEWEST_PROMPTS, RESAMPLES, lower_percentile
 from viasd_calib.calibration.scoring import LabelledTokens, ScoredText, join
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.errors import CalibrationError
 
 BINS = 15
-RESAMPLES = 2000
-INTERVAL = (2.5, 97.5)
-"""Percentiles of a 95 % interval."""
 
 
 class GroupError(BaseModel):
     """Expected calibration error (ECE) of some candidates.
 
     A binned error is above 0 even of scores that mean what they say, the more the fewer candidates there are;
-    ``by_chance`` says how much. The interval is of the plain bootstrap, and has the same upward bias.
+    ``by_chance`` says how much. The interval has the same upward bias.
 
     Attributes:
         expected_calibration_error: over ``BINS`` bins of equal width, in [0, 1].
-        low, high: its 95 % percentile bootstrap interval over prompts; None of fewer than ``FEWEST_PROMPTS`` prompts.
+        low, high: its 95 % bootstrap interval over prompts, with expanded percentiles
+            (:func:`~viasd_calib.calibration.paired.lower_percentile`); None of fewer than ``FEWEST_PROMPTS`` prompts.
         by_chance: mean of the same over outcomes drawn with the scores as their probabilities.
         candidates: how many.
         prompts: how many these are of.
@@ -164,7 +162,8 @@ def group_error(scores: Tensor, agrees: Tensor, prompts: Tensor, seed: int = 0) 
     if count >= FEWEST_PROMPTS:
         weights = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)  # [resamples, prompts]
         errors = np.abs(weights @ differences).sum(-1) / (weights @ sizes)
-        low, high = (float(bound) for bound in np.percentile(errors, INTERVAL))
+        tail = lower_percentile(count)
+        low, high = np.percentile(errors, [tail, 100 - tail]).tolist()
     drawn = torch.from_numpy(generator.random((100, len(scores)))) < scores.double()  # [draws, n]
     lucky = [np.abs(_row_sums(one.double() - scores.double(), place, count).sum(0)).sum() for one in drawn]
     return GroupError(
