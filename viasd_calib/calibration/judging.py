@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from viasd_calib.decoding import acceptance
 from viasd_calib.decoding.conversation import Turn
 from viasd_calib.prompts import Prompt
 from viasd_calib.slim.forward import RoutedModel
@@ -59,9 +60,8 @@ def token_deficits(verifier: RoutedModel, prompt: Sequence[int], tokens: Sequenc
     Returns:
         [tokens], float32, at least 0.
     """
-    logits = read_answer(verifier, prompt, tokens)[0].float()  # [tokens, vocabulary]
-    chosen = torch.tensor(tokens, device=logits.device)[:, None]
-    return logits.amax(-1) - logits.gather(-1, chosen)[:, 0]
+    logits = read_answer(verifier, prompt, tokens)[0]  # [tokens, vocabulary]
+    return acceptance.token_deficits(logits, torch.tensor(tokens, device=logits.device))
 
 
 def judge(verifier: RoutedModel, prompt: Prompt, turns: Sequence[Turn], rounding_gap: float = 0.0) -> JudgedPrompt:

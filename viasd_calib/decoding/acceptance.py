@@ -163,6 +163,24 @@ def accept_by_margin(drafted: Tensor, choices: Tensor, margin: Tensor, least: fl
     return SlimMasks(certain[:-1] & (drafted == choices[:-1]), certain)
 
 
+def token_deficits(logits: Tensor, tokens: Tensor) -> Tensor:
+    """How far tokens lie below q's choice at their places: max_v log q(v) - log q(token), a difference of logits.
+
+    Args:
+        logits: q's at the places of the tokens, [n, vocabulary].
+        tokens: [n], long.
+
+    Returns:
+        [n], float32, in nats, at least 0; 0 at q's choice.
+
+    Example:
+        >>> token_deficits(torch.tensor([[2.0, 1.5], [2.0, 0.0]]), torch.tensor([1, 0])).tolist()
+        [0.5, 0.0]
+    """
+    best, kept = logits.amax(-1), logits.gather(-1, tokens[:, None])[:, 0]  # [n] each
+    return best.float() - kept.float()
+
+
 def audit(pending: Tensor, logits: Tensor, choices: Tensor, kind: Audit, tolerance: float) -> Tensor:
     """How many leading pending tokens q keeps: scalar, long.
 

@@ -88,6 +88,7 @@ def catch_up(session: Session, block: Block, rule: VerificationRule = lossless_r
         torch.cat([torch.stack([found.kept, found.accepted, found.next_token]), flags, block.tokens])
     )
     _refuse_not_finite(all_finite)
+    session.note_audited(result.logits, kept)
 
     # Emit.
     if kept < pending:

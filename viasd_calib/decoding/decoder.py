@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +41,7 @@ from viasd_calib.decoding.stateless import follow_text, read_criteria, read_proc
 from viasd_calib.decoding.strategies.base import Strategy
 from viasd_calib.decoding.verification import TokenSampler, make_sampler
 from viasd_calib.draft.base import Drafter, TextDrafter
-from viasd_calib.errors import ModelError
+from viasd_calib.errors import MethodError, ModelError, SamplingError
 from viasd_calib.models import Verifier
 from viasd_calib.passes.requests import Passes, finish
 from viasd_calib.passes.scheduling import run_together
@@ -81,10 +81,16 @@ class Decoder(InProcess):
         assume_stateless: accept processors and stopping criteria of one's own without proof that they are functions
             of what they are given; without it, those that may remember earlier calls are refused
             (:mod:`~viasd_calib.decoding.stateless`).
+        judge: keep what each catch-up finds of the pending tokens that its audit keeps
+            (:attr:`~viasd_calib.decoding.session.Generation.deficits`). It costs one difference of logits a token, and
+            the host waits for it once, at the end of the text. Tokens that are pending there are seen by q in one more
+            pass, under audit ``off`` too.
 
     Raises:
         ModelError: ``verifier`` is not opened.
-        SamplingError: ``sampling`` or ``processors`` are of the wrong kind, or a processor may remember earlier calls.
+        MethodError: ``judge``, and the strategy takes no audit.
+        SamplingError: ``sampling`` or ``processors`` are of the wrong kind, or a processor may remember earlier calls;
+            or ``judge``, and the most likely token is not what is taken.
     """
 
     def __init__(
@@ -99,6 +105,7 @@ class Decoder(InProcess):
         sampler: TokenSampler | None = None,
         certified_tokens: int | None = None,
         assume_stateless: bool = False,
+        judge: bool = False,
     ) -> None:
         if isinstance(verifier, Verifier):
             raise ModelError(
@@ -113,8 +120,24 @@ class Decoder(InProcess):
             read_sampling(sampling), read_processors(processors, assume_stateless), verifier.device
         )
         self.tokenizer = tokenizer
+        self.judge = judge
+        if judge:
+            self._check_judged()
         self._certified = CertifiedLength(certified_tokens)
         self._numbers = itertools.count()  # of the texts that are begun
+
+    def _check_judged(self) -> None:
+        """Refuse to judge where catch-up does not see each token, or q's most likely one is not what is taken."""
+        if not self.strategy.takes_audit:
+            raise MethodError(
+                f"texts of {self.strategy.name} cannot be judged while they are decoded: it takes no audit; "
+                "use three_tier"
+            )
+        if not self.sampler.greedy or self.sampler.processors:
+            raise SamplingError(
+                "texts are judged where they are greedy and without logits processors alone; choose temperature 0 "
+                "without other settings, or do not judge"
+            )
 
     def __repr__(self) -> str:
         """In one line."""
@@ -235,6 +258,9 @@ class Decoder(InProcess):
             for number, (prompt, drafter, row) in enumerate(zip(prompts, drafters, rows, strict=True), begin)
         ]
         deque(run_together([read_prompt(session) for session in sessions]), maxlen=0)
+        if self.judge:
+            for session in sessions:
+                session.judge()
         return sessions
 
     def _decode_together(self, sessions: Sequence[Session], cancelled: Cancelled | None) -> None:
@@ -246,12 +272,16 @@ class Decoder(InProcess):
 
     def _text(self, session: Session, cancelled: Cancelled | None) -> Passes[None]:
         """All rounds of an open session."""
-        while not self.strategy.finished(session) and not is_cancelled(cancelled):
+        while not self._finished(session) and not is_cancelled(cancelled):
             yield from self.strategy.round(session)
+
+    def _finished(self, session: Session) -> bool:
+        """Whether no round is left; a judged text has one more where tokens are pending at its end."""
+        return self.strategy.finished(session) and not (self.judge and session.pending)
 
     def _result(self, session: Session) -> Generation:
         """What is final of a text."""
-        if not self.strategy.finished(session):
+        if not self._finished(session):
             session.cut(self.strategy.final_length(session))
         return session.result()
 
@@ -264,11 +294,12 @@ class Decoder(InProcess):
         criteria: Sequence[StoppingCriteria] = (),
         cancelled: Cancelled | None = None,
         number: int | None = None,
-    ) -> Iterator[Emitted]:
+    ) -> Generator[Emitted, None, Generation]:
         """Decode one text and yield each token once it is final; arguments and errors as for :meth:`generate`.
 
         With audit ``off`` that is when it is emitted, otherwise once q has decided it. Wrong arguments are refused
-        by the call itself. The iterator may be left or closed at any place, and others may be read in between.
+        by the call itself. The iterator may be left or closed at any place, and others may be read in between. What
+        ``yield from`` makes of it, once it is read to its end, is the text as :meth:`generate` would have returned it.
         """
         ids, count = self._read(prompt, max_new_tokens)
         ending = self._ending(len(ids), self._stop_criterion(stop_strings), criteria)
@@ -293,7 +324,7 @@ class Decoder(InProcess):
 
     def _emitted(
         self, ids: list[int], count: int, ending: Ending, sampler: TokenSampler, cancelled: Cancelled | None
-    ) -> Iterator[Emitted]:
+    ) -> Generator[Emitted, None, Generation]:
         """The tokens that each round makes final."""
         session, yielded = self._open(ids, count, ending, sampler), 0
         while self._advance(session, cancelled):
@@ -301,6 +332,7 @@ class Decoder(InProcess):
             tokens = session.text[session.prompt_length + yielded : final].tolist()
             yield from (Emitted(*pair) for pair in zip(tokens, session.tiers[yielded:], strict=False))
             yielded += len(tokens)
+        return self._result(session)
 
     def _stop_criterion(self, stop_strings: str | Sequence[str]) -> StopStringCriteria | None:
         """Made once for all texts: it looks through the whole vocabulary."""
@@ -317,12 +349,15 @@ class Decoder(InProcess):
     @torch.inference_mode()
     def _open(self, ids: list[int], count: int, ending: Ending, sampler: TokenSampler) -> Session:
         """A text whose prompt is read."""
-        return open_session(self.verifier, self.drafter, ids, count, ending, sampler)
+        session = open_session(self.verifier, self.drafter, ids, count, ending, sampler)
+        if self.judge:
+            session.judge()
+        return session
 
     @torch.inference_mode()
     def _advance(self, session: Session, cancelled: Cancelled | None) -> bool:
         """Run the next round; whether there was one to run."""
-        if self.strategy.finished(session) or is_cancelled(cancelled):
+        if self._finished(session) or is_cancelled(cancelled):
             return False
         finish(self.strategy.round(session))
         return True

@@ -66,6 +66,7 @@ class Engine(InProcess):
         sampling: Sampling | None = None,
         processors: Sequence[LogitsProcessor] = (),
         assume_stateless: bool = False,
+        judge: bool = False,
     ) -> Decoder:
         """A decoder over the shared weights.
 
@@ -76,11 +77,13 @@ class Engine(InProcess):
             processors: a user's own logits processors.
             assume_stateless: accept these, and stopping criteria, without proof that they are functions of what they
                 are given (:mod:`~viasd_calib.decoding.stateless`).
+            judge: keep what catch-up finds of pending tokens, for a monitor; of greedy ``three_tier`` alone.
 
         Raises:
-            MethodError: there is no such strategy or audit, or the engine was loaded for others.
-            SamplingError: the spec's audit is lossy, and its certificate does not hold for these settings; or a
-                processor may remember earlier calls.
+            MethodError: there is no such strategy or audit, the engine was loaded for others, or the strategy cannot
+                be judged.
+            SamplingError: the spec's audit is lossy, and its certificate does not hold for these settings; a
+                processor may remember earlier calls; or texts are to be judged that are not greedy.
             SpecError: the strategy needs a gate that the spec lacks.
         """
         _check_choice("method", name, STRATEGIES)
@@ -103,6 +106,7 @@ class Engine(InProcess):
             self.verifier.tokenizer,
             certified_tokens=certified_tokens(self.spec, audit) if kind.takes_audit else None,
             assume_stateless=assume_stateless,
+            judge=judge,
         )
 
     def __repr__(self) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from viasd_calib.decoding.acceptance import Tier
+from viasd_calib.decoding.acceptance import Tier, token_deficits
 from viasd_calib.decoding.ending import Ending
 from viasd_calib.decoding.verification import TokenSampler
 from viasd_calib.draft.base import Drafter, TextDrafter
@@ -46,6 +46,9 @@ class Generation:
         drafted: whether each was proposed by the draft model.
         prompt_seconds: what q's pass over the prompt took, by the host's clock; in a batch over all prompts of it. None
             where it is not known.
+        deficits: of a text that was judged, how far each token lies below q's choice at its place, in nats: 0 where q
+            decided it, else what the catch-up found that audited it. None without judging, and for a text that was
+            given up while tokens were pending.
     """
 
     tokens: list[int]
@@ -53,6 +56,7 @@ class Generation:
     drafted: list[bool]
     counts: Counts
     prompt_seconds: float | None = field(default=None, compare=False)
+    deficits: list[float] | None = field(default=None, compare=False)
 
 
 @dataclass
@@ -64,6 +68,8 @@ class Session:
 
     Attributes:
         proposal_probs: what each pending token was drawn from, [vocabulary] each; empty when greedy.
+        deficits: where the text is judged, how far each token that an audit kept lies below q's choice, at its place
+            in the text, 0 elsewhere: [limit], float32, in nats. It stays on the device until the text has ended.
     """
 
     verifier: RoutedModel
@@ -81,6 +87,7 @@ class Session:
     proposal_probs: list[Tensor] = field(default_factory=list)
     prompt_seconds: float | None = None
     ended: bool = False  # the last token ends the text
+    deficits: Tensor | None = None
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -145,12 +152,34 @@ class Session:
         self.row.mark_exact(self.length - 1)
         self.proposal_probs.clear()
 
+    def judge(self) -> None:
+        """From now on, note what audits find of the tokens that they keep."""
+        self.deficits = torch.zeros(self.limit, dtype=torch.float32, device=self.text.device)
+
+    def note_audited(self, logits: Tensor, kept: int) -> None:
+        """Note how far the first ``kept`` pending tokens lie below q's choices; the host does not wait for it.
+
+        Args:
+            logits: q's at the places of the pending tokens and after them, [kept or more, vocabulary].
+        """
+        if self.deficits is not None:
+            audited = slice(self.decided, self.decided + kept)
+            self.deficits[audited] = token_deficits(logits[:kept], self.text[audited])
+
     def result(self) -> Generation:
         """The text so far."""
         if self.drafter is not None:
             self.counts.draft_steps = self.drafter.steps
-        tokens = self.text[self.prompt_length : self.length].tolist()
-        return Generation(tokens, list(self.tiers), list(self.drafted), self.counts, self.prompt_seconds)
+        new = slice(self.prompt_length, self.length)
+        deficits = None if self.deficits is None or self.pending else self.deficits[new].tolist()
+        return Generation(
+            self.text[new].tolist(),
+            list(self.tiers),
+            list(self.drafted),
+            self.counts,
+            self.prompt_seconds,
+            deficits,
+        )
 
 
 def open_session(
