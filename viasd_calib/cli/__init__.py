@@ -72,8 +72,9 @@ COMMANDS: dict[str, Command] = {
         "route_quality", "route_quality", "measure how well the slim verifier predicts the full one"
     ),
     "search": Command("search", "search", "compare other ways of choosing a route on the same traces", going_on=SAME),
-    "generate": Command("generate", "answer", "answer a prompt with a routing spec"),
+    "generate": Command("generate", "answer", "answer prompts with a routing spec"),
     "bench": Command("bench", "bench", "compare decoding strategies on a prompt file", going_on=SAME),
+    "monitor": Command("monitor", "monitor", "test whether a certificate still holds, by logs of generate", raw=True),
     "report": Command("report", "report", "write one HTML page on a spec and its benchmark"),
     "cache": Command("caches", "cache", "show where caches lie and how large they are, or empty one"),
 }

@@ -1,4 +1,4 @@
-"""What ``viasd generate`` prints: the text itself, as it is; with its tiers in colour, or in lines."""
+"""What ``viasd generate`` prints: the text itself, as it is; with its tiers in colour, or in lines; several as JSON."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 from rich.console import Console
 from rich.text import Text
+
+from viasd_calib.prompts import Prompt
 
 TIER_STYLES = {"accept": "green", "regenerate": "yellow", "escalate": "blue"}
 """Colours of the tiers, by their names."""
@@ -32,6 +34,12 @@ def print_answer(pieces: Pieces) -> None:
         else:
             write_text(piece)
     write_text("\n")
+
+
+def print_answers(answered: Iterable[tuple[Prompt, list[str]]]) -> None:
+    """Print each prompt's id and answers as a line of JSON, once they are written."""
+    for prompt, answers in answered:
+        write_text(json.dumps({"id": prompt.id, "answers": answers}, ensure_ascii=False) + "\n")
 
 
 def print_tiers(pieces: Pieces) -> int:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from viasd_calib.calibration.policy_timing import PolicyTiming as PolicyTiming
     from viasd_calib.calibration.reliability import Reliability as Reliability
     from viasd_calib.decoding.acceptance import Tier as Tier
+    from viasd_calib.decoding.conversation import Turn as Turn
     from viasd_calib.decoding.decoder import Decoder as Decoder
     from viasd_calib.decoding.decoder import Emitted as Emitted
     from viasd_calib.decoding.engine import Engine as Engine

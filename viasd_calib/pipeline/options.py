@@ -7,7 +7,7 @@ not postponed, since the parser reads the ranges of numbers off them.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, Literal, TypeVar, dataclass_transform
 
 from viasd_calib.choices import (
     FRACTIONS,
@@ -384,10 +384,12 @@ class SearchOptions(Models):
 
 @options
 class GenerateOptions(BackendModels):
-    """Answer a prompt with a routing spec, streaming each token once it is final.
+    """Answer a prompt with a routing spec, streaming each token once it is final; or the prompts of a file.
 
     Args:
         prompt: the user's turn.
+        prompts: in its place, a prompt file or what else viasd bench takes; each prompt's answers are a line of JSON.
+        limit: take the first so many of these; null takes all.
         system: the system's message; where it is left out the chat template decides.
         chat_template_kwargs: what the chat template is told beside them, as JSON: '{"enable_thinking": false}'.
         max_new_tokens: longest answer.
@@ -401,9 +403,15 @@ class GenerateOptions(BackendModels):
         min_p: draw from tokens with at least this share of the largest probability.
         repetition_penalty: divides the scores of tokens that the text holds already.
         seed: of the draws.
+        log: append to this file what catch-up finds of each text, a line of JSON, for viasd monitor; of greedy texts
+            of a spec with a certified bound. A text takes one more full pass where tokens are pending at its end.
+        fallback: with log, once the certified bound is exceeded there, decode the other texts with audit strict.
+        level: with log, probability with which a bound that holds is ever called exceeded.
     """
 
-    prompt: str
+    prompt: str | None = None
+    prompts: str | None = None
+    limit: Count | None = None
     system: str | None = None
     chat_template_kwargs: dict[Any, Any] | None = None
     max_new_tokens: Count = 128
@@ -416,3 +424,25 @@ class GenerateOptions(BackendModels):
     min_p: ShareOrNone = 0.0
     repetition_penalty: Positive = 1.0
     seed: Seed = 0
+    log: str | None = None
+    fallback: Literal["strict"] | None = None
+    level: Inside = 0.05
+
+
+@options
+class MonitorOptions:
+    """Test whether the loss bound of a certificate still holds, by logs of viasd generate; exit with 1 if not.
+
+    Args:
+        files: logs, in the order in which their texts were decoded.
+        spec: path of the routing spec that decoded them.
+        level: probability with which a bound that holds is ever called exceeded.
+        json: where the result is written, too.
+        skip_others: leave out texts of other specs, which are refused by default.
+    """
+
+    files: list[str]
+    spec: str
+    level: Inside = 0.05
+    json: str | None = None
+    skip_others: bool = False

@@ -1,4 +1,4 @@
-"""A decoder that judges finds of its own texts, by its catch-ups, what one teacher-forced pass of q finds afterwards."""
+"""A decoder that judges finds by its catch-ups what one teacher-forced pass of q finds of the text afterwards."""
 
 from __future__ import annotations
 
