@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from viasd_calib.calibration.monitor import MonitorReport
 from viasd_calib.cli.notices import say_written
 from viasd_calib.cli.parser import HelpFormatter, OptionsParser
 from viasd_calib.errors import CalibrationError
+from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline import monitor as job
 from viasd_calib.pipeline.options import MonitorOptions
 from viasd_calib.tables import new_table
@@ -56,7 +56,7 @@ def read_options(words: Sequence[str]) -> MonitorOptions:
     )
 
 
-def monitor_table(found: MonitorReport) -> Table:
+def monitor_table(found: lazy_types.MonitorReport) -> Table:
     """What was found, as a table."""
     table = new_table(f"{found.loss} of texts, certified at most {found.bound:g}", ["", ""])
     table.add_row("texts", str(found.n_texts))

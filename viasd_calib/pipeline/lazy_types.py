@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from viasd_calib.calibration.artifacts import FitArtifact as FitArtifact
     from viasd_calib.calibration.certify import TestedCandidate as TestedCandidate
     from viasd_calib.calibration.draft_length import PassCosts as PassCosts
+    from viasd_calib.calibration.monitor import Monitor as Monitor
+    from viasd_calib.calibration.monitor import MonitorReport as MonitorReport
     from viasd_calib.calibration.paired import Interval as Interval
     from viasd_calib.calibration.policy_timing import PolicyTiming as PolicyTiming
     from viasd_calib.calibration.reliability import Reliability as Reliability
+    from viasd_calib.calibration.text_log import ReadLog as ReadLog
     from viasd_calib.decoding.acceptance import Tier as Tier
     from viasd_calib.decoding.conversation import Turn as Turn
     from viasd_calib.decoding.decoder import Decoder as Decoder

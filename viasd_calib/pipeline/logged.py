@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from viasd_calib.calibration.monitor import Monitor, watched
-from viasd_calib.calibration.text_log import append_text, read_log
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.errors import CalibrationError, MethodError, SamplingError, UsageError
 from viasd_calib.pipeline import lazy_types
@@ -18,7 +16,7 @@ from viasd_calib.prompts import Prompt
 from viasd_calib.spec import Audit, RoutingSpec
 
 
-def check_log(options: GenerateOptions, sampling: Sampling, spec: RoutingSpec) -> Monitor | None:
+def check_log(options: GenerateOptions, sampling: Sampling, spec: RoutingSpec) -> lazy_types.Monitor | None:
     """The monitor that a log is to be read by, at the end of what the file holds already; None without a log.
 
     Raises:
@@ -36,6 +34,10 @@ def check_log(options: GenerateOptions, sampling: Sampling, spec: RoutingSpec) -
         )
     if sampling != Sampling(seed=sampling.seed):
         raise SamplingError("--log judges texts that are greedy; leave it out, or temperature and the other settings")
+
+    from viasd_calib.calibration.monitor import Monitor, watched
+    from viasd_calib.calibration.text_log import read_log
+
     watch = watched(spec)
     if options.audit not in (None, "strict", watch.audit):
         raise CalibrationError(
@@ -68,8 +70,10 @@ class LoggedDecoding:
     """
 
     def __init__(
-        self, engine: lazy_types.Engine, path: str, run: Monitor, *, audit: Audit | None, fallback: bool
+        self, engine: lazy_types.Engine, path: str, run: lazy_types.Monitor, *, audit: Audit | None, fallback: bool
     ) -> None:
+        from viasd_calib.calibration.text_log import read_log
+
         if engine.spec.certified_bound is None:
             raise CalibrationError(
                 "the spec's certificate is void with what is loaded here, so there is no bound to watch; load what it "
@@ -95,6 +99,7 @@ class LoggedDecoding:
             StorageError: the log cannot be written.
         """
         from viasd_calib.calibration.judged_text import logged_text
+        from viasd_calib.calibration.text_log import append_text
 
         text = logged_text(self._run.watch, self._audit, prompt, turns)
         append_text(self._path, text)

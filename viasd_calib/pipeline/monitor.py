@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from viasd_calib.calibration.monitor import Monitor, MonitorReport, watched
-from viasd_calib.calibration.text_log import ReadLog, read_log
 from viasd_calib.errors import SpecError, UsageError
 from viasd_calib.files import write_json
+from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.checks import check_out_file
 from viasd_calib.pipeline.notices import notice
 from viasd_calib.pipeline.options import MonitorOptions
@@ -15,7 +14,7 @@ from viasd_calib.shipped import shipped
 from viasd_calib.spec import load_spec
 
 
-def monitor(options: MonitorOptions) -> MonitorReport:
+def monitor(options: MonitorOptions) -> lazy_types.MonitorReport:
     """Read logs, one after the other, and test the certified bound on their texts.
 
     Raises:
@@ -27,7 +26,12 @@ def monitor(options: MonitorOptions) -> MonitorReport:
         raise SpecError("--spec is empty; give the path of a routing spec")
     if options.json is not None:
         check_out_file("--json", options.json)
-    run = Monitor(watched(load_spec(shipped(options.spec))), options.level, skip_others=options.skip_others)
+    spec = load_spec(shipped(options.spec))
+
+    from viasd_calib.calibration.monitor import Monitor, watched
+    from viasd_calib.calibration.text_log import read_log
+
+    run = Monitor(watched(spec), options.level, skip_others=options.skip_others)
     unfinished: list[str] = []
     for file in options.files:
         unfinished += read_into(run, read_log(file))
@@ -37,7 +41,7 @@ def monitor(options: MonitorOptions) -> MonitorReport:
     return report
 
 
-def read_into(run: Monitor, log: ReadLog) -> list[str]:
+def read_into(run: lazy_types.Monitor, log: lazy_types.ReadLog) -> list[str]:
     """Let a monitor read a log; a notice names a line that is left out as it does not end.
 
     Returns:

@@ -10,13 +10,13 @@ import pytest
 
 from tests.certificates import bind
 from tests.logs import logged
-from tests.tiny import TinyFolder, tiny_spec
+from tests.tiny import TinyFolder, small_gates, tiny_spec
 from viasd_calib.calibration.text_log import LoggedText, append_text, read_log
 from viasd_calib.cli import main
 from viasd_calib.digest import policy_digest
 from viasd_calib.prompt_copies import SHORT, normalised_sha256
 from viasd_calib.prompts import Prompt
-from viasd_calib.spec import Route, load_spec
+from viasd_calib.spec import Decoding, Route, load_spec
 
 TURNS = [f"w{number % 10} w{number // 10}" for number in range(1, 13)]
 
@@ -26,9 +26,9 @@ def spec(tiny_folder: TinyFolder, tmp_path: Path) -> Path:
     """A spec whose certificate is wrong: the slim verifier may decide whatever it likes, and 10 % are certified."""
     path = tiny_spec(tiny_folder, tmp_path)
     plain = load_spec(path)
-    gates = plain.gates.model_copy(update={"accept_at": 0.2, "escalate_below": 0.1})
-    route = Route(attention_skip=[0, 1, 2, 3], mlp_skip=[0, 1, 2])
-    bind(plain.model_copy(update={"gates": gates, "route": route}), path)
+    gates = small_gates(accept_at=0.4, regenerate_at=0.4)
+    route, decoding = Route(attention_skip=[0, 1, 2], mlp_skip=[1]), Decoding(drafter="slim", max_pending=4)
+    bind(plain.model_copy(update={"gates": gates, "route": route, "decoding": decoding}), path)
     return path
 
 

@@ -69,6 +69,7 @@ def test_wrong_input_is_refused_before_anything_heavy_is_loaded(tmp_path: Path) 
         "route-quality": (["--spec", "cut.json", "--json", "out.json"], "cut.json is not valid JSON"),
         "search": (["--traces", "none", "--json", "out.json"], "none/capture.json"),
         "generate": (["--spec", "cut.json", "--prompt", "Why?"], "cut.json is not valid JSON"),
+        "monitor": (["log.jsonl", "--spec", "cut.json"], "cut.json is not valid JSON"),
         "profile": (["--spec", "cut.json", "--json", "out.json", "--plot", "a.bmp"], "cannot draw a.bmp"),
         "export": (["--calibrate", "none", "--out", "out.json"], "none/calibrate.json"),
         "validate": (["cut.json"], "cut.json is not valid JSON"),
