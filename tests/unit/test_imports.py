@@ -44,6 +44,7 @@ PACKAGES = [
     "training",
     "profiling",
     "calibration",
+    "planning",
     "evaluation",
     "pipeline",
     "cli",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from viasd_calib.calibration.candidates import TierScores
-from viasd_calib.decoding.acceptance import leading_true
+from viasd_calib.decoding.acceptance import drafted_until_stop, leading_true
 
 GRID = tuple(step / 20 for step in range(20))
 """Bounds that are tried; at 0 drafting never stops early."""
@@ -88,9 +88,7 @@ def seconds_per_token(blocks: Blocks, stop_below: float, draft_step: float, pass
         >>> seconds_per_token(blocks, 0.0, 1.0, passes), seconds_per_token(blocks, 0.5, 1.0, passes)
         (3.5, 3.0)
     """
-    length = blocks.scores.shape[1]
-    chance = blocks.scores.cumprod(-1)  # [blocks, length]
-    drafted = (leading_true(chance >= stop_below) + 1).clamp(max=length)  # [blocks]
+    drafted = drafted_until_stop(blocks.scores, stop_below)  # [blocks]
     accepted = torch.minimum(leading_true(blocks.agrees), drafted)  # [blocks]
     seconds = drafted * draft_step + torch.tensor(passes, dtype=torch.float32)[drafted]  # [blocks]
     return float(seconds.sum() / (accepted + 1).sum())

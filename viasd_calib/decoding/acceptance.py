@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -29,7 +30,39 @@ def leading_true(flags: Tensor) -> Tensor:
     return flags.long().cumprod(-1).sum(-1)
 
 
-def accept_by_draft_gate(scores: Tensor, accept_at: float) -> Tensor:
+def stops_drafting(chance: Tensor, stop_below: float | Tensor) -> Tensor:
+    """Whether drafting stops after a token up to which P(q accepts the whole block) is ``chance``: bool, like it."""
+    return chance < stop_below
+
+
+def drafted_until_stop(scores: Tensor, stop_below: float | Tensor) -> Tensor:
+    """How many tokens of blocks of up to k are drafted: up to the first after which drafting stops, [...], long.
+
+    Args:
+        scores: the draft gate's, of each token given that all before it are q's choice, [..., k].
+        stop_below: bound of the product of the scores so far; one, or [..., 1].
+
+    Example:
+        >>> drafted_until_stop(torch.tensor([0.9, 0.4, 0.9]), 0.5).item()
+        2
+    """
+    return (leading_true(~stops_drafting(scores.cumprod(-1), stop_below)) + 1).clamp(max=scores.shape[-1])
+
+
+Whole = TypeVar("Whole", int, Tensor)
+
+
+def must_catch_up(pending: Whole, drafted: Whole, max_pending: Whole) -> Whole | bool:
+    """Whether a round lets q decide: a block of ``drafted`` tokens and one after it would be more than may wait.
+
+    Example:
+        >>> must_catch_up(6, 4, 12), must_catch_up(8, 4, 12)
+        (False, True)
+    """
+    return pending + drafted + 1 > max_pending
+
+
+def accept_by_draft_gate(scores: Tensor, accept_at: float | Tensor) -> Tensor:
     """Tier 1: leading drafted tokens whose calibrated score ([k], in [0, 1]) meets the threshold: scalar, long.
 
     Example:
@@ -111,7 +144,23 @@ class SlimMasks:
     regenerate: Tensor
 
 
-def accept_by_score(accept: Tensor, regenerate: Tensor, accept_at: float, regenerate_at: float) -> SlimMasks:
+def accept_by_slim(accept: Tensor, gated: int | Tensor) -> Tensor:
+    """Leading drafted tokens that the draft gate or q' keeps: [...], long.
+
+    Args:
+        accept: whether q' keeps each, [..., k], bool.
+        gated: leading ones that the draft gate has accepted; one number, or [..., 1].
+
+    Example:
+        >>> accept_by_slim(torch.tensor([False, True, False]), gated=1).item()
+        2
+    """
+    return leading_true(accept | (torch.arange(accept.shape[-1], device=accept.device) < gated))
+
+
+def accept_by_score(
+    accept: Tensor, regenerate: Tensor, accept_at: float | Tensor, regenerate_at: float | Tensor
+) -> SlimMasks:
     """The calibrated rule: a drafted token and q's slim choice have a threshold each.
 
     Args:

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from viasd_calib.decoding.acceptance import leading_true
+from viasd_calib.decoding.acceptance import leading_true, stops_drafting
 from viasd_calib.decoding.draws import ignore_text
 from viasd_calib.decoding.features import DraftStatistics, draft_features
 from viasd_calib.decoding.gates import Gate
@@ -48,7 +48,7 @@ class EarlyStop:
         score = self.gate(draft_features(DraftStatistics(top.ids[:, 0], top, depths), self.gate.names))  # [1]
         self.scores.append(score)
         self._product = score if self._product is None else self._product * score
-        return self._product < self.stop_below
+        return stops_drafting(self._product, self.stop_below)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from viasd_calib.decoding.acceptance import SlimMasks, accept_sampled, leading_true, select_row
+from viasd_calib.decoding.acceptance import SlimMasks, accept_by_slim, accept_sampled, leading_true, select_row
 from viasd_calib.decoding.drafting import Block
 from viasd_calib.decoding.verification import RejectionSampler
 from viasd_calib.slim.argmax import argmax
@@ -44,11 +44,9 @@ def decide_greedy(masks: SlimMasks, scores: Tensor, gated: int) -> SlimDecision:
         >>> decision.accepted.item(), decision.regenerate.item(), decision.next_token.item()
         (1, True, 1)
     """
-    accept = masks.accept.clone()
-    accept[:gated] = True
     choices = argmax(scores)  # [k + 1]
     possible = scores.gather(-1, choices[:, None])[:, 0] > -torch.inf  # processors may forbid all tokens of q'
-    accepted = leading_true(accept)
+    accepted = accept_by_slim(masks.accept, gated)
     return SlimDecision(accepted, select_row(masks.regenerate & possible, accepted), select_row(choices, accepted))
 
 

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from viasd_calib.decoding.acceptance import SlimMasks, Tier, accept_by_draft_gate
+from viasd_calib.decoding.acceptance import SlimMasks, Tier, accept_by_draft_gate, must_catch_up
 from viasd_calib.decoding.catch_up import audited, catch_up
 from viasd_calib.decoding.drafting import Block, allowed_only, draft, draft_limit, draft_statistics, no_block
 from viasd_calib.decoding.features import DraftStatistics, draft_features
@@ -79,7 +79,7 @@ class ThreeTier(Strategy):
             yield from self._catch_up(session, no_block(session))
             return
         # Decided before anything is drawn: a choice that depended on the block would bias a sampled text.
-        full = session.pending + draft_limit(session, self.draft_length) + 1 > self.max_pending
+        full = must_catch_up(session.pending, draft_limit(session, self.draft_length), self.max_pending)
 
         block = yield from self._draft(session)
         if full:
