@@ -222,6 +222,8 @@ def conflicts(parts: Mapping[str, Any]) -> Iterator[str]:
     match parts:
         case {"decoding": Decoding(drafter="slim"), "gates": Gates(slim_tier=False)}:
             yield "decoding.drafter 'slim' needs a slim verifier that may decide; lower gates.regenerate_at"
+        case {"decoding": Decoding(drafter="none"), "gates": Gates(slim_tier=True)}:
+            yield "decoding.drafter 'none' needs a slim verifier that never decides; raise accept_at and regenerate_at"
     match parts:
         case {"certificate": Certificate() as certificate, "prompts": PromptHashes(calibrate=list() as calibrate)}:
             if certificate.n_prompts != len(calibrate):

@@ -15,6 +15,7 @@ from viasd_calib.spec import Audit, Gates, PolicyDrafter
 DRAFTED_BY: dict[PolicyDrafter, str] = {
     "slim": "the slim verifier writes token by token",
     "lookup": "lookup drafts",
+    "none": "nothing is drafted, and q' is not asked",
 }
 
 

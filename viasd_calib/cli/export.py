@@ -48,7 +48,8 @@ def validate(spec: str, verifier: str | None = None) -> None:
     taken = "" if memory is None else f"; slim verifier: {memory_words(memory)}"
     places = {"disk": "disk", "cpu": "the host's memory"}
     read = "" if checked.offload is None else f"; the verifier's layers are read from {places[checked.offload.kind]}"
-    instead = {"slim": ", which three tiers leave out", "lookup": ", which three tiers leave out for lookup"}
+    left_out = ", which three tiers leave out"
+    instead = {"slim": left_out, "lookup": f"{left_out} for lookup", "none": f"{left_out}: nothing is drafted"}
     draft = checked.draft.kind + ("" if checked.decoding.drafter is None else instead[checked.decoding.drafter])
     Console().print(
         f"{shipped(spec)}: valid; {checked.verifier.name_or_path}, draft {draft}, "

@@ -68,7 +68,7 @@ def build_drafter(
 
 
 def policy_drafter(draft: DraftSpec, decoding: Decoding, drafter: Drafter) -> Drafter | None:
-    """What three-tier decoding drafts with; None where its slim verifier writes token by token.
+    """What three-tier decoding drafts with; None where a verifier writes token by token.
 
     Args:
         draft: of the spec.
@@ -77,7 +77,7 @@ def policy_drafter(draft: DraftSpec, decoding: Decoding, drafter: Drafter) -> Dr
     match decoding.drafter:
         case None:
             return drafter
-        case "slim":
+        case "slim" | "none":
             return None
         case "lookup":
             lookup = confident_lookup(draft)

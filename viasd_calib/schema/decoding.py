@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from viasd_calib.schema.base import Audit, SpecModel
 
-PolicyDrafter = Literal["lookup", "slim"]
+PolicyDrafter = Literal["lookup", "slim", "none"]
 """What drafts in the place of a draft model."""
 
 
@@ -24,7 +24,8 @@ class Decoding(SpecModel):
     drafter: PolicyDrafter | None = Field(
         None,
         description="what three-tier decoding drafts with in the draft model's place: lookup, what followed the same "
-        "n-gram earlier in the text; slim, nothing, the slim verifier writes token by token; null for the draft model",
+        "n-gram earlier in the text; slim, nothing, the slim verifier writes token by token; none, nothing, the full "
+        "verifier writes token by token; null for the draft model",
     )
     max_pending: int = Field(12, ge=0, le=256, description="most tokens that may wait for the full verifier")
     temperature_scope: list[Annotated[float, Field(ge=0)]] = Field(

@@ -136,11 +136,27 @@ def test_the_draft_gate_is_not_asked_of_another_drafter(tiny_folder: TinyFolder,
     assert all(tier.name == "ESCALATE" for one in batch for tier in one.tiers)
 
 
+NEVER = GATES.model_copy(update={"accept_at": 1.01, "regenerate_at": 1.01})
+
+
+def test_nothing_is_drafted_at_no_cost(tiny_folder: TinyFolder, tmp_path: Path) -> None:
+    """As many passes as autoregressive decoding takes, of q alone; the draft model, which is nowhere, is not asked."""
+    engine = load_engine(write(tiny_folder, tmp_path, "none", gates=NEVER), methods=["three_tier", "autoregressive"])
+    found, wanted = (engine.decoder(name).generate(PROMPTS[0], 30) for name in ("three_tier", "autoregressive"))
+    assert found == wanted
+    assert found.counts.full_passes == len(found.tokens)
+    assert engine.decoder("three_tier").drafter is None
+
+
+def test_nothing_is_drafted_where_the_slim_tier_decides_nothing_either(tiny_folder: TinyFolder, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="'none' needs a slim verifier that never decides"):
+        write(tiny_folder, tmp_path, "none")
+
+
 def test_a_slim_tier_that_never_decides_drafts_nothing(tiny_folder: TinyFolder, tmp_path: Path) -> None:
-    never = GATES.model_copy(update={"accept_at": 1.01, "regenerate_at": 1.01})
     with pytest.raises(ValidationError, match="'slim' needs a slim verifier that may decide"):
-        write(tiny_folder, tmp_path, "slim", gates=never)
-    write(tiny_folder, tmp_path, "lookup", gates=never)
+        write(tiny_folder, tmp_path, "slim", gates=NEVER)
+    write(tiny_folder, tmp_path, "lookup", gates=NEVER)
 
 
 def test_earlier_specs_draft_with_their_draft_model(tiny_folder: TinyFolder, tmp_path: Path) -> None:

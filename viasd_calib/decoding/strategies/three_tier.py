@@ -42,7 +42,8 @@ class ThreeTier(Strategy):
         draft_accept_at: leading drafted tokens that score as high are accepted unverified; above 1, none.
         draft_stop_below: drafting stops after the token up to which the probability that q accepts the block falls
             below.
-        draft_length: most tokens drafted a round; at 0 no drafter is needed, and q' writes token by token.
+        draft_length: most tokens drafted a round; at 0 no drafter is needed, and q' writes token by token, or q
+            where there is no rule.
         max_pending: most tokens that may wait for q.
     """
 
@@ -63,7 +64,7 @@ class ThreeTier(Strategy):
             draft_gate=draft_gate(gates, device) if own else None,
             draft_accept_at=gates.draft_accept_at if own else NEVER,
             draft_stop_below=gates.draft_stop_below if own else 0.0,
-            draft_length=0 if decoding.drafter == "slim" else decoding.draft_length,
+            draft_length=0 if decoding.drafter in ("slim", "none") else decoding.draft_length,
             max_pending=decoding.max_pending,
             audit=decoding.audit,
             tolerance=decoding.tolerance,
