@@ -21,15 +21,16 @@ class Policy:
     """A policy of greedy exact decoding, as :class:`~viasd_calib.decoding.strategies.three_tier.ThreeTier` follows it.
 
     Attributes:
-        drafter: what drafts in the draft model's place; None for the draft model.
-        draft_length: most tokens drafted a round; 0 where nothing drafts.
+        drafter: what drafts in the draft model's place; None for the draft model. Where it is q', or nothing,
+            ``draft_length`` is 0.
+        draft_length: most tokens drafted a round.
         stop_below: drafting stops where the whole block is kept with less than this probability.
         draft_accept_at: the score at which the draft gate accepts a token unverified; above 1 it never does.
         accept_at: the slim gate's score at which q' decides; above 1 q' is not asked.
         max_pending: most tokens that may wait for q.
 
     Example:
-        >>> Policy(draft_length=0).kind, Policy(draft_length=4, accept_at=0.7).kind
+        >>> Policy("none", draft_length=0).kind, Policy(draft_length=4, accept_at=0.7).kind
         ('no drafting', 'three tiers')
     """
 

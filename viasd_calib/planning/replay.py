@@ -76,6 +76,12 @@ class ReplayCounts:
         """Draft steps a token, [policies]."""
         return self.draft_steps / self.tokens
 
+    @staticmethod
+    def mean_width(passes: Tensor) -> Tensor:
+        """Of passes by width ([policies, widths]), [policies]; 0 where there are none."""
+        widths = torch.arange(passes.shape[1])
+        return (passes * widths).sum(-1) / passes.sum(-1).clamp(min=1)
+
 
 @dataclass
 class _Lanes:
