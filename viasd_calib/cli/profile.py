@@ -7,7 +7,9 @@ from rich.table import Table
 
 from viasd_calib.cli.notices import say_written
 from viasd_calib.pipeline import profile as job
+from viasd_calib.pipeline.notices import notice
 from viasd_calib.pipeline.options import ProfileOptions
+from viasd_calib.profiling.noise import noise_words
 from viasd_calib.profiling.profile import LatencyProfile, Measured, RoundPart
 from viasd_calib.tables import new_table
 
@@ -18,6 +20,9 @@ def profile(options: ProfileOptions) -> None:
     console = Console()
     console.print(profile_table(result))
     console.print(rounds_table(result))
+    words = noise_words(result.disturbed or 0.0)
+    if words is not None:
+        notice(words)
     say_written(options.json)
     if options.plot is not None:
         say_written(options.plot)

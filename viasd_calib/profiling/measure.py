@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from viasd_calib.hardware import hardware
 from viasd_calib.models import DTYPE_NAMES, context_length
 from viasd_calib.passes.requests import finish
 from viasd_calib.profiling.context_scaling import ROUND_TOKENS, measure_rounds
+from viasd_calib.profiling.noise import disturbed_share, undisturbed
 from viasd_calib.profiling.profile import LatencyProfile, Measured, PassShape, ProfileSettings
 from viasd_calib.progress import steps
 from viasd_calib.slim.cache import CacheWindow, SharedCache
@@ -25,17 +26,31 @@ Pass = Callable[[], object]
 """One call runs one pass, and can be made again and again with the same effect."""
 
 
-@torch.inference_mode()
 def time_passes(passes: Mapping[PassShape, Pass], repeats: int, device: torch.device) -> list[Measured]:
-    """Median and quartiles of each pass over ``repeats`` interleaved rounds; warm-up is not counted.
+    """Median and quartiles of each pass over ``repeats`` interleaved rounds, see :func:`time_rounds`."""
+    return summaries(passes, time_rounds(passes, repeats, device))
+
+
+@torch.inference_mode()
+def time_rounds(passes: Mapping[PassShape, Pass], repeats: int, device: torch.device) -> list[list[float]]:
+    """What each pass took in each of ``repeats`` interleaved rounds; warm-up is not counted.
 
     Args:
         repeats: at least 2.
         device: waited for after each pass.
     """
     with steps("profile", len(passes) * (WARM_UP + repeats), "passes", timed=True) as running:
-        seconds = interleaved_seconds(list(passes.values()), repeats, device, running.advance)
-    return [_summary(shape, taken) for shape, taken in zip(passes, seconds, strict=True)]
+        return interleaved_seconds(list(passes.values()), repeats, device, running.advance)
+
+
+def summaries(passes: Iterable[PassShape], seconds: Sequence[Sequence[float]]) -> list[Measured]:
+    """Median and quartiles of each pass over the rounds that no other work has disturbed.
+
+    Args:
+        seconds: of each pass in each round.
+    """
+    rounds = undisturbed(seconds)
+    return [_summary(shape, [taken[one] for one in rounds]) for shape, taken in zip(passes, seconds, strict=True)]
 
 
 def _summary(shape: PassShape, taken: list[float]) -> Measured:
@@ -156,6 +171,7 @@ def measure_profile(
     engine.prepare_passes(_text_lengths(settings))
     passes = make_passes(engine, settings)
     device = engine.routed.device
+    seconds = time_rounds(passes, settings.repeats, device)
     return LatencyProfile(
         verifier=engine.spec.verifier,
         draft=engine.spec.draft,
@@ -165,6 +181,7 @@ def measure_profile(
         device=str(device),
         hardware=hardware(device),
         settings=settings,
-        measured=tuple(time_passes(passes, settings.repeats, device)),
+        measured=tuple(summaries(passes, seconds)),
+        disturbed=disturbed_share(seconds),
         rounds=measure_rounds(engine, settings.contexts, settings.repeats),
     )

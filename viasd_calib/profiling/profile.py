@@ -27,7 +27,7 @@ from viasd_calib.spec import (
     refuse_unknown_version,
 )
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 TierName = Literal["draft", "slim", "full", "head"]
 """What is timed: one step of the drafter, one pass of q' or of q with output head, or the head alone."""
@@ -93,7 +93,7 @@ class ProfileSettings(SpecModel):
 
 
 class Measured(SpecModel):
-    """What one pass took, in seconds: median and quartiles of the repeats."""
+    """What one pass took, in seconds: median and quartiles of the repeats that no other work has slowed."""
 
     tier: TierName
     width: int
@@ -163,6 +163,8 @@ class LatencyProfile(SpecModel):
         backend: what ran the passes.
         hardware: what they ran on, with the version of torch.
         rounds: what decoded tokens took, by method and context; profiles of before 1.1 have none.
+        disturbed: share of the timed rounds over all passes that other work has slowed, and that are left out; None in
+            profiles of before 1.2, which leave out none.
     """
 
     kind: Literal["latency_profile"] = "latency_profile"
@@ -178,6 +180,7 @@ class LatencyProfile(SpecModel):
     settings: ProfileSettings
     measured: tuple[Measured, ...]
     rounds: tuple[RoundTimes, ...] = ()
+    disturbed: float | None = Field(None, ge=0, le=1)
 
     @model_validator(mode="after")
     def _complete(self) -> LatencyProfile:

@@ -11,8 +11,10 @@ from viasd_calib.planning.costs import ReplayCosts, simulated_seconds
 from viasd_calib.planning.policies import Policy
 from viasd_calib.planning.replay import replay
 from viasd_calib.planning.search import PolicyGrid, Predictions, search
+from viasd_calib.planning.traced import ReplayTable
 from viasd_calib.planning.words import plan_words
 from viasd_calib.profiling.profile import ProfileSettings
+from viasd_calib.spec import PolicyDrafter
 
 GRID = PolicyGrid(
     draft_lengths=(2, 4), stops=(0.0, 0.5), draft_bounds=(0.9, 1.01), thresholds=(0.5, 0.7), pending=(6, 12)
@@ -58,7 +60,7 @@ def test_no_draft_model_where_its_steps_cost_more_than_slim_passes() -> None:
 
 def test_wide_passes_that_cost_more_make_blocks_shorter() -> None:
     """At costs in proportion to the width, drafting cannot pay; where they are flat it does."""
-    texts = {None: made_up_table(0.8, None)}
+    texts: dict[PolicyDrafter | None, ReplayTable] = {None: made_up_table(0.8, None)}
     wide = ReplayCosts(128, 0.01, [float(width) for width in range(1, GRID.widest + 1)], [1.0])
     flat, proportional = search(GRID, texts, [costs(0.01, 1.0), wide])
     assert (flat.fastest.policy.kind, proportional.fastest.policy.kind) == ("speculative", "no drafting")
