@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from viasd_calib.calibration.paired import ERROR, FEWEST_PROMPTS, Spent, decode_in_turns, speed_ratio
 from viasd_calib.calibration.policy_timing import (
+    BASELINES,
     Decision,
     DecoderFor,
     PolicyTiming,
@@ -96,8 +97,9 @@ def stop_stage(
     threshold_without_model: float = ALONE_THRESHOLDS[0],
 ) -> list[Tried]:
     """The second stage: exact decoding at one threshold, with stop bounds around that of ``gates`` and a draft gate
-    that accepts from a score on, or never; without the slim tier, with stop bounds around ``stop_without_slim``; and
-    with what drafts in the draft model's place, at a threshold of its own.
+    that accepts from a score on, or never; without the slim tier, with stop bounds around ``stop_without_slim``, with
+    lookup where it is among ``drafters``, and with nothing that drafts; and with what drafts in the draft model's
+    place, at a threshold of its own.
     """
     with_slim = [
         with_thresholds(gates, threshold, draft_accept_at, stop)
@@ -108,8 +110,10 @@ def stop_stage(
         without_slim(gates).model_copy(update={"draft_stop_below": stop})
         for stop in stops_without_slim(stop_without_slim)
     ]
+    baselines: list[PolicyDrafter] = ["lookup", "none"] if "lookup" in drafters else ["none"]
+    without_both = [Tried(without_slim(gates), one) for one in baselines]
     without_model = [_without_model(gates, threshold_without_model, one) for one in drafters]
-    return [*(Tried(one) for one in [*with_slim, *without]), *without_model]
+    return [*(Tried(one) for one in [*with_slim, *without]), *without_both, *without_model]
 
 
 def last_stage(gates: Gates, timed: Sequence[TimedPolicy], max_pending: int) -> list[Tried]:
@@ -149,8 +153,8 @@ def time_policies(
 
     The search has three stages, :func:`threshold_stage`, at the thresholds that were fastest :func:`stop_stage`, and
     :func:`last_stage` of the fastest. The policies of a stage decode ``prompts`` in turns. Then the fastest with the
-    slim tier and without it, and where ``gates`` are certified they themselves with audit ``off``, decode ``deciding``
-    in turns, see :func:`decide`.
+    slim tier, the fastest of each kind without it, and where ``gates`` are certified they themselves with audit
+    ``off``, decode ``deciding`` in turns, see :func:`decide`.
 
     Args:
         gates: with a threshold for all tiers, which is tried beside ``STRICT_THRESHOLDS``, and the stop bound that a
@@ -188,12 +192,13 @@ def time_policies(
     fastest = last_stage(gates, add(2, "timing where drafting stops", second), max_pending)
     last = add(3, "timing the fastest", fastest)
 
-    def decoder_of(slim_tier: bool) -> Answering:
-        of_kind = [(one, tried) for one, tried in zip(last, fastest, strict=True) if one.slim_tier == slim_tier]
-        return decoder_for(min(of_kind, key=lambda pair: pair[0].seconds_per_token)[1], "strict")
-
+    pairs = sorted(zip(last, fastest, strict=True), key=lambda pair: pair[0].seconds_per_token)
+    with_slim = next(tried for one, tried in pairs if one.slim_tier)
+    without: dict[PolicyDrafter | None, Tried] = {one.drafter: tried for one, tried in pairs if not one.slim_tier}
     decision = decide(
-        decoder_of(True), decoder_of(False), decoder_for(Tried(gates), "off") if certified else None,
+        decoder_for(with_slim, "strict"),
+        {drafter: decoder_for(tried, "strict") for drafter, tried in without.items()},
+        decoder_for(Tried(gates), "off") if certified else None,
         verifier, deciding, max_new_tokens,
     )  # fmt: skip
     return PolicyTiming(by_bound=by_bound, n_prompts=len(prompts), policies=tuple(policies), decision=decision)
@@ -201,7 +206,7 @@ def time_policies(
 
 def decide(
     with_slim: Answering,
-    without_slim: Answering,
+    without_slim: Mapping[PolicyDrafter | None, Answering],
     certified: Answering | None,
     verifier: Verifier,
     prompts: Sequence[Prompt],
@@ -211,12 +216,16 @@ def decide(
 
     ``LOOKS`` times, at equal numbers of prompts, it is asked whether the interval of each ratio of speeds leaves 1
     out; where all do, the timing ends. Each look has its share of the error (Bonferroni), so that an answer is wrong in
-    at most 5 of 100 such timings, whenever it was given.
+    at most 5 of 100 such timings, whenever it was given. The slim tier must be faster than every policy without it,
+    which as a test of all of them needs no smaller share for each (intersection-union, Berger 1982). Of those, the one
+    that took the least time is held to be the fastest.
 
     Args:
+        without_slim: by what drafts in the draft model's place, None for the draft model: speculative decoding, and
+            with lookup, and nothing drafted.
         prompts: one at least, in an order that has nothing to do with how long they take.
     """
-    decoders = [with_slim, without_slim, *([] if certified is None else [certified])]
+    decoders = [with_slim, *without_slim.values(), *([] if certified is None else [certified])]
     spent = [Spent() for _ in decoders]
     size = max(-(-len(prompts) // LOOKS), FEWEST_PROMPTS)
     parts = [prompts[begin : begin + size] for begin in range(0, len(prompts), size)]
@@ -225,21 +234,33 @@ def decide(
             "deciding between the fastest", decoders, verifier, part, max_new_tokens, warm_up=number == 0
         )
         spent = [before.and_then(now) for before, now in zip(spent, took, strict=True)]
-        found = _compared(spent, ERROR / len(parts))
+        found = _compared(spent, [*without_slim], ERROR / len(parts))
         speeds = [found.slim_speed, *([] if found.certified_speed is None else [found.certified_speed])]
         if all(one.leaves_out_one for one in speeds):
             break
     return found
 
 
-def _compared(spent: Sequence[Spent], error: float) -> Decision:
-    """The decision as things stand, from what the policies took: with the slim tier, without, and certified."""
-    with_slim, without_slim, *others = spent
-    slim_speed = speed_ratio(with_slim, without_slim, error=error)
-    exact = with_slim if slim_speed.above_one else without_slim
+def _compared(spent: Sequence[Spent], drafters: Sequence[PolicyDrafter | None], error: float) -> Decision:
+    """The decision as things stand, from what the policies took: with the slim tier, without, and certified.
+
+    Args:
+        drafters: of the policies without.
+    """
+    with_slim, *rest = spent
+    without = dict(zip(drafters, rest, strict=False))
+    others = rest[len(drafters) :]
+    speeds = [speed_ratio(with_slim, one, error=error) for one in without.values()]
+    drafter = min(drafters, key=lambda one: without[one].seconds_per_token)
+    if None in without and speeds[0].bounds is None:  # too few prompts show nothing
+        drafter = None
+    slim_speed = min(speeds, key=lambda one: one.median if one.low is None else one.low)
+    exact = with_slim if slim_speed.above_one else without[drafter]
     return Decision(
         with_slim=with_slim.seconds_per_token,
-        without_slim=without_slim.seconds_per_token,
+        without_slim=without[drafter].seconds_per_token,
+        without_drafter=drafter,
+        baselines={BASELINES[one]: took.seconds_per_token for one, took in without.items()},
         certified=others[0].seconds_per_token if others else None,
         slim_speed=slim_speed,
         certified_speed=speed_ratio(others[0], exact, error=error) if others else None,

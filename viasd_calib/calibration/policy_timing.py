@@ -18,6 +18,12 @@ DRAFTED_BY: dict[PolicyDrafter, str] = {
     "none": "nothing is drafted, and q' is not asked",
 }
 
+BASELINES: dict[PolicyDrafter | None, str] = {
+    None: "speculative",
+    "lookup": "lookup alone",
+    "none": "no drafting",
+}
+"""Policies without the slim tier, by what drafts."""
 
 LOSSY_GAIN = 0.05
 """Share of its time that a certified policy must save to be exported unasked: its text may diverge."""
@@ -98,7 +104,10 @@ class Decision(BaseModel):
 
     Attributes:
         with_slim: seconds a token of exact decoding with the slim tier.
-        without_slim: of exact decoding with draft gate and full verifier alone.
+        without_slim: of the fastest exact decoding without it.
+        without_drafter: what drafts there in the draft model's place; None for the draft model.
+        baselines: seconds a token of every policy without the slim tier, by its name in ``BASELINES``; empty in what
+            earlier versions wrote, which compared with speculative decoding alone.
         certified: of the certified policy, whose text may diverge; None where there is none.
         slim_speed: speed with the slim tier over that without, paired by prompt. Its bounds hold at every look that
             may have ended the timing, all together at 95 %.
@@ -109,6 +118,8 @@ class Decision(BaseModel):
 
     with_slim: float = Field(gt=0)
     without_slim: float = Field(gt=0)
+    without_drafter: PolicyDrafter | None = None
+    baselines: dict[str, float] = Field(default_factory=dict)
     certified: float | None = Field(None, gt=0)
     slim_speed: Interval
     certified_speed: Interval | None = None
@@ -173,13 +184,15 @@ class PolicyTiming(BaseModel):
 
     @property
     def fastest_without_slim(self) -> TimedPolicy:
-        """The fastest policy that does not ask q'."""
-        return _fastest([one for one in self._last_stage() if not one.slim_tier])
+        """The policy that does not ask q' and was the fastest where that was decided."""
+        drafter = self.decision.without_drafter
+        return _fastest([one for one in self._last_stage() if not one.slim_tier and one.drafter == drafter])
 
     @property
     def speculative_stop(self) -> float:
-        """The fastest stop bound without the slim tier."""
-        return self.fastest_without_slim.draft_stop_below
+        """The fastest stop bound of speculative decoding."""
+        found = [one for one in self._last_stage() if not one.slim_tier and one.drafter is None]
+        return _fastest(found).draft_stop_below
 
     def _last_stage(self) -> list[TimedPolicy]:
         """The policies that took turns last; what came before was timed under other conditions."""

@@ -60,6 +60,9 @@ def _say(artifact: lazy_types.CalibrateArtifact) -> None:
         f"(threshold {timing.fastest_with_slim.threshold:.2f}), {1000 * found.without_slim:.1f} without: "
         f"it is {_slim_words(found.slim_speed)}"
     )
+    if found.baselines:
+        times = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in found.baselines.items())
+        console.print(f"without the slim tier: {times} a token")
     drafted = timing.drafter_words()
     if drafted is not None:
         console.print(drafted)

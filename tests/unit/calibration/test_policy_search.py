@@ -36,7 +36,7 @@ GATES = Gates(
 """Every score is 0.5: q' decides all, the draft gate nothing."""
 
 
-LUCKY = 7 * (4 + 11) + 1
+LUCKY = 7 * (4 + 11) + 1  # what drafts nothing is not counted
 """The first call of the last stage: seven prompts, one a warm-up, for all policies of the first two."""
 
 
@@ -74,7 +74,7 @@ def test_the_clock_decides(
     drafter = make_drafter("near", routed)
 
     def decoder_for(tried: Tried, audit: Audit) -> Decoder:
-        decoding = Decoding(audit=audit, draft_length=2, max_pending=tried.max_pending or 12)
+        decoding = Decoding(audit=audit, draft_length=2, max_pending=tried.max_pending or 12, drafter=tried.drafter)
         return Decoder(routed, drafter, ThreeTier.from_spec(tried.gates, decoding))
 
     measured = policy_search.time_policies(
@@ -143,8 +143,12 @@ class Priced:
         price: Callable[[Gates, Audit], float],
         without_model: Callable[[Gates, PolicyDrafter], float] | None = None,
         of_pending: Callable[[int | None], float] = lambda bound: 0.0 if bound is None else 0.1,
+        nothing: float = 9.0,
+        lookup_alone: float = 8.0,
     ) -> None:
         self.price = price
+        self.nothing = nothing
+        self.lookup_alone = lookup_alone
         self.of_pending = of_pending
         self.without_model = without_model
         self.now = 0.0
@@ -162,6 +166,8 @@ class Priced:
             def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
                 if drafter is None:
                     outer.now += outer.price(gates, audit)
+                elif not gates.slim_tier:
+                    outer.now += {"none": outer.nothing, "lookup": outer.lookup_alone}[drafter]
                 else:
                     assert outer.without_model is not None, "nothing was asked for in the draft model's place"
                     assert audit == "strict"
@@ -226,13 +232,15 @@ def test_all_that_was_tried_is_in_the_json(tiny_verifier: Verifier, monkeypatch:
         *((1, threshold, 0.9, 0.3) for threshold in (0.4, 0.5, 0.7, 0.85)),
         *((2, 0.7, accept, stop) for accept in (0.9, NEVER) for stop in (0.3, 0.4, 0.55, 0.7)),
         *((2, None, 0.9, stop) for stop in (0.05, 0.2, 0.35)),
-        (3, 0.7, NEVER, 0.55), (3, None, 0.9, 0.35), *[(3, 0.7, NEVER, 0.55)] * 2,
+        (2, None, 0.9, 0.3),
+        (3, 0.7, NEVER, 0.55), (3, None, 0.9, 0.35), (3, None, 0.9, 0.3), *[(3, 0.7, NEVER, 0.55)] * 2,
     ]  # fmt: skip
-    assert [one.max_pending for one in timing.policies] == [None] * 17 + [12, 17]
+    assert [one.max_pending for one in timing.policies] == [None] * 19 + [12, 17]
     assert timing.by_bound == {one.threshold: one.seconds_per_token for one in timing.policies if one.stage == 1}
     for one in timing.policies:
         more = priced.of_pending(one.max_pending)
-        assert one.seconds_per_token == pytest.approx(price(one.applied_to(GATES), "strict") + more)
+        own = price(one.applied_to(GATES), "strict") if one.drafter is None else priced.nothing
+        assert one.seconds_per_token == pytest.approx(own + more)
     again = Priced(price)
     again.search(tiny_verifier, monkeypatch)
     assert again.asked == priced.asked, "the same order every time"
@@ -260,10 +268,12 @@ def test_no_draft_model_is_exported_where_that_is_the_fastest(
     timing = Priced(price, without_model).search(tiny_verifier, monkeypatch, n_prompts)
     timing = PolicyTiming.model_validate_json(timing.model_dump_json())
     tried = [(one.stage, one.drafter, one.threshold) for one in timing.policies if one.drafter is not None]
-    assert tried[:4] == [(1, "slim", 0.4), (1, "slim", 0.7), (2, "slim", 0.7), (2, "lookup", 0.7)]
+    assert tried[:6] == [
+        (1, "slim", 0.4), (1, "slim", 0.7), (2, "lookup", None), (2, "none", None), (2, "slim", 0.7), (2, "lookup", 0.7)
+    ]  # fmt: skip
     last = sorted((one.drafter or "model", one.max_pending or 24) for one in timing.policies if one.stage == 3)
     fastest = min(("slim", slim), ("lookup", lookup), ("model", 1.0), key=lambda one: one[1])[0]
-    kinds = [("slim", 24), ("lookup", 24), ("model", 24), ("model", 24)]  # the model with the slim tier, and without
+    kinds = [("slim", 24), ("none", 24), *[("lookup", 24), ("model", 24)] * 2]  # with the slim tier, and without
     assert last == sorted([*kinds, (fastest, 12), (fastest, 17)])
     best = timing.exact_policy
     assert best.drafter == won
@@ -295,6 +305,53 @@ def test_fewer_pending_tokens_are_exported_where_they_are_faster(
     timing = priced.search(tiny_verifier, monkeypatch)
     assert timing.exact_policy.max_pending == found
     assert timing.decision.with_slim == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("nothing", "lookup_alone", "with_slim", "n_prompts", "won"),
+    [
+        (0.5, 8.0, 1.0, 6, "none"), (0.9, 8.0, 1.0, 6, "none"), (8.0, 0.5, 1.0, 6, "lookup"),
+        (1.5, 8.0, 3.0, 6, "none"), (1.1, 1.2, 1.0, 6, "slim tier"), (2.5, 8.0, 3.0, 6, None), (1.5, 8.0, 3.0, 5, None),
+    ],
+)  # fmt: skip
+def test_no_exact_policy_loses_to_a_simpler_one(
+    tiny_verifier: Verifier,
+    monkeypatch: pytest.MonkeyPatch,
+    nothing: float,
+    lookup_alone: float,
+    with_slim: float,
+    n_prompts: int,
+    won: str | None,
+) -> None:
+    """Nothing drafted, or lookup alone, is exported where that is the fastest, and where enough prompts were timed."""
+    priced = Priced(
+        lambda gates, audit: price(gates, audit, with_slim), lambda *_: 7.0, nothing=nothing, lookup_alone=lookup_alone
+    )
+    timing = priced.search(tiny_verifier, monkeypatch, n_prompts)
+    timing = PolicyTiming.model_validate_json(timing.model_dump_json())
+    best = timing.exact_policy
+    assert ("slim tier" if best.slim_tier else best.drafter) == won
+    assert timing.decision.baselines == pytest.approx(
+        {"speculative": 2.0, "no drafting": nothing, "lookup alone": lookup_alone}
+    )
+    if n_prompts > 5:
+        assert timing.seconds_per_token_exact == pytest.approx(min(nothing, lookup_alone, with_slim, 2.0))
+    assert timing.speculative_stop == 0.35, "of speculative decoding, whatever is exported"
+
+
+def test_a_slim_tier_must_be_faster_than_every_baseline(
+    tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clearly faster than one of them, and not shown to be than the other, which varies: it is left out."""
+    clock = Priced(price)
+    monkeypatch.setattr(paired, "time", clock)
+    slim = Varying([0.8] * 24, True, clock)
+    steady, varying = Varying([1.0], False, clock), Varying([0.5, 1.3] * 12, True, clock)
+    decision = policy_search.decide(slim, {None: steady, "none": varying}, None, tiny_verifier, tiny_prompts(24), 4)
+    assert decision.baselines["speculative"] == pytest.approx(1.0)
+    assert decision.without_drafter == "none"
+    assert not decision.slim_speed.above_one
+    assert policy_search.decide(slim, {None: steady}, None, tiny_verifier, tiny_prompts(24), 4).slim_speed.above_one
 
 
 def test_the_luckiest_of_many_is_timed_again(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +400,7 @@ def decided(ratios: Sequence[float], verifier: Verifier, monkeypatch: pytest.Mon
     clock = Priced(price)
     monkeypatch.setattr(paired, "time", clock)
     with_slim, without = (Varying(ratios, slim, clock) for slim in (True, False))
-    decision = policy_search.decide(with_slim, without, None, verifier, tiny_prompts(len(ratios)), 4)
+    decision = policy_search.decide(with_slim, {None: without}, None, verifier, tiny_prompts(len(ratios)), 4)
     return decision, without.answered - 1
 
 

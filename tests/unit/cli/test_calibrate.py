@@ -146,10 +146,13 @@ def test_what_is_tested_and_timed_is_written_and_printed(
     assert f"exact decoding comes to a loss of {found.floor.loss:.4f}" in printed
     timing = found.slim_worth
     assert not timing.pays, "four prompts are too few to say"
-    fastest = min((one for one in timing.policies if not one.slim_tier), key=lambda one: one.seconds_per_token)
+    fastest = timing.fastest_without_slim
+    assert fastest.drafter is None, "nor to leave the drafter out"
     assert not found.gates.slim_tier
     assert found.gates.draft_stop_below == fastest.draft_stop_below
     without = f"{1000 * timing.decision.without_slim:.1f} without"
+    assert timing.decision.baselines.keys() == {"speculative", "no drafting"}
+    assert f"speculative {1000 * timing.decision.baselines['speculative']:.1f} ms" in printed
     assert f"{without}: it is left out, as 4 prompts are too few to show that it pays" in printed
     assert f"The spec will be exported with audit {found.policy().audit}." in printed
     assert printed.endswith(f"wrote {out / CALIBRATE_FILE}")
