@@ -44,6 +44,7 @@ from viasd_calib.schema.drafts import (
 from viasd_calib.schema.gates import DRAFT_FEATURES, SLIM_FEATURES, Gates, LogisticGate
 from viasd_calib.schema.hashes import IGNORED_CONFIG_KEYS, config_sha256, file_sha256, tokenizer_sha256
 from viasd_calib.schema.offload import OffloadRef
+from viasd_calib.schema.plan import PlanEntry, PlannedPolicy, plan_problems
 from viasd_calib.schema.problems import WHOLE, first_problem, problems_of, refuse_unknown_version
 from viasd_calib.schema.route import (
     AdapterKind,
@@ -89,6 +90,8 @@ __all__ = [
     "ModelDraft",
     "OffloadRef",
     "PartEntry",
+    "PlanEntry",
+    "PlannedPolicy",
     "PolicyDrafter",
     "Producer",
     "PromptHashes",
@@ -194,6 +197,12 @@ class RoutingSpec(SpecModel):
     prompts: PromptHashes | None = Field(
         None, description="hashes of the prompts that it was made from; null where not known"
     )
+    plan: list[PlanEntry] | None = Field(
+        None,
+        min_length=1,
+        description="policies of exact decoding by context length, in place of the bounds in gates and the settings in "
+        "decoding; null for one policy at every length",
+    )
 
     @property
     def certified_bound(self) -> float | None:
@@ -224,6 +233,9 @@ def conflicts(parts: Mapping[str, Any]) -> Iterator[str]:
             yield "decoding.drafter 'slim' needs a slim verifier that may decide; lower gates.regenerate_at"
         case {"decoding": Decoding(drafter="none"), "gates": Gates(slim_tier=True)}:
             yield "decoding.drafter 'none' needs a slim verifier that never decides; raise accept_at and regenerate_at"
+    match parts:
+        case {"plan": list() as plan}:
+            yield from plan_problems(plan, parts.get("gates"), parts.get("decoding"))
     match parts:
         case {"certificate": Certificate() as certificate, "prompts": PromptHashes(calibrate=list() as calibrate)}:
             if certificate.n_prompts != len(calibrate):

@@ -13,6 +13,7 @@ from viasd_calib.binding import check_certificate
 from viasd_calib.choices import STRATEGIES, Backend, StrategyName
 from viasd_calib.decoding.certified import certified_tokens, check_certified
 from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.planned import three_tier
 from viasd_calib.decoding.sampling import Sampling, read_sampling
 from viasd_calib.decoding.strategies.base import load_strategy
 from viasd_calib.devices import check_device
@@ -99,7 +100,9 @@ class Engine(InProcess):
         return Decoder(
             self.routed,
             policy_drafter(self.spec.draft, decoding, self.drafter) if kind.takes_audit else self.drafter,
-            kind.from_spec(self.spec.gates, decoding, self.routed.device),
+            three_tier(self.spec, decoding, self.routed.device)
+            if kind.takes_audit
+            else kind.from_spec(self.spec.gates, decoding, self.routed.device),
             self.verifier.eos_ids,
             sampling,
             processors,
@@ -128,9 +131,12 @@ class Engine(InProcess):
             ModelError: the backend cannot run these models here.
         """
         known, decoding = tuple(lengths), self.spec.decoding
-        widest = decoding.max_pending + decoding.draft_length + 1
+        planned = [row.policy for row in self.spec.plan or ()]
+        widest = max(
+            [decoding.max_pending + decoding.draft_length, *(one.max_pending + one.draft_length for one in planned)]
+        )
         for model in (self.routed, *self.drafter.models):
-            model.prepare_passes(known, widest, slim)
+            model.prepare_passes(known, widest + 1, slim)
 
 
 def _check_choice(what: str, name: object, names: Sequence[str]) -> None:

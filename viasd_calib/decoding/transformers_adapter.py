@@ -32,9 +32,9 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from viasd_calib.decoding.certified import certified_tokens, check_certified
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine
+from viasd_calib.decoding.planned import three_tier
 from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.decoding.stateless import read_processors
-from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.decoding.verification import sampler_of
 from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter, draft_weights, policy_drafter
@@ -201,7 +201,7 @@ def _decode(
     decoder = Decoder(
         parts.routed,
         parts.drafter,
-        ThreeTier.from_spec(parts.spec.gates, parts.spec.decoding, model.device),
+        three_tier(parts.spec, parts.spec.decoding, model.device),
         _eos_ids(stopping_criteria),
         sampler=sampler_of(logits_processor, generator),
         certified_tokens=certified_tokens(parts.spec),
