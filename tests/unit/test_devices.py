@@ -62,6 +62,7 @@ def test_nothing_is_loaded_first() -> None:
         ["bench", "--json", "OUT"],
         ["report", "--bench", "OUT", "--out", "OUT"],
         ["profile", "--json", "OUT"],
+        ["plan", "--traces", "T", "--out", "OUT"],
         ["route-quality", "--json", "OUT"],
         ["capture", "--out", "OUT"],
     ],

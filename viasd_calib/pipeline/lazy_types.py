@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from viasd_calib.calibration.monitor import Monitor as Monitor
     from viasd_calib.calibration.monitor import MonitorReport as MonitorReport
     from viasd_calib.calibration.paired import Interval as Interval
+    from viasd_calib.calibration.policy_timing import Decision as Decision
     from viasd_calib.calibration.policy_timing import PolicyTiming as PolicyTiming
     from viasd_calib.calibration.reliability import Reliability as Reliability
     from viasd_calib.calibration.text_log import ReadLog as ReadLog
@@ -33,10 +34,14 @@ if TYPE_CHECKING:
     from viasd_calib.evaluation.route_quality import RouteQuality as RouteQuality
     from viasd_calib.models import LoadVerifier as LoadVerifier
     from viasd_calib.models import Verifier as Verifier
+    from viasd_calib.planning.costs import ReplayCosts as ReplayCosts
+    from viasd_calib.planning.search import Predicted as Predicted
+    from viasd_calib.planning.search import Predictions as Predictions
     from viasd_calib.profiling.recording import TypicalRound as TypicalRound
     from viasd_calib.slim.forward import RoutedModel as RoutedModel
     from viasd_calib.traces.agreement import DraftAgreement as DraftAgreement
     from viasd_calib.traces.capture import CaptureReport as CaptureReport
+    from viasd_calib.traces.data import TraceText as TraceText
     from viasd_calib.traces.on_policy import Policy as Policy
     from viasd_calib.training.search.record import SearchResult as SearchResult
     from viasd_calib.training.search.record import SearchSettings as SearchSettings

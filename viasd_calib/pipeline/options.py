@@ -292,6 +292,29 @@ class ProfileOptions(BackendModels):
 
 
 @options
+class PlanOptions(PromptSource, BackendModels):
+    """Plan which policy decodes at which context length, and write the spec with that plan.
+
+    Args:
+        traces: trace folders of greedy texts, comma-separated.
+        out: where the spec is written, in the folder of the one that is read.
+        contexts: cached tokens to plan for.
+        profile: a latency profile of viasd profile at these contexts; measured where it is left out.
+        trace_tokens: generated tokens of the traces to replay, of whole texts drawn by hash.
+        max_new_tokens: longest answer where the fastest policies are decoded.
+        limit: take this many prompts of the calibrate split for that; null takes all.
+    """
+
+    traces: str
+    out: str
+    contexts: Sequence[int] = (128, 512, 2048)
+    profile: str | None = None
+    trace_tokens: Count = 8192
+    max_new_tokens: Count = 64
+    limit: Count | None = 24
+
+
+@options
 class BenchOptions(UnseenPrompts, BackendModels):
     """Compare decoding strategies on a prompt file: same weights, same drafter, interleaved prompt by prompt.
 

@@ -7,7 +7,7 @@ The replay is cheap enough for every combination to be tried, so that nothing is
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 
 from viasd_calib.decoding.strategies.three_tier import NEVER
@@ -89,10 +89,22 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The fastest policy of each kind at one context, *simulated*."""
+    """The fastest policies at one context, *simulated*.
+
+    Attributes:
+        every: the fastest of each kind and drafter.
+    """
 
     costs: ReplayCosts
-    by_kind: Mapping[PolicyKind, Predicted] = field(default_factory=dict)
+    every: Sequence[Predicted]
+
+    @property
+    def by_kind(self) -> Mapping[PolicyKind, Predicted]:
+        """The fastest of each kind."""
+        found: dict[PolicyKind, Predicted] = {}
+        for one in sorted(self.every, key=_seconds):
+            found.setdefault(one.policy.kind, one)
+        return found
 
     @property
     def fastest(self) -> Predicted:
@@ -138,7 +150,7 @@ def search(
     Returns:
         One for each of ``costs``.
     """
-    found: list[dict[PolicyKind, Predicted]] = [{} for _ in costs]
+    found: list[dict[tuple[PolicyKind, PolicyDrafter | None], Predicted]] = [{} for _ in costs]
     for number, (drafter, table) in enumerate(texts.items()):
         slim_tier = table.slim is not None
         drafters: list[PolicyDrafter | None] = [drafter]
@@ -149,10 +161,10 @@ def search(
         for kinds, one in zip(found, costs, strict=True):
             seconds = simulated_seconds(counts, one).tolist()
             for row, policy in enumerate(policies):
-                best = kinds.get(policy.kind)
-                if best is None or seconds[row] < best.seconds:
-                    kinds[policy.kind] = _predicted(policy, row, seconds[row], counts)
-    return [Predictions(one, kinds) for one, kinds in zip(costs, found, strict=True)]
+                kind = (policy.kind, policy.drafter)
+                if kind not in kinds or seconds[row] < kinds[kind].seconds:
+                    kinds[kind] = _predicted(policy, row, seconds[row], counts)
+    return [Predictions(one, [*kinds.values()]) for one, kinds in zip(costs, found, strict=True)]
 
 
 def _predicted(policy: Policy, row: int, seconds: float, counts: ReplayCounts) -> Predicted:

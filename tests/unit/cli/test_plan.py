@@ -1,0 +1,102 @@
+"""``viasd plan``: replay, decode, write, say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import TinyFolder, constant_gate, save_tiny, tiny_spec, tiny_traces
+from viasd_calib.cli import main
+from viasd_calib.decoding.engine import load_engine
+from viasd_calib.models import load_verifier
+from viasd_calib.pipeline import plan as job
+from viasd_calib.planning import search as planning_search
+from viasd_calib.planning.search import PolicyGrid
+from viasd_calib.spec import CausalLMDraft, Gates, Route, RoutingSpec, load_spec, save_spec
+
+GATES = Gates(
+    draft=constant_gate("draft_margin", 0.0), slim=constant_gate("slim_margin", 0.0), accept_at=0.4, regenerate_at=0.4
+)
+GRID = PolicyGrid(draft_lengths=(2,), stops=(0.0,), draft_bounds=(1.01,), thresholds=(0.4,), pending=(6,))
+
+
+@pytest.fixture
+def place(tiny_folder: TinyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a spec that drafts with a model, traces of its verifier, and a small grid."""
+    save_tiny(tmp_path / "draft", seed=4)
+    spec = RoutingSpec(
+        verifier=load_verifier(str(tiny_folder)).ref, draft=CausalLMDraft(name_or_path=str(tmp_path / "draft")),
+        route=Route(attention_skip=[1]), gates=GATES,
+    )  # fmt: skip
+    save_spec(spec, tmp_path / "routing.json")
+    tiny_traces(tiny_folder, tmp_path / "traces", 6, max_new_tokens=12)
+    monkeypatch.setattr(planning_search, "PolicyGrid", lambda: GRID)
+    monkeypatch.setattr(job, "WIDTHS", (1, 2, 4, 9))
+    monkeypatch.setattr(job, "COST_REPEATS", 2)
+    return tmp_path
+
+
+def words_of(place: Path, *more: str) -> list[str]:
+    return [
+        "plan", "--spec", str(place / "routing.json"), "--traces", str(place / "traces"),
+        "--out", str(place / "planned.json"), "--contexts", "[16,48]", "--max-new-tokens", "8", *more,
+    ]  # fmt: skip
+
+
+def test_a_plan_is_made_written_and_printed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On five prompts nothing shows that the slim tier pays; the text is that of the verifier."""
+    assert main(words_of(place, "--limit", "5", "--debug")) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    spec = load_spec(place / "planned.json")
+    assert spec.plan is not None
+    assert spec.plan[-1].max_context is None
+    assert not any(row.policy.slim_tier for row in spec.plan)
+    assert "No slim tier: decoded on 5 prompts it is not shown to be faster" in printed
+    assert "(simulated)" in printed
+    assert printed.count("speed of no drafting") == 2, "a sentence for each context"
+    assert "full / slim / draft, a token" in printed
+    assert "At context 16: " in printed
+    assert "At context 48: " in printed
+    engine = load_engine(place / "planned.json")
+    found, wanted = (engine.decoder(name).generate([5, 6, 7], 20) for name in ("three_tier", "autoregressive"))
+    assert found.tokens == wanted.tokens
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--contexts", "[]"], "--contexts is []"),
+        (["--traces", "none"], "cannot read none"),
+        (["--profile", "none.json"], "cannot read the latency profile none.json"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(
+    place: Path, change: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words_of(place, *change)) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_spec_stays_beside_its_tensors(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "other").mkdir()
+    assert main(words_of(place, "--out", str(place / "other" / "planned.json"))) == 1
+    assert "lies in another folder than" in capsys.readouterr().err
+
+
+def test_a_spec_without_gates_is_refused(
+    tiny_folder: TinyFolder, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_spec(tiny_folder, place)
+    assert main(words_of(place)) == 1
+    assert "has no draft gate or no calibrated slim gate" in capsys.readouterr().err
+
+
+def test_sampled_texts_are_refused(tiny_folder: TinyFolder, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_traces(tiny_folder, place / "sampled", 4, max_new_tokens=4, temperature=1.0)
+    assert main(words_of(place, "--traces", str(place / "sampled"))) == 1
+    assert "holds texts that were sampled" in capsys.readouterr().err
+
+
+def test_the_widest_pass_that_is_timed_is_the_grids() -> None:
+    assert job.WIDTHS[-1] == PolicyGrid().widest

@@ -1,0 +1,85 @@
+"""From predictions to the rows of a plan."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.tiny import constant_gate
+from viasd_calib.errors import PlanningError
+from viasd_calib.planning.costs import ReplayCosts
+from viasd_calib.planning.policies import Policy
+from viasd_calib.planning.search import Predicted, Predictions
+from viasd_calib.planning.table import base_of, best_group, plan_rows, planned
+from viasd_calib.schema.plan import plan_problems
+from viasd_calib.spec import Decoding, Gates
+
+NOTHING, SPECULATIVE, LOOKUP = Policy("none", 0), Policy(None, 4, 0.4), Policy("lookup", 6)
+TIERS, SLIM = Policy(None, 4, 0.2, 0.9, 0.7, 9), Policy("slim", 0, accept_at=0.5)
+GATES = Gates(
+    draft=constant_gate("draft_margin", 0.0), slim=constant_gate("slim_margin", 0.0), accept_at=0.9, regenerate_at=0.9
+)
+
+
+def predictions(context: int, **seconds: float) -> Predictions:
+    """Made-up seconds a token at one context."""
+    policies = {"nothing": NOTHING, "speculative": SPECULATIVE, "lookup": LOOKUP, "tiers": TIERS, "slim": SLIM}
+    every = [Predicted(policies[name], value, 1, 0, 0, 1, 0) for name, value in seconds.items()]
+    return Predictions(ReplayCosts(context, 1.0, [1.0], [1.0]), every)
+
+
+KINDS = ("no drafting", "speculative", "lookup alone", "three tiers", "three tiers without a draft model")
+
+
+def test_a_plan_has_one_drafter() -> None:
+    """Lookup is the fastest at one context, the draft model at the other, by more: the latter drafts at both."""
+    found = [
+        predictions(100, nothing=5.0, speculative=3.0, lookup=2.5),
+        predictions(400, nothing=5.0, speculative=2.0, lookup=4.0),
+    ]
+    assert [one.policy for one in best_group(found, KINDS)] == [SPECULATIVE, SPECULATIVE]
+    found[0] = predictions(100, nothing=5.0, speculative=3.0, lookup=0.5)
+    assert [one.policy for one in best_group(found, KINDS)] == [LOOKUP, LOOKUP]
+
+
+def test_what_drafts_nothing_goes_with_either() -> None:
+    found = [
+        predictions(100, nothing=5.0, speculative=3.0, slim=2.5, lookup=9.0),
+        predictions(400, nothing=1.0, speculative=2.0, slim=4.0, lookup=9.0),
+        predictions(900, nothing=5.0, speculative=2.0, slim=4.0, lookup=9.0),
+    ]
+    chosen = [one.policy for one in best_group(found, KINDS)]
+    assert chosen == [SLIM, NOTHING, SPECULATIVE]
+    rows = plan_rows([100, 400, 900], chosen)
+    assert [row.max_context for row in rows] == [200, 600, None]
+    gates, decoding = base_of(rows, GATES, Decoding())
+    assert (decoding.drafter, decoding.draft_length, gates.draft_stop_below) == (None, 4, 0.4)
+    assert list(plan_problems(rows, gates, decoding)) == []
+
+
+@pytest.mark.parametrize("only", [NOTHING, SLIM])
+def test_where_nothing_is_ever_drafted_the_spec_says_so(only: Policy) -> None:
+    rows = plan_rows([100], [only])
+    gates, decoding = base_of(rows, GATES, Decoding())
+    assert decoding.drafter == only.drafter
+    assert gates.slim_tier == only.slim_tier
+    assert list(plan_problems(rows, gates, decoding)) == []
+
+
+def test_kinds_that_are_ruled_out_are_not_planned() -> None:
+    found = [predictions(100, nothing=5.0, speculative=3.0, tiers=1.0, slim=2.0)]
+    assert best_group(found, KINDS)[0].policy == TIERS
+    assert best_group(found, ("no drafting", "speculative"))[0].policy == SPECULATIVE
+    assert best_group(found, ("no drafting",))[0].policy == NOTHING
+
+
+def test_a_row_is_the_policy() -> None:
+    gates, decoding = planned(TIERS).applied_to(GATES, Decoding())
+    assert (gates.accept_at, gates.regenerate_at, gates.draft_accept_at, gates.draft_stop_below) == (0.7, 0.7, 0.9, 0.2)
+    assert (decoding.draft_length, decoding.max_pending, decoding.drafter) == (4, 9, None)
+    assert (gates.draft, gates.slim) == (GATES.draft, GATES.slim)
+
+
+@pytest.mark.parametrize("contexts", [[], [200, 100], [100, 100]])
+def test_contexts_rise(contexts: list[int]) -> None:
+    with pytest.raises(PlanningError, match="in rising order"):
+        plan_rows(contexts, [NOTHING] * len(contexts))

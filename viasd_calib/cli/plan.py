@@ -1,0 +1,66 @@
+"""``viasd plan``."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from viasd_calib.cli.notices import say_written
+from viasd_calib.pipeline import lazy_types
+from viasd_calib.pipeline import plan as job
+from viasd_calib.pipeline.options import PlanOptions
+from viasd_calib.spec import PlanEntry
+from viasd_calib.tables import new_table
+
+
+def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> None:
+    """Plan, and print what was predicted and decoded, the plan, and why it is so."""
+    result = job.plan(options, load)
+    console = Console()
+    console.print(predictions_table(result))
+    console.print(plan_table(result.spec.plan or []))
+    for line in result.words:
+        console.print(line)
+    say_written(options.out)
+
+
+def predictions_table(result: job.PlanResult) -> Table:
+    """The fastest policy of each kind at each context."""
+    table = new_table(
+        "the fastest policy of each kind, by a replay of traces (simulated)",
+        ["context", "", "ms/token", "speed-up", "decoded", "passes", "policy"],
+        caption="speed-up: over no drafting; decoded: the same, measured, of the fastest at the first context; "
+        "passes: full / slim / draft, a token",
+    )
+    slowest = result.measured["no drafting"]
+    for number, found in enumerate(result.predictions):
+        for kind, one in found.by_kind.items():
+            seen = result.measured.get(kind) if number == 0 else None
+            table.add_row(
+                str(found.costs.context), kind, f"{1000 * one.seconds:.2f}", f"{found.speedup(one):.2f}",
+                "" if seen is None else f"{slowest / seen:.2f}",
+                f"{one.full:.2f} / {one.slim:.2f} / {one.draft:.2f}", _bounds(one),
+            )  # fmt: skip
+    return table
+
+
+def _bounds(one: lazy_types.Predicted) -> str:
+    policy = one.policy
+    parts = [f"draft {policy.draft_length}"] if policy.drafts else []
+    parts += [f"stop {policy.stop_below:g}"] if policy.stop_below else []
+    parts += [f"gate {policy.draft_accept_at:g}"] if policy.draft_accept_at <= 1 else []
+    parts += [f"slim {policy.accept_at:g}, pending {policy.max_pending}"] if policy.slim_tier else []
+    return ", ".join(parts) or "-"
+
+
+def plan_table(rows: list[PlanEntry]) -> Table:
+    """The plan as the spec has it."""
+    table = new_table("the plan", ["up to context", "drafter", "draft length", "stop", "slim from", "pending"])
+    for row in rows:
+        one = row.policy
+        table.add_row(
+            "any" if row.max_context is None else str(row.max_context), one.drafter or "draft model",
+            str(one.draft_length), f"{one.draft_stop_below:g}", f"{one.accept_at:g}" if one.slim_tier else "-",
+            str(one.max_pending),
+        )  # fmt: skip
+    return table

@@ -1,0 +1,195 @@
+"""Which policy decodes at which context length, by a replay of traces at measured costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from viasd_calib.devices import check_device
+from viasd_calib.errors import PlanningError, TraceError
+from viasd_calib.pipeline import lazy_types
+from viasd_calib.pipeline.checks import check_out_file, check_spec, check_traces
+from viasd_calib.pipeline.lists import split_names
+from viasd_calib.pipeline.notices import notice
+from viasd_calib.pipeline.opening import open_engine
+from viasd_calib.pipeline.options import PlanOptions
+from viasd_calib.pipeline.profile import profile_settings
+from viasd_calib.pipeline.prompt_choice import check_prompts, load_prompts, of_split
+from viasd_calib.profiling.noise import noise_words
+from viasd_calib.profiling.profile import check_profile, load_profile
+from viasd_calib.prompts import Prompt, SplitShares, draw_prompts
+from viasd_calib.spec import Decoding, PlanEntry, PolicyDrafter, RoutingSpec, save_spec
+
+WIDTHS = (1, 2, 4, 8, 16, 21)
+"""Of the passes that are timed; the last one is the widest of the grid."""
+COST_REPEATS = 15
+"""Timed rounds over the passes where no profile is given."""
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """A plan, and what it rests on.
+
+    Attributes:
+        spec: with the plan, as written.
+        predictions: *simulated*, at each context.
+        measured: seconds a token of the policies that were decoded, by kind.
+        decision: between them.
+        words: why the plan is as it is.
+    """
+
+    spec: RoutingSpec
+    predictions: list[lazy_types.Predictions]
+    measured: dict[str, float]
+    decision: lazy_types.Decision
+    words: list[str]
+
+
+def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> PlanResult:
+    """Replay traces under a grid of policies, decode the fastest of each kind, and write the spec with a plan.
+
+    A policy with the slim tier is planned only where decoding shows it to be faster than all without it, and one that
+    drafts only where it was not slower than no drafting.
+
+    Raises:
+        ViasdError: options that cannot be, most of them before a model is loaded.
+    """
+    contexts = sorted(set(options.contexts))
+    check_out_file("--out", options.out)
+    check_device(options.device)
+    path, spec = check_spec(options.spec, options.verifier, options.draft_model)
+    if Path(options.out).resolve().parent != Path(path).resolve().parent:
+        raise PlanningError(
+            f"--out {options.out} lies in another folder than {path}, whose tensors the new spec names; "
+            f"give a file in {Path(path).parent}"
+        )
+    if spec.gates.draft is None or spec.gates.slim is None:
+        raise PlanningError(f"{path} has no draft gate or no calibrated slim gate; plan for a spec that viasd fit made")
+    folders = split_names(options.traces)
+    check_traces("--traces", folders)
+    settings = profile_settings(WIDTHS, contexts, (1,), COST_REPEATS)
+    known = None if options.profile is None else load_profile(options.profile)
+    if known is not None:
+        check_profile(known, spec)
+    prompts = draw_prompts(
+        of_split(load_prompts(options.prompts), "calibrate", options.shares or SplitShares()), options.limit
+    )
+
+    from viasd_calib.planning.costs import ReplayCosts
+    from viasd_calib.planning.reading import replay_tables
+    from viasd_calib.planning.search import PolicyGrid, search
+    from viasd_calib.planning.words import plan_words
+    from viasd_calib.profiling.measure import measure_profile
+
+    grid = PolicyGrid()
+    engine = open_engine(path, spec, options, load, options.backend)
+    check_prompts(engine.verifier, prompts, options.max_new_tokens)
+    profile = known or measure_profile(engine, settings)
+    noise = noise_words(profile.disturbed or 0.0)
+    if noise is not None:
+        notice(noise)
+    costs = [ReplayCosts.of_profile(profile, context, grid.widest) for context in contexts]
+    texts = _texts(folders, engine, options.trace_tokens)
+    tables = replay_tables(engine, texts, max(grid.draft_lengths), max(grid.pending) + 1)
+    predictions = search(grid, tables, costs)
+    decision, measured = _decoded(engine, predictions[0], prompts, options.max_new_tokens)
+    rows, words = _rows(contexts, predictions, decision, measured)
+    words = [*(line for one in predictions for line in plan_words(one)), *words]
+    result = _with_plan(spec, rows)
+    save_spec(result, Path(options.out))
+    return PlanResult(result, predictions, measured, decision, words)
+
+
+def _texts(folders: list[str], engine: lazy_types.Engine, most_tokens: int) -> list[tuple[lazy_types.TraceText, int]]:
+    """Greedy texts of the engine's verifier, each with the most tokens that it might have had."""
+    from viasd_calib.planning.reading import some_texts
+    from viasd_calib.traces.data import read_texts
+    from viasd_calib.traces.folder import read_manifest, refuse_other_verifier
+
+    found: list[tuple[lazy_types.TraceText, int]] = []
+    for folder in folders:
+        manifest = read_manifest(Path(folder))
+        refuse_other_verifier(manifest.verifier, engine.verifier.ref)
+        if manifest.settings.temperature > 0 or manifest.policy is not None:
+            raise TraceError(
+                f"{folder} holds texts that were sampled, or not written by the verifier alone; a replay is of greedy "
+                "ones: capture with --temperature 0"
+            )
+        found += [(text, manifest.settings.max_new_tokens) for text in read_texts(Path(folder))]
+    chosen = some_texts(found, most_tokens)
+    if not chosen:
+        raise TraceError(f"{', '.join(folders)} hold no text with a generated token; capture more prompts")
+    return chosen
+
+
+def _decoded(
+    engine: lazy_types.Engine, predictions: lazy_types.Predictions, prompts: list[Prompt], max_new_tokens: int
+) -> tuple[lazy_types.Decision, dict[str, float]]:
+    """The fastest policy with the slim tier, and the fastest of each kind without it, decoded in turns."""
+    from viasd_calib.calibration.policy_search import decide
+    from viasd_calib.decoding.decoder import Decoder
+    from viasd_calib.pipeline.fitted import decoder_at
+    from viasd_calib.planning.policies import Policy
+    from viasd_calib.planning.table import planned
+
+    def decoder_of(policy: Policy) -> Decoder:
+        gates, decoding = planned(policy).applied_to(engine.spec.gates, Decoding(audit="strict"))
+        return decoder_at(engine, gates, decoding)
+
+    slim = predictions.with_slim
+    assert slim is not None, "the grid has policies that ask q'"
+    without: dict[PolicyDrafter | None, Policy] = {
+        one.policy.drafter: one.policy for one in predictions.by_kind.values() if not one.policy.slim_tier
+    }
+    ordered = sorted(prompts, key=lambda prompt: prompt.sha256)
+    decision = decide(
+        decoder_of(slim.policy), {name: decoder_of(policy) for name, policy in without.items()}, None,
+        engine.verifier, ordered, max_new_tokens,
+    )  # fmt: skip
+    return decision, {slim.policy.kind: decision.with_slim, **decision.baselines}
+
+
+def _rows(
+    contexts: list[int],
+    predictions: list[lazy_types.Predictions],
+    decision: lazy_types.Decision,
+    measured: dict[str, float],
+) -> tuple[list[PlanEntry], list[str]]:
+    """The rows of the plan, and what decoding has ruled out."""
+    from viasd_calib.planning.table import best_group, plan_rows
+
+    every = {kind for one in predictions for kind in one.by_kind}
+    slim = {kind for kind in every if kind.startswith("three tiers")}
+    words: list[str] = []
+    speed = decision.slim_speed
+    shown = "" if speed.bounds is None else f" [{speed.bounds[0]:.2f}, {speed.bounds[1]:.2f}]"
+    if speed.above_one:
+        ruled_out = set()
+        words.append(f"Decoded on {speed.n} prompts, the slim tier is faster: {speed.median:.2f}{shown} times.")
+    else:
+        ruled_out = slim
+        words.append(
+            f"No slim tier: decoded on {speed.n} prompts it is not shown to be faster than what is without it, "
+            f"{speed.median:.2f}{shown} times."
+        )
+    slower = {kind for kind in measured if kind not in slim and measured[kind] > measured["no drafting"]}
+    words += [
+        f"Left out: {kind} took {1000 * measured[kind]:.2f} ms a token where it was decoded, and no drafting "
+        f"{1000 * measured['no drafting']:.2f}."
+        for kind in sorted(slower)
+    ]
+    policies = best_group(predictions, every - ruled_out - slower)
+    return plan_rows(contexts, [one.policy for one in policies]), words
+
+
+def _with_plan(spec: RoutingSpec, rows: list[PlanEntry]) -> RoutingSpec:
+    """The spec with a plan; what is certified or measured of another policy is left out."""
+    from viasd_calib.planning.table import base_of
+
+    gates, decoding = base_of(rows, spec.gates, spec.decoding.model_copy(update={"audit": "strict"}))
+    certificate = spec.certificate
+    if certificate is not None and certificate.bound is not None:
+        certificate = certificate.without_bound("exact: never diverges, as it decodes by a plan")
+    document = dict(spec)
+    document |= {"gates": gates, "decoding": decoding, "plan": rows, "certificate": certificate, "evidence": None}
+    return RoutingSpec(**document)
