@@ -1,4 +1,4 @@
-"""How many policies a minute the planner replays on one core, over made-up texts.
+"""How many policies a minute the planner replays on one core, over made-up texts, and how few passes a token it counts.
 
 python train/replay_speed.py --places 50000 --policies 1000
 """

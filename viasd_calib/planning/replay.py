@@ -118,20 +118,17 @@ class _Block:
 
     Attributes:
         places: of its tokens in the table, [lanes, longest].
-        depth: drafted, unverified tokens before each, [lanes, longest].
         size: tokens, [lanes].
         inside: which places are of the block, [lanes, longest], bool.
         agrees: which tokens are q's choice, [lanes, longest], bool.
-        steps: of the draft model, [lanes].
+        score: the draft gate's, [lanes, longest]; -1 outside the block.
     """
 
     places: Tensor
-    depth: Tensor
     size: Tensor
     inside: Tensor
     agrees: Tensor
     score: Tensor
-    steps: Tensor
 
 
 def replay(policies: Sequence[Policy], texts: ReplayTable) -> ReplayCounts:
@@ -209,7 +206,6 @@ class _Replay:
         self._policies, self._texts, self._counting = policies, texts, counting
         self._slim_tier = slim_tier
         self._places = torch.arange(longest)
-        self._last = texts.drafted.agrees.shape[1] - 1
 
     def run(self, lanes: _Lanes) -> None:
         """All rounds of all lanes."""
@@ -267,9 +263,8 @@ class _Replay:
         size = torch.where(free, most, stopped)
         inside = self._places < size[:, None]
         agrees = drafted.agrees.view(-1)[flat] & known & inside
-        steps = torch.where(free, 0, size)
-        self._counting.steps(lanes.policy, steps)
-        return _Block(places, depth, size, inside, agrees, torch.where(inside, score, -1.0), steps)
+        self._counting.steps(lanes.policy, torch.where(free, 0, size))
+        return _Block(places, size, inside, agrees, torch.where(inside, score, -1.0))
 
     def _slim(
         self, lanes: _Lanes, policies: PolicyTable, block: _Block, gated: Tensor, asked: Tensor
