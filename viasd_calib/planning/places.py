@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from viasd_calib.decoding.features import (
+    RATIO_FEATURES,
     TRACED_TOP_K,
     DraftStatistics,
     draft_features,
-    log_ratio_feature,
     slim_features,
 )
 from viasd_calib.decoding.gates import Gate
@@ -97,7 +97,7 @@ def drafted_places(proposals: Proposals, gate: Gate | None, text: TraceText) -> 
     agrees = torch.stack([one.tokens == choice for one in proposals.by_depth])
     score = torch.ones(proposed.shape)
     if gate is not None:
-        score = torch.stack([gate(draft_features(one)) for one in proposals.by_depth])
+        score = torch.stack([gate(draft_features(one, gate.names)) for one in proposals.by_depth])
     return DraftedPlaces(proposed, agrees, torch.where(proposed, score, 0.0), proposals.free)
 
 
@@ -176,11 +176,14 @@ class _SlimScores:
             self._alone[age, depth, place] = gate(alone)
         for depth, draft in enumerate(drafted):
             tokens = draft.tokens.clamp(min=0)  # -1 is no proposal, which no block reaches
-            ratio = log_ratio_feature(logits.gather(-1, tokens[:, None])[:, 0] - top)
+            ratio = logits.gather(-1, tokens[:, None])[:, 0] - top
             block_place = torch.full_like(age, depth)
             inside = gate.stack(slim_features(zeros, logits, slim, draft, block_place, age, gate.names))
             self._own[age, depth, place] = gate.of_stacked(inside)
-            self._accept[age, depth, place] = gate.of_stacked(gate.with_feature(inside, "log_ratio", ratio))
+            accept = inside
+            for name, feature in RATIO_FEATURES.items():
+                accept = gate.with_feature(accept, name, feature(ratio))
+            self._accept[age, depth, place] = gate.of_stacked(accept)
 
     def at(self, nearest: Tensor, agrees: Tensor) -> SlimPlaces:
         """Every age from one that was filled in."""
