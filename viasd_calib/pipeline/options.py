@@ -309,7 +309,7 @@ class PlanOptions(PromptSource, BackendModels):
     out: str
     contexts: Sequence[int] = (128, 512, 2048)
     profile: str | None = None
-    trace_tokens: Count = 8192
+    trace_tokens: Count = 4096
     max_new_tokens: Count = 64
     limit: Count | None = 24
 

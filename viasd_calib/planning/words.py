@@ -31,8 +31,8 @@ def _drafting_words(found: Predictions, best: Predicted) -> str:
     steps = best.draft * costs.draft_step / single
     pays = best.seconds < one.seconds
     return (
-        f"{'Drafting pays' if pays else 'No drafting'}: a token takes {best.full:.2f} full passes that cost "
-        f"{passes:.2f} of one over a single token, and {best.draft:.2f} draft steps that cost {steps:.2f}; "
+        f"{'Drafting pays' if pays else 'No drafting'} by the replay: a token takes {best.full:.2f} full passes that "
+        f"cost {passes:.2f} of one over a single token, and {best.draft:.2f} draft steps that cost {steps:.2f}; "
         f"together {passes + steps:.2f}, which must be below 1{_others(pays, passes + steps)}."
     )
 
@@ -46,8 +46,8 @@ def _slim_words(found: Predictions, best: Predicted) -> str:
     escalated = best.full / best.slim
     pays = best.seconds < without.seconds
     return (
-        f"{'The slim tier pays' if pays else 'No slim tier'}: a slim pass costs {share:.2f} of a full one and "
-        f"{escalated:.2f} full passes follow it, together {share + escalated:.2f}, which must be below 1"
+        f"{'The slim tier pays' if pays else 'No slim tier'} by the replay: a slim pass costs {share:.2f} of a full "
+        f"one and {escalated:.2f} full passes follow it, together {share + escalated:.2f}, which must be below 1"
         f"{_others(pays, share + escalated)}; {best.policy.kind} {1000 * best.seconds:.2f} ms a token, "
         f"{without.policy.kind} {1000 * without.seconds:.2f} (simulated)."
     )

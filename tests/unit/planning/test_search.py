@@ -33,14 +33,14 @@ def searched(draft: float, slim: float, draft_right: float = 0.7, slim_right: fl
 def test_a_slim_tier_is_taken_where_its_passes_are_cheap() -> None:
     found = searched(draft=0.02, slim=0.1)
     assert found.fastest.policy.kind == "three tiers"
-    assert "The slim tier pays: a slim pass costs 0.10 of a full one" in " ".join(plan_words(found))
+    assert "The slim tier pays by the replay: a slim pass costs 0.10 of a full one" in " ".join(plan_words(found))
 
 
 def test_no_slim_tier_where_its_passes_cost_what_full_ones_do() -> None:
     found = searched(draft=0.02, slim=1.0)
     assert found.fastest.policy.kind == "speculative"
     words = " ".join(plan_words(found))
-    assert "No slim tier: a slim pass costs 1.00 of a full one" in words
+    assert "No slim tier by the replay: a slim pass costs 1.00 of a full one" in words
     assert "which must be below 1;" in words
 
 
@@ -51,7 +51,9 @@ def test_no_drafting_where_the_drafter_is_never_right() -> None:
     assert words[0] == (
         "At context 128: no drafting, 1000.00 ms a token (simulated), 1.00 times the speed of no drafting."
     )
-    assert words[1].startswith("No drafting: a token takes 1.00 full passes that cost 1.00 of one over a single token")
+    assert words[1].startswith(
+        "No drafting by the replay: a token takes 1.00 full passes that cost 1.00 of one over a single token"
+    )
 
 
 def test_no_draft_model_where_its_steps_cost_more_than_slim_passes() -> None:
