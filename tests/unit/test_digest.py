@@ -126,7 +126,7 @@ def test_a_digest_survives_writing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "digest"),
     [
-        ("smollm2-135m/routing.json", "209c25b8e674568205b5e4e29fa15c89222832f06eff87b5a98f0d2fed68042e"),
+        ("smollm2-135m/routing.json", "a92eb6ab2b018a9ff32f678d1fd2d7ccdb8aeca0ef20e0347065fa89391f21eb"),
         ("smollm2-135m/offload.json", "f37a9b5fb2a8d66818477513b604e55a8fdb7251d6788f8afa6350a24173950d"),
         ("qwen2.5-coder-1.5b/routing.json", "b5379f504a3a83747cfe3d1455785610a274427e7adff9069484628b41654ebb"),
     ],

@@ -16,7 +16,7 @@ from viasd_calib.spec import load_spec, save_spec
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 CONTENT = {
-    "smollm2-135m/routing.json": "5b6f49ae80977f2012e68f012ecb4334ba97762683ea54dc69bbfd9e11c239e6",
+    "smollm2-135m/routing.json": "4a8782a7724572e9786d6a87de41845274adc137386a08f874b69d69de0e9759",
     "smollm2-135m/offload.json": "4b5ef0ce985770c8140938d9ea319a96cd8d70a0d565702495d8e5e5bcd7bb26",
     "qwen2.5-coder-1.5b/routing.json": "d4f054f261f42156c820115703a8ef7b30642657191e73f80916e60239b8f818",
 }
