@@ -16,8 +16,19 @@ from viasd_calib.decoding.engine import Engine, load_engine
 from viasd_calib.models import load_verifier
 from viasd_calib.slim.offload.install import ColdSublayers
 from viasd_calib.slim.offload.settings import Offload
+from viasd_calib.slim.parts.adapter import adapted_layers, adapter_ref, adapter_tensors, save_adapter
 from viasd_calib.slim.parts.bridges import bridges_ref, new_bridges, save_bridges
-from viasd_calib.spec import Decoding, DType, Gates, LowBitWeights, PromptLookupDraft, Route, RoutingSpec, save_spec
+from viasd_calib.spec import (
+    AdapterKind,
+    Decoding,
+    DType,
+    Gates,
+    LowBitWeights,
+    PromptLookupDraft,
+    Route,
+    RoutingSpec,
+    save_spec,
+)
 
 ALL = [*range(LAYERS)]
 LOW_BITS = Route(low_bit=LowBitWeights(attention={"8": ALL}, mlp={"8": ALL[::2], "4": ALL[1::2]}, head=8))
@@ -58,6 +69,21 @@ def with_bridges(folder: Path, route: Route, carry: bool = False) -> Route:
     save_bridges(bridges, folder / "bridges.safetensors")
     entry = bridges_ref(folder / "bridges.safetensors", folder, None, carry)
     return route.model_copy(update={"bridges": entry})
+
+
+def with_adapter(folder: Path, route: Route, kind: AdapterKind, folded: bool = False, seed: int = 1) -> Route:
+    """The same route with an adapter whose products, or norms, are random; its tensors are written to ``folder``."""
+    rank, targets = (None, ["input_layernorm"]) if kind == "norms" else (2, ["q_proj", "down_proj"])
+    alpha = None if rank is None else 2 * rank
+    layers = adapted_layers(load_verifier(str(folder)).model.get_decoder().layers, rank, alpha, targets, kind)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in adapter_tensors(layers).values():
+            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator).to(torch.bfloat16))
+    path = folder / "adapter.safetensors"
+    save_adapter(layers, route, path)
+    entry = adapter_ref(path, folder, rank, alpha, targets, kind=kind, folded=folded)
+    return route.model_copy(update={"adapter": entry})
 
 
 def engine(spec: Path, offload: Offload | None = None, dtype: DType = "float32", backend: Backend = "eager") -> Engine:

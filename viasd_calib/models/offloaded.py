@@ -52,7 +52,8 @@ class LayerWeights:
     ) -> None:
         self._read = read
         self._model = model.name_or_path
-        self._names = {id(weight): name for name, weight in model.named_parameters()}
+        # By the parameters themselves: a number of one that is gone may be another's later.
+        self._names: dict[Tensor, str] = {weight: name for name, weight in model.named_parameters()}
         self.linears = layer_linears(model.get_decoder().layers)
         for one in self.linears:
             one.register_forward_pre_hook(_refuse_zeros)
@@ -67,7 +68,7 @@ class LayerWeights:
         Raises:
             ModelError: a file is missing or damaged.
         """
-        names = [self._names[id(weight)] for weight in weights]
+        names = [self._names[weight] for weight in weights]
         try:
             found = self._read({name: weight.shape for name, weight in zip(names, weights, strict=True)})
         except (OSError, ValueError, SafetensorError) as error:
@@ -76,6 +77,10 @@ class LayerWeights:
                 f"cannot read the layers of the model {self._model!r}: {reason}; download it again, or save it again"
             ) from error
         return [found[name] for name in names]
+
+    def has(self, weights: Iterable[Tensor]) -> bool:
+        """Whether all of these are the model's own parameters, and so what its files hold, until :meth:`release`."""
+        return all(weight in self._names for weight in weights)
 
     def keep(self, weights: Sequence[Tensor]) -> None:
         """Bring weights into memory, for good; those that are in memory stay as they are."""

@@ -33,7 +33,8 @@ class Residency:
 def cold_sublayers(route: Route | None, layers: int) -> dict[int, list[SublayerKind]]:
     """Sublayers that q' does not run with q's own weights: those that it skips, and those it has a low-bit copy of.
 
-    Nothing that an adapter or a narrow MLP of q' reads is cold. Without a route all sublayers are.
+    Nothing that products of an adapter or a narrow MLP of q' sit on is cold; norms of its own sit on no linear layer.
+    Without a route all sublayers are.
 
     Example:
         >>> cold_sublayers(Route(attention_skip=[1], mlp_skip=[0, 1]), 3)
@@ -43,13 +44,18 @@ def cold_sublayers(route: Route | None, layers: int) -> dict[int, list[SublayerK
         return {layer: [*KINDS] for layer in range(layers)}
     skipped: dict[SublayerKind, set[int]] = {"attention": set(route.attention_skip), "mlp": set(route.mlp_skip)}
     copied: dict[SublayerKind, set[int]] = {kind: set() for kind in KINDS}
-    if route.low_bit is not None and route.adapter is None:
+    if route.low_bit is not None and not _adds_products(route):
         copied = {"attention": set(route.low_bit.bits("attention")), "mlp": set(route.low_bit.bits("mlp"))}
         copied["mlp"] -= route.narrowed
     found: dict[int, list[SublayerKind]] = {
         layer: [kind for kind in KINDS if layer in skipped[kind] | copied[kind]] for layer in range(layers)
     }
     return {layer: kinds for layer, kinds in found.items() if kinds}
+
+
+def _adds_products(route: Route) -> bool:
+    """Whether a route has an adapter that sits on linear layers."""
+    return route.adapter is not None and route.adapter.kind != "norms"
 
 
 def choose_residency(
@@ -69,10 +75,7 @@ def choose_residency(
     """
     cold = cold_sublayers(route, len(layers))
     if not cold:
-        raise ModelError(
-            "the slim verifier runs all of the full one's own weights, so that none can be left out of memory; give a "
-            "spec whose route has low bits or skips sublayers, or leave out --offload"
-        )
+        raise ModelError(_why_nothing_is_cold(route))
     every = others + sum(one.weight.nbytes for one in weights.linears)
     if memory is not None and every <= memory:
         return Residency({}, 0, every)
@@ -93,6 +96,21 @@ def choose_residency(
     left = {layer: kinds for layer, kinds in cold.items() if layer not in resident}
     more = sum(size[layer] for layer in resident)
     return Residency(left, sum(size[layer] for layer in left), needed + more)
+
+
+def _why_nothing_is_cold(route: Route | None) -> str:
+    """In words, with what mends it."""
+    kept = {"an adapter": route is not None and _adds_products(route), "narrow MLPs": bool(route and route.narrowed)}
+    there = [name for name, has in kept.items() if has]
+    if there and route is not None and any(route.low_bit_layers.values()):
+        return (
+            f"the route has {' and '.join(there)} on all that it has in low bits, which keep the full verifier's own "
+            "weights in memory; fit a slim verifier of low bits without, or leave out --offload"
+        )
+    return (
+        "the slim verifier runs all of the full one's own sublayers, so that none can be left out of memory; give a "
+        "spec whose route has sublayers in low bits or skips some, or leave out --offload"
+    )
 
 
 def sublayer_bytes(layer: nn.Module, kinds: Sequence[SublayerKind]) -> int:

@@ -19,6 +19,7 @@ from torch import nn
 
 from viasd_calib.errors import JobWarning, SpecError
 from viasd_calib.files import read_json, write_json
+from viasd_calib.models.offloaded import layer_weights
 from viasd_calib.slim.bit_choice import MeasuredBits, choose_bits
 from viasd_calib.slim.bit_costs import Shape, product_seconds
 from viasd_calib.slim.forward import RoutedModel
@@ -310,7 +311,8 @@ class LowBit(RoutePart[LowBitWeights]):
         for kind in KINDS:
             for index, bits in held.bits(kind).items():
                 places = [*verifier_linears(layers[index].get_submodule(MODULES[kind]))]
-                _round(plan, f"layer-{index:03d}-{kind}", places, bits, held.input_bits)
+                name = f"layer-{index:03d}-{kind}" if _of_files(plan, places) else None
+                _round(plan, name, places, bits, held.input_bits)
         plan.layers = layers
         if held.head is not None:
             name = "head" if plan.head is None else None  # a part of its rows is kept nowhere
@@ -338,6 +340,13 @@ class LowBit(RoutePart[LowBitWeights]):
             for kind in KINDS
             for layer, bits in route.low_bit.bits(kind).items()
         ]
+
+
+def _of_files(plan: SlimPlan, places: Sequence[LinearPlace[nn.Linear]]) -> bool:
+    """Whether layers are those of the verifier's files: not what another part made of them, in another spec another."""
+    source = layer_weights(plan.full.model)
+    changed = any(isinstance(place.holder, LoRALinear) for place in places)
+    return source is not None and not changed and source.has(place.linear.weight for place in places)
 
 
 def _round(

@@ -21,6 +21,7 @@ from tests.offload_cases import (
     save_verifier,
     text,
     texts,
+    with_adapter,
     with_bridges,
     write_spec,
 )
@@ -37,7 +38,6 @@ from viasd_calib.slim.native.linear import NativeLinear
 from viasd_calib.slim.offload.install import LeftOutLinear, StreamedLinear
 from viasd_calib.slim.offload.settings import Offload
 from viasd_calib.slim.onednn_linear import why_not_packed
-from viasd_calib.slim.parts.adapter import adapted_layers, adapter_ref, adapter_tensors, save_adapter
 from viasd_calib.slim.plan import MODULES
 from viasd_calib.spec import DType, LowBitWeights, OffloadRef, Route, ShallowDraft, load_spec, tensor_file
 
@@ -63,11 +63,12 @@ ROUTES: dict[str, Routes] = {
     "skips and low bits": lambda _: SKIPS.model_copy(
         update={"low_bit": LowBitWeights(attention={"8": [0]}, mlp={"4": [0]})}
     ),
+    "low bits and other norms": lambda folder: with_adapter(folder, LOW_BITS, "norms"),
     "one cold sublayer": lambda _: Route(mlp_skip=[2]),
     "two": lambda _: Route(attention_skip=[3], mlp_skip=[0]),
     "three": lambda _: Route(attention_skip=[0, 3], mlp_skip=[1]),
 }
-COUNTS = {"low bits": 8, "skips": 4, "skips with bridges": 4, "skips and low bits": 6}
+COUNTS = {"low bits": 8, "low bits and other norms": 8, "skips": 4, "skips with bridges": 4, "skips and low bits": 6}
 COUNTS |= {"one cold sublayer": 1, "two": 2, "three": 3}
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
@@ -304,7 +305,7 @@ def test_too_little_memory_names_both_numbers(tmp_path: Path) -> None:
 
 
 def test_a_route_that_runs_everything_leaves_nothing_to_read(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"runs all of the full one's own weights.*leave out --offload"):
+    with pytest.raises(ModelError, match=r"runs all of the full one's own sublayers.*leave out --offload"):
         engine(write_spec(save_verifier(tmp_path / "q"), Route()), Offload())
 
 
@@ -346,14 +347,7 @@ def test_an_engine_reads_layers_as_its_spec_says_unless_told_otherwise(tmp_path:
 def test_an_adapter_stays_on_layers_in_memory(tmp_path: Path, folded: bool, backend: Backend, dtype: DType) -> None:
     """Sublayers that are skipped are read; their adapter is never run."""
     verifier = save_verifier(tmp_path / "q")
-    layers = adapted_layers(load_verifier(str(verifier)).model.get_decoder().layers, 2, 4, ["q_proj", "down_proj"])
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for tensor in adapter_tensors(layers).values():
-            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator).to(torch.bfloat16))
-    path = verifier / "adapter.safetensors"
-    save_adapter(layers, SKIPS, path)
-    entry = adapter_ref(path, verifier, 2, 4, ["q_proj", "down_proj"]).model_copy(update={"folded": folded})
-    kept, read = both(write_spec(verifier, SKIPS.model_copy(update={"adapter": entry})), dtype, backend)
+    route = with_adapter(verifier, SKIPS, "lora", folded, seed=2)
+    kept, read = both(write_spec(verifier, route), dtype, backend)
     assert len(cold(read).positions) == COUNTS["skips"]
     assert_same(kept, read)

@@ -72,6 +72,28 @@ def test_the_parts_of_q_that_slim_parts_read_are_never_cold() -> None:
     narrow = Route(low_bit=low_bit, mlp_keep=MlpWidths(keep={1: 20}, tensors=FILE))
     assert cold_sublayers(narrow, 4) == {n: [kind for kind in KINDS if (n, kind) != (1, "mlp")] for n in everything}
     assert cold_sublayers(Route(), 4) == {}
+    norms = AdapterRef(kind="norms", targets=["input_layernorm"], tensors=FILE)
+    assert cold_sublayers(Route(low_bit=low_bit, adapter=norms), 4) == {n: [*KINDS] for n in everything}
+
+
+ADAPTER = AdapterRef(rank=4, alpha=8.0, targets=["q_proj"], tensors=FILE)
+EVERY = [*range(LAYERS)]
+WIDTHS = MlpWidths(keep=dict.fromkeys(EVERY, 20), tensors=FILE)
+LOW_MLPS = LowBitWeights(mlp={"8": EVERY})
+
+
+@pytest.mark.parametrize(
+    ("route", "words"),
+    [
+        (Route(), "runs all of the full one's own sublayers"),
+        (Route(low_bit=LowBitWeights(head=4)), "give a spec whose route has sublayers in low bits or skips some"),
+        (Route(low_bit=LOW_MLPS, adapter=ADAPTER), "the route has an adapter on all that it has in low bits"),
+        (Route(low_bit=LOW_MLPS, mlp_keep=WIDTHS), "the route has narrow MLPs on all that it has in low bits"),
+    ],
+)
+def test_a_route_that_leaves_nothing_cold_says_which_part_keeps_it(route: Route, words: str) -> None:
+    with pytest.raises(ModelError, match=f"{words}.*leave out --offload"):
+        choose_residency(*opened(), route, 0, None)
 
 
 @given(st.integers(0, 40))

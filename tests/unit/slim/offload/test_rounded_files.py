@@ -14,7 +14,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.offload_cases import ALL, LOW_BITS, engine, logits, save_verifier, started, text, write_spec
+from tests.offload_cases import (
+    ALL,
+    LOW_BITS,
+    SIZES,
+    engine,
+    logits,
+    save_verifier,
+    started,
+    text,
+    with_adapter,
+    write_spec,
+)
 from viasd_calib.errors import JobWarning, StorageError
 from viasd_calib.models import load_verifier
 from viasd_calib.models.offloaded import layer_weights, without_memory
@@ -23,6 +34,7 @@ from viasd_calib.slim.offload import rounded_files
 from viasd_calib.slim.offload.rounded_files import rounded_folder, rounded_weights
 from viasd_calib.slim.offload.settings import Offload
 from viasd_calib.slim.parts.head_vocab import save_head_ids
+from viasd_calib.slim.parts.mlp_keep import KeptNeurons, save_widths
 from viasd_calib.spec import LowBitWeights, Route
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
@@ -120,6 +132,43 @@ def change(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[70] ^= 0x55
     path.write_bytes(content)
+
+
+SOME = LowBitWeights(attention={"8": ALL}, mlp={"8": ALL[:-1:2], "4": ALL[1:-1:2]}, head=8)
+PARTS = Route(mlp_skip=ALL[-1:], low_bit=SOME)
+"""Low bits beside a sublayer that is left out, which is cold whatever other parts there are."""
+
+
+def narrow(folder: Path, seed: int) -> Route:
+    """A route of low bits, two MLPs of which have half of their neurons, drawn from all."""
+    count = SIZES["intermediate_size"]
+    drawn = {
+        layer: KeptNeurons(torch.randperm(count, generator=torch.Generator().manual_seed(seed + layer)), count // 2)
+        for layer in (1, 2)
+    }
+    return PARTS.model_copy(update={"mlp_keep": save_widths(drawn, folder / "widths.safetensors", folder)})
+
+
+OTHER_WEIGHTS: dict[str, Callable[[Path, int], Route]] = {
+    "folded adapter": lambda folder, seed: with_adapter(folder, PARTS, "lora", True, seed),
+    "dora": lambda folder, seed: with_adapter(folder, PARTS, "dora", True, seed),
+    "adapter beside them": lambda folder, seed: with_adapter(folder, PARTS, "lora", False, seed),
+    "norms": lambda folder, seed: with_adapter(folder, PARTS, "norms", False, seed),
+    "narrow MLPs": narrow,
+}
+
+
+@pytest.mark.filterwarnings("error::viasd_calib.errors.JobWarning")
+@pytest.mark.parametrize("name", OTHER_WEIGHTS)
+def test_codes_are_kept_of_the_verifiers_own_weights_alone(tmp_path: Path, name: str) -> None:
+    """What other parts make of a layer has its shape and its place, and is another weight in each spec."""
+    folder, seen = verifier(tmp_path), []
+    for seed in (None, 1, 2, None):  # the tensors of both others lie in one file, one after the other
+        spec = write_spec(folder, PARTS if seed is None else OTHER_WEIGHTS[name](folder, seed))
+        seen.append(logits(engine(spec), text(0, 9), 9, slim=True))
+        assert torch.equal(logits(engine(spec, Offload()), text(0, 9), 9, slim=True), seen[-1])
+    assert torch.equal(seen[0], seen[3])
+    assert not torch.equal(seen[1], seen[2])
 
 
 @pytest.mark.parametrize(
