@@ -67,7 +67,25 @@ class LowBitOptions(PartOptions):
     def _chosen_or_named(self) -> LowBitOptions:
         if self.bits == "auto" and (self.attention or self.mlp or self.head is not None):
             raise ValueError("bits auto chooses for all; leave out attention, mlp and head, or give bits a number")
+        if self.bits != "auto" and not self._names_low_bits():
+            raise ValueError("everything has 16 bits, so that there are no low bits; name some, or leave low_bit out")
         return self
+
+    @model_validator(mode="after")
+    def _each_once(self) -> LowBitOptions:
+        for kind in KINDS:
+            asked: Bits | LayersByBits = getattr(self, kind)
+            named = [layer for layers in asked.values() for layer in layers] if isinstance(asked, dict) else []
+            twice = [layer for layer in named if named.count(layer) > 1]
+            if twice:
+                raise ValueError(f"{kind} names layer {twice[0]} twice; take it out of one of the lists")
+        return self
+
+    def _names_low_bits(self) -> bool:
+        """Whether some of what may be named has 8 or 4 bits."""
+        asked = [self.attention, self.mlp, self.bits if self.head is None else self.head]
+        bits = [[self.bits, *map(int, one)] if isinstance(one, dict) else [one] for one in asked]
+        return any(number != 16 for numbers in bits for number in numbers)
 
     def by_bits(self, kind: Literal["attention", "mlp"], kept: set[int], layers: int) -> dict[str, list[int]]:
         """The layers of a kind that a route keeps in 8 and 4 bits.
@@ -285,12 +303,17 @@ class LowBit(RoutePart[LowBitWeights]):
             return chosen
         kept, layers = kept_layers(inputs), inputs.full.config.num_hidden_layers
         head = options.bits if options.head is None else options.head
+        named = {kind: options.by_bits(kind, kept[kind], layers) for kind in KINDS}
+        if head == 16 and not any(named.values()):
+            warnings.warn(
+                "the route keeps none of the sublayers that low_bit names: it has no low bits; name others, or keep "
+                "these (--model.keep_layers)",
+                JobWarning,
+                stacklevel=2,
+            )
+            return None
         return LowBitWeights.model_validate(
-            {
-                **{kind: options.by_bits(kind, kept[kind], layers) for kind in KINDS},
-                "head": None if head == 16 else head,
-                "input_bits": options.input_bits,
-            }
+            {**named, "head": None if head == 16 else head, "input_bits": options.input_bits}
         )
 
     def save(self, held: LowBitWeights, route: Route, folder: Path, options: PartOptions) -> LowBitWeights:

@@ -17,7 +17,7 @@ from tests.rounding import assert_near, rounding
 from tests.tiny import LAYERS, make_model, random_bridges, small_spec, tiny_config, tiny_model
 from tests.toy_part import MeanUpdateEntry
 from tests.unit.slim.test_compiled import TEXT, Traced, over, row
-from viasd_calib.errors import MachineWarning, ModelError, SpecError
+from viasd_calib.errors import JobWarning, MachineWarning, ModelError, SpecError
 from viasd_calib.slim.backends import open_model, prepare
 from viasd_calib.slim.checking import tensor_misfits
 from viasd_calib.slim.compiled import CompiledModel
@@ -331,7 +331,7 @@ def test_a_sublayer_that_is_skipped_or_not_there_is_refused() -> None:
         small_spec(route=Route(low_bit=beyond))
 
 
-def fitted(route: Route, **options: Any) -> LowBitWeights:
+def fitted(route: Route, **options: Any) -> LowBitWeights | None:
     return LowBit().fit(FitInputs(opened({}), route, [], None), LowBitOptions.model_validate(options))  # type: ignore[arg-type]
 
 
@@ -344,3 +344,24 @@ def test_a_fit_names_the_sublayers_that_the_route_keeps() -> None:
     assert fitted(route, mlp=4) == LowBitWeights(attention={"8": [0, 3]}, mlp={"4": [0, 2, 3]}, head=8)
     with pytest.raises(SpecError, match=f"mlp names layer {LAYERS}, the verifier has layers 0 to {LAYERS - 1}"):
         fitted(Route(), mlp={"4": [LAYERS]})
+
+
+def test_options_without_low_bits_are_refused() -> None:
+    for given in ({"bits": 16}, {"attention": 16, "mlp": 16, "head": 16}, {"bits": 16, "mlp": {"16": [0]}}):
+        with pytest.raises(ValidationError, match=r"everything has 16 bits.*leave low_bit out"):
+            LowBitOptions.model_validate(given)
+    for low in ({"bits": 16, "head": 4}, {"bits": 16, "mlp": {"8": [1]}}, {"head": 16, "mlp": 16}):
+        assert LowBitOptions.model_validate(low)
+
+
+@pytest.mark.parametrize("asked", [{"4": [1, 2], "8": [2]}, {"4": [2, 2]}])
+def test_a_layer_that_options_name_twice_is_refused(asked: dict[str, list[int]]) -> None:
+    """Else the list that comes last would decide, whichever was meant."""
+    for kind in ("attention", "mlp"):
+        with pytest.raises(ValidationError, match=f"{kind} names layer 2 twice"):
+            LowBitOptions.model_validate({kind: asked})
+
+
+def test_a_route_that_skips_all_that_options_name_has_no_low_bits() -> None:
+    with pytest.warns(JobWarning, match="keeps none of the sublayers that low_bit names"):
+        assert fitted(Route(attention_skip=[1], mlp_skip=[2]), bits=16, attention={"8": [1]}, mlp={"4": [2]}) is None
