@@ -54,10 +54,11 @@ ABANDONED = 600.0
 def remove_abandoned(folder: Path) -> None:
     """Remove temporary files below a folder that :func:`atomic_path` could not, since their process was killed.
 
-    Those that were written to a short time ago may be those of a process that runs, and stay.
+    Those that were written to a short time ago may be those of a process that runs, and stay. So do those of a folder
+    that only others may write to, as of a cache that many read: they are in nobody's way.
 
     Raises:
-        StorageError: one of them cannot be removed.
+        StorageError: the disk cannot remove one of them.
     """
     for path in folder.rglob(f".*{PARTIAL}"):
         try:
@@ -66,6 +67,8 @@ def remove_abandoned(folder: Path) -> None:
         except FileNotFoundError:  # another process was first
             continue
         except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                continue
             raise StorageError(f"cannot remove {path}: {error.strerror or error}; remove it yourself") from error
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.tiny import small_disk
 from viasd_calib import files
 from viasd_calib.errors import CalibrationError, StorageError
 from viasd_calib.files import (
+    PARTIAL,
     atomic_path,
     copy_file,
     describe_os_error,
@@ -154,6 +156,22 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(t
         remove_abandoned(tmp_path)
         assert [path for path in (left, running, named, kept) if path.exists()] == [running, named, kept]
     remove_abandoned(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO])
+def test_what_only_others_may_remove_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A cache that many read may hold what a killed process of its owner left; a disk that fails is told."""
+    left = tmp_path / f".layer.x{PARTIAL}"
+    left.write_bytes(b"")
+    os.utime(left, (0, 0))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(StorageError, match="cannot remove") if number == errno.EIO else nullcontext():
+        remove_abandoned(tmp_path)
+    assert left.exists()
 
 
 def test_a_temporary_file_is_one_that_would_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

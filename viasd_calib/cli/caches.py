@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -72,8 +73,15 @@ def _folder_of(variable: str, default: Path) -> Path:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files below a folder; links are not followed."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    """Bytes of the files below a folder; links are not followed, and what another process removes meanwhile is none."""
+    size = 0
+    for path in folder.rglob("*"):
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            continue
+        size += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return size
 
 
 def megabytes(size: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,24 @@ def test_an_empty_variable_names_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_p
     found = cache_folders()
     assert found["hashes"] == cache_folder() / "hashes"
     assert all(folder.is_absolute() for folder in found.values())
+
+
+def test_what_another_process_removes_while_it_is_counted_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the temporary files of one that is started meanwhile."""
+    folder = cache_folders()["layers"]
+    folder.mkdir(parents=True)
+    (folder / "file").write_bytes(bytes(2_500_000))
+    (folder / "going").write_bytes(bytes(1_000_000))
+    own = Path.rglob
+
+    def removing(self: Path, pattern: str) -> Iterator[Path]:
+        for path in own(self, pattern):
+            if path.name == "going":
+                path.unlink()
+            yield path
+
+    monkeypatch.setattr(Path, "rglob", removing)
+    assert main(["cache"]) == 0
+    assert ["layers", "2.5"] in [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
