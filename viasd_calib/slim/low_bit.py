@@ -22,6 +22,8 @@ GROUP = 64
 """Neighbouring weights of a row that share a step in four bits."""
 INPUT_STEPS = 127
 """Codes of an input on either side of zero."""
+SMALLEST_STEP = 1e-30
+"""Of inputs: a row of smaller numbers is zeros, for its step would have no inverse in float32."""
 FINE_STEPS = 254
 """Steps of an input's second code in one of its first."""
 
@@ -120,7 +122,8 @@ def round_inputs(inputs: Tensor, bits: InputBits) -> RoundedInputs:
         [[127.0, 1.5]]
     """
     inputs = inputs.float()
-    step = _nonzero(inputs.abs().amax(1, keepdim=True) / INPUT_STEPS)  # [rows, 1]
+    asked = inputs.abs().amax(1, keepdim=True) / INPUT_STEPS  # [rows, 1]
+    step = torch.where(asked < SMALLEST_STEP, 1.0, asked)  # what is no number stays none
     codes = (inputs * (1 / step)).round()  # as kernels do, which divide once a row
     if bits == 8:
         return RoundedInputs(codes[None], step[None])

@@ -21,6 +21,7 @@ namespace viasd {
 using bfloat16 = uint16_t;
 
 constexpr int TILE = 16;    // outputs
+constexpr float SMALLEST_STEP = 1e-30f;  // of inputs: a row of smaller numbers is zeros, for its step would have no inverse
 constexpr int GROUP = 64;   // inputs that share a step in int4, and to whose multiple inputs are filled up
 constexpr int ROWS = 16;    // that a product takes at once, at most: of an AMX tile, or of registers
 constexpr int CHUNK = 4;    // tiles of outputs that a thread takes at once, at most
@@ -128,9 +129,13 @@ inline void put_token(const Linear& linear, const float* token, int count, int n
     std::memset((Number*)data + count, 0, size_t(linear.inputs - count) * sizeof(Number));
     return;
   }
-  __m512 largest = _mm512_setzero_ps();
-  for (int i = 0; i < count; i += 16) largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_loadu_ps(token + i)));
-  const float top = _mm512_reduce_max_ps(largest), step = top > 0 ? top / 127 : 1, fine = step / 254;
+  // Sizes are compared as bits, in which what is no number is above all: a maximum of numbers would lose it.
+  __m512i largest = _mm512_setzero_si512();
+  for (int i = 0; i < count; i += 16) largest = _mm512_max_epu32(largest, _mm512_castps_si512(_mm512_abs_ps(_mm512_loadu_ps(token + i))));
+  const uint32_t top_bits = _mm512_reduce_max_epu32(largest);
+  float top;
+  std::memcpy(&top, &top_bits, sizeof top);
+  const float asked = top / 127, step = asked < SMALLEST_STEP ? 1 : asked, fine = step / 254;
   const __m512 coarse_step = _mm512_set1_ps(step), steps = _mm512_set1_ps(1 / step), fine_steps = _mm512_set1_ps(1 / fine);
   char* rest = data + linear.inputs;
   to.steps[row] = step;

@@ -65,6 +65,22 @@ def test_low_bits_are_those_of_the_reference(
     assert ((holder[0](inputs) - wanted).abs() <= width * torch.finfo(torch.float32).eps * 2 * largest).all()
 
 
+@pytest.mark.parametrize("input_bits", [16, 8])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_is_no_number_stays_none_and_what_is_nearly_nothing_is_zero(bits: Bits, input_bits: InputBits) -> None:
+    """In its own row alone; else a verifier that has gone wrong would go on in some number or other."""
+    holder = nn.Sequential(LowBitLinear(nn.Linear(130, 20, bias=False), bits, input_bits))
+    inputs = rows_of(0, 6, 130).float()
+    inputs[1, 77], inputs[2, 129], inputs[3, 0] = float("nan"), float("inf"), -float("inf")
+    inputs[4] *= 1e-36
+    inputs[5] = 0
+    reference = holder[0](inputs)
+    pack_low_bits([holder])
+    for found in (reference, holder[0](inputs)):
+        assert found.isfinite().all(1).tolist() == [True, False, False, False, True, True]
+        assert not found[4:].any()
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_integers_are_exact_where_they_are_largest(sign: int) -> None:
     """Kernels that add pairs of products in 16 bits would saturate here."""
