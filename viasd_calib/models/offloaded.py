@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -52,8 +53,8 @@ class LayerWeights:
     ) -> None:
         self._read = read
         self._model = model.name_or_path
-        # By the parameters themselves: a number of one that is gone may be another's later.
-        self._names: dict[Tensor, str] = {weight: name for name, weight in model.named_parameters()}
+        # With the parameters themselves: the identity of one that is gone may be another's later.
+        self._names = {id(weight): (weakref.ref(weight), name) for name, weight in model.named_parameters()}
         self.linears = layer_linears(model.get_decoder().layers)
         for one in self.linears:
             one.register_forward_pre_hook(_refuse_zeros)
@@ -68,7 +69,7 @@ class LayerWeights:
         Raises:
             ModelError: a file is missing or damaged.
         """
-        names = [self._names[weight] for weight in weights]
+        names = [self._names[id(weight)][1] for weight in weights]
         try:
             found = self._read({name: weight.shape for name, weight in zip(names, weights, strict=True)})
         except (OSError, ValueError, SafetensorError) as error:
@@ -80,7 +81,7 @@ class LayerWeights:
 
     def has(self, weights: Iterable[Tensor]) -> bool:
         """Whether all of these are the model's own parameters, and so what its files hold, until :meth:`release`."""
-        return all(weight in self._names for weight in weights)
+        return all(id(weight) in self._names and self._names[id(weight)][0]() is weight for weight in weights)
 
     def keep(self, weights: Sequence[Tensor]) -> None:
         """Bring weights into memory, for good; those that are in memory stay as they are."""
