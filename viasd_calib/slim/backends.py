@@ -15,6 +15,7 @@ from viasd_calib.models.offloaded import refuse_without_layers
 from viasd_calib.slim.compiled import CompiledModel
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.grouped_query_attention import group_heads
+from viasd_calib.slim.linears import StreamedLinear
 from viasd_calib.slim.low_bit import LowBitLinear
 from viasd_calib.slim.low_bit_kernel import use_kernel, why_no_triton_kernel
 from viasd_calib.slim.native.library import kernels, why_no_kernels
@@ -152,15 +153,17 @@ def prepare(modules: Iterable[nn.Module], backend: Backend, device: torch.device
 
 def _warn_of_low_bits(modules: Iterable[nn.Module], backend: Backend, device: torch.device, dtype: torch.dtype) -> None:
     """Tell a user that sublayers in low bits are no faster where a backend has no kernels for them."""
-    if backend == "native" or not any(isinstance(one, LowBitLinear) for module in modules for one in module.modules()):
+    kinds = {type(one) for module in modules for one in module.modules()}
+    if backend == "native" or LowBitLinear not in kinds:
         return
+    gains = "nothing here" if StreamedLinear not in kinds else "here what is not read for it, and nothing more"
     lacking = why_no_kernels(device, dtype)
     why = "choose backend native" if lacking is None else f"backend native has kernels for them, but {lacking}"
     if low_bits_have_kernels(device, torch.bfloat16) and not low_bits_have_kernels(device, dtype):
         why = "kernels for them calculate in bfloat16; give --dtype bfloat16"
     warnings.warn(
-        f"backend {backend} runs sublayers in low bits, but no faster than others, so that a slim pass gains nothing "
-        f"here: {why}",
+        f"backend {backend} runs sublayers in low bits, but no faster than others, so that a slim pass gains {gains}: "
+        f"{why}",
         MachineWarning,
         stacklevel=3,
     )

@@ -29,7 +29,7 @@ from tests.tiny import tiny_shallow, tiny_shape
 from viasd_calib.choices import Backend
 from viasd_calib.decoding.engine import Engine, assemble, load_engine
 from viasd_calib.draft.shallow import save_shallow
-from viasd_calib.errors import ModelError
+from viasd_calib.errors import MachineWarning, ModelError
 from viasd_calib.models import load_verifier
 from viasd_calib.models.offloaded import is_without_memory, layer_weights
 from viasd_calib.slim.forward import RoutedModel
@@ -149,6 +149,15 @@ def test_some_layers_stay_in_memory(tmp_path: Path, resident: int, backend: Back
     assert len(cold(read).residency.cold) == 4 - resident
     assert cold(read).residency.resident_bytes <= memory
     assert_same(kept, read)
+
+
+def test_what_low_bits_gain_where_layers_are_read(tmp_path: Path) -> None:
+    """Without kernels for them they are no faster than others in memory, but are not waited for."""
+    spec = write_spec(save_verifier(tmp_path / "q"), LOW_BITS)
+    with pytest.warns(MachineWarning, match="a slim pass gains nothing here"):
+        engine(spec)
+    with pytest.warns(MachineWarning, match="a slim pass gains here what is not read for it"):
+        engine(spec, DISK)
 
 
 def test_all_layers_stay_where_they_fit(tmp_path: Path) -> None:
