@@ -64,7 +64,6 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     steps = Path(options.out) / CALIBRATE_FILE
     number = attempt_number(Path(options.fit), hashes, options.attempt, resumed=steps_beside(steps).is_file())
     refuse_too_few(len(chosen), options.max_loss, options.confidence, options.allow_uncertified, number)
-    offload = offload_of(options)
     decoding = Decoding(draft_length=options.draft_length, max_pending=options.max_pending)
 
     from viasd_calib.calibration.artifacts import (
@@ -94,7 +93,8 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     refuse_learned_from(chosen, fitted)
     offload = offload_of(options, fitted.offload)
     name = options.verifier or fitted.verifier.name_or_path
-    dtype = options.dtype or dtype_of_fit(fitted.route, options.device)
+    bounded = fitted.offload is not None and offload is not None
+    dtype = options.dtype or dtype_of_fit(fitted.route, options.device, bounded)
     loaded = (load or load_verifier)(name, dtype=dtype, device=options.device, layers=offload is None)
     check_prompts(loaded, chosen, options.max_new_tokens)
     timed, deciding = timing_prompts(chosen)

@@ -14,6 +14,7 @@ from viasd_calib.pipeline.notices import notice
 from viasd_calib.slim.backends import fastest_dtype
 from viasd_calib.slim.offload.bits_for_memory import bits_for_memory
 from viasd_calib.spec import OffloadRef
+from viasd_calib.training.options import SlimVerifierOptions
 
 
 def with_bits_for_memory(options: FitOptions, load: LoadVerifier) -> FitOptions:
@@ -28,8 +29,7 @@ def with_bits_for_memory(options: FitOptions, load: LoadVerifier) -> FitOptions:
     if options.memory is None:
         return options
     model = options.model
-    own = model.parts.get("low_bit")
-    if model.route_choice != "whole" or model.adapter_rank or {*model.parts} != {"low_bit"} or own != {"bits": 8}:
+    if not _of_low_bits_alone(model):
         raise CalibrationError(
             "--memory chooses the bits of a slim verifier of all layers with nothing trained, as that of "
             "--config fit/low-bit; leave it out here, or leave out options of the model"
@@ -44,6 +44,12 @@ def with_bits_for_memory(options: FitOptions, load: LoadVerifier) -> FitOptions:
         "full pass"
     )
     return replace(options, model=replace(model, parts={"low_bit": choice.options}))
+
+
+def _of_low_bits_alone(model: SlimVerifierOptions) -> bool:
+    """Whether a slim verifier is q in 8 bits and nothing else, which is what bytes are counted for."""
+    others = model.route_choice != "whole" or model.rank != 0 or model.mlp_keep < 1 or model.head_vocab
+    return not others and model.parts == {"low_bit": {"bits": 8}}
 
 
 def offload_entry(options: FitOptions) -> OffloadRef | None:

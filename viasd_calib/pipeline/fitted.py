@@ -16,7 +16,7 @@ from viasd_calib.draft.places import draft_at, relocated
 from viasd_calib.errors import WeightsWarning
 from viasd_calib.models import Verifier
 from viasd_calib.pipeline.notices import notice
-from viasd_calib.slim.backends import choose_backend, low_bits_have_kernels
+from viasd_calib.slim.backends import choose_backend, fastest_dtype, low_bits_have_kernels
 from viasd_calib.slim.offload.settings import Offload
 from viasd_calib.spec import Decoding, DType, Gates, Route, RoutingSpec, VerifierRef
 
@@ -50,12 +50,23 @@ def open_fit(
     return assemble(spec, folder, loaded, draft_folder=draft_folder, backend=backend, offload=offload)
 
 
-def dtype_of_fit(route: Route, device: str) -> DType:
+def dtype_of_fit(route: Route, device: str, bounded: bool = False) -> DType:
     """The number format to calibrate a fit in, where the user names none, with a notice where it is not float32.
 
-    Low bits gain nothing without kernels: a route that has some is calibrated in the format in which the fit found its
+    A fit for little memory counted bytes in the fastest format of the machine: its layers are read in that. Low bits
+    gain nothing without kernels: a route that has some is calibrated in the format in which the fit found its
     passes cheaper than full ones, where that format has kernels on this machine.
+
+    Args:
+        bounded: whether the fit was told how much memory there is, and layers are read.
     """
+    fastest = fastest_dtype(torch.device(device))
+    if bounded and fastest != "float32":
+        notice(
+            f"calibrates in {fastest}, in which the fit counted what is in memory, and which the spec will decode in; "
+            "give --dtype float32 for the format of the fit, in which layers take twice as much"
+        )
+        return fastest
     cost = route.relative_cost
     if route.low_bit is None or cost is None or cost.dtype == "float32" or min(cost.measured.values()) >= 1:
         return "float32"

@@ -48,6 +48,19 @@ def test_low_bits_are_calibrated_where_they_gain_something(
     assert len(said) == (dtype == "bfloat16")
 
 
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("fastest", ["bfloat16", "float32"])
+def test_what_was_fitted_for_little_memory_is_calibrated_as_its_bytes_were_counted(
+    monkeypatch: pytest.MonkeyPatch, fastest: DType, kernels: bool
+) -> None:
+    """Whatever low bits gain in memory: in float32 the same layers take twice what the bound allows."""
+    monkeypatch.setattr(fitted, "low_bits_have_kernels", lambda *_: kernels)
+    monkeypatch.setattr(fitted, "fastest_dtype", lambda _: fastest)
+    with warnings.catch_warnings(record=True) as said:
+        assert dtype_of_fit(measured(1.2, "float32"), "cpu", bounded=True) == fastest
+    assert len(said) == (fastest == "bfloat16")
+
+
 def test_the_choice_of_another_format_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitted, "low_bits_have_kernels", lambda *_: True)
     with pytest.warns(JobWarning, match="calibrates in bfloat16.*give --dtype float32"):

@@ -249,8 +249,12 @@ def test_a_later_round_has_the_bits_of_the_first(
     assert choices[0] == choices[1]
 
 
-def test_memory_chooses_bits_and_how_it_decodes(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
-    """Calibration reads layers as the fit says, unless it is told otherwise."""
+@pytest.mark.parametrize("kernels", [True, False])
+def test_memory_chooses_bits_and_how_it_decodes(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: bool
+) -> None:
+    """Calibration reads layers as the fit says, in the format of its bytes, unless it is told otherwise."""
+    monkeypatch.setattr(fitted_module, "low_bits_have_kernels", lambda *_: kernels)
     dtype = fastest_dtype(torch.device("cpu"))
     model = load_verifier(str(tiny_folder), dtype=dtype, layers=False).model
     memory = 10**9
@@ -266,16 +270,27 @@ def test_memory_chooses_bits_and_how_it_decodes(tiny_folder: TinyFolder, traces:
     prompts.write_text("\n".join(prompt.model_dump_json() for prompt in tiny_prompts(32)[24:]), encoding="utf-8")
     asked = viasd_calib.CalibrateOptions(
         fit=str(tmp_path / "fit"), out=str(tmp_path / "read"), prompts=str(prompts), max_new_tokens=4, limit=4,
-        shares=SplitShares(fit=0.0, calibrate=1.0, test=0.0), max_loss=0.5, confidence=0.5, dtype=dtype,
+        shares=SplitShares(fit=0.0, calibrate=1.0, test=0.0), max_loss=0.5, confidence=0.5,
     )  # fmt: skip
-    assert viasd_calib.calibrate(asked).offload == fitted.offload
+    found = viasd_calib.calibrate(asked)
+    assert (found.offload, found.dtype) == (fitted.offload, dtype)
+    more = viasd_calib.calibrate(replace(asked, out=str(tmp_path / "more"), memory=memory + 4))
+    assert more.offload == OffloadRef(kind="disk", memory=memory + 4)
     kept = viasd_calib.calibrate(replace(asked, out=str(tmp_path / "kept"), offload="none"))
     assert kept.offload is None
 
 
 @pytest.mark.parametrize(
     "model",
-    [{}, {**LOW, "parts": {"low_bit": {"bits": 4}}}, {**LOW, "adapter_rank": 2}, {**LOW, "route_choice": "span"}],
+    [
+        {},
+        {**LOW, "parts": {"low_bit": {"bits": 4}}},
+        {**LOW, "adapter_rank": 2},
+        {**LOW, "route_choice": "span"},
+        {**LOW, "adapter_kind": "norms"},
+        {**LOW, "mlp_keep": 0.5},
+        {**LOW, "head_vocab": 16},
+    ],
 )
 def test_memory_chooses_for_slim_verifiers_of_low_bits_alone(
     tiny_folder: TinyFolder, traces: Path, tmp_path: Path, model: dict[str, Any]
