@@ -82,7 +82,7 @@ class Decoder(InProcess):
             of what they are given; without it, those that may remember earlier calls are refused
             (:mod:`~viasd_calib.decoding.stateless`).
         judge: keep what each catch-up finds of the pending tokens that its audit keeps
-            (:attr:`~viasd_calib.decoding.session.Generation.deficits`). It costs one difference of logits a token, and
+            (``Generation.deficits``). It costs one difference of logits a token, and
             the host waits for it once, at the end of the text. Tokens that are pending there are seen by q in one more
             pass, under audit ``off`` too.
 
