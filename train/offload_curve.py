@@ -76,7 +76,8 @@ def tuned(engine: Engine, prompts: list[Prompt], tokens: int) -> Engine:
 
     timing = time_policies(
         decoder_for, spec.gates, engine.verifier, prompts, tokens, deciding=prompts,
-        stop_without_slim=spec.gates.speculative_stop, max_pending=spec.decoding.max_pending, certified=False,
+        stop_without_slim=spec.gates.speculative_stop, max_pending=spec.decoding.max_pending,
+        draft_length=spec.decoding.draft_length, certified=False,
     )  # fmt: skip
     found = timing.fastest_with_slim
     gates = found.applied_to(spec.gates).model_copy(update={"speculative_stop_below": timing.speculative_stop})

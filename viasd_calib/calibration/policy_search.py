@@ -116,7 +116,7 @@ def stop_stage(
     return [*(Tried(one) for one in [*with_slim, *without]), *without_both, *without_model]
 
 
-def last_stage(gates: Gates, timed: Sequence[TimedPolicy], max_pending: int) -> list[Tried]:
+def last_stage(gates: Gates, timed: Sequence[TimedPolicy], max_pending: int, draft_length: int) -> list[Tried]:
     """The last stage: the fastest of each kind take turns again, since the fastest of many is in part the luckiest. The
     fastest that asks q' is tried with less pending tokens, too.
 
@@ -124,12 +124,14 @@ def last_stage(gates: Gates, timed: Sequence[TimedPolicy], max_pending: int) -> 
         gates: that the thresholds of policies are put into.
         timed: the policies of the second stage.
         max_pending: the bound that they were timed with.
+        draft_length: most tokens drafted a round; without room for a block and a token after it q' is not asked.
     """
     kinds: dict[tuple[bool, PolicyDrafter | None], TimedPolicy] = {}
     for one in sorted(timed, key=lambda one: one.seconds_per_token):
         kinds.setdefault((one.slim_tier, one.drafter), one)
     fastest = min((one for one in kinds.values() if one.slim_tier), key=lambda one: one.seconds_per_token)
-    bounds = {max(1, round(share * max_pending)) for share in PENDING_SHARES} - {max_pending}
+    room = 0 if fastest.drafter == "slim" else draft_length
+    bounds = {bound for share in PENDING_SHARES if room < (bound := round(share * max_pending)) < max_pending}
     return [
         *(Tried(one.applied_to(gates), one.drafter) for one in kinds.values()),
         *(Tried(fastest.applied_to(gates), fastest.drafter, bound) for bound in sorted(bounds)),
@@ -146,6 +148,7 @@ def time_policies(
     deciding: Sequence[Prompt],
     stop_without_slim: float,
     max_pending: int,
+    draft_length: int,
     certified: bool,
     drafters: Sequence[PolicyDrafter] = (),
 ) -> PolicyTiming:
@@ -163,6 +166,7 @@ def time_policies(
         deciding: other prompts, since the fastest of many policies is in part the luckiest on its own.
         stop_without_slim: the stop bound that a replay found at the costs of full passes.
         max_pending: most tokens that may wait for q where a policy does not say.
+        draft_length: most tokens drafted a round.
         drafters: what is tried in the draft model's place.
     """
 
@@ -189,7 +193,7 @@ def time_policies(
         drafters,
         min(alone, key=alone.__getitem__, default=ALONE_THRESHOLDS[0]),
     )
-    fastest = last_stage(gates, add(2, "timing where drafting stops", second), max_pending)
+    fastest = last_stage(gates, add(2, "timing where drafting stops", second), max_pending, draft_length)
     last = add(3, "timing the fastest", fastest)
 
     pairs = sorted(zip(last, fastest, strict=True), key=lambda pair: pair[0].seconds_per_token)

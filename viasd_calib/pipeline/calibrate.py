@@ -51,6 +51,11 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     """
     if not 0 < options.max_loss < 1 or not 0 < options.confidence < 1:
         raise CalibrationError("max_loss and confidence must lie between 0 and 1")
+    if options.max_pending <= options.draft_length:
+        raise CalibrationError(
+            f"--max-pending {options.max_pending} leaves no room for a block of --draft-length {options.draft_length} "
+            "tokens and one after it, so that the slim verifier would never be asked; give more than the draft length"
+        )
     check_out_folder("--out", options.out)
     check_device(options.device)
     check_model(options.verifier)
@@ -162,7 +167,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     # Which prompts decide between an exact policy and a certified one is all the same to the certificate.
     timing = time_policies(
         decoder_for, gates, loaded, timed, max(options.max_new_tokens, TIMED_TOKENS), deciding=deciding,
-        stop_without_slim=stop_without_slim, max_pending=options.max_pending,
+        stop_without_slim=stop_without_slim, max_pending=options.max_pending, draft_length=options.draft_length,
         certified=certification.chosen is not None,
         drafters=("slim",) if engine.spec.draft.kind == "prompt_lookup" else ("slim", "lookup"),
     )  # fmt: skip

@@ -79,7 +79,7 @@ def test_the_clock_decides(
 
     measured = policy_search.time_policies(
         decoder_for, GATES, tiny_verifier, tiny_prompts(2), 16, deciding=tiny_prompts(2),
-        stop_without_slim=0.3, max_pending=12, certified=certified,
+        stop_without_slim=0.3, max_pending=12, draft_length=2, certified=certified,
     )  # fmt: skip
     assert measured.pays is pays
     assert (measured.decision.certified is not None) == certified
@@ -145,7 +145,9 @@ class Priced:
         of_pending: Callable[[int | None], float] = lambda bound: 0.0 if bound is None else 0.1,
         nothing: float = 9.0,
         lookup_alone: float = 8.0,
+        draft_length: int = 8,
     ) -> None:
+        self.draft_length = draft_length
         self.price = price
         self.nothing = nothing
         self.lookup_alone = lookup_alone
@@ -183,7 +185,7 @@ class Priced:
         monkeypatch.setattr(paired, "time", self)
         return policy_search.time_policies(
             self.decoder_for, GATES, verifier, tiny_prompts(n_prompts), 4, deciding=tiny_prompts(n_prompts),
-            stop_without_slim=0.2, max_pending=24, certified=True,
+            stop_without_slim=0.2, max_pending=24, draft_length=self.draft_length, certified=True,
             drafters=() if self.without_model is None else ("slim", "lookup"),
         )  # fmt: skip
 
@@ -352,6 +354,15 @@ def test_a_slim_tier_must_be_faster_than_every_baseline(
     assert decision.without_drafter == "none"
     assert not decision.slim_speed.above_one
     assert policy_search.decide(slim, {None: steady}, None, tiny_verifier, tiny_prompts(24), 4).slim_speed.above_one
+
+
+@pytest.mark.parametrize(("draft_length", "bounds"), [(8, [12, 17]), (12, [17]), (17, [])])
+def test_bounds_without_room_for_a_block_are_not_tried(
+    tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch, draft_length: int, bounds: list[int]
+) -> None:
+    """The slim verifier would not be asked: decoding without it would be timed under its name."""
+    timing = Priced(price, draft_length=draft_length).search(tiny_verifier, monkeypatch)
+    assert [one.max_pending for one in timing.policies if one.max_pending is not None] == bounds
 
 
 def test_the_luckiest_of_many_is_timed_again(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:

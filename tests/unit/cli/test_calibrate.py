@@ -15,6 +15,7 @@ from viasd_calib.calibration.artifacts import CalibrateArtifact
 from viasd_calib.calibration.certify import TestedCandidate
 from viasd_calib.cli import calibrate as command
 from viasd_calib.cli import main
+from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import CALIBRATE_FILE
 from viasd_calib.files import read_json
 from viasd_calib.pipeline import calibrate as job
@@ -165,3 +166,10 @@ def test_what_is_tested_and_timed_is_written_and_printed(
     assert again.attempt == 2
     assert again.p_value is not None
     assert again.p_value <= 0.0125
+
+
+def test_a_pending_bound_without_room_for_a_block_is_refused_first(tmp_path: Path) -> None:
+    """The slim verifier would never be asked, and nothing would say so."""
+    options = CalibrateOptions(fit="no/fit", out=str(tmp_path), draft_length=8, max_pending=8)
+    with pytest.raises(CalibrationError, match=r"--max-pending 8 leaves no room for a block of --draft-length 8"):
+        job.calibrate(options)

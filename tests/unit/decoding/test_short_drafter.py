@@ -83,6 +83,8 @@ def test_traces_of_long_texts_say_where_nothing_is_drafted(tmp_path: Path) -> No
     for text, scored in zip(texts, score_texts(RoutedModel(verifier.model), texts, 4), strict=True):
         places = torch.arange(text.prompt_length - 1, len(text.ids) - 1)
         assert torch.equal(text.p_token >= 0, places < CONTEXT)
-        drafted = CONTEXT - text.prompt_length + 1
-        sizes = [len(kind.agrees) for kind in (scored.draft, scored.accept, scored.own, scored.own_alone)]
-        assert sizes == [drafted] * 3 + [24]
+        assert torch.equal(scored.proposed, places < CONTEXT)
+        assert scored.blocks.drafted.any()
+        assert not (scored.blocks.drafted & ~scored.proposed).any()
+        assert scored.blocks.undrafted[~scored.proposed].all(), "q' goes on alone"
+        assert len(scored.draft_candidates().agrees) == int(scored.blocks.drafted.sum())

@@ -269,7 +269,7 @@ def test_memory_chooses_bits_and_how_it_decodes(
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("\n".join(prompt.model_dump_json() for prompt in tiny_prompts(32)[24:]), encoding="utf-8")
     asked = viasd_calib.CalibrateOptions(
-        fit=str(tmp_path / "fit"), out=str(tmp_path / "read"), prompts=str(prompts), max_new_tokens=4, limit=4,
+        fit=str(tmp_path / "fit"), out=str(tmp_path / "read"), prompts=str(prompts), max_new_tokens=4, limit=5,
         shares=SplitShares(fit=0.0, calibrate=1.0, test=0.0), max_loss=0.5, confidence=0.5,
     )  # fmt: skip
     found = viasd_calib.calibrate(asked)

@@ -38,7 +38,8 @@ def test_training_says_what_matters_alone(
     checkpoint = '[{"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 1}}]'
     command = [
         sys.executable, *begin, "--model.verifier", str(tiny_folder), "--data.folders", f"[{traces}]",
-        "--data.shares", '{"fit": 1.0, "calibrate": 0.0, "test": 0.0}', "--trainer.max_steps", "3",
+        "--data.shares", '{"fit": 1.0, "calibrate": 0.0, "test": 0.0}', "--data.validation_share", "0.5",
+        "--trainer.max_steps", "3",
         "--trainer.max_epochs", "9", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
         "--trainer.callbacks", checkpoint,
     ]  # fmt: skip
