@@ -80,10 +80,12 @@ class Watched(ThreeTier):
         yield from super().round(session)
 
 
-def three_tier(max_pending: int = 4, draft_length: int = 2, drafter: PolicyDrafter | None = None) -> Watched:
+def three_tier(
+    max_pending: int = 4, draft_length: int = 2, drafter: PolicyDrafter | None = None, regenerate_at: float = 0.5
+) -> Watched:
     gates = Gates(
         draft=random_gate(DRAFT_FEATURES, 5), slim=random_gate(SLIM_FEATURES, 6),
-        accept_at=0.5, regenerate_at=0.5, draft_accept_at=0.6, draft_stop_below=0.2,
+        accept_at=0.5, regenerate_at=regenerate_at, draft_accept_at=0.6, draft_stop_below=0.2,
     )  # fmt: skip
     return Watched.from_spec(gates, Decoding(draft_length=draft_length, max_pending=max_pending, drafter=drafter))
 
@@ -126,7 +128,7 @@ def test_three_tiers_have_it_where_each_decides_and_where_no_more_may_be_pending
 
 
 def test_a_slim_verifier_that_writes_by_itself_keeps_it() -> None:
-    strategy = three_tier(1, drafter="slim")
+    strategy = three_tier(1, drafter="slim", regenerate_at=0.3)  # without a draft this gate scores below 0.5
     p_value, tiers = p_value_of(strategy)
     assert p_value > FALSE_ALARM
     assert tiers == {Tier.REGENERATE, Tier.ESCALATE}
