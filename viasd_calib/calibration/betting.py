@@ -22,6 +22,26 @@ TIE = 1e-9
 """Growths that differ by less are equal: the larger bet is taken, on every machine."""
 
 
+def check_bound(bound: float) -> None:
+    """Refuse a bound that no test can be of.
+
+    Raises:
+        CalibrationError: it does not lie between 0 and 1, neither included.
+    """
+    if not 0 < bound < 1:
+        raise CalibrationError(f"a loss bound of {bound} cannot be tested; give one above 0 and below 1")
+
+
+def check_loss(loss: float) -> None:
+    """Refuse a loss that no test can be of.
+
+    Raises:
+        CalibrationError: it lies outside [0, 1].
+    """
+    if not 0 <= loss <= 1:
+        raise CalibrationError(f"a loss of {loss} cannot be tested; losses lie between 0 and 1")
+
+
 class BettingTest:
     """Tests "the expected loss is at least ``bound``", one prompt after the other.
 
@@ -46,8 +66,7 @@ class BettingTest:
     """
 
     def __init__(self, bound: float) -> None:
-        if not 0 < bound < 1:
-            raise CalibrationError(f"a loss bound of {bound} cannot be tested; give one above 0 and below 1")
+        check_bound(bound)
         self._bound = bound
         self._bets = np.linspace(0, 1, STEPS + 1) * LARGEST_BET / (1 - bound)  # [bets], rising
         self._growth = np.zeros_like(self._bets)  # [bets]: log capital had each been made from the first prompt on
@@ -60,8 +79,7 @@ class BettingTest:
         Raises:
             CalibrationError: a loss outside [0, 1].
         """
-        if not 0 <= loss <= 1:
-            raise CalibrationError(f"a loss of {loss} cannot be tested; losses lie between 0 and 1")
+        check_loss(loss)
         bet = int(np.flatnonzero(self._growth >= self._growth.max() - TIE)[-1])
         growth = np.log1p(self._bets * (self._bound - loss))  # [bets]
         self._growth += growth

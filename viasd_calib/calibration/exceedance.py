@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from viasd_calib.errors import CalibrationError
+from viasd_calib.calibration.betting import check_bound, check_loss
 from viasd_calib.spec import LARGEST_BET
 
 BETS = 20
@@ -52,8 +52,7 @@ class ExceedanceTest:
     """
 
     def __init__(self, bound: float) -> None:
-        if not 0 < bound < 1:
-            raise CalibrationError(f"a loss bound of {bound} cannot be tested; give one above 0 and below 1")
+        check_bound(bound)
         self._bound = bound
         self._bets = np.geomspace(0.5, LARGEST_BET / bound, BETS)  # [bets]
         self._logs = np.zeros(BETS)  # [bets]: log capital of each
@@ -65,8 +64,7 @@ class ExceedanceTest:
         Raises:
             CalibrationError: a loss outside [0, 1].
         """
-        if not 0 <= loss <= 1:
-            raise CalibrationError(f"a loss of {loss} cannot be tested; losses lie between 0 and 1")
+        check_loss(loss)
         self._logs += np.log1p(self._bets * (loss - self._bound))
         self._log_largest = max(self._log_largest, self._log_capital)
 

@@ -51,6 +51,19 @@ class Interval(BaseModel):
         return None if self.low is None or self.high is None else (self.low, self.high)
 
     @property
+    def words(self) -> str:
+        """The median, with the interval where there is one.
+
+        Example:
+            >>> (
+            ...     Interval(median=1.1, low=1.02, high=1.2, n=8).words,
+            ...     Interval(median=1.1, low=None, high=None, n=2).words,
+            ... )
+            ('1.10 [1.02, 1.20]', '1.10')
+        """
+        return f"{self.median:.2f}" if self.bounds is None else f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+    @property
     def above_one(self) -> bool:
         """Whether there is an interval and all of it lies above 1.
 

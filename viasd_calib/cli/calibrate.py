@@ -81,5 +81,5 @@ def _slim_words(speed: lazy_types.Interval) -> str:
     """Whether the slim tier is kept, and what shows it."""
     if speed.bounds is None:
         return f"left out, as {speed.n} prompts are too few to show that it pays"
-    shown = f"{speed.median:.2f} [{speed.bounds[0]:.2f}, {speed.bounds[1]:.2f}] of the speed on {speed.n} prompts"
+    shown = f"{speed.words} of the speed on {speed.n} prompts"
     return f"kept ({shown})" if speed.above_one else f"left out ({shown})"

@@ -59,8 +59,7 @@ def in_one_line(result: BenchResult) -> str:
     found = result.methods["three_tier"].speedup_vs_speculative
     if found is None:
         return f"{where}: {speeds} tokens/s"
-    bounds = "" if found.bounds is None else f" [{found.bounds[0]:.2f}, {found.bounds[1]:.2f}]"
-    return f"{where}: {speeds} tokens/s; three tiers are {found.median:.2f}{bounds} times as fast as speculative"
+    return f"{where}: {speeds} tokens/s; three tiers are {found.words} times as fast as speculative"
 
 
 def _compared(interval: Interval | None, baseline: str) -> str:
@@ -95,7 +94,7 @@ def _slim_tier(spec: RoutingSpec, timing: PolicyTiming) -> str:
     speed = found.slim_speed
     if speed.bounds is None:
         return f"Whether the slim tier pays was not decided: {speed.n} prompts are too few ({times})."
-    times += f", {speed.median:.2f} [{speed.bounds[0]:.2f}, {speed.bounds[1]:.2f}] of the speed on {speed.n} prompts"
+    times += f", {speed.words} of the speed on {speed.n} prompts"
     if timing.pays:
         return f"The slim tier pays: {times}."
     shown = "does not pay" if speed.leaves_out_one else "is not shown to pay"

@@ -162,15 +162,14 @@ def _rows(
     slim = {kind for kind in every if kind.startswith("three tiers")}
     words: list[str] = []
     speed = decision.slim_speed
-    shown = "" if speed.bounds is None else f" [{speed.bounds[0]:.2f}, {speed.bounds[1]:.2f}]"
     if speed.above_one:
         ruled_out = set()
-        words.append(f"Decoded on {speed.n} prompts, the slim tier is faster: {speed.median:.2f}{shown} times.")
+        words.append(f"Decoded on {speed.n} prompts, the slim tier is faster: {speed.words} times.")
     else:
         ruled_out = slim
         words.append(
             f"No slim tier: decoded on {speed.n} prompts it is not shown to be faster than what is without it, "
-            f"{speed.median:.2f}{shown} times."
+            f"{speed.words} times."
         )
     slower = {kind for kind in measured if kind not in slim and measured[kind] > measured["no drafting"]}
     words += [

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from viasd_calib.decoding.features import (
-    RATIO_FEATURES,
     TRACED_TOP_K,
     DraftStatistics,
     draft_features,
@@ -17,6 +16,7 @@ from viasd_calib.decoding.features import (
 )
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.kernels import logit_statistics
+from viasd_calib.decoding.slim_rules.calibrated import as_drafted
 from viasd_calib.decoding.top_k import TopKStatistics, top_k_of, top_k_statistics
 from viasd_calib.draft.base import Drafter, MemorylessDrafter
 from viasd_calib.draft.combined import CombinedDrafter
@@ -180,10 +180,7 @@ class _SlimScores:
             block_place = torch.full_like(age, depth)
             inside = gate.stack(slim_features(zeros, logits, slim, draft, block_place, age, gate.names))
             self._own[age, depth, place] = gate.of_stacked(inside)
-            accept = inside
-            for name, feature in RATIO_FEATURES.items():
-                accept = gate.with_feature(accept, name, feature(ratio))
-            self._accept[age, depth, place] = gate.of_stacked(accept)
+            self._accept[age, depth, place] = gate.of_stacked(as_drafted(gate, inside, ratio))
 
     def at(self, nearest: Tensor, agrees: Tensor) -> SlimPlaces:
         """Every age from one that was filled in."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -84,10 +84,4 @@ class PolicyTable:
 
     def at(self, rows: Tensor) -> PolicyTable:
         """Some of them, by their numbers."""
-        return PolicyTable(
-            self.draft_length[rows],
-            self.stop_below[rows],
-            self.draft_accept_at[rows],
-            self.accept_at[rows],
-            self.max_pending[rows],
-        )
+        return PolicyTable(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})

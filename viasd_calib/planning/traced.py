@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,15 @@ class SlimPlaces:
     own: Tensor
     alone: Tensor
     agrees: Tensor
+
+
+Places = TypeVar("Places", DraftedPlaces, SlimPlaces)
+
+
+def _joined(parts: Sequence[Places]) -> Places:
+    """Those of several texts, one at least, as those of one; the last dimension of all their tensors is the place."""
+    columns = {field.name: torch.cat([getattr(one, field.name) for one in parts], -1) for field in fields(parts[0])}
+    return type(parts[0])(**columns)
 
 
 @dataclass(frozen=True)
@@ -85,20 +95,8 @@ class ReplayTable:
             begin=length.cumsum(0) - length,
             length=length,
             limit=torch.tensor([one.limit for one in texts]),
-            drafted=DraftedPlaces(
-                torch.cat([one.proposed for one in drafted], -1),
-                torch.cat([one.agrees for one in drafted], -1),
-                torch.cat([one.score for one in drafted], -1),
-                torch.cat([one.free for one in drafted], -1),
-            ),
-            slim=None
-            if not slim
-            else SlimPlaces(
-                torch.cat([one.accept for one in slim], -1),
-                torch.cat([one.own for one in slim], -1),
-                torch.cat([one.alone for one in slim], -1),
-                torch.cat([one.agrees for one in slim], -1),
-            ),
+            drafted=_joined(drafted),
+            slim=_joined(slim) if slim else None,
         )
 
     @property

@@ -41,6 +41,20 @@ class CalibratedRule(SlimRule):
         return accept_by_score(drafted, choices, self.accept_at, self.regenerate_at)
 
 
+def as_drafted(gate: Gate, choices: Tensor, log_ratio: Tensor) -> Tensor:
+    """Features of drafted tokens from those of q's slim choices beside them, [k, features].
+
+    At one place the two have every feature in common but those of the ratio.
+
+    Args:
+        choices: stacked for ``gate``, [k, features].
+        log_ratio: log q'(drafted token) / max q', [k].
+    """
+    for name, feature in RATIO_FEATURES.items():
+        choices = gate.with_feature(choices, name, feature(log_ratio))
+    return choices
+
+
 def candidate_scores(gate: Gate, logits: Tensor, draft: DraftStatistics, pending: int) -> tuple[Tensor, Tensor]:
     """Slim-gate scores of the k drafted tokens [k] and of q's slim choices [k + 1].
 
@@ -56,9 +70,6 @@ def candidate_scores(gate: Gate, logits: Tensor, draft: DraftStatistics, pending
     zeros = torch.zeros_like(slim.entropy)  # [k + 1]: log ratio of q's slim choice to itself
     inside = gate.stack(slim_features(zeros[:k], logits[:k], slim[:k], draft, place[:k], waiting[:k], gate.names))
     after = gate.stack(slim_features(zeros[k:], logits[k:], slim[k:], None, place[k:], waiting[k:], gate.names))
-    # At one place q's choice and the drafted token have every feature in common but these.
-    drafted = inside  # [k, features]
-    for name, feature in RATIO_FEATURES.items():
-        drafted = gate.with_feature(drafted, name, feature(statistics.log_ratio))
+    drafted = as_drafted(gate, inside, statistics.log_ratio)  # [k, features]
     scores = gate.of_stacked(torch.cat([drafted, inside, after]))  # [2 k + 1]
     return scores[:k], scores[k:]
