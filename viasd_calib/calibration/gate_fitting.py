@@ -56,8 +56,8 @@ def _other_prompts(texts: Sequence[TraceText], held_back: Sequence[TraceText]) -
     Raises:
         TraceError: there is no other prompt, so that nothing could be said of the gates.
     """
-    held = {text.normalised_sha256 or text.prompt_sha256 for text in held_back}
-    others = [text for text in texts if (text.normalised_sha256 or text.prompt_sha256) not in held]
+    held = {text.prompt_hash for text in held_back}
+    others = [text for text in texts if text.prompt_hash not in held]
     if not others:
         raise TraceError(
             f"gates need prompts to be fitted on and others to be assessed on, and all {len(texts)} texts are of "

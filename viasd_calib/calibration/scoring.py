@@ -162,7 +162,7 @@ def _score(
         own_alone=LabelledTokens(slim_features(own_ratio, logits, slim, None, alone, pending), own == choice),
         proposed=proposed,
         blocks=blocks,
-        prompt=text.normalised_sha256 or text.prompt_sha256,
+        prompt=text.prompt_hash,
         task=text.task,
     )
 

@@ -117,7 +117,5 @@ def _artifact(
         agreement=gates.agreement,
         outside_head_vocab=outside,
         fit_sha256=combined_sha256([text.prompt_sha256 for source in sources for text in source.texts]),
-        prompts=short_hashes(
-            text.normalised_sha256 or text.prompt_sha256 for source in sources for text in source.texts
-        ),
+        prompts=short_hashes(text.prompt_hash for source in sources for text in source.texts),
     )

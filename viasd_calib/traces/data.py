@@ -60,6 +60,11 @@ class TraceText:
     normalised_sha256: str = ""
 
     @property
+    def prompt_hash(self) -> str:
+        """Of the prompt's normalised text, by which copies are one; of the text itself in earlier releases' traces."""
+        return self.normalised_sha256 or self.prompt_sha256
+
+    @property
     def generated(self) -> Tensor:
         """The generated tokens, [n]."""
         return self.ids[self.prompt_length :]
