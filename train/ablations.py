@@ -37,7 +37,7 @@ from viasd_calib.slim.loading import load_routed
 from viasd_calib.slim.low_bit import widened_weights
 from viasd_calib.slim.parts.base import Sizes, load_parts
 from viasd_calib.tables import new_table
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 from viasd_calib.training.search.record import SearchResult, load_search
 
 RESULT = "ablations.json"

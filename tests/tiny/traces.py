@@ -17,8 +17,8 @@ from viasd_calib.prompts import Prompt
 from viasd_calib.replay.teacher import read_text
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.capture import capture_traces
-from viasd_calib.traces.data import TraceText
 from viasd_calib.traces.folder import CaptureSettings
+from viasd_calib.traces.texts import TraceText
 
 
 def tiny_prompts(count: int, *, turns: int = 1, longest: int = 6) -> list[Prompt]:

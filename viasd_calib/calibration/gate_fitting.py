@@ -12,7 +12,7 @@ from viasd_calib.errors import TraceError
 from viasd_calib.progress import tracked
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.low_bit import widened_weights
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from viasd_calib.replay.agreement import slim_logits_on, text_cache
 from viasd_calib.replay.blocks import ReplayedBlocks, block_runs, replay_blocks
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 
 
 @dataclass(frozen=True)

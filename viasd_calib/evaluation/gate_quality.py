@@ -10,7 +10,7 @@ from viasd_calib.decoding.gates import Gate
 from viasd_calib.progress import tracked
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Gates
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 
 
 def assess_gates(model: RoutedModel, gates: Gates, texts: Sequence[TraceText], max_run: int) -> dict[str, Reliability]:

@@ -15,7 +15,7 @@ from viasd_calib.replay.agreement import ComparedPlaces, compare_logits, text_ca
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.cost import nothing
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 
 CONFIDENT_SHARES = ("0.5", "0.6", "0.7", "0.9")
 """Shares of the places, those where q' is most confident, that agreement is given for."""

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from viasd_calib.slim.forward import RoutedModel as RoutedModel
     from viasd_calib.traces.agreement import DraftAgreement as DraftAgreement
     from viasd_calib.traces.capture import CaptureReport as CaptureReport
-    from viasd_calib.traces.data import TraceText as TraceText
     from viasd_calib.traces.on_policy import Policy as Policy
+    from viasd_calib.traces.texts import TraceText as TraceText
     from viasd_calib.training.search.record import SearchResult as SearchResult
     from viasd_calib.training.search.record import SearchSettings as SearchSettings

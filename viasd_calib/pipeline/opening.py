@@ -9,7 +9,7 @@ from viasd_calib.choices import Backend, StrategyName
 from viasd_calib.errors import UsageError
 from viasd_calib.option_types import bytes_of
 from viasd_calib.pipeline import lazy_types
-from viasd_calib.pipeline.options import OffloadOptions, SpecModels
+from viasd_calib.pipeline.shared_options import OffloadOptions, SpecModels
 from viasd_calib.spec import OffloadRef, RoutingSpec
 
 if TYPE_CHECKING:

@@ -103,8 +103,8 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
 def _texts(folders: list[str], engine: lazy_types.Engine, most_tokens: int) -> list[tuple[lazy_types.TraceText, int]]:
     """Greedy texts of the engine's verifier, each with the most tokens that it might have had."""
     from viasd_calib.planning.reading import some_texts
-    from viasd_calib.traces.data import read_texts
     from viasd_calib.traces.folder import read_manifest, refuse_other_verifier
+    from viasd_calib.traces.texts import read_texts
 
     found: list[tuple[lazy_types.TraceText, int]] = []
     for folder in folders:

@@ -11,7 +11,7 @@ from viasd_calib.errors import PromptError
 from viasd_calib.evaluation.provenance import PromptsMeasured
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.notices import notice
-from viasd_calib.pipeline.options import UnseenPrompts
+from viasd_calib.pipeline.shared_options import UnseenPrompts
 from viasd_calib.progress import say as report
 from viasd_calib.prompt_copies import known_prompts, without_copies
 from viasd_calib.prompts import Prompt, Split, SplitShares, read_prompt_file, split_of, split_sha256

@@ -21,9 +21,9 @@ from viasd_calib.progress import say
 from viasd_calib.slim.parts.low_bit import MEASURED_FILE
 from viasd_calib.spec import Decoding
 from viasd_calib.traces.capture import CaptureReport, capture_again
-from viasd_calib.traces.data import TraceText
 from viasd_calib.traces.folder import CaptureSettings, read_manifest
 from viasd_calib.traces.on_policy import Policy, policy_name
+from viasd_calib.traces.texts import TraceText
 from viasd_calib.training.fit import NewTrainer
 from viasd_calib.training.warm_start import STATE_FILE
 

@@ -34,9 +34,9 @@ def route_quality(options: RouteQualityOptions, load: lazy_types.LoadVerifier | 
     from viasd_calib.evaluation.route_quality import measure_quality
     from viasd_calib.slim.cost import CONTEXT, relative_cost
     from viasd_calib.traces.capture import capture_traces
-    from viasd_calib.traces.data import read_texts
     from viasd_calib.traces.folder import CaptureSettings
     from viasd_calib.traces.on_policy import Policy
+    from viasd_calib.traces.texts import read_texts
 
     engine = open_engine(path, spec, options, load, options.backend)
     check_prompts(engine.verifier, chosen, options.max_new_tokens)

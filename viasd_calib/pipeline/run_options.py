@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from viasd_calib.choices import FRACTIONS, SMOLLM2
 from viasd_calib.option_types import Count, DraftLength, Inside, MaxPending, Share
-from viasd_calib.pipeline.options import options
+from viasd_calib.pipeline.shared_options import options
 from viasd_calib.prompts import EMBEDDED
 from viasd_calib.spec import DType
 

@@ -24,7 +24,7 @@ from viasd_calib.planning.traced import DraftedPlaces, SlimPlaces
 from viasd_calib.replay.agreement import slim_logits_on
 from viasd_calib.slim.cache import SharedCache
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 
 
 @dataclass(frozen=True)

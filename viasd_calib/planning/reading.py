@@ -18,7 +18,7 @@ from viasd_calib.progress import tracked
 from viasd_calib.replay.teacher import read_text
 from viasd_calib.slim.low_bit import widened_weights
 from viasd_calib.spec import PolicyDrafter
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 
 SLIM_PASSES = 4
 """Passes of q' over each text: of the ages of a place that none of them gives, the nearest one stands in."""

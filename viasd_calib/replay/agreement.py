@@ -14,7 +14,7 @@ from viasd_calib.replay.teacher import read_text
 from viasd_calib.slim.cache import SharedCache
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.plan import Sublayer
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from viasd_calib.slim.parts.base import fit_parts, memory_words, part_named
 from viasd_calib.slim.parts.bridges import new_bridges
 from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import AddedMemory, Route
-from viasd_calib.traces.data import TraceBatch
+from viasd_calib.traces.texts import TraceBatch
 from viasd_calib.training.find_route import find_route
 from viasd_calib.training.options import SlimVerifierOptions
 from viasd_calib.training.student_module import StudentModule

@@ -20,7 +20,8 @@ from viasd_calib.replay.teacher import TappedStates, refuse_foreign_traces
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.parts.head_vocab import choose_tokens
 from viasd_calib.spec import ShallowDraft, ShallowShape
-from viasd_calib.traces.data import TraceBatch, TraceDataModule
+from viasd_calib.traces.data import TraceDataModule
+from viasd_calib.traces.texts import TraceBatch
 from viasd_calib.training.closed_form import fit_stand_in
 from viasd_calib.training.losses.restricted_cross_entropy import restricted_cross_entropy
 

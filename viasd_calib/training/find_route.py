@@ -12,7 +12,7 @@ from viasd_calib.errors import CalibrationError
 from viasd_calib.slim.cost import TOLERANCE, SublayerCosts
 from viasd_calib.slim.parts.base import part_named
 from viasd_calib.spec import LowBitWeights, Route
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 from viasd_calib.training.options import SlimVerifierOptions
 from viasd_calib.training.search.record import load_search
 from viasd_calib.training.spans import choose_span, span_routes

@@ -14,7 +14,7 @@ from viasd_calib.slim.cost import SublayerCosts
 from viasd_calib.slim.forward import sublayers_of
 from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import Route
-from viasd_calib.traces.data import TraceBatch
+from viasd_calib.traces.texts import TraceBatch
 from viasd_calib.training.find_route import most_probable_within
 from viasd_calib.training.hard_concrete import HardConcrete
 from viasd_calib.training.options import SlimVerifierOptions

@@ -19,7 +19,7 @@ from viasd_calib.slim.forward import RoutedModel, sublayers_of
 from viasd_calib.slim.parts.bridges import DEFAULT_OPTIONS, BridgeOptions, fit_bridges, token_shift_ends
 from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import Route
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 
 
 def span_routes(costs: SublayerCosts, target_cost: float, always: Sequence[int], layers: int) -> list[Route]:

@@ -24,7 +24,7 @@ from viasd_calib.slim.parts.head_vocab import check_size, choose_tokens
 from viasd_calib.slim.parts.mlp_keep import KeptNeurons, MlpKeepOptions, narrow_layers
 from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import Route
-from viasd_calib.traces.data import TraceBatch, TraceText
+from viasd_calib.traces.texts import TraceBatch, TraceText
 from viasd_calib.training.options import SlimVerifierOptions
 
 

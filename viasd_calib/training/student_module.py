@@ -17,7 +17,8 @@ from viasd_calib.errors import CalibrationError
 from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.replay.teacher import refuse_foreign_traces
 from viasd_calib.slim.plan import Sublayer
-from viasd_calib.traces.data import TraceBatch, TraceDataModule
+from viasd_calib.traces.data import TraceDataModule
+from viasd_calib.traces.texts import TraceBatch
 from viasd_calib.training.losses import LOSSES
 from viasd_calib.training.options import SlimVerifierOptions
 from viasd_calib.training.student import Student

@@ -34,8 +34,8 @@ from viasd_calib.slim.low_bit import RoundedWeight, widened_weights
 from viasd_calib.slim.parts.head_vocab import share_outside
 from viasd_calib.spec import LogisticGate, LowBitWeights, Route
 from viasd_calib.traces.capture import capture_traces
-from viasd_calib.traces.data import TraceText, read_texts
 from viasd_calib.traces.folder import CaptureSettings
+from viasd_calib.traces.texts import TraceText, read_texts
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import torch
 from tests.tiny import TinyFolder, tiny_prompts, tiny_spec, trusting_gates
 from viasd_calib.cli import main
 from viasd_calib.spec import load_spec, save_spec
-from viasd_calib.traces.data import read_texts
 from viasd_calib.traces.folder import read_manifest
+from viasd_calib.traces.texts import read_texts
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from viasd_calib.errors import CalibrationError, JobWarning
 from viasd_calib.evaluation.bench import load_bench
 from viasd_calib.evaluation.provenance import PromptsMeasured
 from viasd_calib.pipeline.calibrate import refuse_learned_from
-from viasd_calib.pipeline.options import UnseenPrompts
 from viasd_calib.pipeline.prompt_choice import Unseen, choose_unseen, notice_other_prompts
+from viasd_calib.pipeline.shared_options import UnseenPrompts
 from viasd_calib.prompt_copies import normalised_sha256, short_hashes
 from viasd_calib.prompts import Prompt, Split, split_sha256
 from viasd_calib.spec import PromptHashes, Route, RoutingSpec, load_spec, save_spec

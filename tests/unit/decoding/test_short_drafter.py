@@ -31,7 +31,7 @@ from viasd_calib.models import load_verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Route
 from viasd_calib.traces.capture import CaptureSettings, capture_traces
-from viasd_calib.traces.data import read_texts
+from viasd_calib.traces.texts import read_texts
 
 CONTEXT = 16
 PROMPTS = [[7, 8, 9], [4, 4, 5, 6, 3, 11, 12, 2], [*range(3, 23)]]

@@ -47,7 +47,7 @@ from viasd_calib.spec import (
     load_spec,
     save_spec,
 )
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 
 ROUTE = Route(attention_skip=[1], mlp_skip=[2])
 RATIO = Gates(convention="ratio", accept_at=0.9, escalate_below=0.5)

@@ -14,7 +14,8 @@ from viasd_calib.cli.parser import run_command
 from viasd_calib.errors import BenchError, UsageError
 from viasd_calib.pipeline import options
 from viasd_calib.pipeline.lists import parse_methods
-from viasd_calib.pipeline.options import BenchOptions, CalibrateOptions, CaptureOptions, PromptSource, ReportOptions
+from viasd_calib.pipeline.options import BenchOptions, CalibrateOptions, CaptureOptions, ReportOptions
+from viasd_calib.pipeline.shared_options import PromptSource
 
 CLASSES = [
     kind for name, kind in inspect.getmembers(options, inspect.isclass)

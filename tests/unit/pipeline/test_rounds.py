@@ -26,8 +26,8 @@ from viasd_calib.pipeline.rounds import settings_like
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces import capture as capturing
 from viasd_calib.traces.capture import capture_traces
-from viasd_calib.traces.data import read_texts
 from viasd_calib.traces.folder import CaptureSettings, read_manifest
+from viasd_calib.traces.texts import read_texts
 from viasd_calib.training import student
 from viasd_calib.training.warm_start import STATE_FILE, WARM_START_KEYS
 

@@ -23,7 +23,7 @@ from viasd_calib.planning.traced import ReplayTable, ReplayText
 from viasd_calib.replay.agreement import text_cache
 from viasd_calib.replay.teacher import read_text
 from viasd_calib.spec import LogisticGate, Route
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 
 TRUE_DRAFTERS = [name for name in DRAFTERS if name != "random"]
 """Those whose proposal follows from the text."""

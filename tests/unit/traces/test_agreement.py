@@ -13,8 +13,8 @@ from viasd_calib.models import Verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.agreement import DraftAgreement, draft_agreement
 from viasd_calib.traces.capture import capture_traces
-from viasd_calib.traces.data import read_texts
 from viasd_calib.traces.folder import CaptureSettings
+from viasd_calib.traces.texts import read_texts
 
 
 def test_shares_are_those_of_the_texts(tiny_verifier: Verifier, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from lightning.fabric.utilities.data import _set_sampler_epoch
 
 from viasd_calib.errors import TraceError
 from viasd_calib.prompts import SplitShares, split_of
-from viasd_calib.traces.data import LengthBatches, TraceDataModule, TraceLoader, TraceText, collate
+from viasd_calib.traces.batches import LengthBatches, TraceLoader
+from viasd_calib.traces.data import TraceDataModule
+from viasd_calib.traces.texts import TraceText, collate
 
 LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=30)
 SEEDS = st.integers(0, 5)

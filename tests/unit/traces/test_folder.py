@@ -17,8 +17,8 @@ from viasd_calib.models import Verifier
 from viasd_calib.prompts import Prompt
 from viasd_calib.traces.agreement import draft_agreement
 from viasd_calib.traces.capture import CaptureReport, capture_traces
-from viasd_calib.traces.data import read_texts
 from viasd_calib.traces.folder import CaptureSettings, read_manifest, read_rows
+from viasd_calib.traces.texts import read_texts
 
 PROMPTS = tiny_prompts(10, turns=2)
 CHANGED = PROMPTS[4].model_copy(update={"turns": ["w9 w8 w7"]})

@@ -21,9 +21,9 @@ from viasd_calib.models import Verifier
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Decoding, RelativeCost, Route
 from viasd_calib.traces.capture import capture_again, capture_traces
-from viasd_calib.traces.data import read_texts
 from viasd_calib.traces.folder import CaptureSettings, read_manifest
 from viasd_calib.traces.on_policy import Policy, policy_name, read_answer
+from viasd_calib.traces.texts import read_texts
 
 ROUTE = Route(attention_skip=[1, 2], mlp_skip=[1, 2])
 SETTINGS = CaptureSettings(max_new_tokens=10, batch_size=4, top_k=4)

@@ -16,7 +16,8 @@ from tests.rounding import rounding
 from tests.tiny import LAYERS, TinyFolder, even_costs
 from viasd_calib.errors import TraceError
 from viasd_calib.prompts import SplitShares
-from viasd_calib.traces.data import TraceBatch, TraceDataModule
+from viasd_calib.traces.data import TraceDataModule
+from viasd_calib.traces.texts import TraceBatch
 from viasd_calib.training import student
 from viasd_calib.training.distillation import DistillationModule
 from viasd_calib.training.drafter import DrafterModule

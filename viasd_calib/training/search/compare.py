@@ -22,7 +22,8 @@ from viasd_calib.slim.decoding_copy import decoding_cost
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.low_bit import widened_weights
 from viasd_calib.slim.parts.skips import skipped_numbers
-from viasd_calib.traces.data import TraceDataModule, TraceText
+from viasd_calib.traces.data import TraceDataModule
+from viasd_calib.traces.texts import TraceText
 from viasd_calib.training.search.bridges import BridgeFitter, all_streams
 from viasd_calib.training.search.evaluator import RouteEvaluator, cache_texts
 from viasd_calib.training.search.methods import CHOICES

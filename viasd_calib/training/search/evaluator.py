@@ -14,7 +14,7 @@ from viasd_calib.slim.cache import SharedCache
 from viasd_calib.slim.cost import nothing
 from viasd_calib.slim.forward import RoutedModel, sublayers_of
 from viasd_calib.spec import Route
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 from viasd_calib.training.losses import TrainingLoss
 from viasd_calib.training.losses.kl import kl_divergence
 from viasd_calib.training.search.bridges import BridgeFitter

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.tiny import VOCAB
 from viasd_calib.errors import CalibrationError
 from viasd_calib.slim.parts.head_vocab import choose_tokens, share_outside
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 
 TOKENS = st.integers(0, VOCAB - 1)
 
