@@ -121,6 +121,7 @@ def tensor_files(spec: RoutingSpec) -> list[TensorFile]:
 
 
 def tensors_of(draft: DraftSpec, route: Route) -> list[TensorFile]:
+    """Every tensor file that these parts of a spec refer to."""
     files: list[TensorFile] = []
     match draft:
         case ShallowDraft(tensors=tensors) | CombinedDraft(model=ShallowDraft(tensors=tensors)):
