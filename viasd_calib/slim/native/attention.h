@@ -2,7 +2,7 @@
 // that share keys, or by AMX tiles, for sixteen. What a query gives does not depend on others.
 #pragma once
 
-#include "kernels.h"
+#include "products.h"
 
 namespace viasd {
 
@@ -27,8 +27,16 @@ inline Span span_of(int position, int window) { return {window && position >= wi
 constexpr int SOME_QUERIES = 4;
 constexpr int SOME_SLOTS = 4;
 
-// The sums of 16 vectors, one a lane. Each is summed in the same order, whatever its place.
-inline __m512 sums_of(__m512 (&vectors)[16]) {
+// Bytes that attend works in, for queries whose last one reads up to slot `end`.
+inline size_t vector_attention_bytes(int end) { return size_t(SOME_QUERIES) * (end + SOME_SLOTS) * 4; }
+
+// Products of COUNT queries with the keys of four slots: found[i][slot]. Each is summed in the same order, whatever its
+// place.
+#ifdef VIASD_AVX512
+constexpr int MIXED_AT_ONCE = 4;  // vectors of a value whose sums registers hold, beside four queries
+
+// The sums of 16 vectors, one a lane.
+inline Floats sums_of(Floats (&vectors)[16]) {
   for (int i = 0; i < 8; ++i)
     vectors[i] = _mm512_add_ps(_mm512_unpacklo_ps(vectors[2 * i], vectors[2 * i + 1]), _mm512_unpackhi_ps(vectors[2 * i], vectors[2 * i + 1]));
   for (int i = 0; i < 4; ++i) {
@@ -41,8 +49,53 @@ inline __m512 sums_of(__m512 (&vectors)[16]) {
   return halved(halved(vectors[0], vectors[1]), halved(vectors[2], vectors[3]));
 }
 
-// Bytes that attend works in, for queries whose last one reads up to slot `end`.
-inline size_t vector_attention_bytes(int end) { return size_t(SOME_QUERIES) * (end + SOME_SLOTS) * 4; }
+template <int COUNT>
+inline void key_products(const bfloat16* const (&keys)[SOME_SLOTS], const bfloat16 (*queries)[MOST_WIDTH], int width, float (*found)[SOME_SLOTS]) {
+  Floats sums[SOME_QUERIES * SOME_SLOTS];
+  VIASD_ALL(i, SOME_QUERIES * SOME_SLOTS) sums[i] = all(0.0f);
+  for (int j = 0; j < width; j += 32) {
+    Ints some[SOME_SLOTS];
+    VIASD_ALL(k, SOME_SLOTS) some[k] = bits_at(keys[k] + j);
+    VIASD_ALL(i, COUNT) {
+      const Ints query = bits_at(queries[i] + j);
+#ifdef __AVX512BF16__
+      VIASD_ALL(k, SOME_SLOTS) sums[i * SOME_SLOTS + k] = with_products(sums[i * SOME_SLOTS + k], some[k], query);
+#else
+      VIASD_ALL(k, SOME_SLOTS) sums[i * SOME_SLOTS + k] = with_products(sums[i * SOME_SLOTS + k], firsts_of(some[k]), firsts_of(query));
+      VIASD_ALL(k, SOME_SLOTS) sums[i * SOME_SLOTS + k] = with_products(sums[i * SOME_SLOTS + k], seconds_of(some[k]), seconds_of(query));
+#endif
+    }
+  }
+  alignas(64) float lanes[16];
+  store(lanes, sums_of(sums));
+  std::memcpy(found, lanes, sizeof(float) * COUNT * SOME_SLOTS);
+}
+#else
+constexpr int MIXED_AT_ONCE = 1;
+
+// The sums of four vectors of eight, one a lane.
+inline __m128 sums_of(const __m256 (&vectors)[SOME_SLOTS]) {
+  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(vectors[0], vectors[1]), _mm256_hadd_ps(vectors[2], vectors[3]));
+  return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+}
+
+template <int COUNT>
+inline void key_products(const bfloat16* const (&keys)[SOME_SLOTS], const bfloat16 (*queries)[MOST_WIDTH], int width, float (*found)[SOME_SLOTS]) {
+  for (int i = 0; i < COUNT; ++i) {
+    __m256 sums[SOME_SLOTS];
+    VIASD_ALL(k, SOME_SLOTS) sums[k] = _mm256_setzero_ps();
+    for (int j = 0; j < width; j += 16) {
+      const __m256i query = _mm256_loadu_si256((const __m256i*)(queries[i] + j));
+      VIASD_ALL(k, SOME_SLOTS) {
+        const __m256i some = _mm256_loadu_si256((const __m256i*)(keys[k] + j));
+        sums[k] = _mm256_fmadd_ps(firsts_of(some), firsts_of(query), sums[k]);
+        sums[k] = _mm256_fmadd_ps(seconds_of(some), seconds_of(query), sums[k]);
+      }
+    }
+    _mm_storeu_ps(found[i], sums_of(sums));
+  }
+}
+#endif
 
 // Scores of COUNT queries with the slots from `begin` to `end`: scores[i][slot - begin], and up to three more.
 template <int COUNT>
@@ -50,23 +103,9 @@ inline void scores_of(const Head& head, const bfloat16 (*queries)[MOST_WIDTH], i
   for (int s = begin; s < end; s += SOME_SLOTS) {
     const bfloat16* keys[SOME_SLOTS];
     VIASD_ALL(k, SOME_SLOTS) keys[k] = head.keys + size_t(std::min(s + k, end - 1)) * head.width;
-    __m512 sums[SOME_QUERIES * SOME_SLOTS];
-    VIASD_ALL(i, SOME_QUERIES * SOME_SLOTS) sums[i] = _mm512_setzero_ps();
-    for (int j = 0; j < head.width; j += 32) {
-      __m512i some[SOME_SLOTS];
-      VIASD_ALL(k, SOME_SLOTS) some[k] = _mm512_loadu_si512(keys[k] + j);
-      VIASD_ALL(i, COUNT) {
-        const __m512i query = _mm512_loadu_si512(queries[i] + j);
-#ifdef __AVX512BF16__
-        VIASD_ALL(k, SOME_SLOTS) sums[i * SOME_SLOTS + k] = with_products(sums[i * SOME_SLOTS + k], some[k], query);
-#else
-        VIASD_ALL(k, SOME_SLOTS) sums[i * SOME_SLOTS + k] = with_products(sums[i * SOME_SLOTS + k], firsts_of(some[k]), firsts_of(query));
-        VIASD_ALL(k, SOME_SLOTS) sums[i * SOME_SLOTS + k] = with_products(sums[i * SOME_SLOTS + k], seconds_of(some[k]), seconds_of(query));
-#endif
-      }
-    }
-    const __m512 found = _mm512_mul_ps(sums_of(sums), _mm512_set1_ps(head.scaling));
-    VIASD_ALL(i, COUNT) _mm_storeu_ps(scores[i] + s - begin, _mm512_extractf32x4_ps(found, i));
+    float found[COUNT][SOME_SLOTS];
+    key_products<COUNT>(keys, queries, head.width, found);
+    VIASD_ALL(i, COUNT) _mm_storeu_ps(scores[i] + s - begin, _mm_mul_ps(_mm_loadu_ps(found[i]), _mm_set1_ps(head.scaling)));
   }
 }
 
@@ -74,30 +113,30 @@ inline void scores_of(const Head& head, const bfloat16 (*queries)[MOST_WIDTH], i
 inline float shares_of(float* scores, int count) {
   float top = -INFINITY;
   for (int s = 0; s < count; ++s) top = std::max(top, scores[s]);
-  __m512 total = _mm512_setzero_ps();
+  Floats total = all(0.0f);
   for (int s = 0; s < count; s += 16) {
-    const __mmask16 own = count - s < 16 ? __mmask16((1u << (count - s)) - 1) : __mmask16(0xFFFF);
-    const __m512 share = _mm512_maskz_mov_ps(own, exponential(_mm512_sub_ps(_mm512_maskz_loadu_ps(own, scores + s), _mm512_set1_ps(top))));
-    total = _mm512_add_ps(total, share);
-    _mm512_mask_storeu_ps(scores + s, own, share);
+    const int own = std::min(16, count - s);
+    const Floats share = choose(first_lanes(own), all(0.0f), exponential(load_first(own, scores + s) - all(top)));
+    total = total + share;
+    store_first(own, scores + s, share);
   }
-  return 1 / _mm512_reduce_add_ps(total);
+  return 1 / sum_of(total);
 }
 
 // Values of the slots from `begin` to `end`, VECTORS times 16 of their numbers from `j` on, mixed by shares[i][slot - begin].
 template <int COUNT, int VECTORS>
 inline void mix(const Head& head, int begin, int end, int j, const float* const* shares, const float* factors, float* const* to) {
-  __m512 mixed[COUNT][VECTORS];
-  VIASD_ALL(i, COUNT) VIASD_ALL(v, VECTORS) mixed[i][v] = _mm512_setzero_ps();
+  Floats mixed[COUNT][VECTORS];
+  VIASD_ALL(i, COUNT) VIASD_ALL(v, VECTORS) mixed[i][v] = all(0.0f);
   for (int s = begin; s < end; ++s) {
-    __m512 values[VECTORS];
+    Floats values[VECTORS];
     VIASD_ALL(v, VECTORS) values[v] = widen(head.values + size_t(s) * head.width + j + v * 16);
     VIASD_ALL(i, COUNT) {
-      const __m512 share = _mm512_set1_ps(shares[i][s - begin]);
+      const Floats share = all(shares[i][s - begin]);
       VIASD_ALL(v, VECTORS) mixed[i][v] = with_products(mixed[i][v], values[v], share);
     }
   }
-  VIASD_ALL(i, COUNT) VIASD_ALL(v, VECTORS) _mm512_storeu_ps(to[i] + j + v * 16, _mm512_mul_ps(mixed[i][v], _mm512_set1_ps(factors[i])));
+  VIASD_ALL(i, COUNT) VIASD_ALL(v, VECTORS) store(to[i] + j + v * 16, mixed[i][v] * all(factors[i]));
 }
 
 // COUNT queries of heads that share keys: queries[i] and to[i] are [width], float32.
@@ -106,7 +145,7 @@ inline void attend_some(const Head& head, const float* const* queries, const Spa
   bfloat16 rounded[COUNT][MOST_WIDTH];
   int begin = spans[0].first, end = 0;
   for (int i = 0; i < COUNT; ++i) {
-    for (int j = 0; j < head.width; j += 16) narrow(rounded[i] + j, _mm512_loadu_ps(queries[i] + j));
+    for (int j = 0; j < head.width; j += 16) narrow(rounded[i] + j, load(queries[i] + j));
     begin = std::min(begin, spans[i].first), end = std::max(end, spans[i].end);
   }
   float* scores[COUNT];
@@ -119,7 +158,7 @@ inline void attend_some(const Head& head, const float* const* queries, const Spa
     factors[i] = shares_of(scores[i] + spans[i].first - begin, spans[i].end - spans[i].first);
   }
   int j = 0;
-  for (; j + 64 <= head.width; j += 64) mix<COUNT, 4>(head, begin, end, j, scores, factors, to);
+  for (; j + 16 * MIXED_AT_ONCE <= head.width; j += 16 * MIXED_AT_ONCE) mix<COUNT, MIXED_AT_ONCE>(head, begin, end, j, scores, factors, to);
   for (; j < head.width; j += 16) mix<COUNT, 1>(head, begin, end, j, scores, factors, to);
 }
 

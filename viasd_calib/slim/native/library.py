@@ -19,19 +19,24 @@ from viasd_calib.errors import ModelError
 from viasd_calib.models import cache_folder
 from viasd_calib.progress import steps
 
-SOURCES = ("attention.h", "kernels.h", "statistics.h", "passes.cpp")
+SOURCES = (
+    *("attention.h", "linear.h", "products.h", "products_avx2.h", "products_avx512.h"),
+    *("statistics.h", "vectors.h", "vectors_avx2.h", "vectors_avx512.h", "passes.cpp"),
+)
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
-NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
-"""Instructions that a CPU must have for the kernels, as Linux names them; AVX-512 BF16 and AMX are used where there."""
+NEEDED = ("avx2", "fma")
+"""Instructions that a CPU must have for the kernels, as Linux names them."""
+WIDER = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
+"""With these, vectors of 512 bits are used; AVX-512 BF16 and AMX beside them where they are there."""
 SECONDS = 300
 """That compiling may take at most."""
 
 
 class LinearStruct(ctypes.Structure):
-    """``Linear`` of kernels.h."""
+    """``Linear`` of linear.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("format", "inputs", "outputs", "tile_pairs", "planes", "padding")),
+        *((name, ctypes.c_int32) for name in ("format", "inputs", "outputs", "tile_pairs", "input_bits", "padding")),
         *((name, ctypes.c_void_p) for name in ("weight", "steps", "lowest", "bias")),
     )
 

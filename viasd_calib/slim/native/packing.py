@@ -23,7 +23,7 @@ class PackedWeight(NamedTuple):
     Attributes:
         bits: 16 (bfloat16), 8 or 4.
         shape: of the plain weight, [out, in].
-        tiles: the weight, as kernels.h describes it.
+        tiles: the weight, as linear.h describes it.
         steps: of codes, float32: [out] for 8 bits, [out / 16, in / 64, 16] for 4 bits; empty for 16.
         lowest: values of code 0 for 4 bits, as steps; else empty.
     """
@@ -48,7 +48,7 @@ class PackedWeight(NamedTuple):
             whole(self.shape[1], GROUP),
             whole(self.shape[0], TILE),
             int(tile_pairs),
-            2 if self.bits < 16 and input_bits == 16 else 1,
+            input_bits,
             0,
             *pointers,
             None if bias is None else bias.data_ptr(),

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "attention.h"
-#include "kernels.h"
+#include "products.h"
 #include "statistics.h"
 
 using namespace viasd;
@@ -28,34 +28,33 @@ char* scratch(size_t bytes) {
 inline size_t whole(size_t bytes) { return (bytes + 63) & ~size_t(63); }
 
 void norm(const float* row, const float* weight, int count, float epsilon, float* to) {
-  __m512 sum = _mm512_setzero_ps();
+  Floats sum = all(0.0f);
   for (int i = 0; i < count; i += 16) {
-    const __m512 value = _mm512_loadu_ps(row + i);
-    sum = _mm512_fmadd_ps(value, value, sum);
+    const Floats value = load(row + i);
+    sum = fused(value, value, sum);
   }
-  const __m512 factor = _mm512_set1_ps(1 / std::sqrt(_mm512_reduce_add_ps(sum) / count + epsilon));
-  for (int i = 0; i < count; i += 16)
-    _mm512_storeu_ps(to + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(row + i), factor), _mm512_loadu_ps(weight + i)));
+  const Floats factor = all(1 / std::sqrt(sum_of(sum) / count + epsilon));
+  for (int i = 0; i < count; i += 16) store(to + i, load(row + i) * factor * load(weight + i));
 }
 
 // Rotary embedding of one head (Su et al. 2021, arXiv 2104.09864, equation 34, with halves in place of pairs).
 void rotate(float* head, const float* cosine, const float* sine, int width) {
   const int half = width / 2;
   for (int i = 0; i < half; i += 16) {
-    const __m512 a = _mm512_loadu_ps(head + i), b = _mm512_loadu_ps(head + i + half);
-    const __m512 low = _mm512_mul_ps(b, _mm512_loadu_ps(sine + i)), high = _mm512_mul_ps(a, _mm512_loadu_ps(sine + i + half));
-    _mm512_storeu_ps(head + i, _mm512_fmsub_ps(a, _mm512_loadu_ps(cosine + i), low));
-    _mm512_storeu_ps(head + i + half, _mm512_fmadd_ps(b, _mm512_loadu_ps(cosine + i + half), high));
+    const Floats a = load(head + i), b = load(head + i + half);
+    const Floats low = b * load(sine + i), high = a * load(sine + i + half);
+    store(head + i, fused_less(a, load(cosine + i), low));
+    store(head + i + half, fused(b, load(cosine + i + half), high));
   }
 }
 
-__m512 activated(__m512 gate, int kind) {
-  __m512 inner = gate;  // silu: gate * sigmoid(gate)
+Floats activated(Floats gate, int kind) {
+  Floats inner = gate;  // silu: gate * sigmoid(gate)
   if (kind == 1) {      // gelu, by tanh: gate * sigmoid(2 sqrt(2 / pi) (gate + 0.044715 gate^3))
-    const __m512 cube = _mm512_mul_ps(_mm512_mul_ps(gate, gate), gate);
-    inner = _mm512_mul_ps(_mm512_fmadd_ps(cube, _mm512_set1_ps(0.044715f), gate), _mm512_set1_ps(1.5957691216f));
+    const Floats cube = gate * gate * gate;
+    inner = fused(cube, all(0.044715f), gate) * all(1.5957691216f);
   }
-  return _mm512_div_ps(gate, _mm512_add_ps(_mm512_set1_ps(1), exponential(_mm512_sub_ps(_mm512_setzero_ps(), inner))));
+  return gate / (all(1.0f) + exponential(all(0.0f) - inner));
 }
 
 }  // namespace
@@ -153,10 +152,10 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
   {
     const int team = omp_get_num_threads();
     Own own(most, rows, attention);
-    const auto add = [&](int row, const int* tiles, const __m512* values, int tile_count) {
+    const auto add = [&](int row, const int* tiles, const Floats* values, int tile_count) {
       for (int t = 0; t < tile_count; ++t) {
         float* to = stream + size_t(row) * hidden + size_t(tiles[t]) * TILE;
-        _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), values[t]));
+        store(to, load(to) + values[t]);
       }
     };
     for (int n = 0; n < count; ++n) {
@@ -164,8 +163,8 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
       Stage* stage = stages.data() + size_t(n) * STAGES;
       if (layer.attention_norm) {
         const auto normed = [&]() -> const Inputs& { return own.of(layer.qkv, stream, hidden, rows, layer.attention_norm, model.epsilon); };
-        multiply(layer.qkv, normed, rows, stage[0], team, amx_allowed, [&](int row, const int* tiles, const __m512* values, int tile_count) {
-          for (int t = 0; t < tile_count; ++t) _mm512_storeu_ps(qkv + size_t(row) * wide + size_t(tiles[t]) * TILE, values[t]);
+        multiply(layer.qkv, normed, rows, stage[0], team, amx_allowed, [&](int row, const int* tiles, const Floats* values, int tile_count) {
+          for (int t = 0; t < tile_count; ++t) store(qkv + size_t(row) * wide + size_t(tiles[t]) * TILE, values[t]);
         });
         share(stage[1], rows * (model.shared_heads + model.heads), [&](int item) {
           const int row = item / (model.shared_heads + model.heads), head = item % (model.shared_heads + model.heads);
@@ -177,8 +176,8 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
           if (!key) return;
           const size_t at = layer.index * cache.layer_stride + (size_t(head - model.heads) * cache.capacity + start + row) * width;
           for (int i = 0; i < width; i += 16) {
-            narrow(cache.keys + at + i, _mm512_loadu_ps(from + i));
-            narrow(cache.values + at + i, _mm512_loadu_ps(from + keys + i));
+            narrow(cache.keys + at + i, load(from + i));
+            narrow(cache.values + at + i, load(from + keys + i));
           }
         });
         const int sharing = rows * group, at_once = amx_allowed ? ROWS : queries_at_once(sharing, model.shared_heads, team), parts = (sharing + at_once - 1) / at_once;
@@ -207,9 +206,9 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
       if (layer.mlp_norm) {
         const int neurons = layer.gate_up.outputs / 2;
         const auto normed = [&]() -> const Inputs& { return own.of(layer.gate_up, stream, hidden, rows, layer.mlp_norm, model.epsilon); };
-        multiply(layer.gate_up, normed, rows, stage[4], team, amx_allowed, [&](int row, const int* tiles, const __m512* values, int tile_count) {
+        multiply(layer.gate_up, normed, rows, stage[4], team, amx_allowed, [&](int row, const int* tiles, const Floats* values, int tile_count) {
           for (int t = 0; t < tile_count; t += 2)
-            _mm512_storeu_ps(between + size_t(row) * neurons + size_t(tiles[t]) * TILE, _mm512_mul_ps(activated(values[t], model.activation), values[t + 1]));
+            store(between + size_t(row) * neurons + size_t(tiles[t]) * TILE, activated(values[t], model.activation) * values[t + 1]);
         });
         const auto gated = [&]() -> const Inputs& { return own.of(layer.down, between, neurons, rows, nullptr, 0); };
         multiply(layer.down, gated, rows, stage[5], team, amx_allowed, add);
@@ -228,14 +227,13 @@ void viasd_linear(const Linear* linear, const float* from, int count, int rows, 
   {
     Own own(most, rows, 0);
     const auto inputs = [&]() -> const Inputs& { return own.of(*linear, from, count, rows, weight, epsilon); };
-    multiply(*linear, inputs, rows, stage, omp_get_num_threads(), amx_allowed, [&](int row, const int* tiles, const __m512* values, int tile_count) {
+    multiply(*linear, inputs, rows, stage, omp_get_num_threads(), amx_allowed, [&](int row, const int* tiles, const Floats* values, int tile_count) {
       for (int t = 0; t < tile_count; ++t) {
         const int first = tiles[t] * TILE, here = std::min(TILE, columns - first);
         if (here <= 0) continue;
-        const __mmask16 inside = __mmask16((1u << here) - 1);
         const size_t at = size_t(row) * columns + first;
-        if (narrowed) _mm256_mask_storeu_epi16((bfloat16*)to + at, inside, narrowed_to_16(values[t]));
-        else _mm512_mask_storeu_ps((float*)to + at, inside, values[t]);
+        if (narrowed) narrow_first(here, (bfloat16*)to + at, values[t]);
+        else store_first(here, (float*)to + at, values[t]);
       }
     });
     forget_tiles();
@@ -260,13 +258,12 @@ void viasd_draft(const Drafter* drafter, const Model* model, const Layer* layers
                  bfloat16* logits, int vocabulary, bfloat16* own, int threads) {
   const int hidden = model->hidden;
   std::vector<float> tokens(size_t(rows) * hidden);
-  const __m512 size = _mm512_set1_ps(drafter->token_size);
+  const Floats size = all(drafter->token_size);
   for (int r = 0; r < rows; ++r)
     for (int i = 0; i < hidden; i += 16)
-      _mm512_storeu_ps(&tokens[size_t(r) * hidden + i], _mm512_div_ps(widen(drafter->embeddings + ids[r] * hidden + i), size));
+      store(&tokens[size_t(r) * hidden + i], widen(drafter->embeddings + ids[r] * hidden + i) / size);
   viasd_linear(&drafter->from_token, tokens.data(), hidden, rows, nullptr, 0, stream, 0, hidden, threads);
-  for (int i = 0; i < rows * hidden; i += 16)
-    _mm512_storeu_ps(stream + i, _mm512_add_ps(_mm512_loadu_ps(stream + i), widen(conditions + i)));
+  for (int i = 0; i < rows * hidden; i += 16) store(stream + i, load(stream + i) + widen(conditions + i));
   viasd_run(model, layers, count, cache, rows, start, stream, cosine, sine, threads);
   const float* last = stream + size_t(rows - 1) * hidden;
   viasd_linear(&drafter->head, last, hidden, 1, drafter->norm, drafter->epsilon, logits, 1, vocabulary, threads);
@@ -288,13 +285,13 @@ void viasd_statistics(const bfloat16* logits, int count, int rows, const int64_t
     argmax[r] = found.argmax;
     if (r >= tokens) continue;
     const int64_t token = proposed[r];
-    log_ratio[r] = token < 0 || token >= count ? NAN : _mm512_cvtss_f32(logits_at(row, token, token + 1)) - found.maximum;
+    log_ratio[r] = token < 0 || token >= count ? NAN : logit_at(row, token) - found.maximum;
   }
 }
 
 // The first of the largest logits of each row of [rows][count].
 void viasd_argmax(const bfloat16* logits, int count, int rows, int64_t* argmax) {
-  for (int r = 0; r < rows; ++r) argmax[r] = largest_of(logits + size_t(r) * count, count).place;
+  for (int r = 0; r < rows; ++r) argmax[r] = largest_logit(logits + size_t(r) * count, count).place;
 }
 
 // The norm alone: from [rows][count] to bfloat16.
@@ -302,7 +299,7 @@ void viasd_norm(const float* from, int count, int rows, const float* weight, flo
   float* row = (float*)scratch(size_t(count) * 4);
   for (int r = 0; r < rows; ++r) {
     norm(from + size_t(r) * count, weight, count, epsilon, row);
-    for (int i = 0; i < count; i += 16) narrow(to + size_t(r) * count + i, _mm512_loadu_ps(row + i));
+    for (int i = 0; i < count; i += 16) narrow(to + size_t(r) * count + i, load(row + i));
   }
 }
 

@@ -1,0 +1,57 @@
+// Weights of linear layers as the kernels read them, and their inputs.
+//
+// A weight [out, in] lies in tiles of 16 outputs, zeros after the last input up to a multiple of 64:
+//   bfloat16  [out / 16][in / 2][16][2]
+//   int8      [out / 16][in / 4][16][4], codes and 128
+//   int4      [out / 16][in / 64][8][16][4] bytes: inputs 8 i + j in the low halves, 8 i + 4 + j in the high ones
+// so one vector of 64 bytes has some inputs of 16 outputs.
+#pragma once
+
+#include "vectors.h"
+
+namespace viasd {
+
+constexpr int TILE = 16;    // outputs
+constexpr float SMALLEST_STEP = 1e-30f;  // of inputs: a row of smaller numbers is zeros, for its step would have no inverse
+constexpr int GROUP = 64;   // inputs that share a step in int4, and to whose multiple inputs are filled up
+constexpr int ROWS = 16;    // that a product takes at once, at most: of an AMX tile, or of registers
+constexpr int CHUNK = 4;    // tiles of outputs that a thread takes at once, at most
+constexpr int FINE = 254;   // fine steps of an input of 16 bits in a coarse one, of which the largest has 127
+
+enum Format : int32_t { BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
+
+struct Linear {
+  int32_t format;
+  int32_t inputs;        // with the zeros
+  int32_t outputs;       // with the zeros
+  int32_t tile_pairs;    // 1: tiles of the first and the second half are taken in pairs (gate and up)
+  int32_t input_bits;    // beside int8 and int4: 16 or 8
+  int32_t padding;
+  const void* weight;
+  const float* steps;    // int8 [out], int4 [out / 16][in / 64][16]
+  const float* lowest;   // int4: the value of code 0, as steps
+  const float* bias;     // [out] or null
+};
+
+// Inputs as a product reads them, see put_token. Each thread makes its own.
+struct Inputs {
+  char* data;        // [rows][inputs]
+  float* steps;      // [rows]
+  int32_t* sums;     // of codes: int4 [rows][inputs / 64], int8 by row or by block
+};
+
+// From one tile of outputs to the next.
+inline size_t tile_bytes(const Linear& linear) {
+  const size_t half_bytes = linear.format == BFLOAT16 ? 4 : linear.format == INT8 ? 2 : 1;
+  return size_t(linear.inputs) * TILE * half_bytes / 2;
+}
+
+inline const char* tile_of(const Linear& linear, int tile) { return (const char*)linear.weight + tile * tile_bytes(linear); }
+
+// The coarse step of a row of which the largest size is `top`.
+inline float step_of(float top) {
+  const float asked = top / 127;
+  return asked < SMALLEST_STEP ? 1 : asked;
+}
+
+}  // namespace viasd

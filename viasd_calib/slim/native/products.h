@@ -1,0 +1,75 @@
+// Products of few rows with packed weights, shared among threads. Each row is summed in an order that does not depend on
+// the other rows: a pass of one token and one of sixteen give the same bits.
+#pragma once
+
+#include <atomic>
+#include <sched.h>
+
+#include "linear.h"
+
+#ifdef VIASD_AVX512
+#include "products_avx512.h"
+#else
+#include "products_avx2.h"
+#endif
+
+namespace viasd {
+
+// Calls put(token, tile numbers, values, tiles) for a chunk of tiles of outputs and every token.
+template <class Put>
+inline void multiply_tiles(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int tokens, bool amx, const Put& put) {
+  const int planes = planes_of(linear), rows = tokens * planes;
+  Floats values[ROWS][CHUNK];
+  for (int first = 0, taken; first < rows; first += taken) {
+    taken = some_rows(linear, tiles, count, inputs, first, rows, amx, values);
+    for (int r = 0; r < taken; r += planes) {
+      if (planes == 2)
+        for (int t = 0; t < count; ++t) values[r][t] = values[r][t] + values[r + 1][t];
+      if (linear.bias)
+        for (int t = 0; t < count; ++t) values[r][t] = values[r][t] + load(linear.bias + size_t(tiles[t]) * TILE);
+      put((first + r) / planes, tiles, values[r], count);
+    }
+  }
+}
+
+// Work that threads share. A thread that comes late, since another process has its core, finds the chunks taken and
+// waits for none but those that are still being worked on: so nobody waits for a thread that does not run.
+struct alignas(64) Stage {
+  std::atomic<int> taken{0}, done{0};
+};
+
+constexpr int SPINS = 4000;  // of a waiting thread, before it lets others run: a busy machine needs the core
+
+// Calls work(chunk) for chunks 0 to count - 1, each once, by whichever thread is free; returns when all are done.
+template <class Work>
+inline void share(Stage& stage, int count, const Work& work) {
+  for (int chunk; (chunk = stage.taken.fetch_add(1, std::memory_order_relaxed)) < count;) {
+    work(chunk);
+    stage.done.fetch_add(1, std::memory_order_release);
+  }
+  for (int spin = 0; stage.done.load(std::memory_order_acquire) < count; ++spin)
+    if (spin < SPINS) _mm_pause(); else sched_yield();
+}
+
+// The inputs of some tokens times the weight, shared among threads; `put` as above. `make_inputs` is called by each
+// thread that has taken a chunk: as long as one is not done, nobody changes what inputs are made of.
+template <class Make, class Put>
+inline void multiply(const Linear& linear, const Make& make_inputs, int tokens, Stage& stage, int threads, bool amx, const Put& put) {
+  const int tiles = linear.outputs / TILE, half = tiles / 2;
+  int at_once = 2;
+  for (int count : {4, 3})
+    if (!(linear.tile_pairs && count == 3) && tiles % count == 0 && ((tiles / count) % threads == 0 || tiles > 16 * threads)) {
+      at_once = count;
+      break;
+    }
+  const Inputs* inputs = nullptr;
+  share(stage, (tiles + at_once - 1) / at_once, [&](int chunk) {
+    if (!inputs) inputs = &make_inputs();
+    const int first = chunk * at_once, count = std::min(at_once, tiles - first);
+    int numbers[CHUNK];
+    for (int t = 0; t < count; ++t) numbers[t] = linear.tile_pairs ? (first + t) / 2 + (t % 2 ? half : 0) : first + t;
+    multiply_tiles(linear, numbers, count, *inputs, tokens, amx, put);
+  });
+}
+
+}  // namespace viasd

@@ -1,0 +1,199 @@
+// Products of few rows with packed weights by AVX2. Beside a bfloat16 weight inputs are float32; beside 8 or 4 bits they
+// are whole numbers of 16, whose products with neighbouring codes are summed in 32.
+#pragma once
+
+#include "linear.h"
+
+namespace viasd {
+
+using Number = float;
+
+constexpr bool AMX = false;
+constexpr int AT_ONCE = 4;   // rows, of which registers hold the sums
+constexpr int BLOCK = 512;   // inputs whose products with codes of 8 bits fit into 32: 512 * 127 * (127 * 254 + 127) < 2^31
+
+inline void forget_tiles() {}
+
+// Rows of a token.
+inline int planes_of(const Linear&) { return 1; }
+
+// Of an input.
+inline int bytes_of(const Linear& linear) { return linear.format == BFLOAT16 ? sizeof(Number) : sizeof(int16_t); }
+
+// Inputs whose codes have a sum of their own.
+inline int block_of(const Linear& linear) { return linear.format == INT4 ? GROUP : BLOCK; }
+
+inline int blocks_of(const Linear& linear) { return (linear.inputs + block_of(linear) - 1) / block_of(linear); }
+
+// The `count` numbers of a token as `linear` reads them; count is a multiple of 16. Of four whole numbers the second and
+// the third change places, since products take the even and the odd codes of a weight apart.
+inline void put_token(const Linear& linear, const float* token, int count, int row, const Inputs& to) {
+  char* data = to.data + size_t(row) * linear.inputs * bytes_of(linear);
+  if (linear.format == BFLOAT16) {
+    std::memcpy(data, token, size_t(count) * sizeof(Number));
+    std::memset((Number*)data + count, 0, size_t(linear.inputs - count) * sizeof(Number));
+    return;
+  }
+  // Sizes are compared as bits, in which what is no number is above all: a maximum of numbers would lose it.
+  Ints largest = all(0);
+  for (int i = 0; i < count; i += 16) {
+    const Ints sizes = both(bits_of(load(token + i)), all(int32_t(0x7FFFFFFF)));
+    largest = {_mm256_max_epi32(largest.low, sizes.low), _mm256_max_epi32(largest.high, sizes.high)};
+  }
+  alignas(32) int32_t lanes[16];
+  store(lanes, largest);
+  const int32_t top_bits = *std::max_element(lanes, lanes + 16);
+  float top;
+  std::memcpy(&top, &top_bits, sizeof top);
+  const bool wide = linear.input_bits == 16;
+  const float step = step_of(top), fine = step / FINE;
+  const Floats coarse_step = all(step), steps = all(1 / step), fine_steps = all(1 / fine);
+  to.steps[row] = wide ? fine : step;
+  int16_t* codes = (int16_t*)data;
+  const auto nearest = [](Floats values) { return Ints{_mm256_cvtps_epi32(values.low), _mm256_cvtps_epi32(values.high)}; };
+  for (int i = 0; i < count; i += 16) {
+    const Floats values = load(token + i);
+    Ints found = nearest(values * steps);
+    if (wide) {  // as coarse steps and what they leave in fine ones, so that other CPUs give the same numbers
+      const Ints rest = nearest(less_fused(floats_from(found), coarse_step, values) * fine_steps);
+      found = added({_mm256_mullo_epi32(found.low, _mm256_set1_epi32(FINE)), _mm256_mullo_epi32(found.high, _mm256_set1_epi32(FINE))}, rest);
+    }
+    const __m256i narrow = _mm256_permute4x64_epi64(_mm256_packs_epi32(found.low, found.high), 0xD8);
+    _mm256_storeu_si256((__m256i*)(codes + i), _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(narrow, 0xD8), 0xD8));
+  }
+  std::memset(codes + count, 0, size_t(linear.inputs - count) * sizeof(int16_t));
+  const int block = block_of(linear), blocks = blocks_of(linear);
+  for (int b = 0; b < blocks; ++b) {
+    __m256i sum = _mm256_setzero_si256();
+    for (int i = b * block; i < std::min((b + 1) * block, linear.inputs); i += 16)
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_loadu_si256((const __m256i*)(codes + i)), _mm256_set1_epi16(1)));
+    alignas(32) int32_t eight[8];
+    _mm256_store_si256((__m256i*)eight, sum);
+    int32_t whole = 0;
+    for (int32_t one : eight) whole += one;
+    to.sums[row * blocks + b] = whole;
+  }
+}
+
+// A vector of the weight, and a request for one that comes later.
+inline Ints read_ahead(const char* from) {
+  _mm_prefetch(from + AHEAD, _MM_HINT_T0);
+  return bits_at(from);
+}
+
+// Adds to the sums of COUNT rows and TILES tiles what neighbouring inputs make of the BITS bits from SHIFT on of each 16
+// bits of codes; `place` is that of the two inputs in a row, in bytes.
+template <int BITS, int SHIFT, int COUNT, int TILES>
+inline void add_pairs(const Ints (&codes)[TILES], const char* rows, size_t stride, size_t place, Ints (&sums)[COUNT][TILES]) {
+  const auto taken = [](__m256i some) {
+    const __m256i low = SHIFT ? _mm256_srli_epi16(some, SHIFT) : some;
+    return SHIFT + BITS < 16 ? _mm256_and_si256(low, _mm256_set1_epi16((1 << BITS) - 1)) : low;
+  };
+  const auto added = [](__m256i sum, __m256i some, __m256i inputs) { return _mm256_add_epi32(sum, _mm256_madd_epi16(some, inputs)); };
+  Ints own[TILES];
+  VIASD_ALL(t, TILES) own[t] = {taken(codes[t].low), taken(codes[t].high)};
+  VIASD_ALL(r, COUNT) {
+    int32_t two;
+    std::memcpy(&two, rows + r * stride + place, 4);
+    const __m256i inputs = _mm256_set1_epi32(two);
+    VIASD_ALL(t, TILES) sums[r][t] = {added(sums[r][t].low, own[t].low, inputs), added(sums[r][t].high, own[t].high, inputs)};
+  }
+}
+
+// Values of TILES tiles of outputs for COUNT rows, without bias: to[row][tile]. Each vector of the weight is read once,
+// and multiplied by all rows.
+template <int COUNT, int TILES>
+inline void vector_product(const Linear& linear, const int* tiles, const Inputs& inputs, int first, Floats (*to)[CHUNK]) {
+  const size_t stride = size_t(linear.inputs) * bytes_of(linear);
+  const char* rows = inputs.data + first * stride;
+  const char* weight[TILES];
+  VIASD_ALL(t, TILES) weight[t] = tile_of(linear, tiles[t]);
+  if (linear.format == BFLOAT16) {
+    Floats sums[COUNT][TILES];
+    VIASD_ALL(r, COUNT) VIASD_ALL(t, TILES) sums[r][t] = all(0.0f);
+    for (size_t k = 0; k < size_t(linear.inputs) / 2; ++k) {
+      Ints pairs[TILES];
+      VIASD_ALL(t, TILES) pairs[t] = read_ahead(weight[t] + k * 64);
+      const auto number = [&](int row, size_t place) { return _mm256_broadcast_ss((const float*)(rows + row * stride) + 2 * k + place); };
+      VIASD_ALL(r, COUNT) {
+        const __m256 one = number(r, 0);
+        VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], {firsts_of(pairs[t].low), firsts_of(pairs[t].high)}, {one, one});
+      }
+      VIASD_ALL(r, COUNT) {
+        const __m256 two = number(r, 1);
+        VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], {seconds_of(pairs[t].low), seconds_of(pairs[t].high)}, {two, two});
+      }
+    }
+    VIASD_ALL(r, COUNT) VIASD_ALL(t, TILES) to[r][t] = sums[r][t];
+    return;
+  }
+  const int block = block_of(linear), blocks = blocks_of(linear);
+  for (int r = 0; r < COUNT; ++r) for (int t = 0; t < TILES; ++t) to[r][t] = all(0.0f);
+  for (int b = 0; b < blocks; ++b) {
+    Ints sums[COUNT][TILES];
+    VIASD_ALL(r, COUNT) VIASD_ALL(t, TILES) sums[r][t] = all(0);
+    const size_t end = std::min((b + 1) * block, linear.inputs);
+    if (linear.format == INT8) {
+      for (size_t k = size_t(b) * block; k < end; k += 4) {
+        Ints codes[TILES];
+        VIASD_ALL(t, TILES) codes[t] = read_ahead(weight[t] + k * TILE);
+        add_pairs<8, 0>(codes, rows, stride, k * 2, sums);
+        add_pairs<8, 8>(codes, rows, stride, k * 2 + 4, sums);
+      }
+    } else {
+      for (size_t k = size_t(b) * block; k < end; k += 8) {
+        Ints codes[TILES];
+        VIASD_ALL(t, TILES) codes[t] = read_ahead(weight[t] + k * TILE / 2);
+        add_pairs<4, 0>(codes, rows, stride, k * 2, sums);
+        add_pairs<4, 8>(codes, rows, stride, k * 2 + 4, sums);
+        add_pairs<4, 4>(codes, rows, stride, k * 2 + 8, sums);
+        add_pairs<4, 12>(codes, rows, stride, k * 2 + 12, sums);
+      }
+    }
+    for (int r = 0; r < COUNT; ++r) for (int t = 0; t < TILES; ++t) {
+      const int32_t codes_sum = inputs.sums[(first + r) * blocks + b];
+      if (linear.format == INT8) {
+        to[r][t] = to[r][t] + floats_from(added(sums[r][t], all(-128 * codes_sum)));
+      } else {
+        const size_t at = (size_t(tiles[t]) * blocks + b) * TILE;
+        to[r][t] = fused(floats_from(sums[r][t]), load(linear.steps + at), to[r][t]);
+        to[r][t] = fused(all(float(codes_sum)), load(linear.lowest + at), to[r][t]);
+      }
+    }
+  }
+  for (int r = 0; r < COUNT; ++r) for (int t = 0; t < TILES; ++t) {
+    if (linear.format == INT8) to[r][t] = to[r][t] * load(linear.steps + size_t(tiles[t]) * TILE);
+    to[r][t] = to[r][t] * all(inputs.steps[first + r]);
+  }
+}
+
+// COUNT rows of a chunk of tiles, as many tiles at once as registers hold sums of.
+template <int COUNT>
+inline void chunk_product(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, Floats (*to)[CHUNK]) {
+  constexpr int MOST = COUNT == 1 ? 4 : COUNT == 2 ? 2 : 1;
+  for (int t = 0; t < count;) {
+    const int taken = std::min(MOST, count - t);
+    const auto own = (Floats (*)[CHUNK])(&to[0][t]);
+    switch (taken) {
+      case 4: vector_product<COUNT, std::min(MOST, 4)>(linear, tiles + t, inputs, first, own); break;
+      case 3: vector_product<COUNT, std::min(MOST, 3)>(linear, tiles + t, inputs, first, own); break;
+      case 2: vector_product<COUNT, std::min(MOST, 2)>(linear, tiles + t, inputs, first, own); break;
+      default: vector_product<COUNT, 1>(linear, tiles + t, inputs, first, own);
+    }
+    t += taken;
+  }
+}
+
+// Some of the rows from `first` to `rows`; how many.
+inline int some_rows(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, int rows, bool, Floats (*to)[CHUNK]) {
+  const int left = rows - first, parts = (left + AT_ONCE - 1) / AT_ONCE, taken = (left + parts - 1) / parts;
+  switch (taken) {
+    case 4: chunk_product<4>(linear, tiles, count, inputs, first, to); break;
+    case 3: chunk_product<3>(linear, tiles, count, inputs, first, to); break;
+    case 2: chunk_product<2>(linear, tiles, count, inputs, first, to); break;
+    default: chunk_product<1>(linear, tiles, count, inputs, first, to);
+  }
+  return taken;
+}
+
+}  // namespace viasd
