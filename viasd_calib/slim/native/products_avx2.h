@@ -9,7 +9,7 @@ namespace viasd {
 using Number = float;
 
 constexpr bool AMX = false;
-constexpr int AT_ONCE = 4;   // rows, of which registers hold the sums
+constexpr int AT_ONCE = 6;   // rows, of which registers hold the sums
 constexpr int BLOCK = 512;   // inputs whose products with codes of 8 bits fit into 32: 512 * 127 * (127 * 254 + 127) < 2^31
 
 inline void forget_tiles() {}
@@ -81,6 +81,14 @@ inline Ints read_ahead(const char* from) {
   return bits_at(from);
 }
 
+// sum + the products of neighbouring whole numbers of 16 bits. In assembly, since GCC 12 puts additions off, and for that
+// copies what is to be added to the stack and back.
+inline __m256i with_pairs(__m256i sum, __m256i codes, __m256i inputs) {
+  __m256i products;
+  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(codes), "x"(inputs));
+  return sum;
+}
+
 // Adds to the sums of COUNT rows and TILES tiles what neighbouring inputs make of the BITS bits from SHIFT on of each 16
 // bits of codes; `place` is that of the two inputs in a row, in bytes.
 template <int BITS, int SHIFT, int COUNT, int TILES>
@@ -89,14 +97,13 @@ inline void add_pairs(const Ints (&codes)[TILES], const char* rows, size_t strid
     const __m256i low = SHIFT ? _mm256_srli_epi16(some, SHIFT) : some;
     return SHIFT + BITS < 16 ? _mm256_and_si256(low, _mm256_set1_epi16((1 << BITS) - 1)) : low;
   };
-  const auto added = [](__m256i sum, __m256i some, __m256i inputs) { return _mm256_add_epi32(sum, _mm256_madd_epi16(some, inputs)); };
   Ints own[TILES];
   VIASD_ALL(t, TILES) own[t] = {taken(codes[t].low), taken(codes[t].high)};
   VIASD_ALL(r, COUNT) {
     int32_t two;
     std::memcpy(&two, rows + r * stride + place, 4);
     const __m256i inputs = _mm256_set1_epi32(two);
-    VIASD_ALL(t, TILES) sums[r][t] = {added(sums[r][t].low, own[t].low, inputs), added(sums[r][t].high, own[t].high, inputs)};
+    VIASD_ALL(t, TILES) sums[r][t] = {with_pairs(sums[r][t].low, own[t].low, inputs), with_pairs(sums[r][t].high, own[t].high, inputs)};
   }
 }
 
@@ -188,6 +195,8 @@ inline void chunk_product(const Linear& linear, const int* tiles, int count, con
 inline int some_rows(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, int rows, bool, Floats (*to)[CHUNK]) {
   const int left = rows - first, parts = (left + AT_ONCE - 1) / AT_ONCE, taken = (left + parts - 1) / parts;
   switch (taken) {
+    case 6: chunk_product<6>(linear, tiles, count, inputs, first, to); break;
+    case 5: chunk_product<5>(linear, tiles, count, inputs, first, to); break;
     case 4: chunk_product<4>(linear, tiles, count, inputs, first, to); break;
     case 3: chunk_product<3>(linear, tiles, count, inputs, first, to); break;
     case 2: chunk_product<2>(linear, tiles, count, inputs, first, to); break;

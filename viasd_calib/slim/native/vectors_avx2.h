@@ -39,7 +39,13 @@ VIASD_OF_HALVES(Ints, both, _mm256_and_si256)
 inline Floats fused(Floats a, Floats b, Floats c) { return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)}; }
 inline Floats fused_less(Floats a, Floats b, Floats c) { return {_mm256_fmsub_ps(a.low, b.low, c.low), _mm256_fmsub_ps(a.high, b.high, c.high)}; }
 inline Floats less_fused(Floats a, Floats b, Floats c) { return {_mm256_fnmadd_ps(a.low, b.low, c.low), _mm256_fnmadd_ps(a.high, b.high, c.high)}; }
-inline Floats with_products(Floats sum, Floats weights, Floats inputs) { return fused(weights, inputs, sum); }
+
+// sum + weights times inputs, in assembly as vectors_avx512.h says.
+inline Floats with_products(Floats sum, Floats weights, Floats inputs) {
+  asm("vfmadd231ps %2, %1, %0" : "+x"(sum.low) : "x"(weights.low), "x"(inputs.low));
+  asm("vfmadd231ps %2, %1, %0" : "+x"(sum.high) : "x"(weights.high), "x"(inputs.high));
+  return sum;
+}
 
 inline Floats whole_of(Floats values) { return {_mm256_round_ps(values.low, 8), _mm256_round_ps(values.high, 8)}; }
 inline Floats floats_from(Ints values) { return {_mm256_cvtepi32_ps(values.low), _mm256_cvtepi32_ps(values.high)}; }
