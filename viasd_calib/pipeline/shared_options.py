@@ -106,7 +106,7 @@ class BackendModels(OffloadOptions, SpecModels):
     """The same, by a backend.
 
     Args:
-        backend: what runs models: native (bfloat16 on a CPU with AVX-512 and VNNI), packed (a CPU), eager, or
+        backend: what runs models: native (bfloat16 on a CPU with AVX2 or AVX-512), packed (a CPU), eager, or
             compiled (minutes to compile first); where it is left out, the first of these that can run here.
     """
 
