@@ -1,9 +1,9 @@
 """Where three tiers pay: decoding at several speeds of reading the verifier's layers, each tuned for it.
 
 Each speed is a point: thresholds and stop bounds are searched on calibrate prompts at its costs, for the three tiers
-and for speculative decoding alike; then all methods decode other prompts. Speeds are *simulated*: layers lie in the
-host's memory, and reading them is slowed down. One point, if asked for, is the disk as it is. A point that is done is
-not measured again.
+and for speculative decoding alike, by a replay of the verifier's own answers and by decoding what it proposes; then all
+methods decode other prompts. Speeds are *simulated*: layers lie in the host's memory, and reading them is slowed down.
+One point, if asked for, is the disk as it is. A point that is done is not measured again.
 
     python train/offload_curve.py --spec checkpoints/smollm2-135m/offload.json --prompts spec_bench.jsonl --limit 12 \
         --rates '500MB,1GB,2GB,4GB,8GB,16GB' --disk --memory --out runs/offload_curve
@@ -15,11 +15,11 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel
 
 from viasd_calib.calibration.policy_search import time_policies
-from viasd_calib.calibration.policy_timing import TimedPolicy, Tried
-from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.engine import Engine, load_engine
 from viasd_calib.evaluation.bench import BenchResult, BenchSettings, run_bench
 from viasd_calib.evaluation.plots import write_figure
@@ -27,13 +27,16 @@ from viasd_calib.evaluation.plots.offload import CostPoint, speedup_against_cost
 from viasd_calib.files import read_json, write_json
 from viasd_calib.host_memory import keep_freed_memory
 from viasd_calib.option_types import bytes_of
-from viasd_calib.pipeline.calibrate import measure_costs
-from viasd_calib.pipeline.fitted import decoder_at
+from viasd_calib.pipeline.fitted import policy_decoder, with_policy
 from viasd_calib.pipeline.options import BenchOptions
 from viasd_calib.pipeline.prompt_choice import choose_unseen, load_prompts
+from viasd_calib.pipeline.replayed import calibrate_grid, predict_policies
+from viasd_calib.planning.costs import ReplayCosts
+from viasd_calib.planning.held_back import text_of
 from viasd_calib.prompts import EMBEDDED, Prompt, SplitShares, draw_prompts, select_split
 from viasd_calib.slim.offload.settings import Offload
-from viasd_calib.spec import Audit, Decoding, Gates, load_spec
+from viasd_calib.spec import Gates, load_spec
+from viasd_calib.traces.data import TraceText
 
 METHODS = ["autoregressive", "speculative", "three_tier", "self_speculative"]
 
@@ -63,33 +66,36 @@ class Point(BaseModel):
         return CostPoint(self.full_seconds / self.slim_seconds, self.bytes_per_second is not None, speedups)
 
 
-def tuned(engine: Engine, prompts: list[Prompt], tokens: int) -> Engine:
-    """The same with thresholds and stop bounds that were fastest on these prompts."""
-    spec = engine.spec
+def answers(engine: Engine, prompts: list[Prompt], tokens: int) -> list[tuple[TraceText, int]]:
+    """The verifier's own, to replay: what it writes is what it chooses."""
+    decoder = engine.decoder("three_tier", "strict")
+    turns = [turn for prompt in prompts for turn in converse(decoder, engine.verifier, prompt, tokens)]
+    found = [(torch.tensor(turn.prompt_ids), torch.tensor(turn.generation.tokens)) for turn in turns]
+    return [
+        (text_of(number, torch.cat([prompt, answer]), answer, len(prompt)), tokens)
+        for number, (prompt, answer) in enumerate(found)
+    ]
 
-    def decoding_of(tried: Tried | TimedPolicy, audit: Audit) -> Decoding:
-        own = {"audit": audit, "drafter": tried.drafter, "max_pending": tried.max_pending or spec.decoding.max_pending}
-        return spec.decoding.model_copy(update=own)
 
-    def decoder_for(tried: Tried, audit: Audit) -> Decoder:
-        return decoder_at(engine, tried.gates, decoding_of(tried, audit))
-
+def tuned(engine: Engine, prompts: list[Prompt], tokens: int) -> tuple[Engine, ReplayCosts]:
+    """The same with thresholds and stop bounds that were fastest on these prompts, and what passes cost."""
+    decoding = engine.spec.decoding
+    grid = calibrate_grid(decoding.draft_length, decoding.max_pending)
+    found = predict_policies(engine, answers(engine, prompts, tokens), prompts, tokens, grid)
+    predicted = {one.policy: one.seconds for one in found.every if one.policy.drafter in (None, "none")}
     timing = time_policies(
-        decoder_for, spec.gates, engine.verifier, prompts, tokens, deciding=prompts,
-        stop_without_slim=spec.gates.speculative_stop, max_pending=spec.decoding.max_pending,
-        draft_length=spec.decoding.draft_length, certified=False,
-    )  # fmt: skip
-    found = timing.fastest_with_slim
-    gates = found.applied_to(spec.gates).model_copy(update={"speculative_stop_below": timing.speculative_stop})
-    return replace(engine, spec=spec.model_copy(update={"gates": gates, "decoding": decoding_of(found, "strict")}))
+        lambda policy: policy_decoder(engine, policy), predicted, engine.verifier, prompts, tokens, deciding=prompts
+    )
+    best = with_policy(engine, timing.fastest_with_slim.policy)
+    gates = best.spec.gates.model_copy(update={"speculative_stop_below": timing.speculative_stop})
+    return replace(best, spec=best.spec.model_copy(update={"gates": gates})), found.costs
 
 
 def measure(
     args: argparse.Namespace, name: str, offload: Offload, tuning: list[Prompt], prompts: list[Prompt]
 ) -> Point:
     """One speed, searched and then compared."""
-    engine = tuned(load_engine(args.spec, offload=offload), tuning, args.max_new_tokens)
-    costs = measure_costs(engine, 1)
+    engine, costs = tuned(load_engine(args.spec, offload=offload), tuning, args.max_new_tokens)
     settings = BenchSettings(
         methods=METHODS, max_new_tokens=args.max_new_tokens, dtype=engine.spec.verifier.dtype, audit="strict", seed=0,
         backend=engine.backend, offload=offload.entry(),

@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from viasd_calib.planning.policies import Policy
+from viasd_calib.decoding.policies import Policy
 from viasd_calib.planning.replay import replay
 from viasd_calib.planning.traced import DraftedPlaces, ReplayTable, ReplayText, SlimPlaces
 

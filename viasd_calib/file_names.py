@@ -3,6 +3,7 @@
 MANIFEST = "capture.json"
 FIT_FILE = "fit.json"
 SCORES_FILE = "scores.safetensors"
+HELD_BACK_FILE = "held_back.safetensors"
 FRONTIER_FILE = "frontier.json"
 CALIBRATE_FILE = "calibrate.json"
 ATTEMPTS_FILE = "attempts.json"

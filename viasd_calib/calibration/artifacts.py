@@ -121,8 +121,8 @@ class CalibrateArtifact(BaseModel):
         """
         audit = audit or ("off" if self.slim_worth.lossy_pays else "strict")
         if audit == "strict":
-            found = self.slim_worth.exact_policy
-            bound = found.max_pending or self.max_pending
+            found = self.slim_worth.exact_policy.policy
+            bound = found.max_pending if found.slim_tier else self.max_pending
             return SpecPolicy(audit, self.gates, self._exact_certificate(), bound, found.drafter)
         if self.certified_gates is None:
             raise SpecError(

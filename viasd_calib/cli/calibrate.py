@@ -57,7 +57,7 @@ def _say(artifact: lazy_types.CalibrateArtifact) -> None:
     found = timing.decision
     console.print(
         f"exact decoding takes {1000 * found.with_slim:.1f} ms a token with the slim tier "
-        f"(threshold {timing.fastest_with_slim.threshold:.2f}), {1000 * found.without_slim:.1f} without: "
+        f"(threshold {timing.fastest_with_slim.policy.accept_at:.2f}), {1000 * found.without_slim:.1f} without: "
         f"it is {_slim_words(found.slim_speed)}"
     )
     if found.baselines:

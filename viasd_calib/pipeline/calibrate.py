@@ -9,7 +9,7 @@ from pathlib import Path
 from viasd_calib.devices import check_device
 from viasd_calib.digest import policy_digest, policy_parts
 from viasd_calib.errors import CalibrationError
-from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, SCORES_FILE
+from viasd_calib.file_names import CALIBRATE_FILE, FIT_FILE, HELD_BACK_FILE, SCORES_FILE
 from viasd_calib.files import read_json, write_json
 from viasd_calib.ledger import ledger_beside, steps_beside
 from viasd_calib.pipeline import lazy_types
@@ -18,12 +18,11 @@ from viasd_calib.pipeline.notices import notice, notice_resumed
 from viasd_calib.pipeline.opening import offload_of
 from viasd_calib.pipeline.options import CalibrateOptions
 from viasd_calib.pipeline.prompt_choice import check_limit, check_prompts, load_prompts, of_split
-from viasd_calib.profiling.profile import PassShape, ProfileSettings
 from viasd_calib.progress import say
 from viasd_calib.prompt_copies import known_prompts, normalised_sha256, short_hashes
 from viasd_calib.prompts import Prompt, SplitShares, draw_prompts, select_split, split_sha256
 from viasd_calib.schema.certified_losses import CertifiedLosses
-from viasd_calib.spec import Audit, Decoding, file_sha256, level_of, prompts_needed
+from viasd_calib.spec import Decoding, file_sha256, level_of, prompts_needed
 
 TIMED_PROMPTS = 8
 """Prompts on which policies are timed."""
@@ -33,17 +32,15 @@ TIMED_TOKENS = 32
 """Tokens of their answers at least: of fewer the time of one varies much."""
 FLOOR_PROMPTS = 24
 """Prompts that are decoded exactly to see what rounding comes to."""
-COST_REPEATS = 9
-"""Timed rounds over the passes whose costs decide where drafting stops."""
 
 
 def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = None) -> lazy_types.CalibrateArtifact:
     """Propose thresholds from traces, decode the calibrate split with each, and certify the fastest that holds.
 
     What is certified is then timed beside exact decoding, with the slim tier and without it: the fastest is exported.
-    A replay of the fit's held-back texts, at the costs of passes on this machine, proposes where drafting stops, once
-    at the costs of slim passes and once at those of full ones; for exact decoding, stops and thresholds around what is
-    proposed are timed too, and so is decoding without a draft model: by the slim verifier alone, and with lookup.
+    Which policies of exact decoding are timed, a replay of the fit's held-back texts at the costs of this machine
+    proposes: a few of each kind, with a draft model, with lookup, by the slim verifier alone and with nothing drafted.
+    Where drafting stops for what is certified is found by the same replay.
     Prompts that are done are noted in ``out`` until the result is written: run again, a job that was stopped goes on.
 
     Raises:
@@ -78,17 +75,17 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         load_scores,
     )
     from viasd_calib.calibration.attempts import Attempt, note_attempt
-    from viasd_calib.calibration.candidates import DEFAULT_STOP, propose
+    from viasd_calib.calibration.candidates import propose
     from viasd_calib.calibration.certify import certify
-    from viasd_calib.calibration.draft_length import PassCosts, best_stop
     from viasd_calib.calibration.floor import Floor, measure_floor
     from viasd_calib.calibration.policy_search import time_policies
-    from viasd_calib.calibration.policy_timing import Tried
-    from viasd_calib.decoding.decoder import Decoder
     from viasd_calib.evaluation.frontier import load_frontier
     from viasd_calib.hardware import hardware
     from viasd_calib.models import load_verifier
-    from viasd_calib.pipeline.fitted import decoder_at, dtype_of_fit, open_fit, policy_of
+    from viasd_calib.pipeline.fitted import decoder_at, dtype_of_fit, open_fit, policy_decoder, policy_of
+    from viasd_calib.pipeline.replayed import calibrate_grid, predict_policies
+    from viasd_calib.planning.held_back import load_held_back
+    from viasd_calib.planning.search import Predictions
     from viasd_calib.slim.backends import kernel_family
 
     folder = Path(options.fit)
@@ -96,6 +93,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         folder /= load_frontier(folder).best(options.cost).folder
     fitted = read_json(FitArtifact, folder / FIT_FILE, "viasd fit")
     refuse_learned_from(chosen, fitted)
+    texts = load_held_back(folder)
     offload = offload_of(options, fitted.offload)
     name = options.verifier or fitted.verifier.name_or_path
     bounded = fitted.offload is not None and offload is not None
@@ -109,7 +107,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     ledger = ledger_beside(
         Path(options.out) / CALIBRATE_FILE,
         {
-            "fit": [file_sha256(folder / name) for name in (FIT_FILE, SCORES_FILE)],
+            "fit": [file_sha256(folder / name) for name in (FIT_FILE, SCORES_FILE, HELD_BACK_FILE)],
             "draft": engine.spec.draft.model_dump(mode="json"),
             "bounds": [options.loss, options.max_loss, options.confidence, *options.fractions],
             "decoding": [
@@ -125,11 +123,13 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     )
     notice_resumed(ledger, "steps")
     # Timed, so another run may come to another threshold, and its candidates would be others.
-    costs = ledger.recall("what passes cost", PassCosts, lambda: measure_costs(engine, options.draft_length))
-    stop, stop_without_slim = (
-        best_stop(scores, options.draft_length, costs.draft_step, passes, DEFAULT_STOP)
-        for passes in (costs.slim, costs.full)
-    )
+    timed_tokens = max(options.max_new_tokens, TIMED_TOKENS)
+    found = ledger.recall(
+        "what a replay predicts", Predictions, lambda: predict_policies(
+            engine, texts, timed, timed_tokens, calibrate_grid(options.draft_length, options.max_pending)
+        ),
+    )  # fmt: skip
+    costs, stop = found.costs, found.by_kind["three tiers"].policy.stop_below
     candidates = propose(fitted.draft_gate, fitted.slim_gate, scores, options.max_loss, options.fractions, stop)
     tokens = sum(len(prompt.turns) for prompt in chosen) * options.max_new_tokens
     longest = len(candidates) * tokens * costs.full[0]
@@ -139,13 +139,9 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         "drafting helps, texts end early or a candidate fails"
     )
 
-    def decoder_for(tried: Tried, audit: Audit) -> Decoder:
-        own = {"audit": audit, "drafter": tried.drafter, "max_pending": tried.max_pending or options.max_pending}
-        return decoder_at(engine, tried.gates, decoding.model_copy(update=own))
-
     floor = ledger.recall(
         "floor", Floor, lambda: measure_floor(
-            decoder_for(Tried(candidates[0].gates), "strict"), loaded, engine.routed,
+            decoder_at(engine, candidates[0].gates, decoding), loaded, engine.routed,
             floor_prompts(loaded, select_split(every, "fit", split), chosen, options.max_new_tokens),
             loss=options.loss, max_new_tokens=options.max_new_tokens, widths=(1, options.draft_length + 1),
         ),
@@ -153,8 +149,9 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     if len(chosen) >= prompts_needed(options.max_loss, level_of(options.confidence, number)):
         attempt = Attempt(loss=options.loss, max_loss=options.max_loss, prompts=hashes)
         number = ledger.recall("attempt", int, lambda: note_attempt(Path(options.fit), attempt, options.attempt))
+    lossy = decoding.model_copy(update={"audit": "off"})
     certification = certify(
-        candidates, lambda candidate: decoder_for(Tried(candidate.gates), "off"), loaded, engine.routed, chosen,
+        candidates, lambda candidate: decoder_at(engine, candidate.gates, lossy), loaded, engine.routed, chosen,
         max_loss=options.max_loss, confidence=options.confidence, max_new_tokens=options.max_new_tokens,
         split_sha256={
             "fit": fitted.fit_sha256,
@@ -166,16 +163,15 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     gates = (certification.chosen or candidates[0]).gates
     # Which prompts decide between an exact policy and a certified one is all the same to the certificate.
     timing = time_policies(
-        decoder_for, gates, loaded, timed, max(options.max_new_tokens, TIMED_TOKENS), deciding=deciding,
-        stop_without_slim=stop_without_slim, max_pending=options.max_pending, draft_length=options.draft_length,
-        certified=certification.chosen is not None,
-        drafters=("slim",) if engine.spec.draft.kind == "prompt_lookup" else ("slim", "lookup"),
+        lambda policy: policy_decoder(engine, policy), {one.policy: one.seconds for one in found.every}, loaded, timed,
+        timed_tokens, deciding=deciding,
+        certified=decoder_at(engine, gates, lossy) if certification.chosen else None,
     )  # fmt: skip
     tuned = {"speculative_stop_below": timing.speculative_stop}
     certified_gates = gates.model_copy(update=tuned) if certification.chosen else None
     certificate, losses = certification.certificate, None
     if certified_gates is not None and certification.losses is not None:
-        policy = policy_of(engine, certified_gates, decoding.model_copy(update={"audit": "off"}), dtype)
+        policy = policy_of(engine, certified_gates, lossy, dtype)
         losses = CertifiedLosses(
             **asdict(certification.losses),
             policy=policy_parts(policy),
@@ -192,7 +188,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         fit=fit_beside(folder, Path(options.out)),
         verifier=engine.spec.verifier,
         dtype=dtype,
-        gates=timing.exact_policy.applied_to(gates).model_copy(update=tuned),
+        gates=timing.exact_policy.policy.planned().applied_to(gates, decoding)[0].model_copy(update=tuned),
         certified_gates=certified_gates,
         draft_length=options.draft_length,
         max_pending=options.max_pending,
@@ -309,20 +305,3 @@ def in_words(seconds: float) -> str:
     if seconds < 100:
         return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def measure_costs(engine: lazy_types.Engine, draft_length: int) -> lazy_types.PassCosts:
-    """What a draft step takes here, and full and slim passes over 1 to ``draft_length`` + 1 tokens."""
-    from viasd_calib.calibration.draft_length import PassCosts
-    from viasd_calib.models import context_length
-    from viasd_calib.profiling.measure import decoder_passes, time_passes
-    from viasd_calib.slim.cost import CONTEXT
-
-    widths = tuple(range(1, draft_length + 2))
-    context = min(CONTEXT, context_length(engine.routed.config) - widths[-1])
-    settings = ProfileSettings(widths=widths, contexts=(context,), batches=(1,), repeats=COST_REPEATS)
-    wanted = {shape: run for shape, run in decoder_passes(engine, settings).items() if shape.tier != "head"}
-    seconds = {one.shape: one.seconds for one in time_passes(wanted, COST_REPEATS, engine.routed.device)}
-    full = [seconds[PassShape("full", width, context, 1)] for width in widths]
-    slim = [seconds[PassShape("slim", width, context, 1)] for width in widths]
-    return PassCosts(seconds[PassShape("draft", 1, context, 1)], full, slim)

@@ -15,6 +15,7 @@ from viasd_calib.files import write_json
 from viasd_calib.models import LoadVerifier
 from viasd_calib.pipeline.fit_memory import offload_entry
 from viasd_calib.pipeline.fit_options import FitOptions
+from viasd_calib.planning.held_back import save_held_back
 from viasd_calib.prompt_copies import short_hashes
 from viasd_calib.prompts import SplitShares, combined_sha256
 from viasd_calib.slim.decoding_copy import decoding_cost
@@ -89,6 +90,7 @@ def write_fit(
     gates = fit_gates(routed, compared.training_texts(), compared.validation_texts(), options.max_run)
     artifact = _artifact(route, [data, compared], gates, outside, out).model_copy(update={"offload": offload})
     save_scores(gates.scores, out)
+    save_held_back(compared.validation_texts(), longest_answer(compared), out)
     write_json(out / FIT_FILE, artifact)
     return artifact
 
@@ -99,6 +101,11 @@ def gate_texts(folders: Sequence[str], seed: int) -> TraceDataModule:
     data = TraceDataModule([*folders], shares=everything, validation_share=1 / 3, seed=seed)
     data.setup()
     return data
+
+
+def longest_answer(data: TraceDataModule) -> int:
+    """Most tokens that a text of these traces might have had."""
+    return max(read_manifest(folder).settings.max_new_tokens for folder in data.folders)
 
 
 def _artifact(

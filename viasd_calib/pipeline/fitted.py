@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine, assemble
+from viasd_calib.decoding.policies import Policy
 from viasd_calib.decoding.strategies.three_tier import NEVER, ThreeTier
 from viasd_calib.draft.build import name_draft, policy_drafter, with_weights
 from viasd_calib.draft.places import draft_at, relocated
@@ -115,3 +117,16 @@ def decoder_at(engine: Engine, gates: Gates, decoding: Decoding) -> Decoder:
     method = ThreeTier.from_spec(gates, decoding, engine.routed.device)
     drafter = policy_drafter(engine.spec.draft, decoding, engine.drafter)
     return Decoder(engine.routed, drafter, method, engine.verifier.eos_ids)
+
+
+def with_policy(engine: Engine, policy: Policy) -> Engine:
+    """The engine of a policy of exact decoding: its spec says that, and nothing of what is certified or planned."""
+    gates, decoding = policy.planned().applied_to(engine.spec.gates, Decoding(audit="strict"))
+    changes = {"gates": gates, "decoding": decoding, "certificate": None, "plan": None, "evidence": None}
+    return replace(engine, spec=engine.spec.model_copy(update=changes))
+
+
+def policy_decoder(engine: Engine, policy: Policy) -> Decoder:
+    """A decoder of exact decoding by a policy."""
+    spec = with_policy(engine, policy).spec
+    return decoder_at(engine, spec.gates, spec.decoding)

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from viasd_calib.calibration.artifacts import CalibrateArtifact as CalibrateArtifact
     from viasd_calib.calibration.artifacts import FitArtifact as FitArtifact
     from viasd_calib.calibration.certify import TestedCandidate as TestedCandidate
-    from viasd_calib.calibration.draft_length import PassCosts as PassCosts
     from viasd_calib.calibration.monitor import Monitor as Monitor
     from viasd_calib.calibration.monitor import MonitorReport as MonitorReport
     from viasd_calib.calibration.paired import Interval as Interval
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from viasd_calib.decoding.decoder import Decoder as Decoder
     from viasd_calib.decoding.decoder import Emitted as Emitted
     from viasd_calib.decoding.engine import Engine as Engine
+    from viasd_calib.decoding.policies import PolicyKind as PolicyKind
     from viasd_calib.decoding.sampling import Sampling as Sampling
     from viasd_calib.decoding.session import Generation as Generation
     from viasd_calib.evaluation.bench import BenchResult as BenchResult

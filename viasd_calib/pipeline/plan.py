@@ -10,20 +10,22 @@ from viasd_calib.errors import PlanningError, TraceError
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.checks import check_out_file, check_spec, check_traces
 from viasd_calib.pipeline.lists import split_names
-from viasd_calib.pipeline.notices import notice
 from viasd_calib.pipeline.opening import open_engine
 from viasd_calib.pipeline.options import PlanOptions
 from viasd_calib.pipeline.profile import profile_settings
 from viasd_calib.pipeline.prompt_choice import check_prompts, load_prompts, of_split
-from viasd_calib.profiling.noise import noise_words
 from viasd_calib.profiling.profile import check_profile, load_profile
 from viasd_calib.prompts import Prompt, SplitShares, draw_prompts
-from viasd_calib.spec import Decoding, PlanEntry, PolicyDrafter, RoutingSpec, save_spec
+from viasd_calib.spec import PlanEntry, PolicyDrafter, RoutingSpec, save_spec
 
 WIDTHS = (1, 2, 4, 8, 16, 21)
 """Of the passes that are timed; the last one is the widest of the grid."""
 COST_REPEATS = 15
 """Timed rounds over the passes where no profile is given."""
+HOST_PROMPTS = 8
+"""Prompts, at most, on which it is measured what rounds take beside their passes."""
+HOST_DRAFT_LENGTH = 6
+"""Most tokens drafted a round there."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class PlanResult:
 
     spec: RoutingSpec
     predictions: list[lazy_types.Predictions]
-    measured: dict[str, float]
+    measured: dict[lazy_types.PolicyKind, float]
     decision: lazy_types.Decision
     words: list[str]
 
@@ -75,6 +77,7 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
         of_split(load_prompts(options.prompts), "calibrate", options.shares or SplitShares()), options.limit
     )
 
+    from viasd_calib.pipeline.replayed import measure_host, say_noise, tokens_of
     from viasd_calib.planning.costs import ReplayCosts
     from viasd_calib.planning.reading import replay_tables
     from viasd_calib.planning.search import PolicyGrid, search
@@ -84,12 +87,13 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
     grid = PolicyGrid()
     engine = open_engine(path, spec, options, load, options.backend)
     check_prompts(engine.verifier, prompts, options.max_new_tokens)
-    profile = known or measure_profile(engine, settings)
-    noise = noise_words(profile.disturbed or 0.0)
-    if noise is not None:
-        notice(noise)
-    costs = [ReplayCosts.of_profile(profile, context, grid.widest) for context in contexts]
+    profile = known or measure_profile(engine, settings, with_rounds=False)
+    say_noise(profile)
     texts = _texts(folders, engine, options.trace_tokens)
+    passes = [ReplayCosts.of_profile(profile, context, grid.widest) for context in contexts]
+    tokens = tokens_of(texts, options.max_new_tokens)
+    host = measure_host(engine, prompts[:HOST_PROMPTS], options.max_new_tokens, tokens, passes[0], HOST_DRAFT_LENGTH)
+    costs = [host.added_to(one) for one in passes]
     tables = replay_tables(engine, texts, max(grid.draft_lengths), max(grid.pending) + 1)
     predictions = search(grid, tables, costs)
     decision, measured = _decoded(engine, predictions[0], prompts, options.max_new_tokens)
@@ -124,17 +128,11 @@ def _texts(folders: list[str], engine: lazy_types.Engine, most_tokens: int) -> l
 
 def _decoded(
     engine: lazy_types.Engine, predictions: lazy_types.Predictions, prompts: list[Prompt], max_new_tokens: int
-) -> tuple[lazy_types.Decision, dict[str, float]]:
+) -> tuple[lazy_types.Decision, dict[lazy_types.PolicyKind, float]]:
     """The fastest policy with the slim tier, and the fastest of each kind without it, decoded in turns."""
     from viasd_calib.calibration.policy_search import decide
-    from viasd_calib.decoding.decoder import Decoder
-    from viasd_calib.pipeline.fitted import decoder_at
-    from viasd_calib.planning.policies import Policy
-    from viasd_calib.planning.table import planned
-
-    def decoder_of(policy: Policy) -> Decoder:
-        gates, decoding = planned(policy).applied_to(engine.spec.gates, Decoding(audit="strict"))
-        return decoder_at(engine, gates, decoding)
+    from viasd_calib.decoding.policies import Policy
+    from viasd_calib.pipeline.fitted import policy_decoder
 
     slim = predictions.with_slim
     assert slim is not None, "the grid has policies that ask q'"
@@ -143,7 +141,7 @@ def _decoded(
     }
     ordered = sorted(prompts, key=lambda prompt: prompt.sha256)
     decision = decide(
-        decoder_of(slim.policy), {name: decoder_of(policy) for name, policy in without.items()}, None,
+        policy_decoder(engine, slim.policy), {name: policy_decoder(engine, one) for name, one in without.items()}, None,
         engine.verifier, ordered, max_new_tokens,
     )  # fmt: skip
     return decision, {slim.policy.kind: decision.with_slim, **decision.baselines}
@@ -153,7 +151,7 @@ def _rows(
     contexts: list[int],
     predictions: list[lazy_types.Predictions],
     decision: lazy_types.Decision,
-    measured: dict[str, float],
+    measured: dict[lazy_types.PolicyKind, float],
 ) -> tuple[list[PlanEntry], list[str]]:
     """The rows of the plan, and what decoding has ruled out."""
     from viasd_calib.planning.table import best_group, plan_rows

@@ -11,7 +11,7 @@ from viasd_calib.calibration.artifacts import FitArtifact, load_scores
 from viasd_calib.calibration.candidates import propose
 from viasd_calib.draft.places import draft_at, draft_from
 from viasd_calib.errors import CalibrationError
-from viasd_calib.file_names import FIT_FILE, SCORES_FILE
+from viasd_calib.file_names import FIT_FILE, HELD_BACK_FILE, SCORES_FILE
 from viasd_calib.files import copy_file, read_json, write_json
 from viasd_calib.models import LoadVerifier, Verifier
 from viasd_calib.pipeline.fit_once import fit_once, gate_texts
@@ -131,7 +131,7 @@ def settings_like(folders: Sequence[Path]) -> CaptureSettings:
 def keep_as_result(fit_folder: Path, out: Path) -> FitArtifact:
     """Put the results of a round where those of the whole fit are looked for, the file that ends a fit last."""
     fitted = read_json(FitArtifact, fit_folder / FIT_FILE, "viasd fit")
-    for name in (SCORES_FILE, *(file.path for file in fitted.route.files)):
+    for name in (SCORES_FILE, HELD_BACK_FILE, *(file.path for file in fitted.route.files)):
         copy_file(fit_folder / name, out / name)
     _keep_choice(fit_folder, out)
     draft = draft_from(draft_at(fitted.draft, fit_folder), out)

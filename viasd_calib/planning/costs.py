@@ -22,7 +22,9 @@ class ReplayCosts:
         draft_step: one step of the draft model.
         full: a pass of q with output head over 1, 2, ... tokens.
         slim: a pass of q' over as many.
-        round: of the host, for each round: gates, policy and bookkeeping.
+        round: of the host, for each round: policy and bookkeeping.
+        prompt: of q's pass over the prompt, for each token of its answer.
+        draft_prompt: of the draft model's reading of the prompt, for each token of an answer that it drafts.
     """
 
     context: int
@@ -30,6 +32,8 @@ class ReplayCosts:
     full: Sequence[float]
     slim: Sequence[float]
     round: float = 0.0
+    prompt: float = 0.0
+    draft_prompt: float = 0.0
 
     @classmethod
     def of_profile(cls, profile: LatencyProfile, context: int, widest: int) -> ReplayCosts:
@@ -47,7 +51,6 @@ class ReplayCosts:
             profile.seconds("draft", 1, context),
             [profile.seconds("full", width, context) for width in widths],
             [profile.seconds("slim", width, context) for width in widths],
-            _round_seconds(profile),
         )
 
     def pass_seconds(self, tier: TierName, width: float) -> float:
@@ -56,24 +59,19 @@ class ReplayCosts:
         return seconds[min(max(round(width), 1), len(seconds)) - 1]
 
 
-def _round_seconds(profile: LatencyProfile) -> float:
-    """Gates, policy and host of a round: the least that one was seen to take, as other work only adds to it."""
-    found = [one.seconds["rest"] * one.tokens / one.rounds for one in profile.rounds if one.method == "three_tier"]
-    return max(min(found, default=0.0), 0.0)
-
-
 def simulated_seconds(counts: ReplayCounts, costs: ReplayCosts) -> Tensor:
     """*Simulated* seconds a token of each policy, [policies], float64.
 
         seconds = (sum of passes of q by width * full[width] + the same of q' + draft steps * draft_step
-                   + rounds * round) / tokens
+                   + rounds * round) / tokens + prompt + draft_prompt where there are draft steps
 
     Raises:
         PlanningError: a pass is wider than what was measured.
     """
     passes = _of_passes(counts.full, costs.full, "full") + _of_passes(counts.slim, costs.slim, "slim")
     rest = counts.draft_steps * costs.draft_step + counts.rounds * costs.round
-    return (passes + rest) / counts.tokens
+    drafted = (counts.draft_steps > 0) * costs.draft_prompt
+    return (passes + rest) / counts.tokens + costs.prompt + drafted
 
 
 def _of_passes(by_width: Tensor, seconds: Sequence[float], tier: str) -> Tensor:

@@ -31,7 +31,8 @@ from viasd_calib.decoding.acceptance import (
     leading_true,
     must_catch_up,
 )
-from viasd_calib.planning.policies import Policy, PolicyTable
+from viasd_calib.decoding.policies import Policy
+from viasd_calib.planning.policy_table import PolicyTable
 from viasd_calib.planning.traced import ReplayTable
 
 LANES = 65536

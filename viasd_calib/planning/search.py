@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from viasd_calib.decoding.policies import Policy, PolicyKind
 from viasd_calib.decoding.strategies.three_tier import NEVER
 from viasd_calib.planning.costs import ReplayCosts, simulated_seconds
-from viasd_calib.planning.policies import Policy, PolicyKind
 from viasd_calib.planning.replay import ReplayCounts, replay
 from viasd_calib.planning.traced import ReplayTable
 from viasd_calib.spec import PolicyDrafter
@@ -92,7 +92,7 @@ class Predictions:
     """The fastest policies at one context, *simulated*.
 
     Attributes:
-        every: the fastest of each kind and drafter.
+        every: the fastest of each kind and drafter, one or several of it.
     """
 
     costs: ReplayCosts
@@ -137,20 +137,25 @@ def _seconds(one: Predicted) -> float:
 
 
 def search(
-    grid: PolicyGrid, texts: Mapping[PolicyDrafter | None, ReplayTable], costs: Sequence[ReplayCosts]
+    grid: PolicyGrid,
+    texts: Mapping[PolicyDrafter | None, ReplayTable],
+    costs: Sequence[ReplayCosts],
+    each: Mapping[PolicyKind, int] | None = None,
 ) -> list[Predictions]:
-    """The fastest policy of each kind at each context, *simulated*.
+    """The fastest policies of each kind and drafter at each context, *simulated*.
 
     Args:
         grid: what is tried.
         texts: by what drafts on them; None for the draft model. With what q' said, policies that ask it are tried, and
             those without any drafter among them.
         costs: of each context.
+        each: how many of a kind and drafter are wanted, where not one. They differ in the score at which q' decides, or
+            in the stop bound where it is not asked: neighbours in the grid would be about the same policy.
 
     Returns:
         One for each of ``costs``.
     """
-    found: list[dict[tuple[PolicyKind, PolicyDrafter | None], Predicted]] = [{} for _ in costs]
+    found: list[list[Predicted]] = [[] for _ in costs]
     for number, (drafter, table) in enumerate(texts.items()):
         slim_tier = table.slim is not None
         drafters: list[PolicyDrafter | None] = [drafter]
@@ -158,13 +163,29 @@ def search(
             drafters.append("slim")
         policies = grid.policies(drafters, slim_tier=slim_tier)
         counts = replay(policies, table)
-        for kinds, one in zip(found, costs, strict=True):
+        for predicted, one in zip(found, costs, strict=True):
             seconds = simulated_seconds(counts, one).tolist()
-            for row, policy in enumerate(policies):
-                kind = (policy.kind, policy.drafter)
-                if kind not in kinds or seconds[row] < kinds[kind].seconds:
-                    kinds[kind] = _predicted(policy, row, seconds[row], counts)
-    return [Predictions(one, [*kinds.values()]) for one, kinds in zip(costs, found, strict=True)]
+            rows = _fastest_rows(policies, seconds, each or {})
+            predicted += [_predicted(policies[row], row, seconds[row], counts) for row in rows]
+    return [Predictions(one, _first_of_each_policy(predicted)) for one, predicted in zip(costs, found, strict=True)]
+
+
+def _fastest_rows(policies: Sequence[Policy], seconds: Sequence[float], each: Mapping[PolicyKind, int]) -> list[int]:
+    """Numbers of the fastest policies of each kind and drafter, of equally fast ones the first."""
+    kinds: dict[tuple[PolicyKind, PolicyDrafter | None], dict[float, int]] = {}
+    for row in sorted(range(len(policies)), key=seconds.__getitem__):
+        policy = policies[row]
+        differing = policy.accept_at if policy.slim_tier else policy.stop_below
+        kinds.setdefault((policy.kind, policy.drafter), {}).setdefault(differing, row)
+    return [row for (kind, _), rows in kinds.items() for row in [*rows.values()][: each.get(kind, 1)]]
+
+
+def _first_of_each_policy(predicted: Sequence[Predicted]) -> list[Predicted]:
+    """Each policy once: no drafting is replayed beside every drafter."""
+    found: dict[Policy, Predicted] = {}
+    for one in predicted:
+        found.setdefault(one.policy, one)
+    return [*found.values()]
 
 
 def _predicted(policy: Policy, row: int, seconds: float, counts: ReplayCounts) -> Predicted:

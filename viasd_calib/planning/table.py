@@ -5,24 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from math import sqrt
 
+from viasd_calib.decoding.policies import Policy, PolicyKind
 from viasd_calib.errors import PlanningError
-from viasd_calib.planning.policies import Policy, PolicyKind
 from viasd_calib.planning.search import Predicted, Predictions
-from viasd_calib.spec import Decoding, Gates, PlanEntry, PlannedPolicy, PolicyDrafter
+from viasd_calib.spec import Decoding, Gates, PlanEntry, PolicyDrafter
 
 DRAFTING_NOTHING: tuple[PolicyDrafter, ...] = ("slim", "none")
-
-
-def planned(policy: Policy) -> PlannedPolicy:
-    """A policy as a spec names it."""
-    return PlannedPolicy(
-        drafter=policy.drafter,
-        draft_length=policy.draft_length,
-        max_pending=policy.max_pending,
-        draft_stop_below=policy.stop_below,
-        draft_accept_at=policy.draft_accept_at,
-        accept_at=policy.accept_at,
-    )
 
 
 def best_group(found: Sequence[Predictions], kinds: Collection[PolicyKind]) -> list[Predicted]:
@@ -65,7 +53,7 @@ def plan_rows(contexts: Sequence[int], policies: Sequence[Policy]) -> list[PlanE
         if not last and policies[number + 1] == policy:
             continue
         bound = None if last else int(sqrt(contexts[number] * contexts[number + 1]))
-        rows.append(PlanEntry(max_context=bound, policy=planned(policy)))
+        rows.append(PlanEntry(max_context=bound, policy=policy.planned()))
     return rows
 
 

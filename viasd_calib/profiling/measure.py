@@ -157,6 +157,8 @@ def measure_profile(
     settings: ProfileSettings,
     make_passes: PassMaker = decoder_passes,
     backend: str | None = None,
+    *,
+    with_rounds: bool = True,
 ) -> LatencyProfile:
     """Time everything that ``settings`` name, and rounds of the decoder at the same contexts.
 
@@ -164,6 +166,7 @@ def measure_profile(
         engine: a loaded spec.
         make_passes: gives a pass for each of ``settings.shapes()``.
         backend: the name of what ``make_passes`` runs on; the engine's own where it is left out.
+        with_rounds: whether rounds are timed too.
 
     Raises:
         PlanningError: a context is longer than a model's.
@@ -183,5 +186,5 @@ def measure_profile(
         settings=settings,
         measured=tuple(summaries(passes, seconds)),
         disturbed=disturbed_share(seconds),
-        rounds=measure_rounds(engine, settings.contexts, settings.repeats),
+        rounds=measure_rounds(engine, settings.contexts, settings.repeats) if with_rounds else (),
     )

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tests.cases import Case, cases, lively_case
 from tests.tiny import DRAFTERS
 from viasd_calib.decoding.gates import Gate
+from viasd_calib.decoding.policies import Policy
 from viasd_calib.decoding.session import Generation
 from viasd_calib.decoding.strategies.speculative import Speculative
 from viasd_calib.decoding.strategies.three_tier import NEVER
 from viasd_calib.planning.places import drafted_places, proposals_of, slim_places
-from viasd_calib.planning.policies import Policy
 from viasd_calib.planning.replay import ReplayCounts, replay
 from viasd_calib.planning.traced import ReplayTable, ReplayText
 from viasd_calib.replay.agreement import text_cache

@@ -6,9 +6,9 @@ import pytest
 
 from tests.made_up_traces import made_up_table
 from tests.tiny import tiny_profile
+from viasd_calib.decoding.policies import Policy
 from viasd_calib.errors import PlanningError
 from viasd_calib.planning.costs import ReplayCosts, simulated_seconds
-from viasd_calib.planning.policies import Policy
 from viasd_calib.planning.replay import replay
 from viasd_calib.planning.search import PolicyGrid, Predictions, search
 from viasd_calib.planning.traced import ReplayTable

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.tiny import constant_gate
+from viasd_calib.decoding.policies import Policy
 from viasd_calib.errors import PlanningError
 from viasd_calib.planning.costs import ReplayCosts
-from viasd_calib.planning.policies import Policy
 from viasd_calib.planning.search import Predicted, Predictions
 from viasd_calib.planning.table import base_of, best_group, plan_rows, planned
 from viasd_calib.schema.plan import plan_problems

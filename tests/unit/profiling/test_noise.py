@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.made_up_traces import made_up_table
+from viasd_calib.decoding.policies import Policy
 from viasd_calib.planning.costs import ReplayCosts
-from viasd_calib.planning.policies import Policy
 from viasd_calib.planning.search import PolicyGrid, search
 from viasd_calib.profiling.measure import summaries, time_rounds
 from viasd_calib.profiling.noise import disturbed_share, noise_words, undisturbed

@@ -1,19 +1,22 @@
-"""Policies of exact decoding, one by one and as a table of tensors."""
+"""A policy of exact decoding by its name and numbers, as searches and plans speak of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from viasd_calib.decoding.strategies.three_tier import NEVER
-from viasd_calib.spec import PolicyDrafter
+from viasd_calib.spec import PlannedPolicy, PolicyDrafter
 
 PolicyKind = Literal["no drafting", "speculative", "lookup alone", "three tiers", "three tiers without a draft model"]
-"""What a policy is, in a plan's words."""
+"""What a policy is, in words."""
+
+WITHOUT_SLIM: dict[PolicyDrafter | None, PolicyKind] = {
+    None: "speculative",
+    "lookup": "lookup alone",
+    "none": "no drafting",
+}
+"""Kinds that do not ask q', by what drafts; None for the draft model."""
 
 
 @dataclass(frozen=True)
@@ -53,35 +56,20 @@ class Policy:
 
     @property
     def kind(self) -> PolicyKind:
-        """What it is, in a plan's words."""
+        """What it is, in words."""
         if self.slim_tier:
             return "three tiers" if self.drafts and self.drafter is None else "three tiers without a draft model"
         if not self.drafts:
             return "no drafting"
-        return "speculative" if self.drafter is None else "lookup alone"
+        return WITHOUT_SLIM[self.drafter]
 
-
-@dataclass(frozen=True)
-class PolicyTable:
-    """The same of many policies, each [policies]."""
-
-    draft_length: Tensor
-    stop_below: Tensor
-    draft_accept_at: Tensor
-    accept_at: Tensor
-    max_pending: Tensor
-
-    @classmethod
-    def of(cls, policies: Sequence[Policy]) -> PolicyTable:
-        """A table of policies, one at least."""
-        return cls(
-            torch.tensor([one.draft_length for one in policies]),
-            torch.tensor([one.stop_below for one in policies], dtype=torch.float32),
-            torch.tensor([one.draft_accept_at for one in policies], dtype=torch.float32),
-            torch.tensor([one.accept_at for one in policies], dtype=torch.float32),
-            torch.tensor([one.max_pending for one in policies]),
+    def planned(self) -> PlannedPolicy:
+        """The same as a spec names it."""
+        return PlannedPolicy(
+            drafter=self.drafter,
+            draft_length=self.draft_length,
+            max_pending=self.max_pending,
+            draft_stop_below=self.stop_below,
+            draft_accept_at=self.draft_accept_at,
+            accept_at=self.accept_at,
         )
-
-    def at(self, rows: Tensor) -> PolicyTable:
-        """Some of them, by their numbers."""
-        return PolicyTable(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
