@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from viasd_calib.calibration.paired import FEWEST_PROMPTS, Interval
 from viasd_calib.calibration.policy_timing import Decision, PolicyTiming, TimedPolicy
+from viasd_calib.decoding.policies import Policy
 
 
 def exactly(ratio: float, n_prompts: int) -> Interval:
@@ -14,13 +16,10 @@ def exactly(ratio: float, n_prompts: int) -> Interval:
     return Interval(median=ratio, low=bound, high=bound, n=n_prompts)
 
 
-def make_policy(slim_tier: bool, seconds: float, threshold: float = 0.7, **changes: object) -> TimedPolicy:
-    """A policy of the last stage that took ``seconds`` a token."""
-    entries = {
-        "stage": 3, "slim_tier": slim_tier, "threshold": threshold if slim_tier else None, "draft_accept_at": 0.9,
-        "draft_stop_below": 0.3, "seconds_per_token": seconds,
-    }  # fmt: skip
-    return TimedPolicy.model_validate({**entries, **changes})
+def make_policy(slim_tier: bool, seconds: float, **changes: Any) -> TimedPolicy:
+    """A policy that took ``seconds`` a token, as was predicted."""
+    entries = {"stop_below": 0.3, **({"draft_accept_at": 0.9, "accept_at": 0.7} if slim_tier else {}), **changes}
+    return TimedPolicy(policy=Policy(**entries), predicted=seconds, seconds_per_token=seconds)
 
 
 def make_timing(
@@ -39,7 +38,6 @@ def make_timing(
     if certified is not None:
         certified_speed = certified_speed or exactly(exact / certified, n_prompts)
     return PolicyTiming(
-        by_bound={0.7: with_slim},
         n_prompts=n_prompts,
         policies=tuple(policies) or (make_policy(True, with_slim), make_policy(False, without_slim)),
         decision=Decision(

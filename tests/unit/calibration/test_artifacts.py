@@ -11,7 +11,7 @@ from tests.certificates import make_certificate
 from tests.timings import make_policy, make_timing
 from tests.tiny import constant_gate, verifier_ref
 from viasd_calib.calibration.artifacts import CalibrateArtifact, FitArtifact, fit_beside, load_fit_of
-from viasd_calib.calibration.policy_timing import without_slim
+from viasd_calib.decoding.strategies.three_tier import NEVER
 from viasd_calib.errors import CalibrationError, SpecError
 from viasd_calib.file_names import FIT_FILE
 from viasd_calib.files import write_json
@@ -20,7 +20,7 @@ from viasd_calib.spec import Gates, Route
 CERTIFIED = Gates(
     draft=constant_gate("draft_margin", 0.0), slim=constant_gate("slim_margin", 0.0), accept_at=0.9, regenerate_at=0.9
 )
-EXACT = without_slim(CERTIFIED)
+EXACT = CERTIFIED.model_copy(update={"accept_at": NEVER, "regenerate_at": NEVER})
 
 
 def calibrated(bound: float | None, seconds: float | None) -> CalibrateArtifact:
@@ -109,7 +109,7 @@ def test_what_drafts_in_the_draft_models_place_is_that_of_the_fastest_exact_poli
     result = calibrated(0.05, 0.04)
     policies = [
         make_policy(True, seconds, drafter=drafter, max_pending=bound)
-        for drafter, bound, seconds in ((None, None, 0.012), ("slim", 7, 0.011), ("lookup", 9, 0.013))
+        for drafter, bound, seconds in ((None, 12, 0.012), ("slim", 7, 0.011), ("lookup", 9, 0.013))
     ]
     timing = make_timing(0.011, 0.02, 0.04, policies=[*policies, make_policy(False, 0.02)])
     result = result.model_copy(update={"slim_worth": timing})

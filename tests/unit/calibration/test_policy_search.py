@@ -7,37 +7,37 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 from torch import Tensor
 
-from tests.timings import make_policy, make_timing
+from tests.timings import make_timing
 from tests.tiny import constant_gate, make_drafter, tiny_prompts
 from viasd_calib.calibration import paired, policy_search
 from viasd_calib.calibration.paired import FEWEST_PROMPTS, Interval
-from viasd_calib.calibration.policy_timing import Decision, PolicyTiming, TimedPolicy, Tried, without_slim
+from viasd_calib.calibration.policy_timing import Decision, PolicyTiming, TimedPolicy
 from viasd_calib.decoding.acceptance import Tier
-from viasd_calib.decoding.conversation import Answering, converse
+from viasd_calib.decoding.conversation import Answering
 from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.policies import Policy
 from viasd_calib.decoding.session import Counts, Generation
 from viasd_calib.decoding.strategies.three_tier import NEVER, ThreeTier
 from viasd_calib.models import Verifier
 from viasd_calib.slim.cache import CacheWindow
 from viasd_calib.slim.forward import RoutedModel, States
-from viasd_calib.spec import Audit, Decoding, Gates, PolicyDrafter, Route
+from viasd_calib.spec import Audit, Decoding, Gates, Route
 
 GATES = Gates(
     draft=constant_gate("draft_margin", 0.0),
     slim=constant_gate("slim_margin", 0.0),
-    draft_accept_at=0.9,
     accept_at=0.4,
     regenerate_at=0.4,
-    draft_stop_below=0.3,
 )
-"""Every score is 0.5: q' decides all, the draft gate nothing."""
+"""Every score is 0.5: q' decides all below that threshold."""
 
-
-LUCKY = 7 * (4 + 11) + 1  # what drafts nothing is not counted
-"""The first call of the last stage: seven prompts, one a warm-up, for all policies of the first two."""
+TIERS, CAREFUL = Policy(None, 2, 0.3, accept_at=0.5), Policy(None, 2, 0.3, accept_at=0.7)
+SPECULATIVE, LATER = Policy(None, 2, 0.3), Policy(None, 2, 0.45)
+SLIM, SLIM_LOOKUP = Policy("slim", 0, accept_at=0.4), Policy("lookup", 2, accept_at=0.4)
+LOOKUP, NOTHING = Policy("lookup", 2), Policy("none", 0)
+EVERY = (TIERS, CAREFUL, SPECULATIVE, LATER, SLIM, SLIM_LOOKUP, LOOKUP, NOTHING)
 
 
 class Clock(RoutedModel):
@@ -70,25 +70,25 @@ def test_the_clock_decides(
     routed.slim_seconds = slim_seconds
     monkeypatch.setattr(paired, "time", routed)
     monkeypatch.setattr(paired, "FEWEST_PROMPTS", 2)  # nothing varies on this clock
-    monkeypatch.setattr(policy_search, "STRICT_STOPS", ())
     drafter = make_drafter("near", routed)
 
-    def decoder_for(tried: Tried, audit: Audit) -> Decoder:
-        decoding = Decoding(audit=audit, draft_length=2, max_pending=tried.max_pending or 12, drafter=tried.drafter)
-        return Decoder(routed, drafter, ThreeTier.from_spec(tried.gates, decoding))
+    def decoder_of(policy: Policy, audit: Audit = "strict") -> Decoder:
+        gates, decoding = policy.planned().applied_to(GATES, Decoding(audit=audit))
+        return Decoder(routed, drafter, ThreeTier.from_spec(gates, decoding))
 
     measured = policy_search.time_policies(
-        decoder_for, GATES, tiny_verifier, tiny_prompts(2), 16, deciding=tiny_prompts(2),
-        stop_without_slim=0.3, max_pending=12, draft_length=2, certified=certified,
+        decoder_of, dict.fromkeys((TIERS, CAREFUL, SPECULATIVE), 0.5), tiny_verifier, tiny_prompts(2), 16,
+        deciding=tiny_prompts(2), certified=decoder_of(TIERS, "off") if certified else None,
     )  # fmt: skip
     assert measured.pays is pays
     assert (measured.decision.certified is not None) == certified
     assert measured.n_prompts == 2
-    assert sorted(measured.by_bound) == sorted([0.4, *policy_search.STRICT_THRESHOLDS])  # the gates' own is tried too
-    assert measured.by_bound[0.7] == pytest.approx(measured.by_bound[0.85])  # no score of 0.5 meets them
+    tiers, careful, _ = measured.policies
+    assert tiers.predicted == 0.5
     if pays:
-        assert measured.threshold <= 0.5
-        assert measured.decision.with_slim < measured.by_bound[0.7]
+        assert measured.exact_policy == tiers, "no score of 0.5 meets the other one's threshold"
+        assert measured.decision.with_slim == pytest.approx(tiers.seconds_per_token)
+        assert tiers.seconds_per_token < careful.seconds_per_token
         if certified:  # nothing diverges from a q' that is q, and cheap slim passes settle all
             assert measured.decision.certified < measured.decision.without_slim  # type: ignore[operator]
 
@@ -103,7 +103,7 @@ def test_of_too_few_prompts_nothing_pays() -> None:
 def test_a_slim_tier_that_is_faster_in_the_mean_alone_is_left_out(low: float, pays: bool) -> None:
     timing = make_timing(0.0185, 0.02, slim_speed=Interval(median=1.08, low=low, high=1.15, n=24))
     assert timing.pays is pays
-    assert timing.exact_policy.slim_tier is pays
+    assert timing.exact_policy.policy.slim_tier is pays
     assert timing.seconds_per_token_exact == (0.0185 if pays else 0.02)
 
 
@@ -113,239 +113,170 @@ def test_a_text_that_may_diverge_must_save_more_than_noise(saved: float, low: fl
     assert make_timing(0.01, 0.02, 0.01 * (1 - saved), certified_speed=speed).lossy_pays is pays
 
 
-def test_the_draft_model_alone_is_trusted_less_than_the_slim_verifier() -> None:
-    stage = policy_search.threshold_stage(GATES.model_copy(update={"accept_at": 0.95}))
-    assert [(one.gates.accept_at, one.gates.regenerate_at, one.gates.draft_accept_at) for one in stage] == [
-        (0.5, 0.5, 0.9), (0.7, 0.7, 0.9), (0.85, 0.85, 0.9), (0.95, 0.95, 0.95)
-    ]  # fmt: skip
-    assert {one.gates.draft_stop_below for one in stage} == {GATES.draft_stop_below}
-    assert all(one.gates.slim == GATES.slim and one.drafter is None for one in stage)
-
-
-def test_without_slim_no_slim_pass_is_made(tiny_verifier: Verifier) -> None:
-    """The text stays; draft gate and stopping stay; q' is not run."""
-    routed = RoutedModel(tiny_verifier.model, Route(attention_skip=[1]))
-    texts = []
-    for gates in (GATES, without_slim(GATES)):
-        decoder = Decoder(routed, make_drafter("near", routed), ThreeTier.from_spec(gates, Decoding(audit="strict")))
-        (turn,) = converse(decoder, tiny_verifier, tiny_prompts(1)[0], 16)
-        texts.append(turn.generation.tokens)
-        assert (turn.generation.counts.slim_passes > 0) == gates.slim_tier
-    assert texts[0] == texts[1]
-    assert (without_slim(GATES).draft_accept_at, without_slim(GATES).slim) == (0.9, GATES.slim)
-
-
 class Priced:
     """Answers with one token, which takes what ``price`` says of the policy; in place of the module ``time``, too."""
 
-    def __init__(
-        self,
-        price: Callable[[Gates, Audit], float],
-        without_model: Callable[[Gates, PolicyDrafter], float] | None = None,
-        of_pending: Callable[[int | None], float] = lambda bound: 0.0 if bound is None else 0.1,
-        nothing: float = 9.0,
-        lookup_alone: float = 8.0,
-        draft_length: int = 8,
-    ) -> None:
-        self.draft_length = draft_length
+    def __init__(self, price: Callable[[Policy], float], certified: float = 5.0) -> None:
         self.price = price
-        self.nothing = nothing
-        self.lookup_alone = lookup_alone
-        self.of_pending = of_pending
-        self.without_model = without_model
+        self.certified = certified
         self.now = 0.0
-        self.asked: list[Gates] = []
+        self.asked: list[Policy | None] = []
 
     def perf_counter(self) -> float:
         """The time, in seconds."""
         return self.now
 
-    def decoder_for(self, tried: Tried, audit: Audit) -> Answering:
-        """A decoder with this price."""
-        outer, gates, drafter = self, tried.gates, tried.drafter
+    def decoder_of(self, policy: Policy | None) -> Answering:
+        """A decoder with this price; None for the certified policy."""
+        outer = self
 
         class OneToken:
             def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
-                if drafter is None:
-                    outer.now += outer.price(gates, audit)
-                elif not gates.slim_tier:
-                    outer.now += {"none": outer.nothing, "lookup": outer.lookup_alone}[drafter]
-                else:
-                    assert outer.without_model is not None, "nothing was asked for in the draft model's place"
-                    assert audit == "strict"
-                    outer.now += outer.without_model(gates, drafter)
-                outer.now += outer.of_pending(tried.max_pending)
-                outer.asked.append(gates)
+                outer.now += outer.certified if policy is None else outer.price(policy)
+                outer.asked.append(policy)
                 return Generation([1], [Tier.ESCALATE], [False], Counts())
 
         return OneToken()
 
-    def search(self, verifier: Verifier, monkeypatch: pytest.MonkeyPatch, n_prompts: int = 6) -> PolicyTiming:
-        """The search at these prices; a replay found stops of 0.3 with the slim tier and 0.2 without."""
+    def search(
+        self,
+        verifier: Verifier,
+        monkeypatch: pytest.MonkeyPatch,
+        n_prompts: int = 6,
+        policies: Sequence[Policy] = EVERY,
+    ) -> PolicyTiming:
+        """The search at these prices, each predicted to take twice as long; as it is read back from JSON."""
         monkeypatch.setattr(paired, "time", self)
-        return policy_search.time_policies(
-            self.decoder_for, GATES, verifier, tiny_prompts(n_prompts), 4, deciding=tiny_prompts(n_prompts),
-            stop_without_slim=0.2, max_pending=24, draft_length=self.draft_length, certified=True,
-            drafters=() if self.without_model is None else ("slim", "lookup"),
+        timing = policy_search.time_policies(
+            self.decoder_of, {one: 2 * self.price(one) for one in policies}, verifier, tiny_prompts(n_prompts), 4,
+            deciding=tiny_prompts(n_prompts), certified=self.decoder_of(None),
         )  # fmt: skip
+        return PolicyTiming.model_validate_json(timing.model_dump_json())
 
 
-def price(gates: Gates, audit: Audit, with_slim: float = 1.0) -> float:
-    """Least at threshold 0.7 and stop 0.55 with a draft gate that accepts nothing; without q' 2, least at stop 0.35."""
-    if audit == "off":
-        return 5.0
-    if not gates.slim_tier:
-        return 2.0 + abs(gates.draft_stop_below - 0.35)
-    gated = 0.2 if gates.draft_accept_at <= 1 else 0.0
-    return with_slim + abs(gates.accept_at - 0.7) + abs(gates.draft_stop_below - 0.55) + gated
+def priced(**changes: float) -> Callable[[Policy], float]:
+    """Three tiers 1, careful ones 1.2, speculative 2, a later stop 1.9, all others 8, but for changes by name."""
+    names = ("tiers", "careful", "speculative", "later", "slim", "slim_lookup", "lookup", "nothing")
+    usual = {"tiers": 1.0, "careful": 1.2, "speculative": 2.0, "later": 1.9}
+    prices = {policy: {**usual, **changes}.get(name, 8.0) for name, policy in zip(names, EVERY, strict=True)}
+    return lambda policy: prices[policy]
 
 
 def test_what_is_exported_is_the_policy_that_won(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    timing = Priced(price).search(tiny_verifier, monkeypatch)
+    timing = Priced(priced()).search(tiny_verifier, monkeypatch)
     assert timing.pays
-    assert timing.threshold == 0.7
+    assert timing.exact_policy.policy == TIERS
     assert timing.decision.with_slim == pytest.approx(1.0)
-    assert timing.decision.without_slim == pytest.approx(2.0)
+    assert timing.decision.without_slim == pytest.approx(1.9)
     assert timing.decision.certified == pytest.approx(5.0)
-    assert timing.decision.slim_speed == Interval(median=2.0, low=2.0, high=2.0, n=6)
-    gates = timing.exact_policy.applied_to(GATES)
-    assert (gates.accept_at, gates.regenerate_at, gates.draft_accept_at) == (0.7, 0.7, NEVER)
-    assert gates.draft_stop_below == 0.55
-    assert (gates.draft, gates.slim) == (GATES.draft, GATES.slim)
+    assert timing.decision.slim_speed.model_dump() == pytest.approx({"median": 1.9, "low": 1.9, "high": 1.9, "n": 6})
 
 
-@pytest.mark.parametrize(("with_slim", "n_prompts"), [(3.0, 6), (1.0, 5)])
-def test_without_the_slim_tier_its_own_stop_is_exported(
-    tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch, with_slim: float, n_prompts: int
+@pytest.mark.parametrize(("tiers", "n_prompts"), [(3.0, 6), (1.0, 5)])
+def test_without_the_slim_tier_plain_speculative_decoding_is_exported(
+    tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch, tiers: float, n_prompts: int
 ) -> None:
-    """Where it is slower, and where too few prompts were timed to say."""
-    priced = Priced(lambda gates, audit: price(gates, audit, with_slim))
-    timing = priced.search(tiny_verifier, monkeypatch, n_prompts)
+    """Where it is slower, and where too few prompts were timed to say: the draft gate accepts nothing there."""
+    timing = Priced(priced(tiers=tiers, careful=tiers)).search(tiny_verifier, monkeypatch, n_prompts)
     assert not timing.pays
-    gates = timing.exact_policy.applied_to(GATES)
-    assert gates == without_slim(GATES).model_copy(update={"draft_stop_below": 0.35})
+    assert timing.exact_policy.policy == LATER
+    gates, _ = LATER.planned().applied_to(GATES, Decoding())
+    assert (gates.draft_accept_at, gates.accept_at, gates.regenerate_at) == (NEVER, NEVER, NEVER)
+    assert (gates.draft_stop_below, timing.speculative_stop) == (0.45, 0.45)
 
 
-def test_all_that_was_tried_is_in_the_json(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    priced = Priced(price)
-    timing = PolicyTiming.model_validate_json(priced.search(tiny_verifier, monkeypatch).model_dump_json())
-    tried = [(one.stage, one.threshold, one.draft_accept_at, one.draft_stop_below) for one in timing.policies]
-    assert tried == [
-        *((1, threshold, 0.9, 0.3) for threshold in (0.4, 0.5, 0.7, 0.85)),
-        *((2, 0.7, accept, stop) for accept in (0.9, NEVER) for stop in (0.3, 0.4, 0.55, 0.7)),
-        *((2, None, 0.9, stop) for stop in (0.05, 0.2, 0.35)),
-        (2, None, 0.9, 0.3),
-        (3, 0.7, NEVER, 0.55), (3, None, 0.9, 0.35), (3, None, 0.9, 0.3), *[(3, 0.7, NEVER, 0.55)] * 2,
-    ]  # fmt: skip
-    assert [one.max_pending for one in timing.policies] == [None] * 19 + [12, 17]
-    assert timing.by_bound == {one.threshold: one.seconds_per_token for one in timing.policies if one.stage == 1}
-    for one in timing.policies:
-        more = priced.of_pending(one.max_pending)
-        own = price(one.applied_to(GATES), "strict") if one.drafter is None else priced.nothing
-        assert one.seconds_per_token == pytest.approx(own + more)
-    again = Priced(price)
+def test_few_policies_are_decoded_and_the_fastest_of_each_kind_decide(
+    tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six prompts and a warm-up each: all eight in turns, then five and the certified one."""
+    clock = Priced(priced())
+    timing = clock.search(tiny_verifier, monkeypatch)
+    assert [one.policy for one in timing.policies] == [*EVERY]
+    assert [one.seconds_per_token for one in timing.policies] == pytest.approx([clock.price(one) for one in EVERY])
+    assert len(clock.asked) == 7 * (8 + 5)
+    assert set(clock.asked[7 * 8 :]) == {TIERS, LATER, LOOKUP, NOTHING, None}
+    again = Priced(priced())
     again.search(tiny_verifier, monkeypatch)
-    assert again.asked == priced.asked, "the same order every time"
+    assert again.asked == clock.asked, "the same order every time"
 
 
 @pytest.mark.parametrize(
-    ("slim", "lookup", "n_prompts", "won"),
+    ("slim", "slim_lookup", "n_prompts", "won"),
     [
-        (0.5, 0.8, 6, "slim"), (0.9, 0.6, 6, "lookup"), (1.2, 1.3, 6, None), (0.5, 0.8, 5, None), (5.0, 5.0, 6, None)
+        (0.5, 0.8, 6, SLIM), (0.9, 0.6, 6, SLIM_LOOKUP), (1.2, 1.3, 6, TIERS), (0.5, 0.8, 5, LATER),
+        (5.0, 5.0, 6, TIERS),
     ],
 )  # fmt: skip
 def test_no_draft_model_is_exported_where_that_is_the_fastest(
     tiny_verifier: Verifier,
     monkeypatch: pytest.MonkeyPatch,
     slim: float,
-    lookup: float,
+    slim_lookup: float,
     n_prompts: int,
-    won: PolicyDrafter | None,
+    won: Policy,
 ) -> None:
     """Not where the draft model saves time, and not where too few prompts were timed to say."""
-
-    def without_model(gates: Gates, drafter: PolicyDrafter) -> float:
-        return abs(gates.accept_at - 0.7) + {"slim": slim, "lookup": lookup}[drafter]
-
-    timing = Priced(price, without_model).search(tiny_verifier, monkeypatch, n_prompts)
-    timing = PolicyTiming.model_validate_json(timing.model_dump_json())
-    tried = [(one.stage, one.drafter, one.threshold) for one in timing.policies if one.drafter is not None]
-    assert tried[:6] == [
-        (1, "slim", 0.4), (1, "slim", 0.7), (2, "lookup", None), (2, "none", None), (2, "slim", 0.7), (2, "lookup", 0.7)
-    ]  # fmt: skip
-    last = sorted((one.drafter or "model", one.max_pending or 24) for one in timing.policies if one.stage == 3)
-    fastest = min(("slim", slim), ("lookup", lookup), ("model", 1.0), key=lambda one: one[1])[0]
-    kinds = [("slim", 24), ("none", 24), *[("lookup", 24), ("model", 24)] * 2]  # with the slim tier, and without
-    assert last == sorted([*kinds, (fastest, 12), (fastest, 17)])
-    best = timing.exact_policy
-    assert best.drafter == won
-    if won is not None:
-        assert best.seconds_per_token == pytest.approx(min(slim, lookup))
-        assert (best.threshold, best.draft_accept_at) == (0.7, NEVER)
-    assert timing.by_bound.keys() == {0.4, 0.5, 0.7, 0.85}, "of policies with the draft model"
+    clock = Priced(priced(slim=slim, slim_lookup=slim_lookup))
+    timing = clock.search(tiny_verifier, monkeypatch, n_prompts)
+    assert timing.exact_policy.policy == won
     words = timing.drafter_words()
     if n_prompts < 6:
         assert words is None
-    elif won is None:
+    elif won == TIERS:
         assert words is not None
         assert words.startswith("The draft model pays: a token took ")
         assert words.endswith("and 1000.0 ms with it.")
     else:
-        said = {"slim": "the slim verifier writes token by token", "lookup": "lookup drafts"}[won]
-        best_ms = 1000 * best.seconds_per_token
-        assert (
-            words
-            == f"No draft model is the fastest: a token took {best_ms:.1f} ms without ({said}) and 1000.0 ms with it."
+        said = {"slim": "the slim verifier writes token by token", "lookup": "lookup drafts"}
+        ms = 1000 * min(slim, slim_lookup)
+        assert words == (
+            f"No draft model is the fastest: a token took {ms:.1f} ms without ({said[str(won.drafter)]}) and 1000.0 ms "
+            "with it."
         )
 
 
-@pytest.mark.parametrize(("cheapest", "found"), [(24, None), (12, 12), (17, 17)])
-def test_fewer_pending_tokens_are_exported_where_they_are_faster(
-    tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch, cheapest: int, found: int | None
-) -> None:
-    priced = Priced(price, of_pending=lambda bound: 0.01 * abs((bound or 24) - cheapest))
-    timing = priced.search(tiny_verifier, monkeypatch)
-    assert timing.exact_policy.max_pending == found
-    assert timing.decision.with_slim == pytest.approx(1.0)
-
-
 @pytest.mark.parametrize(
-    ("nothing", "lookup_alone", "with_slim", "n_prompts", "won"),
+    ("nothing", "lookup", "tiers", "n_prompts", "won"),
     [
-        (0.5, 8.0, 1.0, 6, "none"), (0.9, 8.0, 1.0, 6, "none"), (8.0, 0.5, 1.0, 6, "lookup"),
-        (1.5, 8.0, 3.0, 6, "none"), (1.1, 1.2, 1.0, 6, "slim tier"), (2.5, 8.0, 3.0, 6, None), (1.5, 8.0, 3.0, 5, None),
+        (0.5, 8.0, 1.0, 6, NOTHING), (0.9, 8.0, 1.0, 6, NOTHING), (8.0, 0.5, 1.0, 6, LOOKUP),
+        (1.5, 8.0, 3.0, 6, NOTHING), (1.1, 1.15, 1.0, 6, TIERS), (2.5, 8.0, 3.0, 6, LATER), (1.5, 8.0, 3.0, 5, LATER),
     ],
 )  # fmt: skip
 def test_no_exact_policy_loses_to_a_simpler_one(
     tiny_verifier: Verifier,
     monkeypatch: pytest.MonkeyPatch,
     nothing: float,
-    lookup_alone: float,
-    with_slim: float,
+    lookup: float,
+    tiers: float,
     n_prompts: int,
-    won: str | None,
+    won: Policy,
 ) -> None:
     """Nothing drafted, or lookup alone, is exported where that is the fastest, and where enough prompts were timed."""
-    priced = Priced(
-        lambda gates, audit: price(gates, audit, with_slim), lambda *_: 7.0, nothing=nothing, lookup_alone=lookup_alone
-    )
-    timing = priced.search(tiny_verifier, monkeypatch, n_prompts)
-    timing = PolicyTiming.model_validate_json(timing.model_dump_json())
-    best = timing.exact_policy
-    assert ("slim tier" if best.slim_tier else best.drafter) == won
+    clock = Priced(priced(nothing=nothing, lookup=lookup, tiers=tiers, careful=tiers))
+    timing = clock.search(tiny_verifier, monkeypatch, n_prompts)
+    assert timing.exact_policy.policy == won
     assert timing.decision.baselines == pytest.approx(
-        {"speculative": 2.0, "no drafting": nothing, "lookup alone": lookup_alone}
+        {"speculative": 1.9, "no drafting": nothing, "lookup alone": lookup}
     )
     if n_prompts > 5:
-        assert timing.seconds_per_token_exact == pytest.approx(min(nothing, lookup_alone, with_slim, 2.0))
-    assert timing.speculative_stop == 0.35, "of speculative decoding, whatever is exported"
+        assert timing.seconds_per_token_exact == pytest.approx(min(nothing, lookup, tiers, 1.9))
+    assert timing.speculative_stop == 0.45, "of speculative decoding, whatever is exported"
+
+
+def test_the_replay_is_held_against_what_was_decoded() -> None:
+    """Twice as slow as predicted, all alike, is no error; the speed-up over no drafting is what is predicted."""
+    rows = [(NOTHING, 8.0, 16.0), (SPECULATIVE, 4.0, 8.0), (TIERS, 2.0, 5.0)]
+    policies = [TimedPolicy(policy=one, predicted=said, seconds_per_token=took) for one, said, took in rows]
+    timing = make_timing(5.0, 8.0, policies=policies)
+    assert timing.prediction_error == pytest.approx((8 / 2) / (16 / 5) - 1)
+    assert make_timing(5.0, 8.0, policies=policies[1:]).prediction_error is None
 
 
 def test_a_slim_tier_must_be_faster_than_every_baseline(
     tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clearly faster than one of them, and not shown to be than the other, which varies: it is left out."""
-    clock = Priced(price)
+    clock = Priced(priced())
     monkeypatch.setattr(paired, "time", clock)
     slim = Varying([0.8] * 24, True, clock)
     steady, varying = Varying([1.0], False, clock), Varying([0.5, 1.3] * 12, True, clock)
@@ -356,39 +287,18 @@ def test_a_slim_tier_must_be_faster_than_every_baseline(
     assert policy_search.decide(slim, {None: steady}, None, tiny_verifier, tiny_prompts(24), 4).slim_speed.above_one
 
 
-@pytest.mark.parametrize(("draft_length", "bounds"), [(8, [12, 17]), (12, [17]), (17, [])])
-def test_bounds_without_room_for_a_block_are_not_tried(
-    tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch, draft_length: int, bounds: list[int]
-) -> None:
-    """The slim verifier would not be asked: decoding without it would be timed under its name."""
-    timing = Priced(price, draft_length=draft_length).search(tiny_verifier, monkeypatch)
-    assert [one.max_pending for one in timing.policies if one.max_pending is not None] == bounds
+def test_the_luckiest_is_not_exported_for_its_luck(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy that was fast by chance among the others is decoded again, on the prompts that decide."""
+    clock = Priced(priced())
 
+    def lucky_at_first(policy: Policy) -> float:
+        chosen = priced(tiers=0.5 if len(clock.asked) < 7 * len(EVERY) else 3.0, careful=4.0)
+        return chosen(policy)
 
-def test_the_luckiest_of_many_is_timed_again(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A policy that was fast by chance in the second stage is not exported for it."""
-    calls = []
-
-    def lucky_once(gates: Gates, audit: Audit) -> float:
-        calls.append(audit)
-        by_chance = len(calls) < LUCKY and gates.slim_tier
-        return 0.5 if by_chance else price(gates, audit, with_slim=3.0)
-
-    timing = Priced(lucky_once).search(tiny_verifier, monkeypatch)
-    assert min(one.seconds_per_token for one in timing.policies if one.stage == 2) < 1
+    clock.price = lucky_at_first
+    timing = clock.search(tiny_verifier, monkeypatch)
+    assert timing.fastest_with_slim.seconds_per_token < 1
     assert not timing.pays
-
-
-def test_what_was_timed_earlier_decides_nothing() -> None:
-    """The machine slows down after the first stage: its times are not held against those of the second."""
-    rows = [(1, 0.7, 0.4, 0.01), (2, 0.7, 0.4, 0.04), (2, 0.7, 0.55, 0.03), (2, None, 0.2, 0.02)]
-    policies = [
-        make_policy(threshold is not None, seconds, stage=stage, draft_stop_below=stop)
-        for stage, threshold, stop, seconds in rows
-    ]
-    timing = make_timing(0.03, 0.02, policies=policies)
-    assert (timing.fastest_with_slim.seconds_per_token, timing.pays) == (0.03, False)
-    assert timing.exact_policy.draft_stop_below == 0.2
 
 
 class Varying:
@@ -408,7 +318,7 @@ class Varying:
 
 def decided(ratios: Sequence[float], verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> tuple[Decision, int]:
     """The decision, and how many prompts it took, where a token takes this share of its time with the slim tier."""
-    clock = Priced(price)
+    clock = Priced(priced())
     monkeypatch.setattr(paired, "time", clock)
     with_slim, without = (Varying(ratios, slim, clock) for slim in (True, False))
     decision = policy_search.decide(with_slim, {None: without}, None, verifier, tiny_prompts(len(ratios)), 4)
@@ -436,12 +346,3 @@ def test_looking_three_times_errs_no_more_often_than_stated(
     monkeypatch.setattr(policy_search, "ERROR", 3 * 3 * policy_search.ERROR)
     negligent = sum(decided(np.exp(row).tolist(), tiny_verifier, monkeypatch)[0].slim_speed.above_one for row in draws)
     assert negligent > 18, "a control that must fail: each look with three times the whole error"
-
-
-@pytest.mark.parametrize(("slim_tier", "threshold"), [(True, None), (False, 0.7)])
-def test_a_threshold_belongs_to_the_slim_tier(slim_tier: bool, threshold: float | None) -> None:
-    with pytest.raises(ValidationError, match="a threshold is given where the slim tier is asked"):
-        TimedPolicy(
-            stage=1, slim_tier=slim_tier, threshold=threshold, draft_accept_at=0.9, draft_stop_below=0.4,
-            seconds_per_token=1.0,
-        )  # fmt: skip
