@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from tests.made_up_traces import made_up_table
 from tests.tiny import tiny_profile
-from viasd_calib.decoding.policies import Policy
+from viasd_calib.decoding.policies import Policy, PolicyKind
 from viasd_calib.errors import PlanningError
 from viasd_calib.planning.costs import ReplayCosts, simulated_seconds
 from viasd_calib.planning.replay import replay
@@ -89,6 +91,33 @@ def test_seconds_are_passes_times_what_they_cost() -> None:
     found = replay([Policy(None, 2)], made_up_table(1.0, None, texts=1))
     priced = ReplayCosts(128, 0.25, [10.0, 20.0, 30.0], [], round=5.0)
     assert simulated_seconds(found, priced).tolist() == [(20 * 30.0 + 40 * 0.25 + 20 * 5.0) / 60]
+
+
+def test_prompts_are_charged_to_the_tokens_of_their_answers() -> None:
+    """The verifier reads each prompt, and the draft model those whose answers it drafts."""
+    found = replay([Policy(None, 2), Policy("none", 0)], made_up_table(1.0, None, texts=1))
+    without = simulated_seconds(found, ReplayCosts(128, 0.25, [10.0, 20.0, 30.0], []))
+    priced = simulated_seconds(found, ReplayCosts(128, 0.25, [10.0, 20.0, 30.0], [], prompt=3.0, draft_prompt=2.0))
+    assert (priced - without).tolist() == pytest.approx([5.0, 3.0])
+
+
+def test_several_of_a_kind_differ_in_what_a_replay_knows_least() -> None:
+    """In the score at which q' decides, and without it in the stop bound; the others are the fastest alone."""
+    table, priced = made_up_table(0.7, 0.9), costs(0.1, 0.4)
+    wanted: dict[PolicyKind, int] = {"three tiers": 3, "speculative": 2}
+    found = search(GRID, {None: table, "lookup": made_up_table(0.3, 0.9)}, [priced], wanted)[0].every
+    kinds = [(one.policy.kind, one.policy.drafter) for one in found]
+    assert Counter(kinds) == {
+        ("no drafting", "none"): 1, ("speculative", None): 2, ("lookup alone", "lookup"): 1, ("three tiers", None): 2,
+        ("three tiers without a draft model", "slim"): 1, ("three tiers without a draft model", "lookup"): 1,
+    }  # fmt: skip
+    tiers = [one for one in found if one.policy.kind == "three tiers"]
+    assert {one.policy.accept_at for one in tiers} == {0.5, 0.7}, "the grid has no third threshold"
+    assert {one.policy.stop_below for one in found if one.policy.kind == "speculative"} == {0.0, 0.5}
+    policies = GRID.policies([None], slim_tier=True)
+    for one in tiers:
+        alike = [policy for policy in policies if policy.accept_at == one.policy.accept_at]
+        assert one.seconds == pytest.approx(float(simulated_seconds(replay(alike, table), priced).min()))
 
 
 def test_passes_wider_than_measured_are_refused() -> None:

@@ -9,7 +9,7 @@ from viasd_calib.decoding.policies import Policy
 from viasd_calib.errors import PlanningError
 from viasd_calib.planning.costs import ReplayCosts
 from viasd_calib.planning.search import Predicted, Predictions
-from viasd_calib.planning.table import base_of, best_group, plan_rows, planned
+from viasd_calib.planning.table import base_of, best_group, plan_rows
 from viasd_calib.schema.plan import plan_problems
 from viasd_calib.spec import Decoding, Gates
 
@@ -73,7 +73,7 @@ def test_kinds_that_are_ruled_out_are_not_planned() -> None:
 
 
 def test_a_row_is_the_policy() -> None:
-    gates, decoding = planned(TIERS).applied_to(GATES, Decoding())
+    gates, decoding = TIERS.planned().applied_to(GATES, Decoding())
     assert (gates.accept_at, gates.regenerate_at, gates.draft_accept_at, gates.draft_stop_below) == (0.7, 0.7, 0.9, 0.2)
     assert (decoding.draft_length, decoding.max_pending, decoding.drafter) == (4, 9, None)
     assert (gates.draft, gates.slim) == (GATES.draft, GATES.slim)
