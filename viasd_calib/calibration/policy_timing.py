@@ -122,21 +122,26 @@ class PolicyTiming(BaseModel):
         """The fastest stop bound of speculative decoding."""
         return _fastest([one for one in self._without_slim() if one.policy.drafter is None]).policy.stop_below
 
-    @property
-    def prediction_error(self) -> float | None:
-        """The largest relative error of a predicted speed-up over no drafting; None where that was not decoded.
+    def speedup(self, one: TimedPolicy) -> tuple[float, float] | None:
+        """Of a policy over no drafting, predicted and measured; None where that was not decoded.
 
-        Of the replay's seconds a token, those of decoding without drafting serve as the unit: what all passes take more
-        on this day than when they were timed is no error of the replay.
+        Passes that all take longer than when they were priced are so no error of the replay.
         """
         plain = next((one for one in self.policies if one.policy.kind == "no drafting"), None)
         if plain is None:
             return None
-        ratios = [
-            (plain.predicted / one.predicted) / (plain.seconds_per_token / one.seconds_per_token)
-            for one in self.policies
-        ]
-        return max(abs(ratio - 1) for ratio in ratios)
+        return plain.predicted / one.predicted, plain.seconds_per_token / one.seconds_per_token
+
+    def prediction_words(self) -> str | None:
+        """How far the replay was off at most, in a sentence; None where decoding without drafting was not timed."""
+        speedups = [found for one in self.policies if (found := self.speedup(one)) is not None]
+        if not speedups:
+            return None
+        error = max(abs(predicted / measured - 1) for predicted, measured in speedups)
+        return (
+            f"The replay predicted the speed-up over no drafting of {len(speedups)} policies within {error:.0%} of "
+            f"what was decoded on {self.n_prompts} prompts."
+        )
 
     def _without_slim(self) -> list[TimedPolicy]:
         return [one for one in self.policies if not one.policy.slim_tier]

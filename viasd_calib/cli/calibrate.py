@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
 from viasd_calib.cli.notices import say_written
+from viasd_calib.cli.policies import bounds_of
 from viasd_calib.file_names import CALIBRATE_FILE
 from viasd_calib.pipeline import calibrate as job
 from viasd_calib.pipeline import lazy_types
@@ -54,6 +56,10 @@ def _say(artifact: lazy_types.CalibrateArtifact) -> None:
             f"on {decoded.n_prompts} of {certificate.n_prompts} prompts{_by_token(certificate)}"
         )
     timing = artifact.slim_worth
+    console.print(_policies_table(timing))
+    predicted = timing.prediction_words()
+    if predicted is not None:
+        console.print(predicted)
     found = timing.decision
     console.print(
         f"exact decoding takes {1000 * found.with_slim:.1f} ms a token with the slim tier "
@@ -69,6 +75,23 @@ def _say(artifact: lazy_types.CalibrateArtifact) -> None:
     if found.certified is not None:
         console.print(f"the certified policy takes {1000 * found.certified:.1f} ms a token")
     console.print(f"The spec will be exported with audit {artifact.policy().audit}.")
+
+
+def _policies_table(timing: lazy_types.PolicyTiming) -> Table:
+    """The policies that a replay proposed, as predicted and as decoded."""
+    table = new_table(
+        "policies of exact decoding that were decoded",
+        ["", "ms/token", "predicted", "speed-up", "predicted", "policy"],
+        caption=f"on {timing.n_prompts} prompts; predicted: by a replay, simulated; speed-up: over no drafting",
+    )
+    for one in timing.policies:
+        predicted, measured = timing.speedup(one) or (None, None)
+        table.add_row(
+            one.policy.kind, f"{1000 * one.seconds_per_token:.1f}", f"{1000 * one.predicted:.1f}",
+            "" if measured is None else f"{measured:.2f}", "" if predicted is None else f"{predicted:.2f}",
+            bounds_of(one.policy),
+        )  # fmt: skip
+    return table
 
 
 def _by_token(certificate: Certificate) -> str:

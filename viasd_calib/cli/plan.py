@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from viasd_calib.cli.notices import say_written
+from viasd_calib.cli.policies import bounds_of
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline import plan as job
 from viasd_calib.pipeline.options import PlanOptions
@@ -39,18 +40,9 @@ def predictions_table(result: job.PlanResult) -> Table:
             table.add_row(
                 str(found.costs.context), kind, f"{1000 * one.seconds:.2f}", f"{found.speedup(one):.2f}",
                 "" if seen is None else f"{slowest / seen:.2f}",
-                f"{one.full:.2f} / {one.slim:.2f} / {one.draft:.2f}", _bounds(one),
+                f"{one.full:.2f} / {one.slim:.2f} / {one.draft:.2f}", bounds_of(one.policy),
             )  # fmt: skip
     return table
-
-
-def _bounds(one: lazy_types.Predicted) -> str:
-    policy = one.policy
-    parts = [f"draft {policy.draft_length}"] if policy.drafts else []
-    parts += [f"stop {policy.stop_below:g}"] if policy.stop_below else []
-    parts += [f"gate {policy.draft_accept_at:g}"] if policy.draft_accept_at <= 1 else []
-    parts += [f"slim {policy.accept_at:g}, pending {policy.max_pending}"] if policy.slim_tier else []
-    return ", ".join(parts) or "-"
 
 
 def plan_table(rows: list[PlanEntry]) -> Table:

@@ -94,7 +94,9 @@ def capture(options: CaptureOptions, load: lazy_types.LoadVerifier | None = None
     return report
 
 
-def policy_of(engine: lazy_types.Engine, audit: Audit | None, sampling: lazy_types.Sampling) -> lazy_types.Policy:
+def policy_of(
+    engine: lazy_types.Engine, audit: Audit | None, sampling: lazy_types.Sampling
+) -> lazy_types.on_policy.Policy:
     """The three-tier decoder of a spec as what writes texts.
 
     Raises:

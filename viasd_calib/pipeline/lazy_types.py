@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from viasd_calib.decoding.decoder import Decoder as Decoder
     from viasd_calib.decoding.decoder import Emitted as Emitted
     from viasd_calib.decoding.engine import Engine as Engine
+    from viasd_calib.decoding.policies import Policy as Policy
     from viasd_calib.decoding.policies import PolicyKind as PolicyKind
     from viasd_calib.decoding.sampling import Sampling as Sampling
     from viasd_calib.decoding.session import Generation as Generation
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
     from viasd_calib.planning.search import Predictions as Predictions
     from viasd_calib.profiling.recording import TypicalRound as TypicalRound
     from viasd_calib.slim.forward import RoutedModel as RoutedModel
+    from viasd_calib.traces import on_policy as on_policy
     from viasd_calib.traces.agreement import DraftAgreement as DraftAgreement
     from viasd_calib.traces.capture import CaptureReport as CaptureReport
-    from viasd_calib.traces.on_policy import Policy as Policy
     from viasd_calib.traces.texts import TraceText as TraceText
     from viasd_calib.training.search.record import SearchResult as SearchResult
     from viasd_calib.training.search.record import SearchSettings as SearchSettings

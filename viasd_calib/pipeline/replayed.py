@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
-from viasd_calib.calibration.policy_timing import PolicyTiming
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.engine import Engine
 from viasd_calib.decoding.policies import Policy, PolicyKind
@@ -81,17 +80,6 @@ def say_noise(profile: LatencyProfile) -> None:
     noise = noise_words(profile.disturbed or 0.0)
     if noise is not None:
         notice(noise)
-
-
-def prediction_words(timing: PolicyTiming) -> str | None:
-    """How far the replay was off, in a sentence; None where decoding without drafting was not timed."""
-    error = timing.prediction_error
-    if error is None:
-        return None
-    return (
-        f"Of {len(timing.policies)} policies the replay predicted the speed-up over no drafting within {error:.0%} of "
-        f"what was decoded on {timing.n_prompts} prompts."
-    )
 
 
 def calibrate_grid(draft_length: int, max_pending: int) -> PolicyGrid:

@@ -268,8 +268,12 @@ def test_the_replay_is_held_against_what_was_decoded() -> None:
     rows = [(NOTHING, 8.0, 16.0), (SPECULATIVE, 4.0, 8.0), (TIERS, 2.0, 5.0)]
     policies = [TimedPolicy(policy=one, predicted=said, seconds_per_token=took) for one, said, took in rows]
     timing = make_timing(5.0, 8.0, policies=policies)
-    assert timing.prediction_error == pytest.approx((8 / 2) / (16 / 5) - 1)
-    assert make_timing(5.0, 8.0, policies=policies[1:]).prediction_error is None
+    assert [timing.speedup(one) for one in policies] == [(1.0, 1.0), (2.0, 2.0), (4.0, 3.2)]
+    assert timing.prediction_words() == (
+        "The replay predicted the speed-up over no drafting of 3 policies within 25% of what was decoded on 8 prompts."
+    )
+    without = make_timing(5.0, 8.0, policies=policies[1:])
+    assert (without.speedup(policies[1]), without.prediction_words()) == (None, None)
 
 
 def test_a_slim_tier_must_be_faster_than_every_baseline(

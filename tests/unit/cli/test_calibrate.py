@@ -15,6 +15,7 @@ from viasd_calib.calibration.artifacts import CalibrateArtifact
 from viasd_calib.calibration.certify import TestedCandidate
 from viasd_calib.cli import calibrate as command
 from viasd_calib.cli import main
+from viasd_calib.decoding.strategies.three_tier import NEVER
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import CALIBRATE_FILE
 from viasd_calib.files import read_json
@@ -148,9 +149,15 @@ def test_what_is_tested_and_timed_is_written_and_printed(
     timing = found.slim_worth
     assert not timing.pays, "four prompts are too few to say"
     fastest = timing.fastest_without_slim
-    assert fastest.drafter is None, "nor to leave the drafter out"
-    assert not found.gates.slim_tier
-    assert found.gates.draft_stop_below == fastest.draft_stop_below
+    assert fastest.policy.drafter is None, "nor to leave the drafter out"
+    assert (found.gates.accept_at, found.gates.draft_accept_at) == (NEVER, NEVER), "plain speculative decoding"
+    assert found.gates.draft_stop_below == fastest.policy.stop_below
+    assert 4 <= len(timing.policies) <= 10
+    for one in timing.policies:
+        predicted, measured = timing.speedup(one) or (0, 0)
+        cells = f"{1000 * one.seconds_per_token:.1f} {1000 * one.predicted:.1f} {measured:.2f} {predicted:.2f}"
+        assert f"{one.policy.kind} {cells} " in printed
+    assert str(timing.prediction_words()) in printed
     without = f"{1000 * timing.decision.without_slim:.1f} without"
     assert timing.decision.baselines.keys() == {"speculative", "no drafting"}
     assert f"speculative {1000 * timing.decision.baselines['speculative']:.1f} ms" in printed

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.timings import make_policy, make_timing
 from tests.tiny import TinyFolder, constant_gate, save_tiny, tiny_profile, tiny_prompts
 from viasd_calib.decoding.engine import Engine, load_engine
 from viasd_calib.models import load_verifier
@@ -18,7 +17,6 @@ from viasd_calib.pipeline.replayed import (
     calibrate_grid,
     measure_host,
     predict_policies,
-    prediction_words,
     recorded_policies,
     tokens_of,
 )
@@ -107,12 +105,3 @@ def test_answers_are_as_long_as_they_may_be(engine: Engine) -> None:
 def test_the_pending_bounds_have_room_for_a_block() -> None:
     assert calibrate_grid(12, 24).pending == (17, 24)
     assert calibrate_grid(23, 24).pending == (24,)
-
-
-def test_the_replays_error_is_said() -> None:
-    assert prediction_words(make_timing(0.01, 0.02)) is None, "nothing tells the speed without drafting"
-    plain = make_policy(False, 0.04, drafter="none", draft_length=0)
-    slower = make_policy(True, 0.02).model_copy(update={"predicted": 0.016})
-    assert prediction_words(make_timing(0.02, 0.04, policies=[plain, slower])) == (
-        "Of 2 policies the replay predicted the speed-up over no drafting within 25% of what was decoded on 8 prompts."
-    )

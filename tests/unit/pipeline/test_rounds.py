@@ -16,7 +16,7 @@ from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.calibration.judging import token_deficits
 from viasd_calib.cli import main
 from viasd_calib.cli.fit import fit
-from viasd_calib.file_names import FIT_FILE, SCORES_FILE
+from viasd_calib.file_names import FIT_FILE, HELD_BACK_FILE, SCORES_FILE
 from viasd_calib.files import read_json
 from viasd_calib.models import load_verifier
 from viasd_calib.pipeline import fit_once, rounds
@@ -102,8 +102,8 @@ def test_training_goes_on_and_learns_from_old_and_new_texts(traces: Path, two_ro
 
 def test_the_last_round_is_the_result(tiny_folder: TinyFolder, two_rounds: Path) -> None:
     route = read_json(FitArtifact, two_rounds / "round-2" / FIT_FILE, "viasd fit").route
-    kept = [SCORES_FILE, *(file.path for file in route.files), FIT_FILE]
-    assert len(kept) == 4  # bridges and adapter beside scores and fit
+    kept = [SCORES_FILE, HELD_BACK_FILE, *(file.path for file in route.files), FIT_FILE]
+    assert len(kept) == 5  # bridges and adapter beside scores, texts and fit
     for name in kept:
         assert (two_rounds / name).read_bytes() == (two_rounds / "round-2" / name).read_bytes()
     fitted = read_json(FitArtifact, two_rounds / FIT_FILE, "viasd fit")
