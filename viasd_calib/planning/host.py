@@ -13,6 +13,9 @@ from scipy.optimize import nnls
 from viasd_calib.planning.costs import ReplayCosts
 from viasd_calib.profiling.recording import PASSES, RecordedRound
 
+FULL_CALLS = (("full", "full"), ("head", "logits"))
+"""Tier and name of the calls that are a pass of q with output head."""
+
 
 @dataclass(frozen=True)
 class HostTime:
@@ -53,6 +56,10 @@ def host_time(
     make, none below 0. The first round of a text, in which the draft model reads the prompt, is left out there; what
     it takes beyond all of these prices goes to the prompt.
 
+    All of it is of the machine as it was when passes were timed: where q's passes take longer while rounds are
+    recorded, since other work goes on or other weights were used in between, everything is taken to do so, by the
+    median of these passes.
+
     Args:
         costs: of passes alone, at about the context of the texts.
         texts: the rounds of each text, in order; of several kinds of policies.
@@ -61,15 +68,16 @@ def host_time(
 
     Example:
         >>> from viasd_calib.profiling.recording import Span
-        >>> text = [RecordedRound((Span("full", "full", 0.0, 1.0, 1),), 1.5)] * 3
+        >>> text = [RecordedRound((Span("full", "full", 0.0, 1.0, 1),), 1.5)] * 3  # a pass, and half as much beside it
         >>> found = host_time(ReplayCosts(128, 0.1, [1.0], [0.5]), [text], [6.0], tokens=12)
         >>> round(found.round, 6), found.prompt
         (0.5, 0.5)
     """
+    slower = _slower(texts, costs)
     beyond: dict[tuple[int, int], list[float]] = defaultdict(list)
     for rounds in texts:
         for one in rounds[1:]:
-            beyond[_makes(one)].append(one.seconds - _priced(one, costs))
+            beyond[_makes(one)].append(one.seconds / slower - _priced(one, costs))
     own = step = slim = 0.0
     if beyond:
         weights = np.sqrt([len(seconds) for seconds in beyond.values()])
@@ -80,14 +88,24 @@ def host_time(
     for rounds in texts:
         steps, passes = _makes(rounds[0]) if rounds else (0, 0)
         if steps:
-            first.append(rounds[0].seconds - _priced(rounds[0], costs) - own - steps * step - passes * slim)
+            first.append(rounds[0].seconds / slower - _priced(rounds[0], costs) - own - steps * step - passes * slim)
     return HostTime(
         own,
         step,
         slim,
-        prompt=statistics.mean(prompt_seconds) / tokens,
+        prompt=statistics.mean(prompt_seconds) / slower / tokens,
         draft_prompt=max(statistics.median(first), 0.0) / tokens if first else 0.0,
     )
+
+
+def _slower(texts: Sequence[Sequence[RecordedRound]], costs: ReplayCosts) -> float:
+    """How many times as long as priced q's passes took, by the median; 1 where there is none."""
+    ratios: list[float] = []
+    for one in (one for rounds in texts for one in rounds):
+        priced = sum(costs.pass_seconds("full", span.width) for span in one.spans if span.tier == "full")
+        if priced > 0:
+            ratios.append(sum(span.seconds for span in one.spans if (span.tier, span.call) in FULL_CALLS) / priced)
+    return statistics.median(ratios) if ratios else 1.0
 
 
 def _makes(one: RecordedRound) -> tuple[int, int]:

@@ -15,20 +15,21 @@ ROUND, STEP, SLIM = 0.5, 0.125, 0.75
 """What is to be found."""
 
 
-def round_of(steps: int, slim: int | None, full: int | None, more: float = 0.0) -> RecordedRound:
+def round_of(steps: int, slim: int | None, full: int | None, more: float = 0.0, slower: float = 1.0) -> RecordedRound:
     """A round of draft steps, a slim pass and a full pass of these widths, with output heads, and a further time.
 
     It takes what passes cost, and host time beside; the head is a call of its own, and part of a pass as priced.
     """
-    calls: list[tuple[TierName, str, int]] = [("draft", "full", 1), ("draft", "logits", 0)] * steps
+    calls: list[tuple[TierName, str, int, float]] = [("draft", "full", 1, 0.2), ("draft", "logits", 0, 0.05)] * steps
     seconds = ROUND + steps * (PASSES.draft_step + STEP) + more
     if slim is not None:
-        calls += [("slim", "slim", slim), ("head", "slim_logits", 0)]
+        calls += [("slim", "slim", slim, PASSES.slim[slim - 1]), ("head", "slim_logits", 0, 0.0)]
         seconds += PASSES.slim[slim - 1] + SLIM
     if full is not None:
-        calls += [("full", "full", full), ("head", "logits", 0)]
+        calls += [("full", "full", full, PASSES.full[full - 1] - 2), ("head", "logits", 0, 2.0)]
         seconds += PASSES.full[full - 1]
-    return RecordedRound(tuple(Span(tier, call, 0.0, 0.0, width) for tier, call, width in calls), seconds)
+    spans = (Span(tier, call, 0.0, slower * took, width) for tier, call, width, took in calls)
+    return RecordedRound((*spans,), slower * seconds)
 
 
 PLAIN = [round_of(0, None, 1)] * 6
@@ -47,6 +48,20 @@ def test_a_round_that_other_work_has_slowed_changes_nothing() -> None:
     slowed = [*SPECULATIVE[:3], round_of(2, None, 3, more=50.0), *SPECULATIVE[4:]]
     found, quiet = (host_time(PASSES, [PLAIN, text, TIERS], [24.0], tokens=12.0) for text in (slowed, SPECULATIVE))
     assert found == quiet
+
+
+def test_a_machine_that_has_become_slower_changes_nothing() -> None:
+    """All that is recorded takes twice as long as when passes were timed."""
+    texts = [
+        [
+            round_of(2, None, 3, 6.0, slower),
+            *[round_of(2, None, 3, slower=slower), round_of(0, None, 1, slower=slower)] * 4,
+        ]
+        for slower in (1.0, 2.0)
+    ]
+    quiet, slow = (host_time(PASSES, [text], [24.0 * slower], 12.0) for text, slower in zip(texts, (1, 2), strict=True))
+    assert (slow.round, slow.draft_step, slow.prompt, slow.draft_prompt) == pytest.approx((ROUND, STEP, 2.0, 0.5))
+    assert slow == quiet
 
 
 def test_nothing_is_less_than_nothing() -> None:
