@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -77,6 +79,10 @@ class CausalDrafter(CachedDrafter):
         logits = logits[:, : self.columns].contiguous()
         tokens = torch.cat([logits.argmax(-1), text.new_full((unread,), -1)])
         return tokens, torch.cat([logits, logits.new_zeros((unread, logits.shape[-1]))])
+
+    def score_by_depth(self, text: Tensor, tapped: Tensor, depths: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """As for every drafter: the tokens before alone matter."""
+        return repeat(self.score(text, tapped, torch.zeros_like(text)), depths)
 
 
 class CausalTextDrafter(CachedTextDrafter):

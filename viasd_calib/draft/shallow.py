@@ -9,7 +9,7 @@ restricted to the verifier's most frequent tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -267,7 +267,15 @@ class ShallowDrafter(CachedDrafter):
     def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         states = unrolled_states(self.model, text[None], tapped[None], int(depth.max()) + 1)
         picked = torch.stack(states)[depth, 0, torch.arange(text.shape[0], device=text.device)]  # [length, hidden]
-        logits = self.model.logits(picked)  # [length, draft vocabulary]
+        return self._said(picked)
+
+    def score_by_depth(self, text: Tensor, tapped: Tensor, depths: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """As for every drafter: one unrolling has all depths."""
+        return (self._said(states[0]) for states in unrolled_states(self.model, text[None], tapped[None], depths))
+
+    def _said(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and logits of states, [length, hidden]."""
+        logits = self.model.logits(states)  # [length, draft vocabulary]
         return to_verifier_ids(logits.argmax(-1), self.vocabulary), logits
 
 

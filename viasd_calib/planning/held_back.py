@@ -16,7 +16,7 @@ from viasd_calib.files import write_bytes
 from viasd_calib.planning.reading import some_texts
 from viasd_calib.traces.data import TraceText
 
-MOST_TOKENS = 2048
+MOST_TOKENS = 1024
 """Generated tokens that are kept, of whole texts; a replay of more proposes hardly another policy."""
 
 

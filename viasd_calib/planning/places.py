@@ -52,6 +52,14 @@ def proposals_of(drafter: Drafter, text: TraceText, tapped: Tensor, depths: int)
         return _looked_up(drafter, text, depths)
     begin = text.prompt_length - 1
     read = text.ids[:-1].to(tapped.device)
+    free = torch.zeros(len(text.generated), dtype=torch.bool)
+    said = drafter.score_by_depth(read, tapped, depths)
+    if said is not None:
+        stated = []
+        for number, (tokens, logits) in enumerate(said):
+            top = None if logits is None else top_k_statistics(logits[begin:], TRACED_TOP_K, drafter.vocabulary)
+            stated.append(_in_order(number, [(torch.arange(len(free), device=tokens.device), tokens[begin:], top)]))
+        return Proposals(stated, free)
     parts: list[list[tuple[Tensor, Tensor, TopKStatistics | None]]] = [[] for _ in range(depths)]
     for offset in range(depths):
         depth = (torch.arange(len(read), device=read.device) + offset) % depths
@@ -60,7 +68,6 @@ def proposals_of(drafter: Drafter, text: TraceText, tapped: Tensor, depths: int)
         for number in range(depths):
             rows = (depth[begin:] == number).nonzero()[:, 0]
             parts[number].append((rows, tokens[begin:][rows], None if top is None else top[rows]))
-    free = torch.zeros(len(text.generated), dtype=torch.bool)
     if isinstance(drafter, CombinedDrafter):
         free = torch.tensor([len(drafter.look_up(read[: begin + place + 1], 1)) > 0 for place in range(len(free))])
     return Proposals([_in_order(number, part) for number, part in enumerate(parts)], free)
