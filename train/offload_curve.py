@@ -36,7 +36,7 @@ from viasd_calib.planning.held_back import text_of
 from viasd_calib.prompts import EMBEDDED, Prompt, SplitShares, draw_prompts, select_split
 from viasd_calib.slim.offload.settings import Offload
 from viasd_calib.spec import Gates, load_spec
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 
 METHODS = ["autoregressive", "speculative", "three_tier", "self_speculative"]
 

@@ -22,7 +22,7 @@ from viasd_calib.profiling.profile import LatencyProfile, ProfileSettings
 from viasd_calib.profiling.recording import RecordedRound, RecordedText
 from viasd_calib.prompts import Prompt
 from viasd_calib.slim.cost import CONTEXT
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 
 RECORDED_PROMPTS = 3
 """Prompts of which the rounds of three policies are recorded."""

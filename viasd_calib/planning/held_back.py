@@ -14,7 +14,7 @@ from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import HELD_BACK_FILE
 from viasd_calib.files import write_bytes
 from viasd_calib.planning.reading import some_texts
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 
 MOST_TOKENS = 1024
 """Generated tokens that are kept, of whole texts; a replay of more proposes hardly another policy."""

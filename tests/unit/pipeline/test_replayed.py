@@ -24,7 +24,7 @@ from viasd_calib.planning.costs import ReplayCosts
 from viasd_calib.planning.held_back import text_of
 from viasd_calib.profiling.profile import LatencyProfile, ProfileSettings
 from viasd_calib.spec import CausalLMDraft, Gates, Route, RoutingSpec, save_spec
-from viasd_calib.traces.data import TraceText
+from viasd_calib.traces.texts import TraceText
 
 SECONDS = {"draft": 0.5, "slim": 1.0, "full": 10.0, "head": 1.0}
 GATES = Gates(

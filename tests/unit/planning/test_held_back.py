@@ -12,7 +12,7 @@ from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import HELD_BACK_FILE
 from viasd_calib.planning import held_back
 from viasd_calib.planning.held_back import load_held_back, save_held_back
-from viasd_calib.traces.data import TraceText, read_texts
+from viasd_calib.traces.texts import TraceText, read_texts
 
 
 @pytest.fixture(scope="module")
