@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,7 +53,7 @@ FEWEST = 1_000
 PROMPT = [0, 1, 2, 3, 0]
 
 FALSE_ALARM = 1e-5
-"""For each chi-square test; with 44 of them a right decoder fails once in 2,200 runs of other seeds.
+"""For each chi-square test; with 50 of them a right decoder fails once in 2,000 runs of other seeds.
 Seeds are fixed, so that a run that has passed passes again."""
 
 FAR = 0.05
@@ -251,13 +252,22 @@ ENDING: list[EndingCase] = [
     ("two may be pending", lambda: three_tier(5, None, 2, **TRUSTING), PLAIN, None, LENGTH),
     ("two may be pending, p always trusted", lambda: three_tier(5, None, 2, **BLIND), PLAIN, 2, LONG),
     ("speculative, penalty and end of sequence", lambda: Speculative(2), PENALISED, 2, LONG),
+    ("speculative, drafting is reduced", lambda: Speculative(2, drafting_pays_at=0.9), PLAIN, 2, LONG),
+    ("three tiers, drafting is reduced", lambda: replace(three_tier(5), drafting_pays_at=0.9), PLAIN, 2, LONG),
+    (
+        "drafting is reduced, q' always trusted",
+        lambda: replace(three_tier(5, None, 2, **TRUSTING), drafting_pays_at=1.0),
+        PLAIN,
+        2,
+        LONG,
+    ),
 ]
 
 
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("case", ENDING, ids=[case[0] for case in ENDING])
 def test_ends_penalties_full_pending_and_batches_bend_nothing(case: EndingCase, batch: int) -> None:
-    """Twenty more chi-square tests, each with the same false-alarm rate."""
+    """Twenty-six more chi-square tests, each with the same false-alarm rate."""
     _, method, sampling, eos, length = case
     chances = exact_texts(sampling, eos, length)
     decoder = Decoder(TableModel(FULL, SLIM), drafter("near"), method(), () if eos is None else (eos,), sampling)
@@ -280,6 +290,18 @@ def test_a_full_pending_bound_is_reached_in_the_midst_of_a_text() -> None:
         return sum(decoder.generate(PROMPT, LONG).counts.full_passes for _ in range(50))
 
     assert passes(1) > 1.2 * passes(LONG + 3)
+
+
+def test_drafting_is_reduced_within_such_texts() -> None:
+    """Else the tests of it above would show nothing: fewer draft steps, in most texts of six tokens."""
+
+    def steps(pays_at: float | None) -> int:
+        decoder = Decoder(
+            TableModel(FULL, SLIM), drafter("near"), Speculative(2, drafting_pays_at=pays_at), sampling=PLAIN
+        )
+        return sum(decoder.generate(PROMPT, LONG).counts.draft_steps for _ in range(100))
+
+    assert steps(0.9) < 0.9 * steps(None)
 
 
 def test_a_penalty_that_is_left_out_is_found_out() -> None:

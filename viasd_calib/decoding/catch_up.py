@@ -91,6 +91,7 @@ def catch_up(session: Session, block: Block, rule: VerificationRule = lossless_r
     session.note_audited(result.logits, kept)
 
     # Emit.
+    kept_drafts = session.drafts_among(kept) + (accepted if kept == pending else 0)
     if kept < pending:
         refused = start + 1 + kept
         session.counts.rejected += session.drafted[refused - session.prompt_length]
@@ -102,6 +103,7 @@ def catch_up(session: Session, block: Block, rule: VerificationRule = lossless_r
         _refuse_impossible(next_possible)
         session.emit(found.next_token[None], [token], Tier.ESCALATE, drafted=False)
     session.settle()  # q's own token has not been through q
+    session.note_decided(kept_drafts)
     if session.drafter is not None:
         seen = session.row.exact
         session.drafter.observe(start, result.tapped[: seen - start])

@@ -14,6 +14,7 @@ from viasd_calib.decoding.features import DraftStatistics, draft_features
 from viasd_calib.decoding.gates import Gate
 from viasd_calib.decoding.kernels import LogitStatistics, join_statistics, logit_statistics
 from viasd_calib.decoding.logit_statistics import CachedStatistics
+from viasd_calib.decoding.rolling_acceptance import RollingAcceptance, after_catch_up, length_now
 from viasd_calib.decoding.session import Session
 from viasd_calib.decoding.top_k import TopKStatistics, top_k_of
 from viasd_calib.draft.base import StopRule, never_stop
@@ -135,6 +136,7 @@ def draft(session: Session, length: int, gate: Gate | None, stop_below: float) -
     if early_stop is not None and not 0 < len(proposal) == len(early_stop.scores):  # a looked-up block has no scores
         early_stop = None
     probs = pick.proposal_probs(proposal.tokens)
+    session.drafts += len(proposal)
     return Block(proposal.tokens, proposal.logits, probs, proposal.vocabulary, early_stop)
 
 
@@ -152,6 +154,24 @@ def allowed_only(session: Session, block: Block) -> Passes[Block]:
     allowed = scores.gather(-1, tokens[:, None])[:, 0] > -torch.inf
     (count,) = yield Read(leading_true(allowed)[None])
     return block.front(count)
+
+
+def watched_length(session: Session, length: int, pays_at: float | None) -> int:
+    """Most tokens that a round drafts where drafting is watched: ``length``, or fewer where it has not paid.
+
+    It is asked once a round, and follows from what q has decided before the round.
+
+    Args:
+        pays_at: the least share of drafted tokens that must be kept; None for ``length`` always.
+    """
+    found, session.decided_drafts = session.decided_drafts, None
+    if pays_at is None or length == 0:
+        return length
+    state = session.acceptance or RollingAcceptance[float].begin(length)
+    if found is not None:
+        state = after_catch_up(state, found.drafted, found.kept, found.refused, length, pays_at)
+    session.acceptance = state
+    return int(length_now(state, length))
 
 
 def draft_limit(session: Session, length: int) -> int:

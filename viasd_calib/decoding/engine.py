@@ -68,6 +68,7 @@ class Engine(InProcess):
         processors: Sequence[LogitsProcessor] = (),
         assume_stateless: bool = False,
         judge: bool = False,
+        drafting_pays_at: float | None = None,
     ) -> Decoder:
         """A decoder over the shared weights.
 
@@ -79,10 +80,12 @@ class Engine(InProcess):
             assume_stateless: accept these, and stopping criteria, without proof that they are functions of what they
                 are given (:mod:`~viasd_calib.decoding.stateless`).
             judge: keep what catch-up finds of pending tokens, for a monitor; of greedy ``three_tier`` alone.
+            drafting_pays_at: in place of the spec's own, and of that of each row of its plan: the least share of a
+                text's drafted tokens that must be kept for drafting to go on unreduced; 0 for always.
 
         Raises:
-            MethodError: there is no such strategy or audit, the engine was loaded for others, or the strategy cannot
-                be judged.
+            MethodError: there is no such strategy or audit, the engine was loaded for others, the strategy cannot be
+                judged, or ``drafting_pays_at`` is no share, or not what the certificate of a lossy spec holds for.
             SamplingError: the spec's audit is lossy, and its certificate does not hold for these settings; a
                 processor may remember earlier calls; or texts are to be judged that are not greedy.
             SpecError: the strategy needs a gate that the spec lacks.
@@ -92,7 +95,10 @@ class Engine(InProcess):
             _check_choice("audit", audit, get_args(Audit))
         if self.methods is not None and name not in self.methods:
             raise MethodError(f"the engine was loaded for {', '.join(self.methods)}; load one for {name} too")
-        kind, decoding = load_strategy(name), self.spec.decoding
+        kind = load_strategy(name)
+        lossy = kind.takes_audit and audit is None and self.spec.decoding.audit != "strict"
+        spec = watched_spec(self.spec, drafting_pays_at, lossy)
+        decoding = spec.decoding
         if kind.takes_audit and audit is None:
             check_certified(self.spec, read_sampling(sampling), processors)
         if audit is not None:
@@ -100,7 +106,7 @@ class Engine(InProcess):
         return Decoder(
             self.routed,
             policy_drafter(self.spec.draft, decoding, self.drafter) if kind.takes_audit else self.drafter,
-            three_tier(self.spec, decoding, self.routed.device)
+            three_tier(spec, decoding, self.routed.device)
             if kind.takes_audit
             else kind.from_spec(self.spec.gates, decoding, self.routed.device),
             self.verifier.eos_ids,
@@ -137,6 +143,29 @@ class Engine(InProcess):
         )
         for model in (self.routed, *self.drafter.models):
             model.prepare_passes(known, widest + 1, slim)
+
+
+def watched_spec(spec: RoutingSpec, pays_at: float | None, certified: bool = False) -> RoutingSpec:
+    """The spec with another ``drafting_pays_at``, in its plan too; the same where none is given.
+
+    Args:
+        certified: whether texts are to be those that a certificate holds for.
+
+    Raises:
+        MethodError: it is no share, or the certificate holds for another one.
+    """
+    if pays_at is None:
+        return spec
+    if not 0 <= pays_at <= 1:
+        raise MethodError(f"drafting_pays_at is {pays_at}; give a share from 0 (drafting is never reduced) to 1")
+    update = {"drafting_pays_at": pays_at or None}
+    if certified and spec.decoding.drafting_pays_at != update["drafting_pays_at"]:
+        raise MethodError(
+            f"the spec's certificate holds with drafting_pays_at {spec.decoding.drafting_pays_at}; leave it as it is, "
+            "or decode with audit strict"
+        )
+    plan = spec.plan and [row.model_copy(update={"policy": row.policy.model_copy(update=update)}) for row in spec.plan]
+    return spec.model_copy(update={"decoding": spec.decoding.model_copy(update=update), "plan": plan})
 
 
 def _check_choice(what: str, name: object, names: Sequence[str]) -> None:

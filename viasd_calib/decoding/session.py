@@ -11,6 +11,7 @@ from torch import Tensor
 
 from viasd_calib.decoding.acceptance import Tier, token_deficits
 from viasd_calib.decoding.ending import Ending
+from viasd_calib.decoding.rolling_acceptance import RollingAcceptance
 from viasd_calib.decoding.verification import TokenSampler
 from viasd_calib.draft.base import Drafter, TextDrafter
 from viasd_calib.passes.model_passes import FullPass, PassResult
@@ -59,6 +60,21 @@ class Generation:
     deficits: list[float] | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True)
+class DecidedDrafts:
+    """What became of the tokens that were drafted between two passes of q, once the second one has decided.
+
+    Attributes:
+        drafted: all of them.
+        kept: those that are in the text.
+        refused: by q, by q' before it, or by the audit.
+    """
+
+    drafted: int
+    kept: int
+    refused: int
+
+
 @dataclass
 class Session:
     """State of one text.
@@ -70,6 +86,10 @@ class Session:
         proposal_probs: what each pending token was drawn from, [vocabulary] each; empty when greedy.
         deficits: where the text is judged, how far each token that an audit kept lies below q's choice, at its place
             in the text, 0 elsewhere: [limit], float32, in nats. It stays on the device until the text has ended.
+        drafts: tokens drafted since q's last pass.
+        refused_before: ``counts.rejected`` at that pass.
+        decided_drafts: of the last pass of q, until the rule that watches drafting has seen it.
+        acceptance: what that rule knows of the text; None while it has not been asked.
     """
 
     verifier: RoutedModel
@@ -88,6 +108,10 @@ class Session:
     prompt_seconds: float | None = None
     ended: bool = False  # the last token ends the text
     deficits: Tensor | None = None
+    drafts: int = 0
+    refused_before: int = 0
+    decided_drafts: DecidedDrafts | None = None
+    acceptance: RollingAcceptance[float] | None = None
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -151,6 +175,17 @@ class Session:
         """Note that q has seen every token but the last, and decided that one."""
         self.row.mark_exact(self.length - 1)
         self.proposal_probs.clear()
+
+    def drafts_among(self, pending: int) -> int:
+        """How many of the first ``pending`` pending tokens were drafted."""
+        first = self.decided - self.prompt_length
+        return sum(self.drafted[first : first + pending])
+
+    def note_decided(self, kept: int) -> None:
+        """Note that a pass of q has kept so many drafted tokens, and refused what ``counts`` says."""
+        refused = self.counts.rejected - self.refused_before
+        self.decided_drafts = DecidedDrafts(self.drafts, kept, refused)
+        self.drafts, self.refused_before = 0, self.counts.rejected
 
     def judge(self) -> None:
         """From now on, note what audits find of the tokens that they keep."""

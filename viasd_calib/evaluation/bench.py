@@ -49,6 +49,7 @@ class BenchSettings(BaseModel):
     dtype: str
     audit: Audit
     seed: int
+    drafting_pays_at: float | None = None
     backend: Backend = "eager"
     offload: OffloadRef | None = None
 
@@ -119,7 +120,9 @@ def run_bench(
     check_lengths(engine.verifier, prompts, settings.max_new_tokens)
     kept = ledger or Ledger()
     done: list[Answered] = []
-    answerers = {name: answering(engine, name, settings.audit, plain) for name in settings.methods}
+    answerers = {
+        name: answering(engine, name, settings.audit, plain, settings.drafting_pays_at) for name in settings.methods
+    }
     strategies = [decoder.strategy for decoder in answerers.values() if isinstance(decoder, Decoder)]
     slim = any(strategy.asks_slim for strategy in strategies)
     engine.prepare_passes(text_lengths(engine, prompts, settings.max_new_tokens), slim)
@@ -169,11 +172,22 @@ def _warm_up(engine: Engine, answerers: Mapping[BenchMethod, Answering], prompt:
         list(converse(decoder, engine.verifier, prompt, max_new_tokens))
 
 
-def answering(engine: Engine, name: BenchMethod, audit: Audit, plain: RoutedModel | None = None) -> Answering:
-    """What answers prompts by a method's name; ``plain`` is the verifier for ``transformers``, if not the engine's."""
+def answering(
+    engine: Engine,
+    name: BenchMethod,
+    audit: Audit,
+    plain: RoutedModel | None = None,
+    drafting_pays_at: float | None = None,
+) -> Answering:
+    """What answers prompts by a method's name.
+
+    Args:
+        plain: the verifier for ``transformers``, if not the engine's.
+        drafting_pays_at: in place of the spec's.
+    """
     if name == "transformers":
         return TransformersDecoder(plain or engine.routed, engine.verifier.eos_ids)
-    return engine.decoder(name, audit)
+    return engine.decoder(name, audit, drafting_pays_at=drafting_pays_at)
 
 
 def _answer(

@@ -42,6 +42,7 @@ def bench(
     unseen = choose_unseen(options, spec)
     chosen = unseen.prompts
 
+    from viasd_calib.decoding.engine import watched_spec
     from viasd_calib.evaluation.bench import BenchSettings, run_bench
     from viasd_calib.evaluation.provenance import PromptsMeasured, note_provenance
     from viasd_calib.hardware import hardware
@@ -54,6 +55,7 @@ def bench(
         max_new_tokens=options.max_new_tokens,
         dtype=options.dtype or engine.spec.verifier.dtype,
         audit=options.audit or engine.spec.decoding.audit,
+        drafting_pays_at=options.drafting_pays_at,
         seed=options.seed,
         backend=engine.backend,
         offload=None if cold is None else cold.offload.entry(),
@@ -81,7 +83,7 @@ def bench(
         left_out=unseen.left_out,
         fitted_included=options.include_fitted,
     )
-    provenance = note_provenance(spec, engine.verifier.ref, measured, command)
+    provenance = note_provenance(watched_spec(spec, options.drafting_pays_at), engine.verifier.ref, measured, command)
     result = result.model_copy(update={"provenance": provenance})
     write_json(Path(options.json), result)
     ledger.close()

@@ -92,9 +92,18 @@ class _Answering:
         self._log: LoggedDecoding | None = None
         if options.log is not None and monitor is not None:
             fallback = options.fallback == "strict"
-            self._log = LoggedDecoding(self.engine, options.log, monitor, audit=options.audit, fallback=fallback)
+            self._log = LoggedDecoding(
+                self.engine,
+                options.log,
+                monitor,
+                audit=options.audit,
+                fallback=fallback,
+                drafting_pays_at=options.drafting_pays_at,
+            )
         else:
-            self._decoder = self.engine.decoder(options.method, options.audit, sampling)
+            self._decoder = self.engine.decoder(
+                options.method, options.audit, sampling, drafting_pays_at=options.drafting_pays_at
+            )
 
     @property
     def decoder(self) -> lazy_types.Decoder:

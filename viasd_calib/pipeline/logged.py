@@ -64,13 +64,21 @@ class LoggedDecoding:
         run: the monitor, which has read what the log held before.
         audit: of the user, in place of the spec's own.
         fallback: whether to decode exactly once the bound is exceeded.
+        drafting_pays_at: of the user, in place of the spec's own.
 
     Raises:
         CalibrationError: the engine's certificate is void.
     """
 
     def __init__(
-        self, engine: lazy_types.Engine, path: str, run: lazy_types.Monitor, *, audit: Audit | None, fallback: bool
+        self,
+        engine: lazy_types.Engine,
+        path: str,
+        run: lazy_types.Monitor,
+        *,
+        audit: Audit | None,
+        fallback: bool,
+        drafting_pays_at: float | None = None,
     ) -> None:
         from viasd_calib.calibration.text_log import read_log
 
@@ -81,7 +89,8 @@ class LoggedDecoding:
             )
         self._engine, self._path, self._run, self._fallback = engine, path, run, fallback
         self._audit: Audit = audit or run.watch.audit
-        self._decoder = engine.decoder(audit=audit, judge=True)
+        self._pays_at = drafting_pays_at
+        self._decoder = engine.decoder(audit=audit, judge=True, drafting_pays_at=drafting_pays_at)
         self._lines = len(read_log(path).texts) if Path(path).exists() else 0
         if run.exceeded_at is not None:
             self._exceeded()
@@ -115,7 +124,7 @@ class LoggedDecoding:
         assert found is not None, "asked by the caller"
         if self._fallback:
             self._audit = "strict"
-            self._decoder = self._engine.decoder(audit="strict", judge=True)
+            self._decoder = self._engine.decoder(audit="strict", judge=True, drafting_pays_at=self._pays_at)
         then = "texts are decoded with audit strict from here on"
         if not self._fallback:
             then = "--fallback strict would decode exactly from here on"

@@ -199,12 +199,15 @@ class BenchOptions(UnseenPrompts, BackendModels):
         methods: strategies, as a list or comma-separated; an unknown one is answered with the list of those there are.
             transformers, its own generate, always runs eager.
         audit: of three_tier, in place of the spec's.
+        drafting_pays_at: share of a text's drafted tokens that must be kept for drafting to go on unreduced, in place
+            of the spec's; 0 for always.
         seed: of the order of strategies and of the bootstrap.
     """
 
     json: str
     methods: str | Sequence[str] = "autoregressive,speculative,three_tier"
     audit: Audit | None = None
+    drafting_pays_at: ShareOrNone | None = None
     seed: Seed = 0
 
 
@@ -294,6 +297,8 @@ class GenerateOptions(BackendModels):
         max_new_tokens: longest answer.
         method: strategy, one of those of viasd bench but transformers.
         audit: in place of the spec's own.
+        drafting_pays_at: share of the text's drafted tokens that must be kept for drafting to go on unreduced, in place
+            of the spec's own; 0 for always.
         show_tiers: show which tier decided each token: by colour, or where the output is no terminal, in a line a
             token with the tier, a tab and the text as JSON.
         temperature: 0 takes the most probable token.
@@ -316,6 +321,7 @@ class GenerateOptions(BackendModels):
     max_new_tokens: Count = 128
     method: StrategyName = "three_tier"
     audit: Audit | None = None
+    drafting_pays_at: ShareOrNone | None = None
     show_tiers: bool = False
     temperature: Nonnegative = 0.0
     top_k: OptionalCount = 0

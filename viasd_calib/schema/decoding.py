@@ -28,6 +28,11 @@ class Decoding(SpecModel):
         "verifier writes token by token; null for the draft model",
     )
     max_pending: int = Field(12, ge=0, le=256, description="most tokens that may wait for the full verifier")
+    drafting_pays_at: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="share of a text's drafted tokens that must be kept for drafting to pay; while fewer are, at most "
+        "one token is drafted a round, and then none for some rounds; null for whole blocks always",
+    )
     temperature_scope: list[Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: [0.0],
         min_length=1,

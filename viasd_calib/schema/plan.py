@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 from pydantic import Field
 
@@ -25,6 +26,10 @@ class PlannedPolicy(SpecModel):
         1.01, gt=0, description="as gates.accept_at and regenerate_at; above 1 the slim verifier is not run"
     )
 
+    drafting_pays_at: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="as decoding.drafting_pays_at, and in its place"
+    )
+
     @property
     def slim_tier(self) -> bool:
         """Whether q' may decide anything."""
@@ -38,7 +43,8 @@ class PlannedPolicy(SpecModel):
             "accept_at": self.accept_at,
             "regenerate_at": self.accept_at,
         }
-        settings = {"drafter": self.drafter, "draft_length": self.draft_length, "max_pending": self.max_pending}
+        names = ("drafter", "draft_length", "max_pending", "drafting_pays_at")
+        settings = {name: getattr(self, name) for name in names}
         return gates.model_copy(update=bounds), decoding.model_copy(update=settings)
 
 

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from viasd_calib.decoding.acceptance import SlimMasks, Tier, accept_by_draft_gate, must_catch_up
 from viasd_calib.decoding.catch_up import audited, catch_up
-from viasd_calib.decoding.drafting import Block, allowed_only, draft, draft_limit, draft_statistics, no_block
+from viasd_calib.decoding.drafting import (
+    Block,
+    allowed_only,
+    draft,
+    draft_limit,
+    draft_statistics,
+    no_block,
+    watched_length,
+)
 from viasd_calib.decoding.features import DraftStatistics, draft_features
 from viasd_calib.decoding.gates import Gate, draft_gate
 from viasd_calib.decoding.session import Session
@@ -45,6 +53,8 @@ class ThreeTier(Strategy):
         draft_length: most tokens drafted a round; at 0 no drafter is needed, and q' writes token by token, or q
             where there is no rule.
         max_pending: most tokens that may wait for q.
+        drafting_pays_at: the least share of a text's drafted tokens that must be kept for drafting to go on unreduced
+            (:mod:`~viasd_calib.decoding.rolling_acceptance`); None for always.
     """
 
     rule: SlimRule | None
@@ -55,6 +65,7 @@ class ThreeTier(Strategy):
     max_pending: int = 12
     audit: Audit = "strict"
     tolerance: float = 0.5
+    drafting_pays_at: float | None = None
 
     @classmethod
     def from_spec(cls, gates: Gates, decoding: Decoding, device: torch.device | str = "cpu") -> Self:
@@ -68,6 +79,7 @@ class ThreeTier(Strategy):
             max_pending=decoding.max_pending,
             audit=decoding.audit,
             tolerance=decoding.tolerance,
+            drafting_pays_at=decoding.drafting_pays_at,
         )
 
     @property
@@ -80,9 +92,10 @@ class ThreeTier(Strategy):
             yield from self._catch_up(session, no_block(session))
             return
         # Decided before anything is drawn: a choice that depended on the block would bias a sampled text.
-        full = must_catch_up(session.pending, draft_limit(session, self.draft_length), self.max_pending)
+        length = watched_length(session, self.draft_length, self.drafting_pays_at)
+        full = must_catch_up(session.pending, draft_limit(session, length), self.max_pending)
 
-        block = yield from self._draft(session)
+        block = yield from self._draft(session, length)
         if full:
             yield from self._catch_up(session, block)
             return
@@ -103,15 +116,15 @@ class ThreeTier(Strategy):
             if regenerated or session.closed:
                 return
             # Where the block is used up q' is unsure of the next token: q verifies a fresh block with it.
-            undecided = block.after(accepted) if accepted < len(block) else (yield from self._draft(session))
+            undecided = block.after(accepted) if accepted < len(block) else (yield from self._draft(session, length))
 
         if not session.closed:
             yield from self._catch_up(session, undecided)
 
-    def _draft(self, session: Session) -> Passes[Block]:
-        if self.draft_length == 0:
+    def _draft(self, session: Session, length: int) -> Passes[Block]:
+        if length == 0:
             return no_block(session)
-        block = yield from draft(session, self.draft_length, self.draft_gate, self.draft_stop_below)
+        block = yield from draft(session, length, self.draft_gate, self.draft_stop_below)
         if self.audit == "strict":  # q refuses what processors forbid
             return block
         return (yield from allowed_only(session, block))
