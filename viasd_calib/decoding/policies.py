@@ -31,6 +31,8 @@ class Policy:
         draft_accept_at: the score at which the draft gate accepts a token unverified; above 1 it never does.
         accept_at: the slim gate's score at which q' decides; above 1 q' is not asked.
         max_pending: most tokens that may wait for q.
+        drafting_pays_at: the least share of a text's drafted tokens that must be kept for drafting to go on unreduced;
+            0 for always.
 
     Example:
         >>> Policy("none", draft_length=0).kind, Policy(draft_length=4, accept_at=0.7).kind
@@ -43,6 +45,7 @@ class Policy:
     draft_accept_at: float = NEVER
     accept_at: float = NEVER
     max_pending: int = 12
+    drafting_pays_at: float = 0.0
 
     @property
     def slim_tier(self) -> bool:
@@ -72,4 +75,5 @@ class Policy:
             draft_stop_below=self.stop_below,
             draft_accept_at=self.draft_accept_at,
             accept_at=self.accept_at,
+            drafting_pays_at=self.drafting_pays_at or None,
         )

@@ -71,6 +71,10 @@ class RollingAcceptance(Generic[Number]):
         zero = draft_length - draft_length
         return cls(block, block, block, zero, zero, zero + FIRST_PAUSE)
 
+    def only(self, chosen: Any) -> RollingAcceptance[Number]:
+        """Those of a mask over many texts."""
+        return RollingAcceptance(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
+
     @classmethod
     def choose(
         cls, mask: Any, yes: RollingAcceptance[Number], no: RollingAcceptance[Number]

@@ -154,6 +154,7 @@ def _rows(
     measured: dict[lazy_types.PolicyKind, float],
 ) -> tuple[list[PlanEntry], list[str]]:
     """The rows of the plan, and what decoding has ruled out."""
+    from viasd_calib.planning.break_even import watched
     from viasd_calib.planning.table import best_group, plan_rows
 
     every = {kind for one in predictions for kind in one.by_kind}
@@ -175,8 +176,13 @@ def _rows(
         f"{1000 * measured['no drafting']:.2f}."
         for kind in sorted(slower)
     ]
-    policies = best_group(predictions, every - ruled_out - slower)
-    return plan_rows(contexts, [one.policy for one in policies]), words
+    found = best_group(predictions, every - ruled_out - slower)
+    policies = watched([one.policy for one in found], [one.costs for one in predictions])
+    words += [
+        f"In a text whose drafted tokens are kept in less than {100 * share:.0f} of 100 cases, drafting is reduced."
+        for share in sorted({one.drafting_pays_at for one in policies} - {0.0})
+    ]
+    return plan_rows(contexts, policies), words
 
 
 def _with_plan(spec: RoutingSpec, rows: list[PlanEntry]) -> RoutingSpec:

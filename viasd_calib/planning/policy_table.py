@@ -20,6 +20,7 @@ class PolicyTable:
     draft_accept_at: Tensor
     accept_at: Tensor
     max_pending: Tensor
+    drafting_pays_at: Tensor
 
     @classmethod
     def of(cls, policies: Sequence[Policy]) -> PolicyTable:
@@ -30,6 +31,7 @@ class PolicyTable:
             torch.tensor([one.draft_accept_at for one in policies], dtype=torch.float32),
             torch.tensor([one.accept_at for one in policies], dtype=torch.float32),
             torch.tensor([one.max_pending for one in policies]),
+            torch.tensor([one.drafting_pays_at for one in policies], dtype=torch.float64),
         )
 
     def at(self, rows: Tensor) -> PolicyTable:

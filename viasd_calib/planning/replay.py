@@ -18,7 +18,7 @@ Where no wrong token ever waits for q, the passes of q and q' are exact, and wit
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from viasd_calib.decoding.acceptance import (
     must_catch_up,
 )
 from viasd_calib.decoding.policies import Policy
+from viasd_calib.decoding.rolling_acceptance import RollingAcceptance, after_catch_up, length_now
 from viasd_calib.planning.policy_table import PolicyTable
 from viasd_calib.planning.traced import ReplayTable
 
@@ -97,6 +98,10 @@ class _Lanes:
         decided: leading ones that q has decided.
         seen: leading ones whose predecessors q' or q has seen.
         wrong_at: the first emitted token that q would not have chosen.
+        drafts: tokens drafted since q's last pass.
+        kept: those of them that are emitted and that q keeps.
+        refused: those that q' has refused, or q will.
+        acceptance: what the rule that watches drafting knows.
     """
 
     policy: Tensor
@@ -107,10 +112,15 @@ class _Lanes:
     decided: Tensor
     seen: Tensor
     wrong_at: Tensor
+    drafts: Tensor
+    kept: Tensor
+    refused: Tensor
+    acceptance: RollingAcceptance[Tensor]
 
-    def only(self, kept: Tensor) -> _Lanes:
+    def only(self, chosen: Tensor) -> _Lanes:
         """Those of a mask."""
-        return _Lanes(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
+        own = {one.name: getattr(self, one.name)[chosen] for one in fields(self) if one.name != "acceptance"}
+        return _Lanes(**own, acceptance=self.acceptance.only(chosen))
 
 
 @dataclass(frozen=True)
@@ -145,12 +155,12 @@ def replay(policies: Sequence[Policy], texts: ReplayTable) -> ReplayCounts:
     found = _Counting(len(policies), widths, int(texts.length.sum()))
     for slim_tier in (False, True):
         rows = (kinds == slim_tier).nonzero()[:, 0]
-        for lanes in _batches(rows, texts):
+        for lanes in _batches(rows, table, texts):
             _Replay(table, texts, longest, slim_tier, found).run(lanes)
     return found.counts()
 
 
-def _batches(rows: Tensor, texts: ReplayTable) -> Iterator[_Lanes]:
+def _batches(rows: Tensor, policies: PolicyTable, texts: ReplayTable) -> Iterator[_Lanes]:
     """Lanes of some policies on all texts, ``LANES`` of them at a time."""
     count = len(texts.length)
     size = max(1, LANES // max(count, 1))
@@ -159,7 +169,9 @@ def _batches(rows: Tensor, texts: ReplayTable) -> Iterator[_Lanes]:
         policy = own.repeat_interleave(count)
         first, length, limit = (one.repeat(len(own)) for one in (texts.begin, texts.length, texts.limit))
         zero = torch.zeros_like(policy)
-        yield _Lanes(policy, first, length, limit, zero, zero, zero, torch.full_like(policy, NOWHERE))
+        acceptance = RollingAcceptance.begin(policies.draft_length[policy])
+        nowhere = torch.full_like(policy, NOWHERE)
+        yield _Lanes(policy, first, length, limit, zero, zero, zero, nowhere, zero, zero, zero, acceptance)
 
 
 class _Counting:
@@ -206,6 +218,7 @@ class _Replay:
     ) -> None:
         self._policies, self._texts, self._counting = policies, texts, counting
         self._slim_tier = slim_tier
+        self._watching = bool((policies.drafting_pays_at > 0).any())
         self._places = torch.arange(longest)
 
     def run(self, lanes: _Lanes) -> None:
@@ -218,6 +231,8 @@ class _Replay:
 
     def _round(self, lanes: _Lanes) -> None:
         policies = self._policies.at(lanes.policy)
+        if self._watching:
+            policies = replace(policies, draft_length=length_now(lanes.acceptance, policies.draft_length))
         self._counting.rounds(lanes.policy)
         closed = lanes.at == lanes.length
         limit = torch.where(closed, 0, _draft_limit(lanes, policies))
@@ -229,7 +244,7 @@ class _Replay:
             asked = ~full & ~whole
             kept, regenerated = self._slim(lanes, policies, block, gated, asked)
             self._emit(lanes, block, kept)
-            self._emit_own(lanes, kept, regenerated)
+            self._emit_own(lanes, block, kept, regenerated)
             lanes.seen = torch.where(asked, lanes.at, lanes.seen)
             rest = ~full & ~whole & ~regenerated & (lanes.at < lanes.length)
             used_up = rest & (kept == block.size)
@@ -265,6 +280,7 @@ class _Replay:
         inside = self._places < size[:, None]
         agrees = drafted.agrees.view(-1)[flat] & known & inside
         self._counting.steps(lanes.policy, torch.where(free, 0, size))
+        lanes.drafts = lanes.drafts + size
         return _Block(places, size, inside, agrees, torch.where(inside, score, -1.0))
 
     def _slim(
@@ -301,11 +317,14 @@ class _Replay:
         """Append leading tokens of a block, up to the end of the text."""
         right = leading_true(block.agrees)
         room = lanes.length - lanes.at
-        wrong = (right < torch.minimum(count, room)) & (lanes.wrong_at == NOWHERE)
+        clean = lanes.wrong_at == NOWHERE
+        wrong = (right < torch.minimum(count, room)) & clean
+        lanes.kept = lanes.kept + torch.where(clean, torch.minimum(right, torch.minimum(count, room)), 0)
+        lanes.refused = lanes.refused + wrong.long()
         lanes.wrong_at = torch.where(wrong, lanes.at + right, lanes.wrong_at)
         lanes.at = lanes.at + torch.minimum(count, room)
 
-    def _emit_own(self, lanes: _Lanes, kept: Tensor, regenerated: Tensor) -> None:
+    def _emit_own(self, lanes: _Lanes, block: _Block, kept: Tensor, regenerated: Tensor) -> None:
         """Append the token of q' where it puts one and the text has not ended."""
         slim = self._texts.slim
         assert slim is not None, "a policy asks q'"
@@ -313,7 +332,13 @@ class _Replay:
         age = (lanes.at - lanes.decided).clamp(max=len(slim.agrees) - 1)
         here = lanes.begin + torch.minimum(lanes.at, lanes.length - 1)
         agrees = slim.agrees.view(-1)[age * slim.agrees.shape[1] + here]
-        wrong = emits & ~agrees & (lanes.wrong_at == NOWHERE)
+        clean = lanes.wrong_at == NOWHERE
+        wrong = emits & ~agrees & clean
+        drafted = emits & (kept < block.size)
+        proposed = block.agrees.gather(1, kept.clamp(max=len(self._places) - 1)[:, None])[:, 0]
+        same = drafted & agrees & proposed  # where both are wrong they are taken to differ
+        lanes.kept = lanes.kept + (same & clean).long()
+        lanes.refused = lanes.refused + (drafted & ~same).long()
         lanes.wrong_at = torch.where(wrong, lanes.at, lanes.wrong_at)
         lanes.at = lanes.at + emits.long()
 
@@ -329,6 +354,22 @@ class _Replay:
         for name in ("decided", "seen"):
             setattr(lanes, name, torch.where(asked, lanes.at, getattr(lanes, name)))
         lanes.wrong_at = torch.where(asked, NOWHERE, lanes.wrong_at)
+        if self._watching:
+            self._watch(lanes, asked, torch.where(refused, 0, accepted), ~refused & (accepted < size))
+
+    def _watch(self, lanes: _Lanes, asked: Tensor, accepted: Tensor, rejected: Tensor) -> None:
+        """Let the rule see what a pass of q has decided in some lanes."""
+        policies, kept, refused = (
+            self._policies.at(lanes.policy),
+            lanes.kept + accepted,
+            lanes.refused + rejected.long(),
+        )
+        found = after_catch_up(
+            lanes.acceptance, lanes.drafts, kept, refused, policies.draft_length, policies.drafting_pays_at
+        )
+        lanes.acceptance = RollingAcceptance.choose(asked, found, lanes.acceptance)
+        for name in ("drafts", "kept", "refused"):
+            setattr(lanes, name, torch.where(asked, 0, getattr(lanes, name)))
 
 
 def _draft_limit(lanes: _Lanes, policies: PolicyTable) -> Tensor:

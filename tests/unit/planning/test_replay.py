@@ -90,6 +90,17 @@ def test_speculative_counts_are_the_decoders(case: Case) -> None:
 
 
 @settings(max_examples=12)
+@given(
+    case=cases(drafter_kind=st.sampled_from(["near", "itself", "causal", "shallow"]), count=st.integers(20, 40)),
+    pays_at=st.floats(0.2, 1),
+)
+def test_where_drafting_is_watched_speculative_counts_are_the_decoders(case: Case, pays_at: float) -> None:
+    decoded = case.generate(Speculative(case.draft_length, drafting_pays_at=pays_at))
+    policy = Policy(draft_length=case.draft_length, max_pending=case.max_pending, drafting_pays_at=pays_at)
+    assert spent(replay([policy], table_of([case]))) == counts_of([decoded])
+
+
+@settings(max_examples=12)
 @given(case=cases(drafter_kind=st.sampled_from(TRUE_DRAFTERS)))
 def test_without_drafting_every_token_is_a_pass_of_one(case: Case) -> None:
     found = replay([Policy(draft_length=0)], table_of([case]))
@@ -129,6 +140,20 @@ def test_three_tier_counts_are_exact_where_no_wrong_token_waits(
     found = replay([policy], table_of([case]))
     assert int(found.wrong) == 0
     decoded = case.generate(case.method())
+    assert spent(found)[:2] == counts_of([decoded])[:2]
+
+
+@given(
+    seed=st.integers(0, 40), drafter=st.sampled_from(["near", "causal", "shallow"]), length=st.integers(1, 6),
+    pending=st.integers(0, 20), pays_at=st.floats(0.2, 1),
+)  # fmt: skip
+def test_three_tier_counts_are_exact_there_where_drafting_is_watched(
+    seed: int, drafter: str, length: int, pending: int, pays_at: float
+) -> None:
+    case = exact_case(seed, drafter, length, pending, 0.6)
+    policy = Policy(draft_length=length, accept_at=0.6, max_pending=pending, drafting_pays_at=pays_at)
+    found = replay([policy], table_of([case]))
+    decoded = case.generate(dataclasses.replace(case.method(), drafting_pays_at=pays_at))
     assert spent(found)[:2] == counts_of([decoded])[:2]
 
 

@@ -7,6 +7,7 @@ import pytest
 from tests.tiny import constant_gate
 from viasd_calib.decoding.policies import Policy
 from viasd_calib.errors import PlanningError
+from viasd_calib.planning.break_even import drafting_pays_at, watched
 from viasd_calib.planning.costs import ReplayCosts
 from viasd_calib.planning.search import Predicted, Predictions
 from viasd_calib.planning.table import base_of, best_group, plan_rows
@@ -54,6 +55,23 @@ def test_what_drafts_nothing_goes_with_either() -> None:
     gates, decoding = base_of(rows, GATES, Decoding())
     assert (decoding.drafter, decoding.draft_length, gates.draft_stop_below) == (None, 4, 0.4)
     assert list(plan_problems(rows, gates, decoding)) == []
+
+
+def test_policies_of_a_plan_know_when_drafting_pays() -> None:
+    """At twice the cost of a pass a draft step is half as dear; one policy keeps one bound over its contexts."""
+    costs = [ReplayCosts(100, 0.2, [1.0] * 7, [0.5] * 7), ReplayCosts(400, 0.2, [2.0] * 7, [0.5] * 7)]
+    bounds = [one.drafting_pays_at for one in watched([SPECULATIVE, SPECULATIVE], costs)]
+    assert bounds == [0.1, 0.1]
+    found = watched([TIERS, NOTHING], costs)
+    assert [one.drafting_pays_at for one in found] == [0.4, 0.0]
+    assert watched([SPECULATIVE, LOOKUP], costs)[1].drafting_pays_at == 0.01
+    assert planned(found[0]).drafting_pays_at == 0.4
+    assert planned(found[1]).drafting_pays_at is None
+
+
+def test_where_drafting_never_pays_by_its_costs_it_is_not_watched() -> None:
+    """Decoding has shown otherwise, so that the account is too rough."""
+    assert drafting_pays_at(SPECULATIVE, ReplayCosts(100, 3.0, [1.0] * 7, [0.5] * 7)) == 0
 
 
 @pytest.mark.parametrize("only", [NOTHING, SLIM])
