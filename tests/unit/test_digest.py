@@ -71,6 +71,7 @@ DECIDING = {
     "audit": changed("decoding", audit="off"),
     "draft length": changed("decoding", draft_length=3),
     "pending": changed("decoding", max_pending=3),
+    "when drafting pays": changed("decoding", drafting_pays_at=0.3),
     "drafter": changed("decoding", drafter="slim"),
     "temperatures": changed("decoding", temperature_scope=[0.0, 1.0]),
 }  # fmt: skip

@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM
 
 import viasd_calib
 from tests.tiny import TinyFolder, constant_gate, save_tiny
-from viasd_calib.decoding.engine import Engine, load_engine
+from viasd_calib.decoding.engine import Engine, load_engine, watched_spec
+from viasd_calib.decoding.planned import Planned
+from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.draft.build import policy_drafter
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.errors import MethodError, ModelError
@@ -23,6 +25,8 @@ from viasd_calib.spec import (
     Decoding,
     DraftSpec,
     Gates,
+    PlanEntry,
+    PlannedPolicy,
     PolicyDrafter,
     PromptLookupDraft,
     Route,
@@ -53,6 +57,34 @@ def write(tiny_folder: TinyFolder, folder: Path, drafter: PolicyDrafter | None, 
 
 def texts(engine: Engine, method: str, **options: Any) -> list[list[int]]:
     return [engine.decoder(method, **options).generate(one, max_new_tokens=30).tokens for one in PROMPTS]
+
+
+def test_when_drafting_pays_may_be_said_in_place_of_the_spec(tiny_folder: TinyFolder, tmp_path: Path) -> None:
+    """In the place of each row of its plan, too."""
+    decoding = Decoding(draft_length=3, max_pending=9, drafter="lookup", drafting_pays_at=0.5)
+    rows = [PlanEntry(max_context=None, policy=PlannedPolicy(drafter="lookup", draft_length=3, max_pending=9))]
+    engine = load_engine(write(tiny_folder, tmp_path / "own", "lookup", decoding=decoding), methods=["three_tier"])
+    planned = load_engine(
+        write(tiny_folder, tmp_path / "planned", "lookup", decoding=decoding, plan=rows), methods=["three_tier"]
+    )
+
+    def bound(made_by: Engine, pays_at: float | None = None) -> float | None:
+        strategy = made_by.decoder(drafting_pays_at=pays_at).strategy
+        found = strategy.at(20) if isinstance(strategy, Planned) else strategy
+        assert isinstance(found, ThreeTier)
+        return found.drafting_pays_at
+
+    assert [bound(engine), bound(engine, 0.3), bound(engine, 0)] == [0.5, 0.3, None]
+    assert [bound(planned), bound(planned, 0.3)] == [None, 0.3]
+    with pytest.raises(MethodError, match="give a share"):
+        engine.decoder(drafting_pays_at=1.5)
+
+
+def test_a_certificate_is_not_of_another_share(tiny_folder: TinyFolder, tmp_path: Path) -> None:
+    spec = load_spec(write(tiny_folder, tmp_path / "spec", "lookup"))
+    with pytest.raises(MethodError, match="certificate"):
+        watched_spec(spec, 0.5, certified=True)
+    assert watched_spec(spec, 0, certified=True).decoding == spec.decoding
 
 
 @pytest.mark.parametrize("drafter", ["slim", "lookup"])
