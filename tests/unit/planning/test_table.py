@@ -65,8 +65,8 @@ def test_policies_of_a_plan_know_when_drafting_pays() -> None:
     found = watched([TIERS, NOTHING], costs)
     assert [one.drafting_pays_at for one in found] == [0.4, 0.0]
     assert watched([SPECULATIVE, LOOKUP], costs)[1].drafting_pays_at == 0.01
-    assert planned(found[0]).drafting_pays_at == 0.4
-    assert planned(found[1]).drafting_pays_at is None
+    assert found[0].planned().drafting_pays_at == 0.4
+    assert found[1].planned().drafting_pays_at is None
 
 
 def test_where_drafting_never_pays_by_its_costs_it_is_not_watched() -> None:
