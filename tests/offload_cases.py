@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from tests.tiny import EOS, LAYERS, constant_gate, make_model, tiny_config, tiny
 from viasd_calib.choices import Backend
 from viasd_calib.decoding.engine import Engine, load_engine
 from viasd_calib.models import load_verifier
+from viasd_calib.slim.native.library import why_no_kernels
 from viasd_calib.slim.offload.install import ColdSublayers
 from viasd_calib.slim.offload.settings import Offload
 from viasd_calib.slim.parts.adapter import adapted_layers, adapter_ref, adapter_tensors, save_adapter
@@ -29,6 +32,13 @@ from viasd_calib.spec import (
     RoutingSpec,
     save_spec,
 )
+
+NO_KERNELS = why_no_kernels(torch.device("cpu"), torch.bfloat16)
+NATIVE = pytest.param(
+    "native", "bfloat16", marks=pytest.mark.skipif(NO_KERNELS is not None, reason=f"no kernels: {NO_KERNELS}")
+)
+EXACT = [("eager", "float32"), NATIVE]
+"""Backends and number formats in which layers that are read give the very bits of those in memory."""
 
 ALL = [*range(LAYERS)]
 LOW_BITS = Route(low_bit=LowBitWeights(attention={"8": ALL}, mlp={"8": ALL[::2], "4": ALL[1::2]}, head=8))
@@ -71,9 +81,16 @@ def with_bridges(folder: Path, route: Route, carry: bool = False) -> Route:
     return route.model_copy(update={"bridges": entry})
 
 
-def with_adapter(folder: Path, route: Route, kind: AdapterKind, folded: bool = False, seed: int = 1) -> Route:
+def with_adapter(
+    folder: Path,
+    route: Route,
+    kind: AdapterKind,
+    folded: bool = False,
+    seed: int = 1,
+    products: Sequence[str] = ("q_proj", "down_proj"),
+) -> Route:
     """The same route with an adapter whose products, or norms, are random; its tensors are written to ``folder``."""
-    rank, targets = (None, ["input_layernorm"]) if kind == "norms" else (2, ["q_proj", "down_proj"])
+    rank, targets = (None, ["input_layernorm"]) if kind == "norms" else (2, [*products])
     alpha = None if rank is None else 2 * rank
     layers = adapted_layers(load_verifier(str(folder)).model.get_decoder().layers, rank, alpha, targets, kind)
     generator = torch.Generator().manual_seed(seed)

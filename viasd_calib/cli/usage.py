@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
+from pathlib import PurePath
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel
@@ -27,7 +28,10 @@ def readable(
     """
     message = message.strip()
     for pattern, say in (
-        (r"unrecognized arguments: (.*)", lambda found: _unknown(found[1].split()[0], kinds)),
+        (
+            r"unrecognized arguments: (.*)",
+            lambda found: _unknown(found[1].split()[0], kinds, positional, set(names_given(words))),
+        ),
         (r"the following arguments are required: (.*)", lambda found: _missing(found[1].split(", "), positional)),
         (r"Key \"([\w.]+)\" is required", lambda found: _missing([found[1]], positional)),
         (r"argument (\S+?)(?:/\S+)?: expected one argument", lambda found: f"{dashed(found[1])} needs a value"),
@@ -40,6 +44,10 @@ def readable(
         if found:
             return say(found)
     return "; ".join(reasons(message)) or " ".join(message.split())
+
+
+BY_ENDING = {".json": "spec", ".jsonl": "prompts"}
+"""Options whose value is given without their names by mistake, by what it ends with."""
 
 
 def _no_configuration(found: re.Match[str]) -> str:
@@ -63,7 +71,30 @@ def values_of(option: str, words: Sequence[str]) -> list[str]:
     return spaced + [word.removeprefix(f"{option}=") for word in words if word.startswith(f"{option}=")]
 
 
-def _unknown(word: str, kinds: Mapping[str, Any]) -> str:
+def names_given(words: Sequence[str]) -> list[str]:
+    """Names of the options that ``words`` give.
+
+    Example:
+        >>> names_given(["--out", "a", "--limit=3", "b"])
+        ['out', 'limit']
+    """
+    return [word.partition("=")[0].lstrip("-") for word in words if word.startswith("--")]
+
+
+def _unknown(word: str, kinds: Mapping[str, Any], words: Sequence[str], positional: Collection[str]) -> str:
+    """What is wrong with a word that belongs to no option.
+
+    Args:
+        words: all that were given.
+        positional: options that are given without their names.
+    """
+    given = names_given(words)
+    bare = word.partition("=")[0].lstrip("-")
+    if word.startswith("-") and bare in positional:
+        return f"{bare} is given without its name; write {bare.upper()} in place of --{bare} {bare.upper()}"
+    meant = BY_ENDING.get(PurePath(word).suffix)
+    if not word.startswith("-") and meant in kinds and meant not in (*given, *positional):
+        return f"{word!r} stands after no option; write --{meant} {word}"
     if not word.startswith("-"):
         return f"{word!r} stands after no option; give each value after its option's name, quoted if it has spaces"
     name = word.partition("=")[0].lstrip("-")

@@ -29,9 +29,9 @@ from viasd_calib.slim.backends import choose_backend, kernel_family, prepare
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.in_process import InProcess
 from viasd_calib.slim.loading import load_routed
-from viasd_calib.slim.memory import added_memory
 from viasd_calib.slim.offload.install import stream_layers
 from viasd_calib.slim.offload.settings import Offload, check_offload
+from viasd_calib.slim.resident import holder_of, slim_bytes
 from viasd_calib.spec import (
     Audit,
     DType,
@@ -49,7 +49,7 @@ class Engine(InProcess):
 
     Attributes:
         methods: strategies that it was loaded for; None for all.
-        drafter_bytes: of the drafter's weights that are not q's own, counted as those of q' are.
+        drafter_bytes: of the drafter's weights that are not q's own, as they are held.
     """
 
     spec: RoutingSpec
@@ -279,7 +279,8 @@ def assemble(
     spec = check_certificate(spec, folder, DTYPE_NAMES[here.dtype], kernel_family(backend, here.device))
     routed = load_routed(verifier.model, spec.route, folder, backend)
     drafter = build_drafter(spec.draft, draft_folder or folder, routed, verifier.tokenizer)
-    drafter_bytes = added_memory(verifier.model, drafter.networks).bytes
+    holder = holder_of(backend, routed.device, routed.dtype)
+    drafter_bytes = slim_bytes(verifier.model, drafter.networks, backend, holder)
     if offload is not None:
         stream_layers(routed, spec.route, offload, backend)
     routed.expect_taps(drafter.taps)

@@ -138,7 +138,7 @@ def run_bench(
     cold = engine.routed.cold
     if cold is None:
         return result
-    memory = offload_result(cold, results, engine.routed.memory.bytes, engine.drafter_bytes)
+    memory = offload_result(cold, results, engine.drafter_bytes)
     return result.model_copy(update={"offload": memory})
 
 

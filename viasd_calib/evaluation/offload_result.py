@@ -63,7 +63,7 @@ class OffloadResult(BaseModel):
 
 
 def offload_result(
-    cold: ColdSublayers, results: Mapping[BenchMethod, Sequence[PromptResult]], slim_bytes: int, drafter_bytes: int
+    cold: ColdSublayers, results: Mapping[BenchMethod, Sequence[PromptResult]], drafter_bytes: int
 ) -> OffloadResult:
     """What a benchmark says of an engine whose layers are read for each pass; q alone is measured elsewhere."""
     peaks = {name: [one.peak_bytes for one in rows if one.peak_bytes is not None] for name, rows in results.items()}
@@ -74,6 +74,6 @@ def offload_result(
         cold_bytes_per_second=cold.bytes_per_second(),
         bandwidth=cold.offload.bytes_per_second,
         peak_memory_bytes={name: max(found) for name, found in peaks.items() if found},
-        slim_bytes=slim_bytes,
+        slim_bytes=cold.slim_bytes,
         drafter_bytes=drafter_bytes,
     )

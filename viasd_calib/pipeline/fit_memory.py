@@ -11,7 +11,7 @@ from viasd_calib.models import LoadVerifier
 from viasd_calib.option_types import bytes_of
 from viasd_calib.pipeline.fit_options import FitOptions
 from viasd_calib.pipeline.notices import notice
-from viasd_calib.slim.backends import fastest_dtype
+from viasd_calib.slim.backends import choose_backend, fastest_dtype
 from viasd_calib.slim.offload.bits_for_memory import bits_for_memory
 from viasd_calib.spec import OffloadRef
 from viasd_calib.training.options import SlimVerifierOptions
@@ -20,7 +20,8 @@ from viasd_calib.training.options import SlimVerifierOptions
 def with_bits_for_memory(options: FitOptions, load: LoadVerifier) -> FitOptions:
     """The same options with as many bits as ``memory`` allows, with a notice; as they are where it bounds nothing.
 
-    The verifier is opened without its layers for that, in the number format that it decodes in here.
+    The verifier is opened without its layers for that, in the number format that it decodes in here, and counted as the
+    backend holds it that then runs it.
 
     Raises:
         CalibrationError: the options describe another slim verifier than one whose low bits alone make it cheap.
@@ -37,7 +38,7 @@ def with_bits_for_memory(options: FitOptions, load: LoadVerifier) -> FitOptions:
     memory = bytes_of("--memory", options.memory)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     empty = load(model.verifier, dtype=fastest_dtype(device), layers=False)
-    choice, residency = bits_for_memory(empty.model, memory)
+    choice, residency = bits_for_memory(empty.model, memory, choose_backend(empty.model))
     notice(
         f"--memory {memory:,} bytes: attention in {choice.attention} bits, MLPs in {choice.mlp}, the head in "
         f"{choice.head}; {residency.resident_bytes:,} bytes stay in memory, {residency.cold_bytes:,} are read for each "

@@ -10,13 +10,13 @@ from viasd_calib.errors import PlanningError, TraceError
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.checks import check_out_file, check_spec, check_traces
 from viasd_calib.pipeline.lists import split_names
-from viasd_calib.pipeline.opening import open_engine
+from viasd_calib.pipeline.opening import offload_of, open_engine
 from viasd_calib.pipeline.options import PlanOptions
 from viasd_calib.pipeline.profile import profile_settings
 from viasd_calib.pipeline.prompt_choice import check_prompts, load_prompts, of_split
 from viasd_calib.profiling.profile import check_profile, load_profile
 from viasd_calib.prompts import Prompt, SplitShares, draw_prompts
-from viasd_calib.spec import PlanEntry, PolicyDrafter, RoutingSpec, save_spec
+from viasd_calib.spec import OffloadRef, PlanEntry, PolicyDrafter, RoutingSpec, save_spec
 
 WIDTHS = (1, 2, 4, 8, 16, 21)
 """Of the passes that are timed; the last one is the widest of the grid."""
@@ -99,7 +99,8 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
     decision, measured = _decoded(engine, predictions[0], prompts, options.max_new_tokens)
     rows, words = _rows(contexts, predictions, decision, measured)
     words = [*(line for one in predictions for line in plan_words(one)), *words]
-    result = _with_plan(spec, rows)
+    offload = offload_of(options, spec.offload)
+    result = _with_plan(spec, rows, None if offload is None else offload.entry())
     save_spec(result, Path(options.out))
     return PlanResult(result, predictions, measured, decision, words)
 
@@ -185,8 +186,12 @@ def _rows(
     return plan_rows(contexts, policies), words
 
 
-def _with_plan(spec: RoutingSpec, rows: list[PlanEntry]) -> RoutingSpec:
-    """The spec with a plan; what is certified or measured of another policy is left out."""
+def _with_plan(spec: RoutingSpec, rows: list[PlanEntry], offload: OffloadRef | None) -> RoutingSpec:
+    """The spec with a plan; what is certified or measured of another policy is left out.
+
+    Args:
+        offload: how layers were read when passes were timed.
+    """
     from viasd_calib.planning.table import base_of
 
     gates, decoding = base_of(rows, spec.gates, spec.decoding.model_copy(update={"audit": "strict"}))
@@ -195,4 +200,5 @@ def _with_plan(spec: RoutingSpec, rows: list[PlanEntry]) -> RoutingSpec:
         certificate = certificate.without_bound("exact: never diverges, as it decodes by a plan")
     document = dict(spec)
     document |= {"gates": gates, "decoding": decoding, "plan": rows, "certificate": certificate, "evidence": None}
+    document |= {"offload": offload}
     return RoutingSpec(**document)

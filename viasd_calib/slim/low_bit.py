@@ -85,6 +85,28 @@ def round_weight(weight: Tensor, bits: Bits) -> RoundedWeight:
     return RoundedWeight(4, codes.to(torch.int8).flatten(1)[:, :inputs].contiguous(), steps, lowest)
 
 
+def in_pairs(codes: Tensor) -> Tensor:
+    """Codes of 4 bits [out, in], two to a byte, the first in its low half: [out, in / 2 up to a whole number], uint8.
+
+    Example:
+        >>> in_pairs(torch.tensor([[1, 2, 3]])).tolist()
+        [[33, 3]]
+    """
+    codes = nn.functional.pad(codes, (0, codes.shape[1] % 2)).to(torch.uint8)
+    return codes[:, ::2] | codes[:, 1::2] << 4
+
+
+def out_of_pairs(pairs: Tensor, inputs: int) -> Tensor:
+    """The codes [out, in], int8, that :func:`in_pairs` was given.
+
+    Example:
+        >>> out_of_pairs(torch.tensor([[33, 3]], dtype=torch.uint8), 3).tolist()
+        [[1, 2, 3]]
+    """
+    both = torch.stack([pairs & 15, pairs >> 4], -1).to(torch.int8).flatten(1)  # [out, in up to an even number]
+    return both[:, :inputs].contiguous()
+
+
 def rounded_bytes(out: int, inputs: int, bits: Bits) -> int:
     """Bytes of a weight [out, in] in so many bits, with its steps and, for 4 bits, lowest values.
 
@@ -93,7 +115,7 @@ def rounded_bytes(out: int, inputs: int, bits: Bits) -> int:
         (4352, 2560)
     """
     scales = out * 4 if bits == 8 else out * -(-inputs // GROUP) * 8
-    return out * inputs * bits // 8 + scales
+    return out * -(-inputs * bits // 8) + scales
 
 
 def _nonzero(steps: Tensor) -> Tensor:
@@ -158,10 +180,21 @@ class LowBitLinear(IntegerLinear):
         self.in_features = linear.in_features
         self.out_features = linear.out_features
         self.input_bits: InputBits = input_bits
-        self.rounded = round_weight(linear.weight, bits) if rounded is None else rounded
+        self.bits = bits
+        rounded = round_weight(linear.weight, bits) if rounded is None else rounded
+        self._codes = rounded.codes if bits == 8 else in_pairs(rounded.codes)
+        self._steps = rounded.steps
+        self._lowest = None if bits == 8 else rounded.lowest
         self.bias = linear.bias
         self.cost_key = bits, input_bits
         self._widened: Tensor | None = None
+
+    @property
+    def rounded(self) -> RoundedWeight:
+        """Its weight; codes of 4 bits, which are held two to a byte, are taken apart anew."""
+        if self._lowest is None:
+            return RoundedWeight(8, self._codes, self._steps, torch.zeros_like(self._steps))
+        return RoundedWeight(4, out_of_pairs(self._codes, self.in_features), self._steps, self._lowest)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the number format of the inputs."""
@@ -184,8 +217,8 @@ class LowBitLinear(IntegerLinear):
         self._widened = self.rounded.plain().T if held else None
 
     def memory(self) -> int:
-        """Bytes of the weight with its steps: codes of 4 bits count as half a byte, as kernels keep them."""
-        return rounded_bytes(self.out_features, self.in_features, self.rounded.bits)
+        """Bytes of the weight with its steps."""
+        return rounded_bytes(self.out_features, self.in_features, self.bits)
 
 
 def round_linears(modules: Iterable[nn.Module], bits: Bits, input_bits: InputBits = 16) -> None:

@@ -110,7 +110,7 @@ def packed_codes(layer: LowBitLinear) -> Tensor:
         (torch.Size([3, 64]), torch.uint8)
     """
     codes: Tensor = nn.functional.pad(layer.rounded.codes, (0, -layer.in_features % GROUP))  # [out, groups * 64]
-    if layer.rounded.bits == 8:
+    if layer.bits == 8:
         return codes.contiguous()
     halves = codes.unflatten(1, (-1, 2, GROUP // 2)).to(torch.uint8)  # [out, groups, 2, 32]
     pairs: Tensor = halves[:, :, 0] | halves[:, :, 1] << 4  # [out, groups, 32]
@@ -126,7 +126,7 @@ class TritonLowBitLinear(Unsaved, nn.Module):
     def __init__(self, layer: LowBitLinear) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.bits, self.input_bits = layer.rounded.bits, layer.input_bits
+        self.bits, self.input_bits = layer.bits, layer.input_bits
         self.cost_key = layer.cost_key
         self._codes, self._steps, self._lowest = packed_codes(layer), layer.rounded.steps, layer.rounded.lowest
         self.bias = layer.bias

@@ -31,6 +31,10 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("missing argument", ["validate"], 2, "spec is missing; give it"),
     ("option without value", ["capture", "--out"], 2, "--out needs a value"),
     ("value too many", [*CAPTURE, "a", "b"], 2, "'a' stands after no option; give each value after"),
+    ("name of what has none", ["validate", "--spec", SHIPPED], 2, "spec is given without its name; write SPEC"),
+    ("name of logs", ["monitor", "--files", "a.jsonl", "--spec", SHIPPED], 2, "write FILES in place of --files FILES"),
+    ("spec without its name", ["generate", SHIPPED, "--prompt", "w1"], 2, f"after no option; write --spec {SHIPPED}"),
+    ("prompts without their name", ["capture", "good.jsonl", "--out", "o"], 2, "write --prompts good.jsonl (see"),
     # values
     ("word for a number", [*CAPTURE, "--limit", "x"], 2, "--limit is 'x'; give a whole number, at least 1, or null"),
     ("fraction for a count", [*CAPTURE, "--max-new-tokens", "1.5"], 2, "--max-new-tokens is '1.5'; give a whole"),
@@ -71,6 +75,8 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("no method", [*BENCH, "--methods", ""], 1, "choose from autoregressive"),
     ("audit of a method without", [*GENERATE, "--method", "speculative", "--audit", "off"], 1, "three_tier alone"),
     ("audit of methods without", [*BENCH, "--methods", "speculative", "--audit", "off"], 1, "three_tier alone"),
+    ("number for a part", [*FIT, "--model.parts", '{"constants": 3}'], 1, "model.parts"),
+    ("list for shares", [*FIT, "--data.shares", "[1, 2]"], 2, "--data.shares is"),
     # configurations
     ("absent configuration", ["capture", "--config", "none.yaml"], 2, "none.yaml: No such file or directory; give"),
     ("folder as configuration", ["capture", "--config", "spec"], 2, "spec: Is a directory; give --config the path"),

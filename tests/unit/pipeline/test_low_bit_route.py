@@ -21,7 +21,7 @@ from viasd_calib.models import load_verifier
 from viasd_calib.pipeline import fitted as fitted_module
 from viasd_calib.prompts import SplitShares
 from viasd_calib.slim import backends
-from viasd_calib.slim.backends import fastest_dtype
+from viasd_calib.slim.backends import choose_backend, fastest_dtype
 from viasd_calib.slim.offload.bits_for_memory import CHOICES, bits_for_memory
 from viasd_calib.slim.parts import low_bit
 from viasd_calib.spec import LowBitWeights, OffloadRef, load_spec
@@ -258,14 +258,15 @@ def test_memory_chooses_bits_and_how_it_decodes(
     dtype = fastest_dtype(torch.device("cpu"))
     model = load_verifier(str(tiny_folder), dtype=dtype, layers=False).model
     memory = 10**9
-    while bits_for_memory(model, memory)[0] == CHOICES[0]:
+    backend = choose_backend(model)
+    while bits_for_memory(model, memory, backend)[0] == CHOICES[0]:
         least, memory = memory, memory - max(memory // 100, 1)
     with pytest.warns(JobWarning, match="attention in 8 bits, MLPs in 4, the head in 8; .* are read"):
         fitted = viasd_calib.fit(replace(options(tiny_folder, traces, tmp_path / "fit", **LOW), memory=memory))
     assert fitted is not None
     assert fitted.route.low_bit == LowBitWeights(attention={"8": EVERY}, mlp={"4": EVERY}, head=8)
     assert fitted.offload == OffloadRef(kind="disk", memory=memory)
-    assert bits_for_memory(model, least)[0] == CHOICES[0]
+    assert bits_for_memory(model, least, backend)[0] == CHOICES[0]
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("\n".join(prompt.model_dump_json() for prompt in tiny_prompts(32)[24:]), encoding="utf-8")
     asked = viasd_calib.CalibrateOptions(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from viasd_calib.calibration.judging import JudgedPrompt
-from viasd_calib.choices import EARLIER_CERTIFICATE_LOSSES
+from viasd_calib.choices import EARLIER_CERTIFICATE_LOSSES, refuse_taken
 
 PromptLoss = Callable[[JudgedPrompt], float]
 """The loss of one prompt, in [0, 1], from its decoded turns and what q says of each of their tokens; prompts are
@@ -33,10 +33,17 @@ _losses: dict[str, CertificateLoss] = {}
 
 
 def register(*, meaning: str, claim: str) -> Callable[[PromptLoss], PromptLoss]:
-    """Let a function be the certificate loss that its module is named after."""
+    """Let a function be the certificate loss that its module is named after.
+
+    Raises:
+        ValueError: another loss has that name, or an earlier release's had.
+    """
 
     def registered(of_prompt: PromptLoss) -> PromptLoss:
-        _losses[of_prompt.__module__.rpartition(".")[2]] = CertificateLoss(of_prompt, meaning, claim)
+        name = of_prompt.__module__.rpartition(".")[2]
+        known = _losses.get(EARLIER_CERTIFICATE_LOSSES.get(name, name))
+        refuse_taken("certificate loss", name, of_prompt, None if known is None else known.of_prompt)
+        _losses[name] = CertificateLoss(of_prompt, meaning, claim)
         return of_prompt
 
     return registered

@@ -9,6 +9,7 @@ from typing import ClassVar, Self, TypeVar
 import torch
 from torch import Tensor
 
+from viasd_calib.choices import refuse_taken
 from viasd_calib.decoding.acceptance import SlimMasks
 from viasd_calib.decoding.features import DraftStatistics
 from viasd_calib.spec import Gates
@@ -56,8 +57,14 @@ _REGISTERED: dict[str, type[SlimRule]] = {}
 
 
 def register(rule: type[AnyRule]) -> type[AnyRule]:
-    """Make a rule known under the name of its module."""
-    _REGISTERED[rule.__module__.rpartition(".")[2]] = rule
+    """Make a rule known under the name of its module.
+
+    Raises:
+        ValueError: another rule has that name.
+    """
+    name = rule.__module__.rpartition(".")[2]
+    refuse_taken("slim rule", name, rule, _REGISTERED.get(name))
+    _REGISTERED[name] = rule
     return rule
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Self, TypeVar
 
 import torch
 
-from viasd_calib.choices import StrategyName
+from viasd_calib.choices import StrategyName, refuse_taken
 from viasd_calib.decoding.session import Session
 from viasd_calib.passes.requests import Passes
 from viasd_calib.spec import Audit, Decoding, Gates
@@ -77,10 +77,15 @@ def register(*, lossless: bool, takes_audit: bool = False) -> Callable[[type[Any
     """Make a strategy known under the name of its module; arguments as the attributes of :class:`Strategy`.
 
     They are stated for every strategy and not inherited: what varies a lossless strategy may be lossy.
+
+    Raises:
+        ValueError: another strategy has that name.
     """
 
     def add(strategy: type[AnyStrategy]) -> type[AnyStrategy]:
-        strategy.name = strategy.__module__.rpartition(".")[2]
+        name = strategy.__module__.rpartition(".")[2]
+        refuse_taken("strategy", name, strategy, _REGISTERED.get(name))
+        strategy.name = name
         strategy.lossless, strategy.takes_audit = lossless, takes_audit
         _REGISTERED[strategy.name] = strategy
         return strategy

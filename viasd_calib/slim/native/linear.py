@@ -78,10 +78,10 @@ def pack_low_bits(modules: Iterable[nn.Module]) -> None:
     for module in modules:
         for holder in list(module.modules()):
             children = {name: child for name, child in holder.named_children() if type(child) is LowBitLinear}
-            freed += sum(child.rounded.codes.nbytes for child in children.values())
+            freed += sum(child.memory() for child in children.values())
             for names in SIBLINGS:
                 layers = [children[name] for name in names if name in children]
-                if len(layers) < len(names) or len({(layer.rounded.bits, layer.input_bits) for layer in layers}) > 1:
+                if len(layers) < len(names) or len({(layer.bits, layer.input_bits) for layer in layers}) > 1:
                     continue
                 put_product(holder, names, _joined(layers), [layer.out_features for layer in layers])
                 children = {name: child for name, child in children.items() if name not in names}

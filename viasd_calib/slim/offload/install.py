@@ -31,6 +31,7 @@ from viasd_calib.slim.offload.rounded_files import LOW_BITS
 from viasd_calib.slim.offload.settings import Offload, check_offload
 from viasd_calib.slim.offload.stream import HostStream, SublayerStream, taken
 from viasd_calib.slim.plan import MODULES, SublayerKind
+from viasd_calib.slim.resident import holder_of, other_bytes, slim_bytes
 from viasd_calib.spec import Route
 
 Key = tuple[SublayerKind, int]
@@ -44,12 +45,14 @@ class ColdSublayers:
     Attributes:
         positions: of each in the stream.
         residency: what is in memory, and what is not.
+        slim_bytes: of what q' holds beside q.
     """
 
     offload: Offload
     stream: SublayerStream
     positions: Mapping[Key, int]
     residency: Residency
+    slim_bytes: int
 
     def bytes_per_second(self) -> float:
         """How fast they are read in their order, nothing else being done; after a first reading that is not counted."""
@@ -114,24 +117,21 @@ def stream_layers(routed: RoutedModel, route: Route | None, offload: Offload, ba
         raise ModelError("the verifier was loaded with its layers; load it with layers=False, or leave out the Offload")
     if weights.sha256 is None:
         raise ModelError("the verifier's weights have no hash to keep them under; give a folder, a hub id or a .gguf")
-    residency = choose_residency(weights, [*routed.layers], route, _bytes_of_others(routed, weights), offload.memory)
+    own = slim_bytes(
+        routed.model, routed.slim_networks, backend, holder_of(backend, routed.model.device, routed.model.dtype)
+    )
+    others = other_bytes(routed.model, weights) + own
+    residency = choose_residency(weights, [*routed.layers], route, others, offload.memory)
     for layer, kinds in cold_sublayers(route, len(routed.layers)).items():
         if layer not in residency.cold:
             weights.keep([one.weight for one in linears_in(routed.layers[layer], kinds)])
     native = backend == "native"
     if residency.cold:
         folder = files_folder(weights.sha256, "native" if native else str(routed.model.dtype).removeprefix("torch."))
-        routed.cold = _cold_sublayers(routed, weights, residency, offload, native, folder)
+        routed.cold = _cold_sublayers(routed, weights, residency, offload, native, folder, own)
     weights.release()
     for name in (LAYERS, LOW_BITS):
         remove_abandoned(cache_folder() / name / weights.sha256)
-
-
-def _bytes_of_others(routed: RoutedModel, weights: LayerWeights) -> int:
-    """Bytes of what is in memory beside the linear layers of decoder layers."""
-    inside = {one.weight.data_ptr() for one in weights.linears}
-    others = {one.data_ptr(): one.nbytes for one in routed.model.parameters() if not is_without_memory(one)}
-    return sum(count for place, count in others.items() if place not in inside) + routed.memory.bytes
 
 
 def _cold_sublayers(
@@ -141,6 +141,7 @@ def _cold_sublayers(
     offload: Offload,
     native: bool,
     folder: Path,
+    slim: int,
 ) -> ColdSublayers:
     keys: list[Key] = [(kind, layer) for layer, kinds in residency.cold.items() for kind in kinds]
     products = [cold_products(routed.layers[layer].get_submodule(MODULES[kind]), native) for kind, layer in keys]
@@ -163,7 +164,7 @@ def _cold_sublayers(
         for place in [] if copied is module else plain_linears([copied]):
             if is_without_memory(place.linear.weight):  # a backend would pack a copy of its own, of zeros
                 place.put(LeftOutLinear())
-    return ColdSublayers(offload, stream, {key: position for position, key in enumerate(keys)}, residency)
+    return ColdSublayers(offload, stream, {key: position for position, key in enumerate(keys)}, residency, slim)
 
 
 def linears_in(layer: nn.Module, kinds: Sequence[SublayerKind]) -> list[nn.Linear]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from viasd_calib.errors import StorageError
 from viasd_calib.models.hashes import cache_folder
 from viasd_calib.models.offloaded import layer_weights, layers_in_memory
-from viasd_calib.slim.low_bit import GROUP, ROUNDING, Bits, RoundedWeight, round_weight
+from viasd_calib.slim.low_bit import GROUP, ROUNDING, Bits, RoundedWeight, in_pairs, out_of_pairs, round_weight
 from viasd_calib.slim.offload.layer_files import Shape, SublayerFile, bytes_of_tensor, sublayer_file
 
 LOW_BITS = "low-bits"
@@ -92,8 +92,7 @@ def _parts(weight: RoundedWeight) -> dict[str, Tensor]:
     """A weight as a file holds it: two codes of 4 bits to a byte, the first in its low half."""
     if weight.bits == 8:
         return {"codes": weight.codes, "steps": weight.steps}
-    codes = nn.functional.pad(weight.codes, (0, weight.codes.shape[1] % 2)).to(torch.uint8)
-    return {"codes": codes[:, ::2] | codes[:, 1::2] << 4, "steps": weight.steps, "lowest": weight.lowest}
+    return {"codes": in_pairs(weight.codes), "steps": weight.steps, "lowest": weight.lowest}
 
 
 def _joined(bits: Bits, inputs: int, parts: Mapping[str, Tensor]) -> RoundedWeight:
@@ -101,8 +100,8 @@ def _joined(bits: Bits, inputs: int, parts: Mapping[str, Tensor]) -> RoundedWeig
     codes, steps = parts["codes"], parts["steps"]
     if bits == 8:
         return RoundedWeight(8, codes, steps, torch.zeros_like(steps))
-    both = torch.stack([codes & 15, codes >> 4], -1).to(torch.int8).flatten(1)  # [out, in up to two]
-    return RoundedWeight(4, both[:, :inputs].contiguous(), steps, parts["lowest"])
+    # Copies: as views they would hold all that was read, and so the codes a second time.
+    return RoundedWeight(4, out_of_pairs(codes, inputs), steps.clone(), parts["lowest"].clone())
 
 
 def _read(file: SublayerFile, device: torch.device) -> dict[str, Tensor]:

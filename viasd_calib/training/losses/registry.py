@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from viasd_calib.choices import refuse_taken
+
 TrainingLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From q's top ids ([places, k], long), their log-probabilities ([places, k]) and the logits of q'
 ([places, vocabulary]) to the loss at each place, [places], which gradients flow through."""
@@ -27,8 +29,7 @@ def training_loss(name: str) -> Callable[[TrainingLoss], TrainingLoss]:
     """
 
     def register(loss: TrainingLoss) -> TrainingLoss:
-        if name in LOSSES:
-            raise ValueError(f"there is a training loss {name!r} already; give this one another name")
+        refuse_taken("training loss", name, loss, LOSSES.get(name))
         LOSSES[name] = loss
         return loss
 

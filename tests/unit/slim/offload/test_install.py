@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tests.offload_cases import (
+    EXACT,
     LOW_BITS,
     cold,
     engine,
@@ -33,7 +34,6 @@ from viasd_calib.errors import MachineWarning, ModelError
 from viasd_calib.models import load_verifier
 from viasd_calib.models.offloaded import is_without_memory, layer_weights
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.native.library import why_no_kernels
 from viasd_calib.slim.native.linear import NativeLinear
 from viasd_calib.slim.offload.install import LeftOutLinear, StreamedLinear
 from viasd_calib.slim.offload.settings import Offload
@@ -41,15 +41,10 @@ from viasd_calib.slim.onednn_linear import why_not_packed
 from viasd_calib.slim.plan import MODULES
 from viasd_calib.spec import DType, LowBitWeights, OffloadRef, Route, ShallowDraft, load_spec, tensor_file
 
-CPU = torch.device("cpu")
-NO_KERNELS, NOT_PACKED = why_no_kernels(CPU, torch.bfloat16), why_not_packed(CPU, torch.bfloat16)
-NATIVE = pytest.param(
-    "native", "bfloat16", marks=pytest.mark.skipif(NO_KERNELS is not None, reason=f"no kernels: {NO_KERNELS}")
-)
+NOT_PACKED = why_not_packed(torch.device("cpu"), torch.bfloat16)
 PACKED = pytest.param(
     "packed", "bfloat16", marks=pytest.mark.skipif(NOT_PACKED is not None, reason=f"not packed: {NOT_PACKED}")
 )
-EXACT = [("eager", "float32"), NATIVE]
 FAMILIES = ["llama", "mistral_sliding", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"]
 METHODS = ["autoregressive", "speculative", "self_speculative", "three_tier"]
 
