@@ -90,6 +90,8 @@ def type_words(kind: Any) -> str:
         return f"one of {', '.join(map(str, arguments))}"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return f"an object with {', '.join(kind.model_fields)}"
+    if of_objects(kind):
+        return 'an object of objects, \'{"name": {"option": value}}\''
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return "an object, '{\"name\": value}'"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Iterable) and arguments:
@@ -98,6 +100,21 @@ def type_words(kind: Any) -> str:
         null_last = sorted(arguments, key=lambda one: one is NoneType)
         return ", or ".join(dict.fromkeys(type_words(one) for one in null_last))
     return getattr(kind, "__name__", str(kind))
+
+
+def of_objects(kind: Any) -> bool:
+    """Whether a type is of objects whose values are objects.
+
+    Example:
+        >>> of_objects(dict[str, dict[str, int]]), of_objects(dict[str, int])
+        (True, False)
+    """
+    while (origin := get_origin(kind)) is Annotated:
+        kind = get_args(kind)[0]
+    if not (isinstance(origin, type) and issubclass(origin, Mapping)):
+        return False
+    inner = get_origin(get_args(kind)[1])
+    return isinstance(inner, type) and issubclass(inner, Mapping)
 
 
 def _constraints(metadata: Iterable[Any]) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel
 
-from viasd_calib.option_types import type_words
+from viasd_calib.option_types import of_objects, type_words
 from viasd_calib.pipeline.lists import dashed
 
 
@@ -30,7 +30,7 @@ def readable(
     for pattern, say in (
         (
             r"unrecognized arguments: (.*)",
-            lambda found: _unknown(found[1].split()[0], kinds, positional, set(names_given(words))),
+            lambda found: _unknown(found[1].split()[0], kinds, words, positional),
         ),
         (r"the following arguments are required: (.*)", lambda found: _missing(found[1].split(", "), positional)),
         (r"Key \"([\w.]+)\" is required", lambda found: _missing([found[1]], positional)),
@@ -140,7 +140,10 @@ def _value(name: str, message: str, kinds: Mapping[str, Any]) -> str:
         name, kind = f"{name}.{inside[1]}", _field_kind(kind, inside[1])
     given = [nested[2]] if nested else re.findall(r"(?:Got value|Given value): (.*)", within[2] if within else message)
     shown = f" is {given[0]!r}" if given else ""
-    if kind is None or (_model_of(kind) is not None and "Expected a dot import path" not in message):
+    if given and of_objects(kind):
+        shown = f" is {given[0]!r}, or holds it"  # which entry it is nobody says
+    unlike = "Expected a dot import path" in message or "Not a valid subclass of" in message
+    if kind is None or (_model_of(kind) is not None and not unlike):
         return f"{dashed(name)}{shown}: {'; '.join(reasons(message))}"
     return f"{dashed(name)}{shown}; give {type_words(kind)}"
 

@@ -75,8 +75,11 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("no method", [*BENCH, "--methods", ""], 1, "choose from autoregressive"),
     ("audit of a method without", [*GENERATE, "--method", "speculative", "--audit", "off"], 1, "three_tier alone"),
     ("audit of methods without", [*BENCH, "--methods", "speculative", "--audit", "off"], 1, "three_tier alone"),
-    ("number for a part", [*FIT, "--model.parts", '{"constants": 3}'], 1, "model.parts"),
-    ("list for shares", [*FIT, "--data.shares", "[1, 2]"], 2, "--data.shares is"),
+    ("number for a part", [*FIT, "--model.parts", '{"constants": 3}'], 2,
+     "--model.parts is '3', or holds it; give an object of objects, '{\"name\": {\"option\": value}}'"),
+    ("list of parts", [*FIT, "--model.parts", "[1]"], 2, "--model.parts is '[1]', or holds it; give an object of obj"),
+    ("list for shares", [*FIT, "--data.shares", "[1, 2]"], 2, "is '[1, 2]'; give an object with fit, calibrate, test"),
+    ("number for shares", [*FIT, "--data.shares", "3"], 2, "--data.shares is '3'; give an object with fit, calibrate"),
     # configurations
     ("absent configuration", ["capture", "--config", "none.yaml"], 2, "none.yaml: No such file or directory; give"),
     ("folder as configuration", ["capture", "--config", "spec"], 2, "spec: Is a directory; give --config the path"),

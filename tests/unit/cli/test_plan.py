@@ -13,7 +13,7 @@ from viasd_calib.models import load_verifier
 from viasd_calib.pipeline import plan as job
 from viasd_calib.planning import search as planning_search
 from viasd_calib.planning.search import PolicyGrid
-from viasd_calib.spec import CausalLMDraft, Gates, Route, RoutingSpec, load_spec, save_spec
+from viasd_calib.spec import CausalLMDraft, Gates, OffloadRef, Route, RoutingSpec, load_spec, save_spec
 
 GATES = Gates(
     draft=constant_gate("draft_margin", 0.0), slim=constant_gate("slim_margin", 0.0), accept_at=0.4, regenerate_at=0.4
@@ -61,6 +61,22 @@ def test_a_plan_is_made_written_and_printed(place: Path, capsys: pytest.CaptureF
     engine = load_engine(place / "planned.json")
     found, wanted = (engine.decoder(name).generate([5, 6, 7], 20) for name in ("three_tier", "autoregressive"))
     assert found.tokens == wanted.tokens
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_a_plan_for_layers_that_are_read_says_so(place: Path) -> None:
+    """Passes are timed with reading, and whoever loads the spec reads so; without --offload as the spec says."""
+    bound = ["--offload", "disk", "--memory", "1MB", "--bandwidth", "1GB"]
+    assert main(words_of(place, "--limit", "2", *bound)) == 0
+    entry = OffloadRef(kind="disk", memory=10**6)
+    spec = load_spec(place / "planned.json")
+    assert spec.offload == entry
+    assert spec.plan is not None
+    save_spec(spec.model_copy(update={"plan": None}), place / "routing.json")
+    assert main(words_of(place, "--limit", "2")) == 0
+    assert load_spec(place / "planned.json").offload == entry
+    assert main(words_of(place, "--limit", "2", "--offload", "none")) == 0
+    assert load_spec(place / "planned.json").offload is None
 
 
 @pytest.mark.parametrize(

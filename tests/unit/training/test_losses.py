@@ -149,4 +149,4 @@ def test_a_slim_verifier_that_understates_only_costs_no_margin() -> None:
 
 def test_a_name_is_given_once() -> None:
     with pytest.raises(ValueError, match="there is a training loss 'kl' already"):
-        training_loss("kl")(kl_divergence)
+        training_loss("kl")(total_variation)
