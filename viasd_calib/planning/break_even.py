@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 
+from viasd_calib.decoding.policies import Policy
 from viasd_calib.planning.costs import ReplayCosts
-from viasd_calib.planning.policies import Policy
 from viasd_calib.profiling.profile import TierName
 
 LEAST = 0.01
