@@ -80,7 +80,9 @@ class FitCLI(LightningCLI):
         parser.add_method_arguments(Trainer, "fit", skip={*self.subcommands()["fit"]})
 
     def instantiate_classes(self) -> None:
-        """Make what the options describe, but no trainer: a fit may take two."""
+        """Make what the options describe, but no trainer: a fit may take two. What trainers write goes to ``out``."""
+        if self.config.trainer.default_root_dir is None:
+            self.config.trainer.default_root_dir = self.config.out
         with lightning_refusals():
             self.config_init = self.parser.instantiate_classes(self.config)
 

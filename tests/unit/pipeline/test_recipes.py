@@ -66,13 +66,16 @@ def test_kernels_are_asked_for_the_verifier(monkeypatch: pytest.MonkeyPatch, tin
 
 
 @pytest.mark.usefixtures("kernels")
-def test_a_fit_without_a_recipe_is_in_8_bits(
-    tiny_folder: TinyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_fit_without_a_recipe_is_in_8_bits_and_writes_into_its_folder_alone(
+    tiny_folder: TinyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traces = tiny_traces(tiny_folder, tmp_path / "traces", 24, max_new_tokens=12, batch_size=12)
     words = ["--model.verifier", str(tiny_folder), "--data.folders", f"[{traces}]", "--out", str(tmp_path / "fit")]
     shares = ["--data.shares", '{"fit": 1.0, "calibrate": 0.0, "test": 0.0}', "--data.validation_share", "0.3"]
-    assert main(["fit", *words, *shares, "--trainer.default_root_dir", str(tmp_path), "--debug"]) == 0
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["fit", *words, *shares, "--debug"]) == 0
+    assert not [*Path().iterdir()] and (tmp_path / "fit" / "config.yaml").is_file()
     fitted = read_json(FitArtifact, tmp_path / "fit" / FIT_FILE, "viasd fit")
     assert [*fitted.route.entries()] == ["low_bit"]
     said = capsys.readouterr()
