@@ -98,7 +98,7 @@ def test_the_file_says_what_was_measured(measured: tuple[BenchResult, str], tmp_
     result, _ = measured
     assert result.settings.model_dump() == {
         "methods": [*SECONDS], "max_new_tokens": TOKENS, "dtype": "float32", "audit": "strict", "seed": 0,
-        "backend": "eager", "offload": None,
+        "backend": "eager", "offload": None, "drafting_pays_at": None,
     }  # fmt: skip
     assert result.provenance is not None
     assert result.provenance.policy_sha256 == policy_digest(load_spec(tmp_path / "routing.json"))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AddedToken
 
+from tests.packing import skip_where_not_packed
 from tests.tiny import make_model, propose, tiny_config, tiny_tokenizer, transformers_logits
 from viasd_calib.decoding.engine import Engine, load_engine
 from viasd_calib.decoding.sampling import Sampling
@@ -89,6 +90,7 @@ def narrowed(drafter: Drafter) -> CausalDrafter:
 def test_other_padding_decodes_exactly(
     folders: dict[int, Path], tmp_path: Path, rows: int, combined: bool, quantize: Any, dtype: Any, backend: Any
 ) -> None:
+    skip_where_not_packed(backend, dtype)
     model = CausalLMDraft(name_or_path=str(folders[rows]), quantize=quantize)
     draft: DraftSpec = CombinedDraft(lookup=PromptLookupDraft(min_ngram=2), model=model) if combined else model
     with warnings.catch_warnings():

@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from tests.packing import skip_where_not_packed
 from tests.tiny import TinyFolder, save_tiny, tiny_spec, tiny_tokenizer, transformers_text
 from viasd_calib.decoding.engine import load_engine
 from viasd_calib.errors import ModelError, WeightsWarning
@@ -43,6 +44,7 @@ def lora(base: TinyFolder, tmp_path: Path) -> Path:
 def test_an_adapter_decodes_as_the_adapted_model(
     base: TinyFolder, lora: Path, tmp_path: Path, dtype: Any, backend: Any
 ) -> None:
+    skip_where_not_packed(backend, dtype)
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype)).eval()
     before = transformers_text(plain, PROMPT, 16, [])
     merged = PeftModel.from_pretrained(plain, str(lora)).merge_and_unload()

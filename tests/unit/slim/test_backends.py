@@ -39,6 +39,7 @@ def _no_probe(patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_operator(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     patch.setattr(onednn_linear, "trial_product", lambda dtype: "PyTorch cannot do it here (no kernel)")
 
 
