@@ -75,7 +75,8 @@ def test_a_fit_without_a_recipe_is_in_8_bits_and_writes_into_its_folder_alone(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert main(["fit", *words, *shares, "--debug"]) == 0
-    assert not [*Path().iterdir()] and (tmp_path / "fit" / "config.yaml").is_file()
+    assert not [*Path().iterdir()]
+    assert (tmp_path / "fit" / "config.yaml").is_file()
     fitted = read_json(FitArtifact, tmp_path / "fit" / FIT_FILE, "viasd fit")
     assert [*fitted.route.entries()] == ["low_bit"]
     said = capsys.readouterr()
