@@ -25,9 +25,8 @@ SOURCES = (
 )
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 NEEDED = ("avx2", "fma")
-"""Instructions that a CPU must have for the kernels, as Linux names them."""
-WIDER = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
-"""With these, vectors of 512 bits are used; AVX-512 BF16 and AMX beside them where they are there."""
+"""Instructions that a CPU must have for the kernels, as Linux names them; AVX-512 with VNNI, BF16 and AMX are used
+where they are there."""
 SECONDS = 300
 """That compiling may take at most."""
 

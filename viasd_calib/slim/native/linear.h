@@ -48,8 +48,29 @@ inline size_t tile_bytes(const Linear& linear) {
 
 inline const char* tile_of(const Linear& linear, int tile) { return (const char*)linear.weight + tile * tile_bytes(linear); }
 
-// The coarse step of a row of which the largest size is `top`.
-inline float step_of(float top) {
+// What is multiplied by bfloat16 weights: the same, or float32 where the CPU multiplies no bfloat16 numbers.
+#ifdef __AVX512BF16__
+using Number = bfloat16;
+#else
+using Number = float;
+#endif
+
+inline void put_numbers(bfloat16* to, Floats values) { narrow(to, values); }
+inline void put_numbers(float* to, Floats values) { store(to, values); }
+
+// The `count` numbers of a token beside a bfloat16 weight, and zeros; count is a multiple of 16.
+inline void put_row(const Linear& linear, const float* token, int count, Number* to) {
+  for (int i = 0; i < count; i += 16) put_numbers(to + i, load(token + i));
+  std::memset(to + count, 0, size_t(linear.inputs - count) * sizeof(Number));
+}
+
+// The coarse step of the `count` numbers of a token beside a weight in 8 or 4 bits.
+inline float step_of(const float* token, int count) {
+  Ints largest = all(0);  // compared as bits: a maximum of numbers would lose what is none
+  for (int i = 0; i < count; i += 16) largest = larger(largest, sizes_of(load(token + i)));
+  const int32_t bits = largest_of(largest);
+  float top;
+  std::memcpy(&top, &bits, sizeof top);
   const float asked = top / 127;
   return asked < SMALLEST_STEP ? 1 : asked;
 }

@@ -15,6 +15,45 @@
 
 namespace viasd {
 
+// COUNT rows of a chunk of tiles, as many at once as registers hold sums of.
+template <int COUNT>
+inline void chunk_product(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, Floats (*to)[CHUNK]) {
+  constexpr int MOST = tiles_at_once(COUNT);
+  const int parts = (count + MOST - 1) / MOST;
+  for (int t = 0; t < count;) {
+    const int taken = std::min((count + parts - 1) / parts, count - t);
+    const auto own = (Floats (*)[CHUNK])(&to[0][t]);
+    switch (taken) {
+      case 4: vector_product<COUNT, std::min(MOST, 4)>(linear, tiles + t, inputs, first, own); break;
+      case 3: vector_product<COUNT, std::min(MOST, 3)>(linear, tiles + t, inputs, first, own); break;
+      case 2: vector_product<COUNT, std::min(MOST, 2)>(linear, tiles + t, inputs, first, own); break;
+      default: vector_product<COUNT, 1>(linear, tiles + t, inputs, first, own);
+    }
+    t += taken;
+  }
+}
+
+// By vectors some of `rows` rows, at most AT_ONCE and an even number of them where a token has two; how many.
+inline int vector_rows(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, int rows, Floats (*to)[CHUNK]) {
+  const int parts = (rows + AT_ONCE - 1) / AT_ONCE, even = (rows + parts - 1) / parts, taken = even + even % planes_of(linear);
+  switch (taken) {
+#define VIASD_ROWS(number) case number: chunk_product<std::min(number, AT_ONCE)>(linear, tiles, count, inputs, first, to); break;
+    VIASD_ROWS(1) VIASD_ROWS(2) VIASD_ROWS(3) VIASD_ROWS(4) VIASD_ROWS(5) VIASD_ROWS(6)
+    VIASD_ROWS(7) VIASD_ROWS(8) VIASD_ROWS(9) VIASD_ROWS(10) VIASD_ROWS(11) VIASD_ROWS(12)
+#undef VIASD_ROWS
+  }
+  return taken;
+}
+
+// Some of the rows from `first` to `rows`; how many.
+inline int some_rows(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, int rows, [[maybe_unused]] bool amx, Floats (*to)[CHUNK]) {
+#ifdef __AMX_INT8__
+  // Four bits are unpacked for every product: beside few rows that takes longer than the product of vectors.
+  if (amx && (linear.format != INT4 || rows > 4)) return tile_rows(linear, tiles, count, inputs, first, rows - first, to);
+#endif
+  return vector_rows(linear, tiles, count, inputs, first, rows - first, to);
+}
+
 // Calls put(token, tile numbers, values, tiles) for a chunk of tiles of outputs and every token.
 template <class Put>
 inline void multiply_tiles(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int tokens, bool amx, const Put& put) {

@@ -6,11 +6,12 @@
 
 namespace viasd {
 
-using Number = float;
-
 constexpr bool AMX = false;
 constexpr int AT_ONCE = 6;   // rows, of which registers hold the sums
 constexpr int BLOCK = 512;   // inputs whose products with codes of 8 bits fit into 32: 512 * 127 * (127 * 254 + 127) < 2^31
+
+// Tiles of so many rows whose sums registers hold.
+constexpr int tiles_at_once(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
 inline void forget_tiles() {}
 
@@ -30,23 +31,11 @@ inline int blocks_of(const Linear& linear) { return (linear.inputs + block_of(li
 inline void put_token(const Linear& linear, const float* token, int count, int row, const Inputs& to) {
   char* data = to.data + size_t(row) * linear.inputs * bytes_of(linear);
   if (linear.format == BFLOAT16) {
-    std::memcpy(data, token, size_t(count) * sizeof(Number));
-    std::memset((Number*)data + count, 0, size_t(linear.inputs - count) * sizeof(Number));
+    put_row(linear, token, count, (Number*)data);
     return;
   }
-  // Sizes are compared as bits, in which what is no number is above all: a maximum of numbers would lose it.
-  Ints largest = all(0);
-  for (int i = 0; i < count; i += 16) {
-    const Ints sizes = both(bits_of(load(token + i)), all(int32_t(0x7FFFFFFF)));
-    largest = {_mm256_max_epi32(largest.low, sizes.low), _mm256_max_epi32(largest.high, sizes.high)};
-  }
-  alignas(32) int32_t lanes[16];
-  store(lanes, largest);
-  const int32_t top_bits = *std::max_element(lanes, lanes + 16);
-  float top;
-  std::memcpy(&top, &top_bits, sizeof top);
   const bool wide = linear.input_bits == 16;
-  const float step = step_of(top), fine = step / FINE;
+  const float step = step_of(token, count), fine = step / FINE;
   const Floats coarse_step = all(step), steps = all(1 / step), fine_steps = all(1 / fine);
   to.steps[row] = wide ? fine : step;
   int16_t* codes = (int16_t*)data;
@@ -73,12 +62,6 @@ inline void put_token(const Linear& linear, const float* token, int count, int r
     for (int32_t one : eight) whole += one;
     to.sums[row * blocks + b] = whole;
   }
-}
-
-// A vector of the weight, and a request for one that comes later.
-inline Ints read_ahead(const char* from) {
-  _mm_prefetch(from + AHEAD, _MM_HINT_T0);
-  return bits_at(from);
 }
 
 // sum + the products of neighbouring whole numbers of 16 bits. In assembly, since GCC 12 puts additions off, and for that
@@ -172,37 +155,6 @@ inline void vector_product(const Linear& linear, const int* tiles, const Inputs&
     if (linear.format == INT8) to[r][t] = to[r][t] * load(linear.steps + size_t(tiles[t]) * TILE);
     to[r][t] = to[r][t] * all(inputs.steps[first + r]);
   }
-}
-
-// COUNT rows of a chunk of tiles, as many tiles at once as registers hold sums of.
-template <int COUNT>
-inline void chunk_product(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, Floats (*to)[CHUNK]) {
-  constexpr int MOST = COUNT == 1 ? 4 : COUNT == 2 ? 2 : 1;
-  for (int t = 0; t < count;) {
-    const int taken = std::min(MOST, count - t);
-    const auto own = (Floats (*)[CHUNK])(&to[0][t]);
-    switch (taken) {
-      case 4: vector_product<COUNT, std::min(MOST, 4)>(linear, tiles + t, inputs, first, own); break;
-      case 3: vector_product<COUNT, std::min(MOST, 3)>(linear, tiles + t, inputs, first, own); break;
-      case 2: vector_product<COUNT, std::min(MOST, 2)>(linear, tiles + t, inputs, first, own); break;
-      default: vector_product<COUNT, 1>(linear, tiles + t, inputs, first, own);
-    }
-    t += taken;
-  }
-}
-
-// Some of the rows from `first` to `rows`; how many.
-inline int some_rows(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, int rows, bool, Floats (*to)[CHUNK]) {
-  const int left = rows - first, parts = (left + AT_ONCE - 1) / AT_ONCE, taken = (left + parts - 1) / parts;
-  switch (taken) {
-    case 6: chunk_product<6>(linear, tiles, count, inputs, first, to); break;
-    case 5: chunk_product<5>(linear, tiles, count, inputs, first, to); break;
-    case 4: chunk_product<4>(linear, tiles, count, inputs, first, to); break;
-    case 3: chunk_product<3>(linear, tiles, count, inputs, first, to); break;
-    case 2: chunk_product<2>(linear, tiles, count, inputs, first, to); break;
-    default: chunk_product<1>(linear, tiles, count, inputs, first, to);
-  }
-  return taken;
 }
 
 }  // namespace viasd

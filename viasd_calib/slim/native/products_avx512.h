@@ -6,15 +6,6 @@
 
 namespace viasd {
 
-#ifdef __AVX512BF16__
-using Number = bfloat16;
-#else
-using Number = float;
-#endif
-
-inline void put_numbers(bfloat16* to, Floats values) { narrow(to, values); }
-inline void put_numbers(float* to, Floats values) { store(to, values); }
-
 // Rows of a token.
 inline int planes_of(const Linear& linear) { return linear.format != BFLOAT16 && linear.input_bits == 16 ? 2 : 1; }
 
@@ -43,17 +34,10 @@ inline void put_token(const Linear& linear, const float* token, int count, int n
   const int planes = planes_of(linear), row = number * planes;
   char* data = to.data + size_t(row) * linear.inputs * bytes_of(linear);
   if (linear.format == BFLOAT16) {
-    for (int i = 0; i < count; i += 16) put_numbers((Number*)data + i, load(token + i));
-    std::memset((Number*)data + count, 0, size_t(linear.inputs - count) * sizeof(Number));
+    put_row(linear, token, count, (Number*)data);
     return;
   }
-  // Sizes are compared as bits, in which what is no number is above all: a maximum of numbers would lose it.
-  __m512i largest = _mm512_setzero_si512();
-  for (int i = 0; i < count; i += 16) largest = _mm512_max_epu32(largest, _mm512_castps_si512(_mm512_abs_ps(load(token + i))));
-  const uint32_t top_bits = _mm512_reduce_max_epu32(largest);
-  float top;
-  std::memcpy(&top, &top_bits, sizeof top);
-  const float step = step_of(top), fine = step / FINE;
+  const float step = step_of(token, count), fine = step / FINE;
   const __m512 coarse_step = _mm512_set1_ps(step), steps = _mm512_set1_ps(1 / step), fine_steps = _mm512_set1_ps(1 / fine);
   char* rest = data + linear.inputs;
   to.steps[row] = step;
@@ -143,12 +127,6 @@ constexpr bool AMX = false;
 inline void forget_tiles() {}
 #endif
 
-// A vector of the weight, and a request for one that comes later.
-inline __m512i read_ahead(const char* from) {
-  _mm_prefetch(from + AHEAD, _MM_HINT_T0);
-  return _mm512_loadu_si512(from);
-}
-
 // Values of TILES tiles of outputs for COUNT rows, without bias: to[row][tile]. Each vector of the weight is read once,
 // and multiplied by all rows.
 template <int COUNT, int TILES>
@@ -225,36 +203,10 @@ inline void vector_product(const Linear& linear, const int* tiles, const Inputs&
     to[r][t] = _mm512_mul_ps(to[r][t], _mm512_set1_ps(inputs.steps[first + r]));
 }
 
-// The same for a chunk of tiles, as many at once as registers hold sums of.
-template <int COUNT>
-inline void chunk_product(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, Floats (*to)[CHUNK]) {
-  constexpr int MOST = COUNT <= 5 ? 4 : COUNT <= 8 ? 3 : 2;
-  const int parts = (count + MOST - 1) / MOST;
-  for (int t = 0; t < count;) {
-    const int taken = std::min((count + parts - 1) / parts, count - t);
-    const auto own = (Floats (*)[CHUNK])(&to[0][t]);
-    switch (taken) {
-      case 4: vector_product<COUNT, std::min(MOST, 4)>(linear, tiles + t, inputs, first, own); break;
-      case 3: vector_product<COUNT, std::min(MOST, 3)>(linear, tiles + t, inputs, first, own); break;
-      case 2: vector_product<COUNT, std::min(MOST, 2)>(linear, tiles + t, inputs, first, own); break;
-      default: vector_product<COUNT, 1>(linear, tiles + t, inputs, first, own);
-    }
-    t += taken;
-  }
-}
+constexpr int AT_ONCE = 12;  // rows, of which registers hold the sums
 
-// By vectors some of `rows` rows, at most AT_ONCE and an even number of them where a token has two; how many.
-inline int vector_rows(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, int rows, Floats (*to)[CHUNK]) {
-  constexpr int AT_ONCE = 12;
-  const int parts = (rows + AT_ONCE - 1) / AT_ONCE, even = (rows + parts - 1) / parts, taken = even + even % planes_of(linear);
-  switch (taken) {
-#define VIASD_ROWS(number) case number: chunk_product<number>(linear, tiles, count, inputs, first, to); break;
-    VIASD_ROWS(1) VIASD_ROWS(2) VIASD_ROWS(3) VIASD_ROWS(4) VIASD_ROWS(5) VIASD_ROWS(6)
-    VIASD_ROWS(7) VIASD_ROWS(8) VIASD_ROWS(9) VIASD_ROWS(10) VIASD_ROWS(11) VIASD_ROWS(12)
-#undef VIASD_ROWS
-  }
-  return taken;
-}
+// Tiles of so many rows whose sums registers hold.
+constexpr int tiles_at_once(int rows) { return rows <= 5 ? 4 : rows <= 8 ? 3 : 2; }
 
 #ifdef __AMX_INT8__
 template <int COUNT>
@@ -299,24 +251,18 @@ inline void tile_values(const Linear& linear, const int* tiles, const Inputs& in
   for (int r = 0; r < rows; ++r) for (int t = 0; t < COUNT; ++t)
     to[r][t] = _mm512_mul_ps(to[r][t], _mm512_set1_ps(inputs.steps[first + r]));
 }
-#endif
 
-// Some of the rows from `first` to `rows`; how many.
-inline int some_rows(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, int rows, [[maybe_unused]] bool amx, Floats (*to)[CHUNK]) {
-#ifdef __AMX_INT8__
-  // Four bits are unpacked for every product: beside few rows that takes longer than the product of vectors.
-  if (amx && (linear.format != INT4 || rows > 4)) {
-    const int taken = std::min(ROWS, rows - first);
-    switch (count) {
-      case 4: tile_values<4>(linear, tiles, inputs, first, taken, to); break;
-      case 3: tile_values<3>(linear, tiles, inputs, first, taken, to); break;
-      case 2: tile_values<2>(linear, tiles, inputs, first, taken, to); break;
-      default: tile_values<1>(linear, tiles, inputs, first, taken, to);
-    }
-    return taken;
+// By tiles some of `rows` rows; how many.
+inline int tile_rows(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, int rows, Floats (*to)[CHUNK]) {
+  const int taken = std::min(ROWS, rows);
+  switch (count) {
+    case 4: tile_values<4>(linear, tiles, inputs, first, taken, to); break;
+    case 3: tile_values<3>(linear, tiles, inputs, first, taken, to); break;
+    case 2: tile_values<2>(linear, tiles, inputs, first, taken, to); break;
+    default: tile_values<1>(linear, tiles, inputs, first, taken, to);
   }
-#endif
-  return vector_rows(linear, tiles, count, inputs, first, rows - first, to);
+  return taken;
 }
+#endif
 
 }  // namespace viasd

@@ -1,10 +1,12 @@
 // Sixteen numbers at once: in a register of AVX-512 with VNNI, or in two of AVX2 with FMA. Both give
 //   Floats, Ints, Mask         16 float32, 16 int32, 16 lanes
-//   all, load, store, bits_at  set, read, written
+//   all, load, store, bits_at  set, read, written; counted: 0 to 15
 //   + - * / of Floats; fused (a b + c), fused_less (a b - c), less_fused (c - a b), with_products (sum + a b)
-//   larger, smaller, whole_of (nearest integers), times_power (a 2^n), sum_of, largest_of
+//   larger, smaller, whole_of (nearest integers), times_power (a 2^n), sum_of, largest_of; added: of Ints
+//   sizes_of                   the bits of what is left without signs, which compare as these do, NaN above all
 //   widen, narrowed, narrow, firsts_of, seconds_of    bfloat16
-//   first_lanes, not_numbers, above, equal, choose, any; load_first, store_first, narrow_first, widen_first
+//   first_lanes, not_numbers, above, equal, either, both, any, choose, least_of; load_first, store_first, narrow_first,
+//   widen_first
 #pragma once
 
 #include <algorithm>
@@ -34,6 +36,12 @@ constexpr int AHEAD = 4096;  // bytes of a tile that are asked for before they a
 #endif
 
 namespace viasd {
+
+// A vector of the weight, and a request for one that comes later.
+inline Ints read_ahead(const char* from) {
+  _mm_prefetch(from + AHEAD, _MM_HINT_T0);
+  return bits_at(from);
+}
 
 // e^x, within 2 units in the last place from -87 to 88 (Cephes' polynomial); infinite above.
 inline Floats exponential(Floats x) {

@@ -31,6 +31,7 @@ VIASD_OF_HALVES(Floats, operator/, _mm256_div_ps)
 VIASD_OF_HALVES(Floats, larger, _mm256_max_ps)
 VIASD_OF_HALVES(Floats, smaller, _mm256_min_ps)
 VIASD_OF_HALVES(Ints, added, _mm256_add_epi32)
+VIASD_OF_HALVES(Ints, larger, _mm256_max_epi32)
 VIASD_OF_HALVES(Ints, equal, _mm256_cmpeq_epi32)
 VIASD_OF_HALVES(Ints, either, _mm256_or_si256)
 VIASD_OF_HALVES(Ints, both, _mm256_and_si256)
@@ -56,19 +57,26 @@ inline Floats times_power(Floats values, Floats powers) {
   return values * Floats{power(powers.low), power(powers.high)};
 }
 
-inline float sum_of(__m256 values) {
-  __m128 four = _mm_add_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps(values, 1));
+inline float sum_of(Floats values) {
+  const __m256 eight = _mm256_add_ps(values.low, values.high);
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   four = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
-
-inline float sum_of(Floats values) { return sum_of(_mm256_add_ps(values.low, values.high)); }
 
 inline float largest_of(Floats values) {
   const __m256 eight = _mm256_max_ps(values.low, values.high);
   __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   four = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+
+inline Ints sizes_of(Floats values) { return both(bits_of(values), all(int32_t(0x7FFFFFFF))); }
+
+inline int32_t largest_of(Ints values) {
+  alignas(32) int32_t own[16];
+  store(own, values);
+  return *std::max_element(own, own + 16);
 }
 
 inline Floats widen(const bfloat16* from) {

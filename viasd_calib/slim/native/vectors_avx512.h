@@ -23,6 +23,10 @@ inline Floats times_power(Floats values, Floats powers) { return _mm512_scalef_p
 inline float sum_of(Floats values) { return _mm512_reduce_add_ps(values); }
 inline float largest_of(Floats values) { return _mm512_reduce_max_ps(values); }
 
+inline Ints sizes_of(Floats values) { return _mm512_castps_si512(_mm512_abs_ps(values)); }
+inline Ints larger(Ints a, Ints b) { return _mm512_max_epu32(a, b); }
+inline int32_t largest_of(Ints values) { return int32_t(_mm512_reduce_max_epu32(values)); }
+
 // sum + the products of weights, or of neighbouring ones, with inputs. In assembly, since GCC 12 copies the sums of
 // the intrinsics to the stack and back.
 inline Floats with_products(Floats sum, Floats weights, Floats inputs) {
