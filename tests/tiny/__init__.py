@@ -31,6 +31,7 @@ from tests.tiny.models import (
 from tests.tiny.references import transformers_logits, transformers_text
 from tests.tiny.routes import even_costs, random_bridges
 from tests.tiny.specs import (
+    drafted_spec,
     full_spec,
     small_document,
     small_gates,
@@ -55,6 +56,7 @@ __all__ = [
     "RandomDrafter",
     "TinyFolder",
     "constant_gate",
+    "drafted_spec",
     "even_costs",
     "full_spec",
     "letter_tokenizer",

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.certificates import make_certificate
 from tests.tiny.drafters import tiny_shape
-from tests.tiny.folders import TinyFolder
+from tests.tiny.folders import TinyFolder, save_tiny
 from tests.tiny.gates import constant_gate
 from tests.tiny.models import LAYERS, VOCAB
 from viasd_calib.models import load_verifier
@@ -18,6 +18,7 @@ from viasd_calib.spec import (
     AdapterRef,
     AddedMemory,
     BridgesRef,
+    CausalLMDraft,
     Certificate,
     Evidence,
     Gates,
@@ -62,6 +63,28 @@ def tiny_spec(verifier: TinyFolder, folder: Path, certificate: Certificate | Non
             gates=Gates(convention="ratio", accept_at=0.9, escalate_below=0.5),
             certificate=certificate,
             prompts=PromptHashes(fit=[]),
+        ),
+        path,
+    )
+    return path
+
+
+def drafted_spec(verifier: TinyFolder, folder: Path) -> Path:
+    """A spec for a tiny verifier, in ``folder``, drafting with a model beside it; all scores of its gates are 0.5."""
+    save_tiny(folder / "draft", seed=4)
+    path = folder / "routing.json"
+    gates = Gates(
+        draft=constant_gate("draft_margin", 0.0),
+        slim=constant_gate("slim_margin", 0.0),
+        accept_at=0.4,
+        regenerate_at=0.4,
+    )
+    save_spec(
+        RoutingSpec(
+            verifier=load_verifier(str(verifier)).ref,
+            draft=CausalLMDraft(name_or_path=str(folder / "draft")),
+            route=Route(attention_skip=[1]),
+            gates=gates,
         ),
         path,
     )

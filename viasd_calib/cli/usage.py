@@ -28,10 +28,7 @@ def readable(
     """
     message = message.strip()
     for pattern, say in (
-        (
-            r"unrecognized arguments: (.*)",
-            lambda found: _unknown(found[1].split()[0], kinds, words, positional),
-        ),
+        (r"unrecognized arguments: (.*)", lambda found: _unknown(found[1].split()[0], kinds, words, positional)),
         (r"the following arguments are required: (.*)", lambda found: _missing(found[1].split(", "), positional)),
         (r"Key \"([\w.]+)\" is required", lambda found: _missing([found[1]], positional)),
         (r"argument (\S+?)(?:/\S+)?: expected one argument", lambda found: f"{dashed(found[1])} needs a value"),
@@ -78,7 +75,12 @@ def names_given(words: Sequence[str]) -> list[str]:
         >>> names_given(["--out", "a", "--limit=3", "b"])
         ['out', 'limit']
     """
-    return [word.partition("=")[0].lstrip("-") for word in words if word.startswith("--")]
+    return [_name_of(word) for word in words if word.startswith("--")]
+
+
+def _name_of(word: str) -> str:
+    """The name in ``--name`` or ``--name=value``."""
+    return word.partition("=")[0].lstrip("-")
 
 
 def _unknown(word: str, kinds: Mapping[str, Any], words: Sequence[str], positional: Collection[str]) -> str:
@@ -88,16 +90,14 @@ def _unknown(word: str, kinds: Mapping[str, Any], words: Sequence[str], position
         words: all that were given.
         positional: options that are given without their names.
     """
-    given = names_given(words)
-    bare = word.partition("=")[0].lstrip("-")
-    if word.startswith("-") and bare in positional:
-        return f"{bare} is given without its name; write {bare.upper()} in place of --{bare} {bare.upper()}"
-    meant = BY_ENDING.get(PurePath(word).suffix)
-    if not word.startswith("-") and meant in kinds and meant not in (*given, *positional):
-        return f"{word!r} stands after no option; write --{meant} {word}"
     if not word.startswith("-"):
+        meant = BY_ENDING.get(PurePath(word).suffix)
+        if meant in kinds and meant not in (*names_given(words), *positional):
+            return f"{word!r} stands after no option; write --{meant} {word}"
         return f"{word!r} stands after no option; give each value after its option's name, quoted if it has spaces"
-    name = word.partition("=")[0].lstrip("-")
+    name = _name_of(word)
+    if name in positional:
+        return f"{name} is given without its name; write {name.upper()} in place of --{name} {name.upper()}"
     return f"there is no option {dashed(name)}{suggestion(name, kinds, '--')}"
 
 

@@ -77,10 +77,8 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
         of_split(load_prompts(options.prompts), "calibrate", options.shares or SplitShares()), options.limit
     )
 
-    from viasd_calib.pipeline.replayed import measure_host, say_noise, tokens_of
-    from viasd_calib.planning.costs import ReplayCosts
-    from viasd_calib.planning.reading import replay_tables
-    from viasd_calib.planning.search import PolicyGrid, search
+    from viasd_calib.pipeline.replayed import predictions_at, say_noise
+    from viasd_calib.planning.search import PolicyGrid
     from viasd_calib.planning.words import plan_words
     from viasd_calib.profiling.measure import measure_profile
 
@@ -90,12 +88,10 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
     profile = known or measure_profile(engine, settings, with_rounds=False)
     say_noise(profile)
     texts = _texts(folders, engine, options.trace_tokens)
-    passes = [ReplayCosts.of_profile(profile, context, grid.widest) for context in contexts]
-    tokens = tokens_of(texts, options.max_new_tokens)
-    host = measure_host(engine, prompts[:HOST_PROMPTS], options.max_new_tokens, tokens, passes[0], HOST_DRAFT_LENGTH)
-    costs = [host.added_to(one) for one in passes]
-    tables = replay_tables(engine, texts, max(grid.draft_lengths), max(grid.pending) + 1)
-    predictions = search(grid, tables, costs)
+    predictions = predictions_at(
+        engine, profile, contexts, texts, prompts[:HOST_PROMPTS], options.max_new_tokens, grid,
+        host_draft_length=HOST_DRAFT_LENGTH,
+    )  # fmt: skip
     decision, measured = _decoded(engine, predictions[0], prompts, options.max_new_tokens)
     rows, words = _rows(contexts, predictions, decision, measured)
     words = [*(line for one in predictions for line in plan_words(one)), *words]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from viasd_calib.decoding.conversation import converse
@@ -93,6 +93,34 @@ def calibrate_grid(draft_length: int, max_pending: int) -> PolicyGrid:
     return PolicyGrid((draft_length,), STOPS, pending=tuple(bound for bound in pending if bound > draft_length))
 
 
+def predictions_at(
+    engine: Engine,
+    profile: LatencyProfile,
+    contexts: Sequence[int],
+    texts: Sequence[tuple[TraceText, int]],
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    grid: PolicyGrid,
+    *,
+    host_draft_length: int,
+    each: Mapping[PolicyKind, int] | None = None,
+) -> list[Predictions]:
+    """Replay texts under a grid of policies at the costs of each context, with what the host takes here; *simulated*.
+
+    Args:
+        profile: of passes, at these contexts.
+        prompts: on which it is measured what rounds take beside their passes.
+        max_new_tokens: longest answer.
+        host_draft_length: most tokens drafted a round there.
+        each: as in :func:`~viasd_calib.planning.search.search`.
+    """
+    passes = [ReplayCosts.of_profile(profile, context, grid.widest) for context in contexts]
+    tokens = tokens_of(texts, max_new_tokens)
+    host = measure_host(engine, prompts, max_new_tokens, tokens, passes[0], host_draft_length)
+    tables = replay_tables(engine, texts, max(grid.draft_lengths), max(grid.pending) + 1)
+    return search(grid, tables, [host.added_to(one) for one in passes], each)
+
+
 def predict_policies(
     engine: Engine,
     texts: Sequence[tuple[TraceText, int]],
@@ -107,13 +135,13 @@ def predict_policies(
         prompts: on which policies will be decoded.
         max_new_tokens: longest answer.
     """
-    draft_length = max(grid.draft_lengths)
     context = min(CONTEXT, context_length(engine.routed.config) - grid.widest)
     widths = (*(width for width in NARROW if width < grid.widest), grid.widest)
     settings = ProfileSettings(widths=widths, contexts=(context,), batches=(1,), repeats=COST_REPEATS)
     profile = measure_profile(engine, settings, with_rounds=False)
     say_noise(profile)
-    passes = ReplayCosts.of_profile(profile, context, grid.widest)
-    host = measure_host(engine, prompts, max_new_tokens, tokens_of(texts, max_new_tokens), passes, draft_length)
-    tables = replay_tables(engine, texts, draft_length, max(grid.pending) + 1)
-    return search(grid, tables, [host.added_to(passes)], DECODED)[0]
+    found = predictions_at(
+        engine, profile, (context,), texts, prompts, max_new_tokens, grid,
+        host_draft_length=max(grid.draft_lengths), each=DECODED,
+    )  # fmt: skip
+    return found[0]

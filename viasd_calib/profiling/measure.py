@@ -26,11 +26,6 @@ Pass = Callable[[], object]
 """One call runs one pass, and can be made again and again with the same effect."""
 
 
-def time_passes(passes: Mapping[PassShape, Pass], repeats: int, device: torch.device) -> list[Measured]:
-    """Median and quartiles of each pass over ``repeats`` interleaved rounds, see :func:`time_rounds`."""
-    return summaries(passes, time_rounds(passes, repeats, device))
-
-
 @torch.inference_mode()
 def time_rounds(passes: Mapping[PassShape, Pass], repeats: int, device: torch.device) -> list[list[float]]:
     """What each pass took in each of ``repeats`` interleaved rounds; warm-up is not counted.

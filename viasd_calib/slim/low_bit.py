@@ -107,6 +107,26 @@ def out_of_pairs(pairs: Tensor, inputs: int) -> Tensor:
     return both[:, :inputs].contiguous()
 
 
+def held_parts(weight: RoundedWeight) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes, two of 4 bits to a byte, steps, and lowest values where the weight has 4 bits: as it is held."""
+    if weight.bits == 8:
+        return weight.codes, weight.steps, None
+    return in_pairs(weight.codes), weight.steps, weight.lowest
+
+
+def weight_of(codes: Tensor, steps: Tensor, lowest: Tensor | None, inputs: int) -> RoundedWeight:
+    """The weight of so many inputs that :func:`held_parts` was given.
+
+    Example:
+        >>> weight = round_weight(torch.randn(3, 5), 4)
+        >>> torch.equal(weight_of(*held_parts(weight), 5).codes, weight.codes)
+        True
+    """
+    if lowest is None:
+        return RoundedWeight(8, codes, steps, torch.zeros_like(steps))
+    return RoundedWeight(4, out_of_pairs(codes, inputs), steps, lowest)
+
+
 def rounded_bytes(out: int, inputs: int, bits: Bits) -> int:
     """Bytes of a weight [out, in] in so many bits, with its steps and, for 4 bits, lowest values.
 
@@ -182,9 +202,7 @@ class LowBitLinear(IntegerLinear):
         self.input_bits: InputBits = input_bits
         self.bits = bits
         rounded = round_weight(linear.weight, bits) if rounded is None else rounded
-        self._codes = rounded.codes if bits == 8 else in_pairs(rounded.codes)
-        self._steps = rounded.steps
-        self._lowest = None if bits == 8 else rounded.lowest
+        self._codes, self._steps, self._lowest = held_parts(rounded)
         self.bias = linear.bias
         self.cost_key = bits, input_bits
         self._widened: Tensor | None = None
@@ -192,9 +210,7 @@ class LowBitLinear(IntegerLinear):
     @property
     def rounded(self) -> RoundedWeight:
         """Its weight; codes of 4 bits, which are held two to a byte, are taken apart anew."""
-        if self._lowest is None:
-            return RoundedWeight(8, self._codes, self._steps, torch.zeros_like(self._steps))
-        return RoundedWeight(4, out_of_pairs(self._codes, self.in_features), self._steps, self._lowest)
+        return weight_of(self._codes, self._steps, self._lowest, self.in_features)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the number format of the inputs."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from viasd_calib.slim.in_process import Unsaved
 from viasd_calib.slim.linears import places_of
-from viasd_calib.slim.low_bit import GROUP, LowBitLinear, round_inputs
+from viasd_calib.slim.low_bit import GROUP, LowBitLinear, RoundedWeight, round_inputs
 from viasd_calib.slim.triton_jit import jit
 
 try:
@@ -101,16 +101,16 @@ def multiply_codes(
     tl.store(out + row.to(tl.int64)[:, None] * out_features + column[None], total, known[:, None] & wanted[None])
 
 
-def packed_codes(layer: LowBitLinear) -> Tensor:
-    """A layer's codes as the kernel reads them: [out, groups * 64] for 8 bits, [out, groups * 32] for 4.
+def packed_codes(weight: RoundedWeight) -> Tensor:
+    """A weight's codes as the kernel reads them: [out, groups * 64] for 8 bits, [out, groups * 32] for 4.
 
     Example:
-        >>> layer = LowBitLinear(nn.Linear(70, 3), 4)
-        >>> packed_codes(layer).shape, packed_codes(layer).dtype
+        >>> codes = packed_codes(LowBitLinear(nn.Linear(70, 3), 4).rounded)
+        >>> codes.shape, codes.dtype
         (torch.Size([3, 64]), torch.uint8)
     """
-    codes: Tensor = nn.functional.pad(layer.rounded.codes, (0, -layer.in_features % GROUP))  # [out, groups * 64]
-    if layer.bits == 8:
+    codes: Tensor = nn.functional.pad(weight.codes, (0, -weight.codes.shape[1] % GROUP))  # [out, groups * 64]
+    if weight.bits == 8:
         return codes.contiguous()
     halves = codes.unflatten(1, (-1, 2, GROUP // 2)).to(torch.uint8)  # [out, groups, 2, 32]
     pairs: Tensor = halves[:, :, 0] | halves[:, :, 1] << 4  # [out, groups, 32]
@@ -128,7 +128,8 @@ class TritonLowBitLinear(Unsaved, nn.Module):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.bits, self.input_bits = layer.bits, layer.input_bits
         self.cost_key = layer.cost_key
-        self._codes, self._steps, self._lowest = packed_codes(layer), layer.rounded.steps, layer.rounded.lowest
+        rounded = layer.rounded
+        self._codes, self._steps, self._lowest = packed_codes(rounded), rounded.steps, rounded.lowest
         self.bias = layer.bias
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -6,30 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import TinyFolder, constant_gate, save_tiny, tiny_spec, tiny_traces
+from tests.tiny import TinyFolder, drafted_spec, tiny_spec, tiny_traces
 from viasd_calib.cli import main
 from viasd_calib.decoding.engine import load_engine
-from viasd_calib.models import load_verifier
 from viasd_calib.pipeline import plan as job
 from viasd_calib.planning import search as planning_search
 from viasd_calib.planning.search import PolicyGrid
-from viasd_calib.spec import CausalLMDraft, Gates, OffloadRef, Route, RoutingSpec, load_spec, save_spec
+from viasd_calib.spec import OffloadRef, load_spec, save_spec
 
-GATES = Gates(
-    draft=constant_gate("draft_margin", 0.0), slim=constant_gate("slim_margin", 0.0), accept_at=0.4, regenerate_at=0.4
-)
 GRID = PolicyGrid(draft_lengths=(2,), stops=(0.0,), draft_bounds=(1.01,), thresholds=(0.4,), pending=(6,))
 
 
 @pytest.fixture
 def place(tiny_folder: TinyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a spec that drafts with a model, traces of its verifier, and a small grid."""
-    save_tiny(tmp_path / "draft", seed=4)
-    spec = RoutingSpec(
-        verifier=load_verifier(str(tiny_folder)).ref, draft=CausalLMDraft(name_or_path=str(tmp_path / "draft")),
-        route=Route(attention_skip=[1]), gates=GATES,
-    )  # fmt: skip
-    save_spec(spec, tmp_path / "routing.json")
+    drafted_spec(tiny_folder, tmp_path)
     tiny_traces(tiny_folder, tmp_path / "traces", 6, max_new_tokens=12)
     monkeypatch.setattr(planning_search, "PolicyGrid", lambda: GRID)
     monkeypatch.setattr(job, "WIDTHS", (1, 2, 4, 9))

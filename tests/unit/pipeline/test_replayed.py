@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import TinyFolder, constant_gate, save_tiny, tiny_profile, tiny_prompts
+from tests.tiny import TinyFolder, drafted_spec, tiny_profile, tiny_prompts
 from viasd_calib.decoding.engine import Engine, load_engine
-from viasd_calib.models import load_verifier
 from viasd_calib.pipeline import replayed
 from viasd_calib.pipeline.replayed import (
     DECODED,
@@ -23,25 +22,15 @@ from viasd_calib.pipeline.replayed import (
 from viasd_calib.planning.costs import ReplayCosts
 from viasd_calib.planning.held_back import text_of
 from viasd_calib.profiling.profile import LatencyProfile, ProfileSettings
-from viasd_calib.spec import CausalLMDraft, Gates, Route, RoutingSpec, save_spec
 from viasd_calib.traces.texts import TraceText
 
 SECONDS = {"draft": 0.5, "slim": 1.0, "full": 10.0, "head": 1.0}
-GATES = Gates(
-    draft=constant_gate("draft_margin", 0.0), slim=constant_gate("slim_margin", 0.0), accept_at=0.4, regenerate_at=0.4
-)
 
 
 @pytest.fixture
 def engine(tiny_folder: TinyFolder, tmp_path: Path) -> Engine:
     """With a draft model, and gates whose scores are 0.5."""
-    save_tiny(tmp_path / "draft", seed=4)
-    spec = RoutingSpec(
-        verifier=load_verifier(str(tiny_folder)).ref, draft=CausalLMDraft(name_or_path=str(tmp_path / "draft")),
-        route=Route(attention_skip=[1]), gates=GATES,
-    )  # fmt: skip
-    save_spec(spec, tmp_path / "routing.json")
-    return load_engine(tmp_path / "routing.json")
+    return load_engine(drafted_spec(tiny_folder, tmp_path))
 
 
 def texts(engine: Engine) -> list[tuple[TraceText, int]]:

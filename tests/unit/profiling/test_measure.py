@@ -12,7 +12,7 @@ from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.errors import PlanningError
 from viasd_calib.models import Verifier
-from viasd_calib.profiling.measure import Pass, decoder_passes, measure_profile, time_passes
+from viasd_calib.profiling.measure import Pass, decoder_passes, measure_profile, time_rounds
 from viasd_calib.profiling.profile import PassShape, ProfileSettings
 from viasd_calib.slim.cost import WARM_UP
 from viasd_calib.slim.forward import RoutedModel
@@ -68,7 +68,7 @@ def test_another_backend_is_timed_by_the_same_code(tiny_verifier: Verifier) -> N
 def test_passes_run_without_gradients() -> None:
     seen: list[bool] = []
     shape = PassShape("head", 1, None, 1)
-    time_passes({shape: lambda: seen.append(torch.is_inference_mode_enabled())}, 2, CPU)
+    time_rounds({shape: lambda: seen.append(torch.is_inference_mode_enabled())}, 2, CPU)
     assert all(seen)
     assert len(seen) == 2 + WARM_UP
 

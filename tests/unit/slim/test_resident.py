@@ -79,7 +79,7 @@ def test_low_bits_take_what_they_are_held_in(shape: tuple[int, int], bits: Bits)
     assert all(torch.equal(one, other) for one, other in zip(layer.rounded[1:], rounded[1:], strict=True))
     packed = pack_rounded(rounded)
     assert low_bit_bytes(*shape, bits, "native") == sum(one.nbytes for one in packed[2:])
-    of_a_gpu = [packed_codes(layer), rounded.steps, rounded.lowest]
+    of_a_gpu = [packed_codes(rounded), rounded.steps, rounded.lowest]
     assert low_bit_bytes(*shape, bits, "triton") == sum(one.nbytes for one in of_a_gpu)
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from viasd_calib.errors import StorageError
 from viasd_calib.models.hashes import cache_folder
 from viasd_calib.models.offloaded import layer_weights, layers_in_memory
-from viasd_calib.slim.low_bit import GROUP, ROUNDING, Bits, RoundedWeight, in_pairs, out_of_pairs, round_weight
+from viasd_calib.slim.low_bit import GROUP, ROUNDING, Bits, RoundedWeight, held_parts, round_weight, weight_of
 from viasd_calib.slim.offload.layer_files import Shape, SublayerFile, bytes_of_tensor, sublayer_file
 
 LOW_BITS = "low-bits"
@@ -90,18 +90,16 @@ def _shapes(out: int, inputs: int, bits: Bits) -> dict[str, Shape]:
 
 def _parts(weight: RoundedWeight) -> dict[str, Tensor]:
     """A weight as a file holds it: two codes of 4 bits to a byte, the first in its low half."""
-    if weight.bits == 8:
-        return {"codes": weight.codes, "steps": weight.steps}
-    return {"codes": in_pairs(weight.codes), "steps": weight.steps, "lowest": weight.lowest}
+    parts = zip(("codes", "steps", "lowest"), held_parts(weight), strict=True)
+    return {name: part for name, part in parts if part is not None}
 
 
 def _joined(bits: Bits, inputs: int, parts: Mapping[str, Tensor]) -> RoundedWeight:
     """The weight that :func:`_parts` was given, with so many inputs."""
-    codes, steps = parts["codes"], parts["steps"]
     if bits == 8:
-        return RoundedWeight(8, codes, steps, torch.zeros_like(steps))
+        return weight_of(parts["codes"], parts["steps"], None, inputs)
     # Copies: as views they would hold all that was read, and so the codes a second time.
-    return RoundedWeight(4, out_of_pairs(codes, inputs), steps.clone(), parts["lowest"].clone())
+    return weight_of(parts["codes"], parts["steps"].clone(), parts["lowest"].clone(), inputs)
 
 
 def _read(file: SublayerFile, device: torch.device) -> dict[str, Tensor]:
