@@ -21,7 +21,8 @@ inline void chunk_product(const Linear& linear, const int* tiles, int count, con
   constexpr int MOST = tiles_at_once(COUNT);
   const int parts = (count + MOST - 1) / MOST;
   for (int t = 0; t < count;) {
-    const int taken = std::min((count + parts - 1) / parts, count - t);
+    // Never more than MOST: said, so that the compiler leaves out the cases above it.
+    const int taken = std::min({MOST, (count + parts - 1) / parts, count - t});
     const auto own = (Floats (*)[CHUNK])(&to[0][t]);
     switch (taken) {
       case 4: vector_product<COUNT, std::min(MOST, 4)>(linear, tiles + t, inputs, first, own); break;
