@@ -48,6 +48,19 @@ inline size_t tile_bytes(const Linear& linear) {
 
 inline const char* tile_of(const Linear& linear, int tile) { return (const char*)linear.weight + tile * tile_bytes(linear); }
 
+// Tiles of a weight that a product reads.
+struct Reading {
+  const int* tiles;         // their numbers
+  const char* const* from;  // where they lie, and behind them as many that will be read next
+};
+
+// What to ask for when `tile` of `count` is read at an offset: without the next ones the first bytes of each tile, a
+// quarter to all of it, would be waited for.
+inline const char* later(const Reading& reading, int tile, int count, size_t offset, size_t bytes) {
+  const size_t asked = offset + std::min<size_t>(AHEAD, bytes);
+  return asked < bytes ? reading.from[tile] + asked : reading.from[count + tile] + (asked - bytes);
+}
+
 // What is multiplied by bfloat16 weights: the same, or float32 where the CPU multiplies no bfloat16 numbers.
 #ifdef __AVX512BF16__
 using Number = bfloat16;

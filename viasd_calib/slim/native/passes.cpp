@@ -88,6 +88,13 @@ struct Cache {
 
 namespace {
 
+// The first weight of a layer that is read; null where there is no such layer.
+const Linear* first_of(const Layer* layers, int number, int count) {
+  if (number == count) return nullptr;
+  const Layer& layer = layers[number];
+  return layer.attention_norm ? &layer.qkv : layer.mlp_norm ? &layer.gate_up : nullptr;
+}
+
 // What one thread reads inputs from, and how it makes them.
 struct Own {
   float* row;     // [most inputs]
@@ -163,7 +170,7 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
       Stage* stage = stages.data() + size_t(n) * STAGES;
       if (layer.attention_norm) {
         const auto normed = [&]() -> const Inputs& { return own.of(layer.qkv, stream, hidden, rows, layer.attention_norm, model.epsilon); };
-        multiply(layer.qkv, normed, rows, stage[0], team, amx_allowed, [&](int row, const int* tiles, const Floats* values, int tile_count) {
+        multiply(layer.qkv, &layer.out, normed, rows, stage[0], team, amx_allowed, [&](int row, const int* tiles, const Floats* values, int tile_count) {
           for (int t = 0; t < tile_count; ++t) store(qkv + size_t(row) * wide + size_t(tiles[t]) * TILE, values[t]);
         });
         share(stage[1], rows * (model.shared_heads + model.heads), [&](int item) {
@@ -201,17 +208,17 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
           attend(cached, count, from, spans, own.scores, to);
         });
         const auto attended = [&]() -> const Inputs& { return own.of(layer.out, between, queries, rows, nullptr, 0); };
-        multiply(layer.out, attended, rows, stage[3], team, amx_allowed, add);
+        multiply(layer.out, layer.mlp_norm ? &layer.gate_up : nullptr, attended, rows, stage[3], team, amx_allowed, add);
       }
       if (layer.mlp_norm) {
         const int neurons = layer.gate_up.outputs / 2;
         const auto normed = [&]() -> const Inputs& { return own.of(layer.gate_up, stream, hidden, rows, layer.mlp_norm, model.epsilon); };
-        multiply(layer.gate_up, normed, rows, stage[4], team, amx_allowed, [&](int row, const int* tiles, const Floats* values, int tile_count) {
+        multiply(layer.gate_up, &layer.down, normed, rows, stage[4], team, amx_allowed, [&](int row, const int* tiles, const Floats* values, int tile_count) {
           for (int t = 0; t < tile_count; t += 2)
             store(between + size_t(row) * neurons + size_t(tiles[t]) * TILE, activated(values[t], model.activation) * values[t + 1]);
         });
         const auto gated = [&]() -> const Inputs& { return own.of(layer.down, between, neurons, rows, nullptr, 0); };
-        multiply(layer.down, gated, rows, stage[5], team, amx_allowed, add);
+        multiply(layer.down, first_of(layers, n + 1, count), gated, rows, stage[5], team, amx_allowed, add);
       }
     }
     forget_tiles();
@@ -227,7 +234,7 @@ void viasd_linear(const Linear* linear, const float* from, int count, int rows, 
   {
     Own own(most, rows, 0);
     const auto inputs = [&]() -> const Inputs& { return own.of(*linear, from, count, rows, weight, epsilon); };
-    multiply(*linear, inputs, rows, stage, omp_get_num_threads(), amx_allowed, [&](int row, const int* tiles, const Floats* values, int tile_count) {
+    multiply(*linear, nullptr, inputs, rows, stage, omp_get_num_threads(), amx_allowed, [&](int row, const int* tiles, const Floats* values, int tile_count) {
       for (int t = 0; t < tile_count; ++t) {
         const int first = tiles[t] * TILE, here = std::min(TILE, columns - first);
         if (here <= 0) continue;

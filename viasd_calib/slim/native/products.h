@@ -17,28 +17,29 @@ namespace viasd {
 
 // COUNT rows of a chunk of tiles, as many at once as registers hold sums of.
 template <int COUNT>
-inline void chunk_product(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, Floats (*to)[CHUNK]) {
+inline void chunk_product(const Linear& linear, const Reading& reading, int count, const Inputs& inputs, int first, Floats (*to)[CHUNK]) {
   constexpr int MOST = tiles_at_once(COUNT);
   const int parts = (count + MOST - 1) / MOST;
   for (int t = 0; t < count;) {
     // Never more than MOST: said, so that the compiler leaves out the cases above it.
     const int taken = std::min({MOST, (count + parts - 1) / parts, count - t});
     const auto own = (Floats (*)[CHUNK])(&to[0][t]);
+    const Reading some = {reading.tiles + t, reading.from + t};
     switch (taken) {
-      case 4: vector_product<COUNT, std::min(MOST, 4)>(linear, tiles + t, inputs, first, own); break;
-      case 3: vector_product<COUNT, std::min(MOST, 3)>(linear, tiles + t, inputs, first, own); break;
-      case 2: vector_product<COUNT, std::min(MOST, 2)>(linear, tiles + t, inputs, first, own); break;
-      default: vector_product<COUNT, 1>(linear, tiles + t, inputs, first, own);
+      case 4: vector_product<COUNT, std::min(MOST, 4)>(linear, some, inputs, first, own); break;
+      case 3: vector_product<COUNT, std::min(MOST, 3)>(linear, some, inputs, first, own); break;
+      case 2: vector_product<COUNT, std::min(MOST, 2)>(linear, some, inputs, first, own); break;
+      default: vector_product<COUNT, 1>(linear, some, inputs, first, own);
     }
     t += taken;
   }
 }
 
 // By vectors some of `rows` rows, at most AT_ONCE and an even number of them where a token has two; how many.
-inline int vector_rows(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, int rows, Floats (*to)[CHUNK]) {
+inline int vector_rows(const Linear& linear, const Reading& reading, int count, const Inputs& inputs, int first, int rows, Floats (*to)[CHUNK]) {
   const int parts = (rows + AT_ONCE - 1) / AT_ONCE, even = (rows + parts - 1) / parts, taken = even + even % planes_of(linear);
   switch (taken) {
-#define VIASD_ROWS(number) case number: chunk_product<std::min(number, AT_ONCE)>(linear, tiles, count, inputs, first, to); break;
+#define VIASD_ROWS(number) case number: chunk_product<std::min(number, AT_ONCE)>(linear, reading, count, inputs, first, to); break;
     VIASD_ROWS(1) VIASD_ROWS(2) VIASD_ROWS(3) VIASD_ROWS(4) VIASD_ROWS(5) VIASD_ROWS(6)
     VIASD_ROWS(7) VIASD_ROWS(8) VIASD_ROWS(9) VIASD_ROWS(10) VIASD_ROWS(11) VIASD_ROWS(12)
 #undef VIASD_ROWS
@@ -47,27 +48,27 @@ inline int vector_rows(const Linear& linear, const int* tiles, int count, const 
 }
 
 // Some of the rows from `first` to `rows`; how many.
-inline int some_rows(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, int rows, [[maybe_unused]] bool amx, Floats (*to)[CHUNK]) {
+inline int some_rows(const Linear& linear, const Reading& reading, int count, const Inputs& inputs, int first, int rows, [[maybe_unused]] bool amx, Floats (*to)[CHUNK]) {
 #ifdef __AMX_INT8__
   // Four bits are unpacked for every product: beside few rows that takes longer than the product of vectors.
-  if (amx && (linear.format != INT4 || rows > 4)) return tile_rows(linear, tiles, count, inputs, first, rows - first, to);
+  if (amx && (linear.format != INT4 || rows > 4)) return tile_rows(linear, reading, count, inputs, first, rows - first, to);
 #endif
-  return vector_rows(linear, tiles, count, inputs, first, rows - first, to);
+  return vector_rows(linear, reading, count, inputs, first, rows - first, to);
 }
 
 // Calls put(token, tile numbers, values, tiles) for a chunk of tiles of outputs and every token.
 template <class Put>
-inline void multiply_tiles(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int tokens, bool amx, const Put& put) {
+inline void multiply_tiles(const Linear& linear, const Reading& reading, int count, const Inputs& inputs, int tokens, bool amx, const Put& put) {
   const int planes = planes_of(linear), rows = tokens * planes;
   Floats values[ROWS][CHUNK];
   for (int first = 0, taken; first < rows; first += taken) {
-    taken = some_rows(linear, tiles, count, inputs, first, rows, amx, values);
+    taken = some_rows(linear, reading, count, inputs, first, rows, amx, values);
     for (int r = 0; r < taken; r += planes) {
       if (planes == 2)
         for (int t = 0; t < count; ++t) values[r][t] = values[r][t] + values[r + 1][t];
       if (linear.bias)
-        for (int t = 0; t < count; ++t) values[r][t] = values[r][t] + load(linear.bias + size_t(tiles[t]) * TILE);
-      put((first + r) / planes, tiles, values[r], count);
+        for (int t = 0; t < count; ++t) values[r][t] = values[r][t] + load(linear.bias + size_t(reading.tiles[t]) * TILE);
+      put((first + r) / planes, reading.tiles, values[r], count);
     }
   }
 }
@@ -91,24 +92,56 @@ inline void share(Stage& stage, int count, const Work& work) {
     if (spin < SPINS) _mm_pause(); else sched_yield();
 }
 
+// How the tiles of a weight are cut into chunks, which threads take.
+struct Cut {
+  const Linear& linear;
+  int at_once, chunks;
+
+  Cut(const Linear& linear, int threads) : linear(linear), at_once(2) {
+    const int tiles = linear.outputs / TILE;
+    for (int count : {4, 3})
+      if (!(linear.tile_pairs && count == 3) && tiles % count == 0 && ((tiles / count) % threads == 0 || tiles > 16 * threads)) {
+        at_once = count;
+        break;
+      }
+    chunks = (tiles + at_once - 1) / at_once;
+  }
+
+  // Tiles of a chunk.
+  int count(int chunk) const { return std::min(at_once, linear.outputs / TILE - chunk * at_once); }
+
+  // The number of one of them.
+  int tile(int chunk, int place) const {
+    const int number = chunk * at_once + place;
+    return linear.tile_pairs ? number / 2 + (number % 2 ? linear.outputs / TILE / 2 : 0) : number;
+  }
+
+  // Where they lie; past the last one, where that does.
+  void find(int chunk, const char** to) const {
+    const int last = count(chunk) - 1;
+    for (int t = 0; t < CHUNK; ++t) to[t] = tile_of(linear, tile(chunk, std::min(t, last)));
+  }
+};
+
 // The inputs of some tokens times the weight, shared among threads; `put` as above. `make_inputs` is called by each
-// thread that has taken a chunk: as long as one is not done, nobody changes what inputs are made of.
+// thread that has taken a chunk: as long as one is not done, nobody changes what inputs are made of. `next`, which may
+// be null, is the weight that is read after this one.
 template <class Make, class Put>
-inline void multiply(const Linear& linear, const Make& make_inputs, int tokens, Stage& stage, int threads, bool amx, const Put& put) {
-  const int tiles = linear.outputs / TILE, half = tiles / 2;
-  int at_once = 2;
-  for (int count : {4, 3})
-    if (!(linear.tile_pairs && count == 3) && tiles % count == 0 && ((tiles / count) % threads == 0 || tiles > 16 * threads)) {
-      at_once = count;
-      break;
-    }
+inline void multiply(const Linear& linear, const Linear* next, const Make& make_inputs, int tokens, Stage& stage, int threads, bool amx, const Put& put) {
+  const Cut cut(linear, threads);
   const Inputs* inputs = nullptr;
-  share(stage, (tiles + at_once - 1) / at_once, [&](int chunk) {
+  share(stage, cut.chunks, [&](int chunk) {
     if (!inputs) inputs = &make_inputs();
-    const int first = chunk * at_once, count = std::min(at_once, tiles - first);
+    const int count = cut.count(chunk), following = chunk + threads;  // most likely: threads take turns
     int numbers[CHUNK];
-    for (int t = 0; t < count; ++t) numbers[t] = linear.tile_pairs ? (first + t) / 2 + (t % 2 ? half : 0) : first + t;
-    multiply_tiles(linear, numbers, count, *inputs, tokens, amx, put);
+    const char* from[2 * CHUNK];
+    for (int t = 0; t < count; ++t) numbers[t] = cut.tile(chunk, t);
+    cut.find(chunk, from);
+    if (following < cut.chunks || !next)
+      cut.find(std::min(following, cut.chunks - 1), from + count);
+    else if (const Cut other(*next, threads); following - cut.chunks < other.chunks)
+      other.find(following - cut.chunks, from + count);
+    multiply_tiles(linear, {numbers, from}, count, *inputs, tokens, amx, put);
   });
 }
 

@@ -93,51 +93,61 @@ inline void add_pairs(const Ints (&codes)[TILES], const char* rows, size_t strid
 // Values of TILES tiles of outputs for COUNT rows, without bias: to[row][tile]. Each vector of the weight is read once,
 // and multiplied by all rows.
 template <int COUNT, int TILES>
-inline void vector_product(const Linear& linear, const int* tiles, const Inputs& inputs, int first, Floats (*to)[CHUNK]) {
-  const size_t stride = size_t(linear.inputs) * bytes_of(linear);
+inline void vector_product(const Linear& linear, const Reading& reading, const Inputs& inputs, int first, Floats (*to)[CHUNK]) {
+  const int groups = linear.inputs / GROUP;
+  const size_t stride = size_t(linear.inputs) * bytes_of(linear), bytes = tile_bytes(linear), group_bytes = bytes / groups;
   const char* rows = inputs.data + first * stride;
-  const char* weight[TILES];
-  VIASD_ALL(t, TILES) weight[t] = tile_of(linear, tiles[t]);
+  const char *weight[TILES], *ask[TILES];  // of a group of inputs: where it lies, and what is asked for meanwhile
+  const auto enter = [&](int group) {
+    VIASD_ALL(t, TILES) weight[t] = reading.from[t] + group * group_bytes, ask[t] = later(reading, t, TILES, group * group_bytes, bytes);
+  };
+  const auto read = [&](Ints (&to)[TILES], size_t offset) { VIASD_ALL(t, TILES) to[t] = read_ahead(weight[t] + offset, ask[t] + offset); };
   if (linear.format == BFLOAT16) {
     Floats sums[COUNT][TILES];
     VIASD_ALL(r, COUNT) VIASD_ALL(t, TILES) sums[r][t] = all(0.0f);
-    for (size_t k = 0; k < size_t(linear.inputs) / 2; ++k) {
-      Ints pairs[TILES];
-      VIASD_ALL(t, TILES) pairs[t] = read_ahead(weight[t] + k * 64);
-      const auto number = [&](int row, size_t place) { return _mm256_broadcast_ss((const float*)(rows + row * stride) + 2 * k + place); };
-      VIASD_ALL(r, COUNT) {
-        const __m256 one = number(r, 0);
-        VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], {firsts_of(pairs[t].low), firsts_of(pairs[t].high)}, {one, one});
-      }
-      VIASD_ALL(r, COUNT) {
-        const __m256 two = number(r, 1);
-        VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], {seconds_of(pairs[t].low), seconds_of(pairs[t].high)}, {two, two});
+    for (int g = 0; g < groups; ++g) {
+      enter(g);
+      for (size_t k = 0; k < GROUP / 2; ++k) {
+        Ints pairs[TILES];
+        read(pairs, k * 64);
+        const auto number = [&](int row, size_t place) { return _mm256_broadcast_ss((const float*)(rows + row * stride) + size_t(g) * GROUP + 2 * k + place); };
+        VIASD_ALL(r, COUNT) {
+          const __m256 one = number(r, 0);
+          VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], {firsts_of(pairs[t].low), firsts_of(pairs[t].high)}, {one, one});
+        }
+        VIASD_ALL(r, COUNT) {
+          const __m256 two = number(r, 1);
+          VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], {seconds_of(pairs[t].low), seconds_of(pairs[t].high)}, {two, two});
+        }
       }
     }
     VIASD_ALL(r, COUNT) VIASD_ALL(t, TILES) to[r][t] = sums[r][t];
     return;
   }
-  const int block = block_of(linear), blocks = blocks_of(linear);
+  const int block = block_of(linear) / GROUP, blocks = blocks_of(linear);
   for (int r = 0; r < COUNT; ++r) for (int t = 0; t < TILES; ++t) to[r][t] = all(0.0f);
   for (int b = 0; b < blocks; ++b) {
     Ints sums[COUNT][TILES];
     VIASD_ALL(r, COUNT) VIASD_ALL(t, TILES) sums[r][t] = all(0);
-    const size_t end = std::min((b + 1) * block, linear.inputs);
-    if (linear.format == INT8) {
-      for (size_t k = size_t(b) * block; k < end; k += 4) {
-        Ints codes[TILES];
-        VIASD_ALL(t, TILES) codes[t] = read_ahead(weight[t] + k * TILE);
-        add_pairs<8, 0>(codes, rows, stride, k * 2, sums);
-        add_pairs<8, 8>(codes, rows, stride, k * 2 + 4, sums);
-      }
-    } else {
-      for (size_t k = size_t(b) * block; k < end; k += 8) {
-        Ints codes[TILES];
-        VIASD_ALL(t, TILES) codes[t] = read_ahead(weight[t] + k * TILE / 2);
-        add_pairs<4, 0>(codes, rows, stride, k * 2, sums);
-        add_pairs<4, 8>(codes, rows, stride, k * 2 + 4, sums);
-        add_pairs<4, 4>(codes, rows, stride, k * 2 + 8, sums);
-        add_pairs<4, 12>(codes, rows, stride, k * 2 + 12, sums);
+    for (int g = b * block; g < std::min((b + 1) * block, groups); ++g) {
+      enter(g);
+      const char* group = rows + size_t(g) * GROUP * 2;
+      if (linear.format == INT8) {
+        for (size_t k = 0; k < GROUP; k += 4) {
+          Ints codes[TILES];
+          read(codes, k * TILE);
+          add_pairs<8, 0>(codes, group, stride, k * 2, sums);
+          add_pairs<8, 8>(codes, group, stride, k * 2 + 4, sums);
+        }
+      } else {
+        for (size_t k = 0; k < GROUP; k += 8) {
+          Ints codes[TILES];
+          read(codes, k * TILE / 2);
+          add_pairs<4, 0>(codes, group, stride, k * 2, sums);
+          add_pairs<4, 8>(codes, group, stride, k * 2 + 4, sums);
+          add_pairs<4, 4>(codes, group, stride, k * 2 + 8, sums);
+          add_pairs<4, 12>(codes, group, stride, k * 2 + 12, sums);
+        }
       }
     }
     for (int r = 0; r < COUNT; ++r) for (int t = 0; t < TILES; ++t) {
@@ -145,14 +155,14 @@ inline void vector_product(const Linear& linear, const int* tiles, const Inputs&
       if (linear.format == INT8) {
         to[r][t] = to[r][t] + floats_from(added(sums[r][t], all(-128 * codes_sum)));
       } else {
-        const size_t at = (size_t(tiles[t]) * blocks + b) * TILE;
+        const size_t at = (size_t(reading.tiles[t]) * blocks + b) * TILE;
         to[r][t] = fused(floats_from(sums[r][t]), load(linear.steps + at), to[r][t]);
         to[r][t] = fused(all(float(codes_sum)), load(linear.lowest + at), to[r][t]);
       }
     }
   }
   for (int r = 0; r < COUNT; ++r) for (int t = 0; t < TILES; ++t) {
-    if (linear.format == INT8) to[r][t] = to[r][t] * load(linear.steps + size_t(tiles[t]) * TILE);
+    if (linear.format == INT8) to[r][t] = to[r][t] * load(linear.steps + size_t(reading.tiles[t]) * TILE);
     to[r][t] = to[r][t] * all(inputs.steps[first + r]);
   }
 }

@@ -130,12 +130,14 @@ inline void forget_tiles() {}
 // Values of TILES tiles of outputs for COUNT rows, without bias: to[row][tile]. Each vector of the weight is read once,
 // and multiplied by all rows.
 template <int COUNT, int TILES>
-inline void vector_product(const Linear& linear, const int* tiles, const Inputs& inputs, int first, Floats (*to)[CHUNK]) {
+inline void vector_product(const Linear& linear, const Reading& reading, const Inputs& inputs, int first, Floats (*to)[CHUNK]) {
   const int depth = linear.inputs, groups = depth / GROUP;
-  const size_t stride = size_t(depth) * bytes_of(linear);
+  const size_t stride = size_t(depth) * bytes_of(linear), bytes = tile_bytes(linear), group_bytes = bytes / groups;
   const char* rows = inputs.data + first * stride;
-  const char* weight[TILES];
-  VIASD_ALL(t, TILES) weight[t] = tile_of(linear, tiles[t]);
+  const char *weight[TILES], *ask[TILES];  // of a group of inputs: where it lies, and what is asked for meanwhile
+  const auto enter = [&](int group) {
+    VIASD_ALL(t, TILES) weight[t] = reading.from[t] + group * group_bytes, ask[t] = later(reading, t, TILES, group * group_bytes, bytes);
+  };
   const auto broadcast = [&](int row, size_t byte) {
     int32_t few;
     std::memcpy(&few, rows + row * stride + byte, 4);
@@ -144,26 +146,30 @@ inline void vector_product(const Linear& linear, const int* tiles, const Inputs&
   if (linear.format == BFLOAT16) {
     __m512 sums[COUNT][TILES];
     VIASD_ALL(r, COUNT) VIASD_ALL(t, TILES) sums[r][t] = _mm512_setzero_ps();
-    for (size_t k = 0; k < size_t(depth) / 2; ++k) {
+    for (int g = 0; g < groups; ++g) {
+      enter(g);
+      for (size_t k = 0; k < GROUP / 2; ++k) {
+        const size_t pair = size_t(g) * GROUP / 2 + k;
 #ifdef __AVX512BF16__
-      __m512i pairs[TILES];
-      VIASD_ALL(t, TILES) pairs[t] = read_ahead(weight[t] + k * 64);
-      VIASD_ALL(r, COUNT) {
-        const __m512i few = broadcast(r, k * 4);
-        VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], pairs[t], few);
-      }
+        __m512i pairs[TILES];
+        VIASD_ALL(t, TILES) pairs[t] = read_ahead(weight[t] + k * 64, ask[t] + k * 64);
+        VIASD_ALL(r, COUNT) {
+          const __m512i few = broadcast(r, pair * 4);
+          VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], pairs[t], few);
+        }
 #else
-      __m512 some[TILES], others[TILES];
-      VIASD_ALL(t, TILES) {
-        const __m512i pairs = read_ahead(weight[t] + k * 64);
-        some[t] = firsts_of(pairs), others[t] = seconds_of(pairs);
-      }
-      VIASD_ALL(r, COUNT) {
-        const __m512 one = (__m512)broadcast(r, k * 8), two = (__m512)broadcast(r, k * 8 + 4);
-        VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], some[t], one);
-        VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], others[t], two);
-      }
+        __m512 some[TILES], others[TILES];
+        VIASD_ALL(t, TILES) {
+          const __m512i pairs = read_ahead(weight[t] + k * 64, ask[t] + k * 64);
+          some[t] = firsts_of(pairs), others[t] = seconds_of(pairs);
+        }
+        VIASD_ALL(r, COUNT) {
+          const __m512 one = (__m512)broadcast(r, pair * 8), two = (__m512)broadcast(r, pair * 8 + 4);
+          VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], some[t], one);
+          VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], others[t], two);
+        }
 #endif
+      }
     }
     VIASD_ALL(r, COUNT) VIASD_ALL(t, TILES) to[r][t] = sums[r][t];
     return;
@@ -171,31 +177,36 @@ inline void vector_product(const Linear& linear, const int* tiles, const Inputs&
   __m512i sums[COUNT][TILES];
   VIASD_ALL(r, COUNT) VIASD_ALL(t, TILES) sums[r][t] = _mm512_setzero_si512();
   if (linear.format == INT8) {
-    for (size_t k = 0; k < size_t(depth) / 4; ++k) {
-      __m512i codes[TILES];
-      VIASD_ALL(t, TILES) codes[t] = read_ahead(weight[t] + k * 64);
-      VIASD_ALL(r, COUNT) {
-        const __m512i few = broadcast(r, k * 4);
-        VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], codes[t], few);
+    for (int g = 0; g < groups; ++g) {
+      enter(g);
+      for (size_t k = 0; k < GROUP / 4; ++k) {
+        __m512i codes[TILES];
+        VIASD_ALL(t, TILES) codes[t] = read_ahead(weight[t] + k * 64, ask[t] + k * 64);
+        VIASD_ALL(r, COUNT) {
+          const __m512i few = broadcast(r, size_t(g) * GROUP + k * 4);
+          VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], codes[t], few);
+        }
       }
     }
     for (int r = 0; r < COUNT; ++r) for (int t = 0; t < TILES; ++t)
-      to[r][t] = _mm512_mul_ps(scaled(sums[r][t], linear, tiles[t], inputs.sums[first + r]), _mm512_set1_ps(inputs.steps[first + r]));
+      to[r][t] = _mm512_mul_ps(scaled(sums[r][t], linear, reading.tiles[t], inputs.sums[first + r]), _mm512_set1_ps(inputs.steps[first + r]));
     return;
   }
   for (int r = 0; r < COUNT; ++r) for (int t = 0; t < TILES; ++t) to[r][t] = _mm512_setzero_ps();
-  for (size_t g = 0; g < size_t(groups); ++g) {
+  for (int g = 0; g < groups; ++g) {
+    enter(g);
     for (size_t k = 0; k < GROUP; k += 8) {
       __m512i one[TILES], two[TILES];
-      VIASD_ALL(t, TILES) unpack(read_ahead(weight[t] + g * 512 + k * 8), one[t], two[t]);
+      VIASD_ALL(t, TILES) unpack(read_ahead(weight[t] + k * 8, ask[t] + k * 8), one[t], two[t]);
       VIASD_ALL(r, COUNT) {
-        const __m512i few = broadcast(r, g * GROUP + k), more = broadcast(r, g * GROUP + k + 4);
+        const __m512i few = broadcast(r, size_t(g) * GROUP + k), more = broadcast(r, size_t(g) * GROUP + k + 4);
         VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], one[t], few);
         VIASD_ALL(t, TILES) sums[r][t] = with_products(sums[r][t], two[t], more);
       }
     }
     VIASD_ALL(r, COUNT) VIASD_ALL(t, TILES) {
-      to[r][t] = with_group(to[r][t], sums[r][t], linear, (size_t(tiles[t]) * groups + g) * TILE, inputs.sums[(first + r) * groups + g]);
+      const size_t at = (size_t(reading.tiles[t]) * groups + g) * TILE;
+      to[r][t] = with_group(to[r][t], sums[r][t], linear, at, inputs.sums[(first + r) * groups + g]);
       sums[r][t] = _mm512_setzero_si512();
     }
   }
@@ -210,12 +221,12 @@ constexpr int tiles_at_once(int rows) { return rows <= 5 ? 4 : rows <= 8 ? 3 : 2
 
 #ifdef __AMX_INT8__
 template <int COUNT>
-inline void tile_values(const Linear& linear, const int* tiles, const Inputs& inputs, int first, int rows, Floats (*to)[CHUNK]) {
+inline void tile_values(const Linear& linear, const Reading& reading, const Inputs& inputs, int first, int rows, Floats (*to)[CHUNK]) {
   const int depth = linear.inputs, stride = depth * bytes_of(linear), groups = depth / GROUP;
   const char* from = inputs.data + size_t(first) * stride;
   alignas(64) int32_t sums[COUNT][ROWS][TILE];
-  const char* weight[COUNT];
-  for (int t = 0; t < COUNT; ++t) weight[t] = tile_of(linear, tiles[t]);
+  const int* tiles = reading.tiles;
+  const char* const* weight = reading.from;
   shape_tiles(rows);
   if (linear.format == BFLOAT16) {
     tile_product<COUNT, false>(weight, depth / 32, from, stride, sums);
@@ -253,13 +264,13 @@ inline void tile_values(const Linear& linear, const int* tiles, const Inputs& in
 }
 
 // By tiles some of `rows` rows; how many.
-inline int tile_rows(const Linear& linear, const int* tiles, int count, const Inputs& inputs, int first, int rows, Floats (*to)[CHUNK]) {
+inline int tile_rows(const Linear& linear, const Reading& reading, int count, const Inputs& inputs, int first, int rows, Floats (*to)[CHUNK]) {
   const int taken = std::min(ROWS, rows);
   switch (count) {
-    case 4: tile_values<4>(linear, tiles, inputs, first, taken, to); break;
-    case 3: tile_values<3>(linear, tiles, inputs, first, taken, to); break;
-    case 2: tile_values<2>(linear, tiles, inputs, first, taken, to); break;
-    default: tile_values<1>(linear, tiles, inputs, first, taken, to);
+    case 4: tile_values<4>(linear, reading, inputs, first, taken, to); break;
+    case 3: tile_values<3>(linear, reading, inputs, first, taken, to); break;
+    case 2: tile_values<2>(linear, reading, inputs, first, taken, to); break;
+    default: tile_values<1>(linear, reading, inputs, first, taken, to);
   }
   return taken;
 }

@@ -20,7 +20,7 @@ namespace viasd {
 
 using bfloat16 = uint16_t;
 
-constexpr int AHEAD = 4096;  // bytes of a tile that are asked for before they are read: products of many rows hide reading
+constexpr int AHEAD = 4096;  // bytes of weights that are asked for before they are read: products of many rows hide reading
 
 #define VIASD_ALL(index, count) _Pragma("GCC unroll 16") for (int index = 0; index < count; ++index)
 
@@ -38,8 +38,8 @@ constexpr int AHEAD = 4096;  // bytes of a tile that are asked for before they a
 namespace viasd {
 
 // A vector of the weight, and a request for one that comes later.
-inline Ints read_ahead(const char* from) {
-  _mm_prefetch(from + AHEAD, _MM_HINT_T0);
+inline Ints read_ahead(const char* from, const char* later) {
+  _mm_prefetch(later, _MM_HINT_T0);
   return bits_at(from);
 }
 
