@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from viasd_calib.digest import policy_digest, policy_parts
 from viasd_calib.errors import CertificateWarning, SpecError
 from viasd_calib.schema.certified_losses import POLICY_PARTS, CertifiedLosses
-from viasd_calib.spec import Certificate, DType, RoutingSpec, first_problem, void_certificate
+from viasd_calib.spec import Certificate, CertifiedCandidate, DType, RoutingSpec, first_problem, void_certificate
 
 
 def read_losses(certificate: Certificate, folder: Path) -> CertifiedLosses:
@@ -59,6 +59,44 @@ def misfits(spec: RoutingSpec, losses: CertifiedLosses) -> list[str]:
     return found
 
 
+def with_candidate(spec: RoutingSpec, candidate: CertifiedCandidate) -> RoutingSpec:
+    """The spec decoding by one of its certified candidates, with that one's certificate in force, and without a plan.
+
+    What was measured of another policy (evidence) is left out.
+
+    Raises:
+        SpecError: it has no certificate that could list one.
+    """
+    if spec.certificate is None:
+        raise SpecError("the spec has no certificate, so no certified candidates; calibrate and export it again")
+    changes = {
+        "gates": candidate.bounds.applied_to(spec.gates),
+        "decoding": candidate.decoding,
+        "certificate": spec.certificate.of_candidate(candidate),
+        "plan": None,
+        "evidence": None,
+    }
+    return spec.model_copy(update=changes)
+
+
+def misfits_here(certified: CertifiedLosses | CertifiedCandidate, dtype: DType, backend: str) -> list[str]:
+    """What is about to decode otherwise than what was certified.
+
+    Args:
+        certified: names number format and kernels that it was certified with.
+        dtype: number format that is about to decode.
+        backend: family of the kernels that are (:func:`viasd_calib.slim.backends.kernel_family`).
+    """
+    return [
+        f"{what} ({now} here, certified {was})"
+        for what, now, was in (
+            ("the number format", dtype, certified.dtype),
+            ("the kernels", backend, certified.backend),
+        )
+        if now != was
+    ]
+
+
 def check_certificate(spec: RoutingSpec, folder: Path, dtype: DType, backend: str) -> RoutingSpec:
     """The spec as it may decode here: exactly, with a warning, where its certificate holds for something else.
 
@@ -73,12 +111,7 @@ def check_certificate(spec: RoutingSpec, folder: Path, dtype: DType, backend: st
         losses = read_losses(spec.certificate, folder)
     except SpecError as error:
         return _void(spec, str(error))
-    found = misfits(spec, losses)
-    found += [
-        f"{what} ({now} here, certified {was})"
-        for what, now, was in (("the number format", dtype, losses.dtype), ("the kernels", backend, losses.backend))
-        if now != was
-    ]
+    found = misfits(spec, losses) + misfits_here(losses, dtype, backend)
     return _void(spec, f"these differ from what was certified: {', '.join(found)}") if found else spec
 
 

@@ -111,9 +111,14 @@ def write_text(target: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def json_text(model: BaseModel) -> str:
+    """A pydantic model as indented JSON: what :func:`write_json` writes."""
+    return model.model_dump_json(indent=2) + "\n"
+
+
 def write_json(target: Path, model: BaseModel) -> None:
     """Write a pydantic model as indented JSON, atomically."""
-    write_text(target, model.model_dump_json(indent=2) + "\n")
+    write_text(target, json_text(model))
 
 
 def write_bytes(target: Path, data: bytes) -> None:

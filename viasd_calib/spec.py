@@ -26,6 +26,7 @@ from viasd_calib.schema.base import (
     WeightFormat,
 )
 from viasd_calib.schema.certificate import LARGEST_BET, Certificate, Evidence, PromptHashes, level_of, prompts_needed
+from viasd_calib.schema.certified_candidates import CertifiedCandidate, CertifiedPolicy, GateBounds
 from viasd_calib.schema.decoding import Decoding, PolicyDrafter
 from viasd_calib.schema.drafts import (
     CausalLMDraft,
@@ -39,7 +40,13 @@ from viasd_calib.schema.drafts import (
 )
 from viasd_calib.schema.gates import DRAFT_FEATURES, SLIM_FEATURES, Gates, LogisticGate
 from viasd_calib.schema.hashes import IGNORED_CONFIG_KEYS, config_sha256, file_sha256, tokenizer_sha256
-from viasd_calib.schema.made_for import check_draft_weights, check_verifier, check_weights, void_certificate
+from viasd_calib.schema.made_for import (
+    check_draft_weights,
+    check_verifier,
+    check_weights,
+    other_weights,
+    void_certificate,
+)
 from viasd_calib.schema.offload import OffloadRef
 from viasd_calib.schema.plan import PlanEntry, PlannedPolicy
 from viasd_calib.schema.problems import WHOLE, first_problem, problems_of, refuse_unknown_version
@@ -72,11 +79,14 @@ __all__ = [
     "BridgesRef",
     "CausalLMDraft",
     "Certificate",
+    "CertifiedCandidate",
+    "CertifiedPolicy",
     "CombinedDraft",
     "DType",
     "Decoding",
     "DraftSpec",
     "Evidence",
+    "GateBounds",
     "Gates",
     "HashedFile",
     "HeadVocab",
@@ -114,6 +124,7 @@ __all__ = [
     "json_schema",
     "level_of",
     "load_spec",
+    "other_weights",
     "problems_of",
     "prompts_needed",
     "refuse_unknown_version",

@@ -23,8 +23,11 @@ from viasd_calib.schema.certified_losses import CertifiedLosses
 from viasd_calib.spec import (
     Audit,
     Certificate,
+    CertifiedCandidate,
+    CertifiedPolicy,
     DType,
     Gates,
+    HashedFile,
     LogisticGate,
     OffloadRef,
     PolicyDrafter,
@@ -76,6 +79,16 @@ class SpecPolicy(NamedTuple):
     drafter: PolicyDrafter | None = None
 
 
+class CalibratedCandidate(CertifiedPolicy):
+    """A candidate that was certified, with the losses that show it."""
+
+    losses: CertifiedLosses
+
+    def listed(self, losses: HashedFile) -> CertifiedCandidate:
+        """The candidate as the certificate of a spec lists it, with its losses in a file of their own."""
+        return CertifiedCandidate(**{**dict(self), "losses": losses})
+
+
 class CalibrateArtifact(BaseModel):
     """What ``viasd calibrate`` came to.
 
@@ -92,6 +105,8 @@ class CalibrateArtifact(BaseModel):
         offload: which layers were read for each pass then.
         losses: of the certified policy's prompts, and what these were decoded with; None where nothing is certified,
             and in what earlier releases wrote.
+        candidates: all that are certified, most careful first, ``certified_gates`` last; None where nothing is, and in
+            what earlier releases wrote.
         floor: what rounding came to; None in what earlier releases wrote.
         prompts: short hashes of the texts that were decoded; None in what earlier releases wrote.
     """
@@ -109,6 +124,7 @@ class CalibrateArtifact(BaseModel):
     slim_worth: PolicyTiming
     offload: OffloadRef | None = None
     losses: CertifiedLosses | None = None
+    candidates: list[CalibratedCandidate] | None = None
     floor: Floor | None = None
     tested: list[TestedCandidate]
     prompts: list[str] | None = None

@@ -74,13 +74,37 @@ class TestedLosses:
 
 
 @dataclass(frozen=True)
-class Certification:
-    """What certification came to; ``chosen`` and its ``losses`` are None where nothing could be certified."""
+class CertifiedResult:
+    """A candidate that passed the test.
 
-    chosen: Candidate | None
+    Attributes:
+        tested: what was found of it.
+        losses: that show it.
+    """
+
+    candidate: Candidate
+    tested: TestedCandidate
+    losses: TestedLosses
+
+
+@dataclass(frozen=True)
+class Certification:
+    """What certification came to.
+
+    Attributes:
+        certificate: of the last that passed, or of why none did.
+        tested: all that were decoded with.
+        passed: all that are certified together, most careful first; none where nothing could be.
+    """
+
     certificate: Certificate
     tested: list[TestedCandidate]
-    losses: TestedLosses | None
+    passed: list[CertifiedResult]
+
+    @property
+    def chosen(self) -> Candidate | None:
+        """The candidate that trusts most of those that passed; None where none did."""
+        return self.passed[-1].candidate if self.passed else None
 
 
 def certify(
@@ -124,7 +148,7 @@ def certify(
     kept, measured, level = ledger or Ledger(), loss_named(loss), level_of(confidence, attempt)
     gap = 0.0 if floor is None else floor.rounding_gap
     tested: list[TestedCandidate] = []
-    decoded: list[DecodedPrompt] = []
+    losses_of: list[TestedLosses] = []
     enough = len(prompts) >= prompts_needed(max_loss, level)
     for number, candidate in enumerate(candidates if enough else ()):
         decode = partial(_decode, decoder_for(candidate), verifier, routed, measured, max_new_tokens, gap)
@@ -136,22 +160,30 @@ def certify(
         with closing(shown):  # testing may end before all prompts are decoded
             result, seen = _test(candidate, shown, len(prompts), max_loss, level)
         tested.append(result)
+        losses_of.append(_losses(prompts, seen))
         if result.p_value > level:
             break
-        decoded = seen
-    return _certification(
-        candidates,
-        tested,
-        len(prompts),
-        loss,
-        max_loss,
-        confidence,
-        max_new_tokens,
-        split_sha256,
-        floor,
-        _losses(prompts, decoded),
-        attempt,
+    count = certified([result.p_value for result in tested], level)
+    passed = [CertifiedResult(*one) for one in zip(candidates[:count], tested, losses_of, strict=False)]
+    held = passed[-1].tested if passed else None
+    certificate = Certificate(
+        loss=loss,
+        bound=max_loss if held else None,
+        confidence=confidence,
+        procedure=PROCEDURE,
+        attempt=attempt,
+        candidates_tested=len(tested),
+        n_prompts=len(prompts),
+        max_new_tokens=max_new_tokens,
+        split_sha256=split_sha256,
+        observed=held.observed_loss if held else None,
+        observed_by_token=held.observed_by_token if held else None,
+        rounding_gap=None if floor is None else floor.rounding_gap,
+        floor=None if floor is None else floor.loss,
+        p_value=held.p_value if held else None,
+        note="" if held else _why_nothing(tested, len(prompts), max_loss, confidence, attempt),
     )
+    return Certification(certificate, tested, passed)
 
 
 @dataclass(frozen=True)
@@ -221,44 +253,6 @@ def _test(
         full_passes_per_token=sum(prompt.full_passes for prompt in seen) / tokens,
     )
     return result, seen
-
-
-def _certification(
-    candidates: Sequence[Candidate],
-    tested: list[TestedCandidate],
-    n_prompts: int,
-    loss: str,
-    max_loss: float,
-    confidence: float,
-    max_new_tokens: int,
-    split_sha256: dict[Split, str],
-    floor: Floor | None,
-    losses: TestedLosses,
-    attempt: int,
-) -> Certification:
-    level = level_of(confidence, attempt)
-    count = certified([result.p_value for result in tested], level)
-    held = tested[count - 1] if count else None
-    chosen = candidates[count - 1] if count else None
-    note = "" if held else _why_nothing(tested, n_prompts, max_loss, confidence, attempt)
-    certificate = Certificate(
-        loss=loss,
-        bound=max_loss if held else None,
-        confidence=confidence,
-        procedure=PROCEDURE,
-        attempt=attempt,
-        candidates_tested=len(tested),
-        n_prompts=n_prompts,
-        max_new_tokens=max_new_tokens,
-        split_sha256=split_sha256,
-        observed=held.observed_loss if held else None,
-        observed_by_token=held.observed_by_token if held else None,
-        rounding_gap=None if floor is None else floor.rounding_gap,
-        floor=None if floor is None else floor.loss,
-        p_value=held.p_value if held else None,
-        note=note,
-    )
-    return Certification(chosen, certificate, tested, losses if held else None)
 
 
 def _losses(prompts: Sequence[Prompt], decoded: Sequence[DecodedPrompt]) -> TestedLosses:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from viasd_calib.binding import misfits, read_losses
+from viasd_calib.binding import misfits, read_losses, with_candidate
 from viasd_calib.calibration.betting import betting_p_value
 from viasd_calib.calibration.risk import PROCEDURE
 from viasd_calib.errors import SpecError
@@ -15,24 +15,46 @@ from viasd_calib.spec import Certificate, RoutingSpec
 
 ROUNDING = 1e-6
 """Numbers that another machine computed may differ by this share."""
+AGAIN = "calibrate and export again"
 
 
 def certificate_problems(spec: RoutingSpec, folder: Path) -> list[str]:
-    """Why a spec's certificate does not hold for it, a line each; none for one without a bound.
+    """Why a spec's certificate does not hold for it, or for one of the candidates that it lists, a line each.
 
-    Digest, observed losses and p-value are computed anew from the spec and the file of losses that lies in ``folder``.
+    Digests, observed losses and p-values are computed anew from the spec and the files of losses in ``folder``.
     """
+    certificate = spec.certificate
+    if certificate is None:
+        return []
+    problems = _problems(spec, folder)
+    listed = [one.digest for one in certificate.candidates or ()]
+    if certificate.bound is not None and listed and certificate.digest not in listed:
+        problems.append(f"the certificate's own policy is none of the candidates that it lists; {AGAIN}")
+    return [*problems, *candidate_problems(spec, folder)]
+
+
+def candidate_problems(spec: RoutingSpec, folder: Path) -> list[str]:
+    """Why certified candidates that a spec lists do not hold, a line each, which names the candidate."""
+    listed = [] if spec.certificate is None else spec.certificate.candidates or []
+    return [
+        f"{candidate.name}: {problem}"
+        for candidate in listed
+        for problem in _problems(with_candidate(spec, candidate), folder)
+    ]
+
+
+def _problems(spec: RoutingSpec, folder: Path) -> list[str]:
+    """The same of the spec's own policy; none for a certificate without a bound."""
     certificate = spec.certificate
     if certificate is None or certificate.bound is None:
         return []
-    again = "calibrate and export again"
     try:
         losses = read_losses(certificate, folder)
     except SpecError as error:
-        return [f"the bound of {certificate.bound:g} does not hold for this spec: {error}; {again}"]
+        return [f"the bound of {certificate.bound:g} does not hold for this spec: {error}; {AGAIN}"]
     differing = misfits(spec, losses)
-    problems = [f"the certificate was made for something else: {', '.join(differing)}; {again}"] if differing else []
-    return [*problems, *(f"{problem}; {again}" for problem in _numbers(spec, certificate, losses))]
+    problems = [f"the certificate was made for something else: {', '.join(differing)}; {AGAIN}"] if differing else []
+    return [*problems, *(f"{problem}; {AGAIN}" for problem in _numbers(spec, certificate, losses))]
 
 
 def _numbers(spec: RoutingSpec, certificate: Certificate, losses: CertifiedLosses) -> Iterator[str]:

@@ -55,6 +55,11 @@ def _say(artifact: lazy_types.CalibrateArtifact) -> None:
             f"confidence {certificate.confidence}, observed {certificate.observed:.4f} "
             f"on {decoded.n_prompts} of {certificate.n_prompts} prompts{_by_token(certificate)}"
         )
+        if artifact.candidates is not None:
+            console.print(
+                f"{len(artifact.candidates)} of {len(artifact.tested)} candidates are certified; the spec lists them "
+                "all, and viasd plan --certified may choose among them"
+            )
     timing = artifact.slim_worth
     console.print(_policies_table(timing))
     predicted = timing.prediction_words()

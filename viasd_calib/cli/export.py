@@ -44,6 +44,8 @@ def validate(spec: str, verifier: str | None = None) -> None:
 
     certificate = checked.certificate
     bound = "no certificate" if certificate is None or certificate.bound is None else f"loss <= {certificate.bound}"
+    listed = [] if certificate is None else certificate.candidates or []
+    bound += f" ({len(listed)} certified candidate{'s' if len(listed) > 1 else ''})" if listed else ""
     memory = checked.route.memory
     taken = "" if memory is None else f"; slim verifier: {memory_words(memory)}"
     places = {"disk": "disk", "cpu": "the host's memory"}

@@ -22,7 +22,7 @@ from viasd_calib.progress import say
 from viasd_calib.prompt_copies import known_prompts, normalised_sha256, short_hashes
 from viasd_calib.prompts import Prompt, SplitShares, draw_prompts, select_split, split_sha256
 from viasd_calib.schema.certified_losses import CertifiedLosses
-from viasd_calib.spec import Decoding, file_sha256, level_of, prompts_needed
+from viasd_calib.spec import Certificate, Decoding, GateBounds, RoutingSpec, file_sha256, level_of, prompts_needed
 
 TIMED_PROMPTS = 8
 """Prompts on which policies are timed."""
@@ -168,34 +168,32 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         certified=decoder_at(engine, gates, lossy) if certification.chosen else None,
     )  # fmt: skip
     tuned = {"speculative_stop_below": timing.speculative_stop}
-    certified_gates = gates.model_copy(update=tuned) if certification.chosen else None
-    certificate, losses = certification.certificate, None
-    if certified_gates is not None and certification.losses is not None:
-        policy = policy_of(engine, certified_gates, lossy, dtype)
-        losses = CertifiedLosses(
-            **asdict(certification.losses),
-            policy=policy_parts(policy),
-            dtype=dtype,
+    certificate = certification.certificate
+    certified = [
+        certified_candidate(
+            policy_of(engine, one.candidate.gates.model_copy(update=tuned), lossy, dtype), one, certificate,
             backend=kernel_family(engine.backend, engine.routed.device),
-            loss=options.loss,
-            max_new_tokens=options.max_new_tokens,
-            rounding_gap=certificate.rounding_gap,
         )
+        for one in certification.passed
+    ]  # fmt: skip
+    if certified:
+        last = certified[-1]
         certificate = certificate.model_copy(
-            update={"digest": policy_digest(policy), "dtype": dtype, "backend": losses.backend}
+            update={"digest": last.digest, "dtype": last.dtype, "backend": last.backend}
         )
     artifact = CalibrateArtifact(
         fit=fit_beside(folder, Path(options.out)),
         verifier=engine.spec.verifier,
         dtype=dtype,
         gates=timing.exact_policy.policy.planned().applied_to(gates, decoding)[0].model_copy(update=tuned),
-        certified_gates=certified_gates,
+        certified_gates=gates.model_copy(update=tuned) if certified else None,
         draft_length=options.draft_length,
         max_pending=options.max_pending,
         certificate=certificate,
         slim_worth=timing,
         offload=None if offload is None else offload.entry(),
-        losses=losses,
+        losses=certified[-1].losses if certified else None,
+        candidates=certified or None,
         floor=floor,
         tested=certification.tested,
         prompts=hashes,
@@ -203,6 +201,42 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
     write_json(Path(options.out) / CALIBRATE_FILE, artifact)
     ledger.close()
     return artifact
+
+
+def certified_candidate(
+    policy: RoutingSpec, found: lazy_types.CertifiedResult, certificate: Certificate, backend: str
+) -> lazy_types.CalibratedCandidate:
+    """A candidate that passed, bound to the policy that was decoded with.
+
+    Args:
+        policy: the spec that decodes by it.
+        certificate: with a bound; names the loss, and how long texts were.
+        backend: family of the kernels that decoded.
+    """
+    from viasd_calib.calibration.artifacts import CalibratedCandidate
+
+    assert certificate.bound is not None, "a candidate passed"
+    losses = CertifiedLosses(
+        **asdict(found.losses),
+        policy=policy_parts(policy),
+        dtype=policy.verifier.dtype,
+        backend=backend,
+        loss=certificate.loss,
+        max_new_tokens=certificate.max_new_tokens,
+        rounding_gap=certificate.rounding_gap,
+    )
+    return CalibratedCandidate(
+        bounds=GateBounds.of(policy.gates),
+        decoding=policy.decoding,
+        digest=policy_digest(policy),
+        bound=certificate.bound,
+        observed=found.tested.observed_loss,
+        observed_by_token=losses.observed_by_token,
+        p_value=found.tested.p_value,
+        dtype=losses.dtype,
+        backend=backend,
+        losses=losses,
+    )
 
 
 def floor_prompts(

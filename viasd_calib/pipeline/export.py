@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 from viasd_calib.devices import check_device
 from viasd_calib.errors import SpecError
 from viasd_calib.file_names import CALIBRATE_FILE, LOSSES_FOLDER
-from viasd_calib.files import copy_file, read_json, write_json
+from viasd_calib.files import copy_file, json_text, read_json, write_json
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.checks import check_bench, check_calibrate_folder, check_model, check_out_file
+from viasd_calib.pipeline.notices import notice
 from viasd_calib.pipeline.options import ExportOptions
 from viasd_calib.schema.certified_losses import CertifiedLosses
 from viasd_calib.spec import (
     CausalLMDraft,
+    CertifiedCandidate,
     CombinedDraft,
     Decoding,
     DraftSpec,
@@ -25,7 +28,6 @@ from viasd_calib.spec import (
     RoutingSpec,
     ShallowDraft,
     check_verifier,
-    file_sha256,
     load_spec,
     save_spec,
     tensor_file,
@@ -111,38 +113,74 @@ def export(options: ExportOptions, load: lazy_types.LoadVerifier | None = None) 
         update={"route": spec.route.model_copy(update={"relative_cost": cost, "memory": routed.memory})}
     )
     if policy.certificate.bound is not None:
-        spec = _with_losses(spec, calibrated.losses, path, options.calibrate)
+        _refuse_another_policy(spec, calibrated.losses, options.calibrate)
+    spec = with_losses(spec, calibrated, path)
     save_spec(spec, path)
     return spec
 
 
-def _with_losses(spec: RoutingSpec, losses: CertifiedLosses | None, path: Path, calibrate: str) -> RoutingSpec:
-    """The spec with the losses that its certificate was made from, written beside it.
+def _refuse_another_policy(spec: RoutingSpec, losses: CertifiedLosses | None, calibrate: str) -> None:
+    """Refuse to write a certificate beside a policy that it does not hold for.
 
     Raises:
         SpecError: the spec would not decode as was certified.
     """
-    from viasd_calib.binding import misfits
-
     if losses is None:
         raise SpecError(
             f"{calibrate} was calibrated by an earlier release, whose certificates are bound to no policy; "
             "calibrate again, or export with --audit strict"
         )
-    differing = misfits(spec, losses)
-    if spec.verifier.dtype != losses.dtype:
-        differing.append(f"the number format ({spec.verifier.dtype}, certified {losses.dtype})")
+    differing = _differing(spec, losses)
     if differing:
         raise SpecError(
             f"the certificate of {calibrate} is of another policy, these differ: {', '.join(differing)}; "
             "export as it was calibrated, calibrate again, or export with --audit strict"
         )
-    target = path.parent / LOSSES_FOLDER / path.name
-    write_json(target, losses)
-    reference = HashedFile(path=target.relative_to(path.parent).as_posix(), sha256=file_sha256(target))
+
+
+def _differing(spec: RoutingSpec, losses: CertifiedLosses) -> list[str]:
+    """How a spec would decode otherwise than was certified."""
+    from viasd_calib.binding import misfits
+
+    found = misfits(spec, losses)
+    if spec.verifier.dtype != losses.dtype:
+        found.append(f"the number format ({spec.verifier.dtype}, certified {losses.dtype})")
+    return found
+
+
+def with_losses(spec: RoutingSpec, calibrated: lazy_types.CalibrateArtifact, path: Path) -> RoutingSpec:
+    """The spec with its certified candidates listed, and with the losses that show them in files beside it.
+
+    Candidates that the spec does not fit, as one in another number format, are left out, with a notice.
+
+    Args:
+        path: of the spec.
+    """
+    from viasd_calib.binding import with_candidate
+
     certificate = spec.certificate
-    assert certificate is not None, "it has a bound"
-    return spec.model_copy(update={"certificate": certificate.model_copy(update={"losses": reference})})
+    assert certificate is not None, "calibrate makes one"
+    listed: list[CertifiedCandidate] = []
+    for one in calibrated.candidates or ():
+        candidate = one.listed(_reference(f"{path.stem}-{one.digest[:12]}.json", one.losses))
+        differing = _differing(with_candidate(spec, candidate), one.losses)
+        if differing:
+            notice(f"certified {one.name} is not listed, these differ from what was certified: {', '.join(differing)}")
+            continue
+        write_json(path.parent / candidate.losses.path, one.losses)
+        listed.append(candidate)
+    own = next((one.losses for one in listed if one.digest == certificate.digest), None)
+    if certificate.bound is not None and own is None and calibrated.losses is not None:  # an earlier release lists none
+        own = _reference(path.name, calibrated.losses)
+        write_json(path.parent / own.path, calibrated.losses)
+    changed = certificate.model_copy(update={"losses": own, "candidates": listed or None})
+    return spec.model_copy(update={"certificate": changed})
+
+
+def _reference(name: str, losses: CertifiedLosses) -> HashedFile:
+    """How a spec names the file of these losses beside it."""
+    content = json_text(losses).encode()
+    return HashedFile(path=f"{LOSSES_FOLDER}/{name}", sha256=hashlib.sha256(content).hexdigest())
 
 
 def _draft_of(name: str, folder: Path, draft_model: str | None = None) -> tuple[DraftSpec, Path]:

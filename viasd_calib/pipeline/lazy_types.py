@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from viasd_calib.calibration.artifacts import CalibrateArtifact as CalibrateArtifact
+    from viasd_calib.calibration.artifacts import CalibratedCandidate as CalibratedCandidate
     from viasd_calib.calibration.artifacts import FitArtifact as FitArtifact
+    from viasd_calib.calibration.certify import CertifiedResult as CertifiedResult
     from viasd_calib.calibration.certify import TestedCandidate as TestedCandidate
     from viasd_calib.calibration.monitor import Monitor as Monitor
     from viasd_calib.calibration.monitor import MonitorReport as MonitorReport

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from viasd_calib.choices import CertifiedLossName
 from viasd_calib.schema.base import DType, HashedFile, Sha256, Share, ShortHash, SpecModel, refuse
+from viasd_calib.schema.certified_candidates import CertifiedCandidate
 
 ROUNDING = 1e-6
 """Numbers that were computed otherwise, or written with fewer digits, may differ by this share."""
@@ -21,6 +22,10 @@ NO_PROMPTS_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b785
 
 LARGEST_BET = 0.99
 """Share of the bet that a loss of 1 would ruin: the largest that the test by betting makes, so that it goes on."""
+
+
+OF_ONE_POLICY = ("bound", "observed", "observed_by_token", "p_value", "digest", "dtype", "backend", "losses")
+"""Entries of a certificate that hold for one policy; all others are of every candidate."""
 
 
 def prompts_needed(bound: float, level: float) -> int:
@@ -115,14 +120,21 @@ class Certificate(SpecModel):
     losses: HashedFile | None = Field(
         None, description="the prompts' losses, a JSON file beside the spec; null where digest is"
     )
+    candidates: list[CertifiedCandidate] | None = Field(
+        None,
+        min_length=1,
+        description="every candidate that was certified, most careful first, the spec's own policy among them where it "
+        "has a bound; viasd plan may choose one. Null for none, and in earlier releases",
+    )
     note: str = Field("", description="why there is no bound, or what else was certified; in words")
 
     def without_bound(self, note: str) -> Certificate:
-        """The certificate beside a policy for which it bounds nothing, and why."""
-        nothing = dict.fromkeys(
-            ("bound", "observed", "observed_by_token", "p_value", "digest", "dtype", "backend", "losses")
-        )
-        return self.model_copy(update={**nothing, "note": note})
+        """The certificate beside a policy for which it bounds nothing, and why; its candidates stay listed."""
+        return self.model_copy(update={**dict.fromkeys(OF_ONE_POLICY), "note": note})
+
+    def of_candidate(self, candidate: CertifiedCandidate) -> Certificate:
+        """The certificate beside the policy of one of its candidates."""
+        return self.model_copy(update={**{name: getattr(candidate, name) for name in OF_ONE_POLICY}, "note": ""})
 
     @property
     def level(self) -> float:
@@ -131,8 +143,15 @@ class Certificate(SpecModel):
 
     @model_validator(mode="after")
     def _can_be(self) -> Certificate:
-        refuse([*self._splits_overlap(), *self._unproven()])
+        refuse([*self._splits_overlap(), *self._unproven(), *self._listed_wrongly()])
         return self
+
+    def _listed_wrongly(self) -> Iterator[str]:
+        digests = [one.digest for one in self.candidates or ()]
+        if len(set(digests)) < len(digests):
+            yield "candidates: one policy is listed twice; export the spec again"
+        if len(digests) > self.candidates_tested:
+            yield f"{len(digests)} candidates are listed, and {self.candidates_tested} were tested; export again"
 
     def _splits_overlap(self) -> Iterator[str]:
         names = list(self.split_sha256)

@@ -44,10 +44,38 @@ def check_draft_weights(spec: RoutingSpec, found: str | None) -> RoutingSpec:
     Args:
         found: hash of the draft model's weights; None where nobody can say.
     """
+    model = _named_model(spec)
+    return spec if model is None else _hold_to(spec, model.name_or_path, model.weights_sha256, found)
+
+
+def other_weights(spec: RoutingSpec, verifier: VerifierRef, draft: str | None) -> list[str]:
+    """In which weights the models differ from those that the spec was made for, in words; it may not say which ones.
+
+    Args:
+        draft: hash of the draft model's weights; None where nobody can say.
+    """
+    found = [_difference(verifier.name_or_path, spec.verifier.weights, verifier.weights)]
+    model = _named_model(spec)
+    if model is not None:
+        found.append(_difference(model.name_or_path, model.weights_sha256, draft))
+    return [one for one in found if one is not None]
+
+
+def _named_model(spec: RoutingSpec) -> CausalLMDraft | None:
+    """The draft model that the spec names by its place, if it does."""
     match spec.draft:
         case (CausalLMDraft() as model) | CombinedDraft(model=CausalLMDraft() as model):
-            return _hold_to(spec, model.name_or_path, model.weights_sha256, found)
-    return spec
+            return model
+    return None
+
+
+def _difference(name: str, made_for: str | None, found: str | None) -> str | None:
+    """How the weights of the model ``name`` differ from those that a spec was made for; None where they do not."""
+    if made_for is None or found == made_for:
+        return None
+    if found is None:
+        return f"the weights of {name} cannot be compared with those the spec was made for"
+    return f"the weights of {name} (SHA-256 {found[:12]}) are not those the spec was made for ({made_for[:12]})"
 
 
 def _hold_to(spec: RoutingSpec, name: str, made_for: str | None, found: str | None) -> RoutingSpec:
@@ -60,13 +88,9 @@ def _hold_to(spec: RoutingSpec, name: str, made_for: str | None, found: str | No
                 "calibrate and export it again to have that checked"
             )
         return spec
-    if found == made_for:
+    differ = _difference(name, made_for, found)
+    if differ is None:
         return spec
-    differ = (
-        f"the weights of {name} cannot be compared with those the spec was made for"
-        if found is None
-        else f"the weights of {name} (SHA-256 {found[:12]}) are not those the spec was made for ({made_for[:12]})"
-    )
     if lossy:
         _warn(
             f"{differ}: its certificate is void, and audit {spec.decoding.audit} becomes strict; "

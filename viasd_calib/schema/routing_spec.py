@@ -18,7 +18,7 @@ from viasd_calib.schema.plan import PlanEntry, plan_problems
 from viasd_calib.schema.route import Route
 from viasd_calib.schema.verifier import VerifierRef
 
-SCHEMA_VERSION = "1.6"
+SCHEMA_VERSION = "1.7"
 
 
 class Producer(SpecModel):
@@ -90,6 +90,12 @@ def conflicts(parts: Mapping[str, Any]) -> Iterator[str]:
     match parts:
         case {"plan": list() as plan}:
             yield from plan_problems(plan, parts.get("gates"), parts.get("decoding"))
+    match parts:
+        case {"plan": list(), "certificate": Certificate(bound=float() as bound)}:
+            yield (
+                f"a plan is of exact decoding, and the certificate bounds a loss ({bound:g}) of another policy; leave "
+                "the plan out, or the certificate's bound"
+            )
     match parts:
         case {"certificate": Certificate() as certificate, "prompts": PromptHashes(calibrate=list() as calibrate)}:
             if certificate.n_prompts != len(calibrate):
