@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from viasd_calib.calibration.paired import ERROR, FEWEST_PROMPTS, Spent, decode_in_turns, speed_ratio
-from viasd_calib.calibration.policy_timing import Decision, PolicyTiming, TimedPolicy
+from viasd_calib.calibration.policy_timing import Decision, PolicyTiming, TimedCertified, TimedPolicy
 from viasd_calib.decoding.conversation import Answering
 from viasd_calib.decoding.policies import WITHOUT_SLIM, Policy
 from viasd_calib.models import Verifier
@@ -51,8 +51,8 @@ def time_policies(
         if not policy.slim_tier:
             without.setdefault(policy.drafter, policy)
     decision = decide(
-        decoder_of(with_slim), {drafter: decoder_of(policy) for drafter, policy in without.items()}, certified,
-        verifier, deciding, max_new_tokens,
+        decoder_of(with_slim), {drafter: decoder_of(policy) for drafter, policy in without.items()},
+        [] if certified is None else [certified], verifier, deciding, max_new_tokens,
     )  # fmt: skip
     return PolicyTiming(n_prompts=len(prompts), policies=tuple(policies), decision=decision)
 
@@ -60,7 +60,7 @@ def time_policies(
 def decide(
     with_slim: Answering,
     without_slim: Mapping[PolicyDrafter | None, Answering],
-    certified: Answering | None,
+    certified: Sequence[Answering],
     verifier: Verifier,
     prompts: Sequence[Prompt],
     max_new_tokens: int,
@@ -71,14 +71,16 @@ def decide(
     out; where all do, the timing ends. Each look has its share of the error (Bonferroni), so that an answer is wrong in
     at most 5 of 100 such timings, whenever it was given. The slim tier must be faster than every policy without it,
     which as a test of all of them needs no smaller share for each (intersection-union, Berger 1982). Of those, the one
-    that took the least time is held to be the fastest.
+    that took the least time is held to be the fastest. Of several certified policies one that is faster is asked for,
+    so each has its share of the error.
 
     Args:
         without_slim: by what drafts in the draft model's place, None for the draft model: speculative decoding, and
             with lookup, and nothing drafted.
+        certified: policies whose texts may diverge; none where nothing is certified.
         prompts: one at least, in an order that has nothing to do with how long they take.
     """
-    decoders = [with_slim, *without_slim.values(), *([] if certified is None else [certified])]
+    decoders = [with_slim, *without_slim.values(), *certified]
     spent = [Spent() for _ in decoders]
     size = max(-(-len(prompts) // LOOKS), FEWEST_PROMPTS)
     parts = [prompts[begin : begin + size] for begin in range(0, len(prompts), size)]
@@ -88,7 +90,7 @@ def decide(
         )
         spent = [before.and_then(now) for before, now in zip(spent, took, strict=True)]
         found = _compared(spent, [*without_slim], ERROR / len(parts))
-        speeds = [found.slim_speed, *([] if found.certified_speed is None else [found.certified_speed])]
+        speeds = [found.slim_speed, *(one.speed for one in found.candidates)]
         if all(one.leaves_out_one for one in speeds):
             break
     return found
@@ -109,12 +111,20 @@ def _compared(spent: Sequence[Spent], drafters: Sequence[PolicyDrafter | None], 
         drafter = None
     slim_speed = min(speeds, key=lambda one: one.median if one.low is None else one.low)
     exact = with_slim if slim_speed.above_one else without[drafter]
+    timed = [
+        TimedCertified(
+            seconds_per_token=one.seconds_per_token, speed=speed_ratio(one, exact, error=error / len(others))
+        )
+        for one in others
+    ]
+    best = min(timed, key=lambda one: (not one.speed.above_one, one.seconds_per_token), default=None)
     return Decision(
         with_slim=with_slim.seconds_per_token,
         without_slim=without[drafter].seconds_per_token,
         without_drafter=drafter,
         baselines={WITHOUT_SLIM[one]: took.seconds_per_token for one, took in without.items()},
-        certified=others[0].seconds_per_token if others else None,
+        certified=None if best is None else best.seconds_per_token,
         slim_speed=slim_speed,
-        certified_speed=speed_ratio(others[0], exact, error=error) if others else None,
+        certified_speed=None if best is None else best.speed,
+        candidates=tuple(timed),
     )

@@ -36,6 +36,19 @@ class TimedPolicy(BaseModel):
     seconds_per_token: float = Field(gt=0)
 
 
+class TimedCertified(BaseModel):
+    """A certified policy that was decoded beside exact ones.
+
+    Attributes:
+        speed: over that of the exact policy that is exported, paired by prompt.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seconds_per_token: float = Field(gt=0)
+    speed: Interval
+
+
 class Decision(BaseModel):
     """How the fastest exact policies with the slim tier and without it compare, and the certified one with them, on
     prompts on which nothing was searched wherever there are enough of them.
@@ -45,10 +58,12 @@ class Decision(BaseModel):
         without_slim: of the fastest exact decoding without it.
         without_drafter: what drafts there in the draft model's place; None for the draft model.
         baselines: seconds a token of every policy without the slim tier, by its kind.
-        certified: of the certified policy, whose text may diverge; None where there is none.
+        certified: of the certified policy, whose text may diverge; None where there is none. Of several, the fastest
+            that is shown to be faster than exact decoding, or of all where none is.
         slim_speed: speed with the slim tier over that without, paired by prompt. Its bounds hold at every look that
             may have ended the timing, all together at 95 %.
         certified_speed: of the certified policy over the exact one that is exported.
+        candidates: all certified policies that were decoded; not in what earlier releases wrote.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,12 +75,32 @@ class Decision(BaseModel):
     certified: float | None = Field(None, gt=0)
     slim_speed: Interval
     certified_speed: Interval | None = None
+    candidates: tuple[TimedCertified, ...] = ()
 
     @model_validator(mode="after")
     def _both_of_the_certified(self) -> Self:
         if (self.certified is None) != (self.certified_speed is None):
             raise ValueError("certified and certified_speed are given together, or neither")
         return self
+
+    @property
+    def exact(self) -> float:
+        """Seconds a token of the exact policy that is exported: with the slim tier where that is shown to pay."""
+        return self.with_slim if self.slim_speed.above_one else self.without_slim
+
+    @property
+    def lossy_pays(self) -> bool:
+        """Whether there is a certified policy that is shown to be faster than the exact one, and by ``LOSSY_GAIN``."""
+        if self.certified is None or self.certified_speed is None or not self.certified_speed.above_one:
+            return False
+        return self.certified < (1 - LOSSY_GAIN) * self.exact
+
+    @property
+    def fastest_candidate(self) -> int | None:
+        """Which of ``candidates`` is faster than exact decoding, and the fastest of these; None where none is."""
+        if not self.lossy_pays:
+            return None
+        return next(number for number, one in enumerate(self.candidates) if one.seconds_per_token == self.certified)
 
 
 class PolicyTiming(BaseModel):
@@ -149,7 +184,7 @@ class PolicyTiming(BaseModel):
     @property
     def seconds_per_token_exact(self) -> float:
         """Of the exact policy that is exported."""
-        return self.decision.with_slim if self.pays else self.decision.without_slim
+        return self.decision.exact
 
     @property
     def pays(self) -> bool:
@@ -165,11 +200,8 @@ class PolicyTiming(BaseModel):
 
     @property
     def lossy_pays(self) -> bool:
-        """Whether there is a certified policy that is shown to be faster than the exact one, and by ``LOSSY_GAIN``."""
-        found, speed = self.decision.certified, self.decision.certified_speed
-        if found is None or speed is None or not speed.above_one:
-            return False
-        return found < (1 - LOSSY_GAIN) * self.seconds_per_token_exact
+        """Whether the certified policy is exported unasked."""
+        return self.decision.lossy_pays
 
 
 def _fastest(policies: Sequence[TimedPolicy]) -> TimedPolicy:

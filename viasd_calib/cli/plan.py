@@ -19,7 +19,8 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> N
     result = job.plan(options, load)
     console = Console()
     console.print(predictions_table(result))
-    console.print(plan_table(result.spec.plan or []))
+    if result.spec.plan is not None:
+        console.print(plan_table(result.spec.plan))
     for line in result.words:
         console.print(line)
     say_written(options.out)

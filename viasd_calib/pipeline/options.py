@@ -179,6 +179,8 @@ class PlanOptions(PromptSource, BackendModels):
         trace_tokens: generated tokens of the traces to replay, of whole texts drawn by hash.
         max_new_tokens: longest answer where the fastest policies are decoded.
         limit: take this many prompts of the calibrate split for that; null takes all.
+        certified: decode with the certified candidates that the spec lists, too, and write the fastest in place of a
+            plan where it is shown to be faster than exact decoding; its text may diverge, within the certified bound.
     """
 
     traces: str
@@ -188,6 +190,7 @@ class PlanOptions(PromptSource, BackendModels):
     trace_tokens: Count = 4096
     max_new_tokens: Count = 64
     limit: Count | None = 24
+    certified: bool = False
 
 
 @options

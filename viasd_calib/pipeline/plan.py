@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from viasd_calib.pipeline.checks import check_out_file, check_spec, check_traces
 from viasd_calib.pipeline.lists import split_names
 from viasd_calib.pipeline.opening import offload_of, open_engine
 from viasd_calib.pipeline.options import PlanOptions
+from viasd_calib.pipeline.plan_certified import (
+    candidate_decoders,
+    certified_words,
+    listed_candidates,
+    refuse_other_than_certified,
+    with_certified,
+)
 from viasd_calib.pipeline.profile import profile_settings
 from viasd_calib.pipeline.prompt_choice import check_prompts, load_prompts, of_split
 from viasd_calib.profiling.profile import check_profile, load_profile
@@ -33,7 +41,7 @@ class PlanResult:
     """A plan, and what it rests on.
 
     Attributes:
-        spec: with the plan, as written.
+        spec: as written: with the plan, or decoding by a certified candidate.
         predictions: *simulated*, at each context.
         measured: seconds a token of the policies that were decoded, by kind.
         decision: between them.
@@ -51,7 +59,8 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
     """Replay traces under a grid of policies, decode the fastest of each kind, and write the spec with a plan.
 
     A policy with the slim tier is planned only where decoding shows it to be faster than all without it, and one that
-    drafts only where it was not slower than no drafting.
+    drafts only where it was not slower than no drafting. With ``certified`` the spec decodes by one of the candidates
+    that its certificate lists, in place of a plan, where that is shown to be faster than exact decoding.
 
     Raises:
         ViasdError: options that cannot be, most of them before a model is loaded.
@@ -67,6 +76,7 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
         )
     if spec.gates.draft is None or spec.gates.slim is None:
         raise PlanningError(f"{path} has no draft gate or no calibrated slim gate; plan for a spec that viasd fit made")
+    candidates = listed_candidates(path, spec, options.dtype) if options.certified else []
     folders = split_names(options.traces)
     check_traces("--traces", folders)
     settings = profile_settings(WIDTHS, contexts, (1,), COST_REPEATS)
@@ -84,6 +94,8 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
 
     grid = PolicyGrid()
     engine = open_engine(path, spec, options, load, options.backend)
+    if candidates:
+        refuse_other_than_certified(engine, spec, Path(path).parent, candidates)
     check_prompts(engine.verifier, prompts, options.max_new_tokens)
     profile = known or measure_profile(engine, settings, with_rounds=False)
     say_noise(profile)
@@ -92,11 +104,17 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
         engine, profile, contexts, texts, prompts[:HOST_PROMPTS], options.max_new_tokens, grid,
         host_draft_length=HOST_DRAFT_LENGTH,
     )  # fmt: skip
-    decision, measured = _decoded(engine, predictions[0], prompts, options.max_new_tokens)
+    decision, measured = _decoded(
+        engine, predictions[0], candidate_decoders(engine, candidates), prompts, options.max_new_tokens
+    )
     rows, words = _rows(contexts, predictions, decision, measured)
     words = [*(line for one in predictions for line in plan_words(one)), *words]
+    if candidates and spec.certificate is not None:
+        words += certified_words(spec.certificate.max_new_tokens, candidates, decision)
     offload = offload_of(options, spec.offload)
-    result = _with_plan(spec, rows, None if offload is None else offload.entry())
+    entry = None if offload is None else offload.entry()
+    number = decision.fastest_candidate
+    result = _with_plan(spec, rows, entry) if number is None else with_certified(spec, candidates[number], entry)
     save_spec(result, Path(options.out))
     return PlanResult(result, predictions, measured, decision, words)
 
@@ -124,9 +142,13 @@ def _texts(folders: list[str], engine: lazy_types.Engine, most_tokens: int) -> l
 
 
 def _decoded(
-    engine: lazy_types.Engine, predictions: lazy_types.Predictions, prompts: list[Prompt], max_new_tokens: int
+    engine: lazy_types.Engine,
+    predictions: lazy_types.Predictions,
+    certified: Sequence[lazy_types.Decoder],
+    prompts: list[Prompt],
+    max_new_tokens: int,
 ) -> tuple[lazy_types.Decision, dict[lazy_types.PolicyKind, float]]:
-    """The fastest policy with the slim tier, and the fastest of each kind without it, decoded in turns."""
+    """The fastest policy with the slim tier, the fastest of each kind without it, and certified ones, in turns."""
     from viasd_calib.calibration.policy_search import decide
     from viasd_calib.decoding.policies import Policy
     from viasd_calib.pipeline.fitted import policy_decoder
@@ -138,8 +160,8 @@ def _decoded(
     }
     ordered = sorted(prompts, key=lambda prompt: prompt.sha256)
     decision = decide(
-        policy_decoder(engine, slim.policy), {name: policy_decoder(engine, one) for name, one in without.items()}, None,
-        engine.verifier, ordered, max_new_tokens,
+        policy_decoder(engine, slim.policy), {name: policy_decoder(engine, one) for name, one in without.items()},
+        certified, engine.verifier, ordered, max_new_tokens,
     )  # fmt: skip
     return decision, {slim.policy.kind: decision.with_slim, **decision.baselines}
 

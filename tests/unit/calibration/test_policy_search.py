@@ -284,11 +284,11 @@ def test_a_slim_tier_must_be_faster_than_every_baseline(
     monkeypatch.setattr(paired, "time", clock)
     slim = Varying([0.8] * 24, True, clock)
     steady, varying = Varying([1.0], False, clock), Varying([0.5, 1.3] * 12, True, clock)
-    decision = policy_search.decide(slim, {None: steady, "none": varying}, None, tiny_verifier, tiny_prompts(24), 4)
+    decision = policy_search.decide(slim, {None: steady, "none": varying}, [], tiny_verifier, tiny_prompts(24), 4)
     assert decision.baselines["speculative"] == pytest.approx(1.0)
     assert decision.without_drafter == "none"
     assert not decision.slim_speed.above_one
-    assert policy_search.decide(slim, {None: steady}, None, tiny_verifier, tiny_prompts(24), 4).slim_speed.above_one
+    assert policy_search.decide(slim, {None: steady}, [], tiny_verifier, tiny_prompts(24), 4).slim_speed.above_one
 
 
 def test_the_luckiest_is_not_exported_for_its_luck(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +325,7 @@ def decided(ratios: Sequence[float], verifier: Verifier, monkeypatch: pytest.Mon
     clock = Priced(priced())
     monkeypatch.setattr(paired, "time", clock)
     with_slim, without = (Varying(ratios, slim, clock) for slim in (True, False))
-    decision = policy_search.decide(with_slim, {None: without}, None, verifier, tiny_prompts(len(ratios)), 4)
+    decision = policy_search.decide(with_slim, {None: without}, [], verifier, tiny_prompts(len(ratios)), 4)
     return decision, without.answered - 1
 
 
