@@ -291,6 +291,36 @@ def test_a_slim_tier_must_be_faster_than_every_baseline(
     assert policy_search.decide(slim, {None: steady}, [], tiny_verifier, tiny_prompts(24), 4).slim_speed.above_one
 
 
+def test_of_several_certified_policies_the_fastest_that_is_shown_to_be_faster_is_taken(
+    tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one that is faster in the mean alone; and each of them has its share of the error."""
+    clock = Priced(priced())
+    monkeypatch.setattr(paired, "time", clock)
+
+    def decided_with(*ratios: Sequence[float]) -> Decision:
+        slower, steady = Varying([1.2], True, clock), Varying([1.0], False, clock)
+        certified = [Varying(one, True, clock) for one in ratios]
+        return policy_search.decide(slower, {None: steady}, certified, tiny_verifier, tiny_prompts(24), 4)
+
+    clear, clearer, noisy, slow = [0.8] * 24, [0.7] * 24, [0.1, 1.2] * 12, [1.1] * 24
+    found = decided_with(slow, clear, noisy, clearer)
+    assert [one.speed.above_one for one in found.candidates] == [False, True, False, True]
+    assert min(one.seconds_per_token for one in found.candidates) == found.candidates[2].seconds_per_token
+    assert (found.fastest_candidate, found.certified) == (3, pytest.approx(0.7))
+    assert found.certified_speed == found.candidates[3].speed
+    assert (found.exact, found.lossy_pays) == (pytest.approx(1.0), True)
+    assert Decision.model_validate_json(found.model_dump_json()) == found
+    nothing = decided_with(slow, noisy)
+    assert (nothing.fastest_candidate, nothing.lossy_pays) == (None, False)
+    assert (decided_with().candidates, decided_with().fastest_candidate) == ((), None)
+    barely = [0.75, 1.02] * 12
+    alone, among = decided_with(barely).candidates[0].speed, decided_with(barely, *[clear] * 9).candidates[0].speed
+    assert alone.bounds is not None
+    assert among.bounds is not None
+    assert among.bounds[0] < alone.bounds[0], "wider, the more there are"
+
+
 def test_the_luckiest_is_not_exported_for_its_luck(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
     """A policy that was fast by chance among the others is decoded again, on the prompts that decide."""
     clock = Priced(priced())

@@ -22,7 +22,7 @@ from viasd_calib.files import read_json
 from viasd_calib.pipeline import calibrate as job
 from viasd_calib.pipeline.options import CalibrateOptions
 from viasd_calib.prompts import split_sha256
-from viasd_calib.spec import Gates
+from viasd_calib.spec import GateBounds, Gates, RoutingSpec, load_spec
 from viasd_calib.training import student
 
 GATES = Gates(
@@ -95,30 +95,28 @@ def test_what_cannot_be_is_refused(
     assert message in capsys.readouterr().err
 
 
+def words_of_calibrate(
+    verifier: TinyFolder, folder: Path, monkeypatch: pytest.MonkeyPatch, fractions: str = "[0.5, 1]"
+) -> list[str]:
+    """Words of ``viasd calibrate`` for a fit that is made in ``folder``, on four prompts that it has not seen."""
+    monkeypatch.setattr(student, "sublayer_costs", even_costs)
+    traces = tiny_traces(verifier, folder / "traces", 16, max_new_tokens=12, batch_size=16)
+    assert main(["fit", *tiny_fit(verifier, [traces], folder / "fit"), "--debug"]) == 0
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(prompt.model_dump_json() + "\n" for prompt in tiny_prompts(20)[16:]))
+    return [
+        "calibrate", "--fit", str(folder / "fit"), "--out", str(folder / "out"), "--prompts", str(prompts),
+        "--shares", json.dumps({"fit": 0.0, "calibrate": 1.0, "test": 0.0}), "--max-loss", "0.9",
+        "--max-new-tokens", "6", "--draft-length", "4", "--fractions", fractions,
+    ]  # fmt: skip
+
+
 def test_what_is_tested_and_timed_is_written_and_printed(
     tiny_folder: TinyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A loss of 0.9 on 4 prompts holds for the most careful candidate whatever it diverges."""
-    monkeypatch.setattr(student, "sublayer_costs", even_costs)
     monkeypatch.setenv("COLUMNS", "200")
-    traces = tiny_traces(tiny_folder, tmp_path / "traces", 16, max_new_tokens=12, batch_size=16)
-    assert main(["fit", *tiny_fit(tiny_folder, [traces], tmp_path / "fit"), "--debug"]) == 0
-    others, prompts = tiny_prompts(20)[16:], tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(prompt.model_dump_json() + "\n" for prompt in others))
-    out, shares = tmp_path / "out", {"fit": 0.0, "calibrate": 1.0, "test": 0.0}
-    words = ["calibrate", "--fit", str(tmp_path / "fit"), "--out", str(out), "--prompts", str(prompts)]
-    words += [
-        "--shares",
-        json.dumps(shares),
-        "--max-loss",
-        "0.9",
-        "--max-new-tokens",
-        "6",
-        "--draft-length",
-        "4",
-        "--fractions",
-        "[0.5, 1]",
-    ]
+    words, out, others = words_of_calibrate(tiny_folder, tmp_path, monkeypatch), tmp_path / "out", tiny_prompts(20)[16:]
     capsys.readouterr()
     assert main([*words, "--debug"]) == 0
     told = capsys.readouterr()
@@ -173,6 +171,50 @@ def test_what_is_tested_and_timed_is_written_and_printed(
     assert again.attempt == 2
     assert again.p_value is not None
     assert again.p_value <= 0.0125
+
+
+def test_every_candidate_that_passed_is_written_exported_and_checked(
+    tiny_folder: TinyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A loss of 0.9 holds for several candidates, of which the last alone was kept."""
+    words = words_of_calibrate(tiny_folder, tmp_path, monkeypatch, "[0.01, 0.1, 0.2, 0.3]")
+    assert main([*words, "--debug"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    found = read_json(CalibrateArtifact, tmp_path / "out" / CALIBRATE_FILE, "viasd calibrate")
+    level, candidates = found.certificate.level, found.candidates
+    assert candidates is not None
+    assert len(candidates) == sum(1 for one in found.tested if one.p_value <= level) > 1
+    assert f"{len(candidates)} of {len(found.tested)} candidates are certified; the spec lists them all" in printed
+    for one, tested in zip(candidates, found.tested, strict=False):
+        assert one.bounds.accept_at == tested.bound
+        assert (one.observed, one.p_value) == (tested.observed_loss, tested.p_value)
+        assert one.observed_by_token == pytest.approx(tested.observed_by_token)
+        assert len(one.losses.losses) == tested.n_prompts
+    last = candidates[-1]
+    assert (last.digest, last.losses) == (found.certificate.digest, found.losses)
+    assert found.certified_gates is not None
+    assert last.bounds == GateBounds.of(found.certified_gates)
+
+    def exported(*more: str) -> RoutingSpec:
+        path = tmp_path / "spec" / "mine.json"
+        assert main(["export", "--calibrate", str(tmp_path / "out"), "--out", str(path), *more]) == 0
+        assert main(["validate", str(path)]) == 0
+        return load_spec(path)
+
+    for audit, bound in (("strict", None), ("off", 0.9)):
+        certificate = exported("--audit", audit).certificate
+        assert certificate is not None
+        assert certificate.bound == bound
+        listed = certificate.candidates
+        assert listed is not None
+        assert [one.digest for one in listed] == [one.digest for one in candidates]
+        assert [one.losses.path for one in listed] == [f"certificate/mine-{one.digest[:12]}.json" for one in listed]
+        assert certificate.losses == (listed[-1].losses if bound else None), "one file for each policy"
+    capsys.readouterr()
+    other = exported("--audit", "strict", "--dtype", "bfloat16").certificate
+    assert other is not None
+    assert other.candidates is None
+    assert f"certified {last.name} is not listed, these differ" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_pending_bound_without_room_for_a_block_is_refused_first(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def place(tiny_folder: TinyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A folder with a spec that drafts with a model, traces of its verifier, and a small grid."""
     drafted_spec(tiny_folder, tmp_path)
     tiny_traces(tiny_folder, tmp_path / "traces", 6, max_new_tokens=12)
+    import_module("viasd_calib.pipeline.replayed")  # which else would keep the small grid for the tests after this one
     monkeypatch.setattr(planning_search, "PolicyGrid", lambda: GRID)
     monkeypatch.setattr(job, "WIDTHS", (1, 2, 4, 9))
     monkeypatch.setattr(job, "COST_REPEATS", 2)

@@ -18,10 +18,13 @@ from viasd_calib.errors import SpecError
 from viasd_calib.spec import (
     SCHEMA_VERSION,
     CausalLMDraft,
+    CertifiedCandidate,
     CombinedDraft,
     Decoding,
     DraftSpec,
     Evidence,
+    GateBounds,
+    HashedFile,
     PromptLookupDraft,
     RelativeCost,
     load_spec,
@@ -53,6 +56,30 @@ def drafts() -> st.SearchStrategy[DraftSpec]:
     )  # fmt: skip
 
 
+def candidates() -> st.SearchStrategy[CertifiedCandidate]:
+    digests, bounds = st.text("0123456789abcdef", min_size=64, max_size=64), st.floats(0, 2, exclude_min=True)
+    return st.builds(
+        CertifiedCandidate,
+        bounds=st.builds(
+            GateBounds,
+            draft_stop_below=SHARES,
+            speculative_stop_below=st.none() | SHARES,
+            draft_accept_at=bounds,
+            accept_at=bounds,
+            regenerate_at=bounds,
+        ),
+        decoding=st.builds(Decoding, audit=st.just("off"), draft_length=st.integers(0, 64)),
+        digest=digests,
+        bound=st.floats(0, 1, exclude_min=True, exclude_max=True),
+        observed=SHARES,
+        observed_by_token=SHARES,
+        p_value=SHARES,
+        dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
+        backend=st.text(min_size=1),
+        losses=st.builds(HashedFile, path=st.just("certificate/a.json"), sha256=digests),
+    )
+
+
 @given(
     route=routes().filter(lambda route: not len(route.attention_skip) == len(route.mlp_skip) == LAYERS),
     gates=gate_sets(),
@@ -66,7 +93,13 @@ def drafts() -> st.SearchStrategy[DraftSpec]:
         drafter=st.sampled_from([None, "lookup"]),
     ),
     certificate=st.none()
-    | st.builds(make_certificate, bound=st.floats(0.02, 0.9), observed=st.floats(0, 0.02), note=st.text()),
+    | st.builds(
+        make_certificate,
+        bound=st.floats(0.02, 0.9),
+        observed=st.floats(0, 0.02),
+        note=st.text(),
+        candidates=st.none() | st.lists(candidates(), min_size=1, max_size=4, unique_by=lambda one: one.digest),
+    ),
     evidence=st.none()
     | st.builds(
         lambda length, **others: Evidence(acceptance_length=length, full_passes_per_token=1 / length, **others),
