@@ -303,7 +303,7 @@ def test_of_several_certified_policies_the_fastest_that_is_shown_to_be_faster_is
         certified = [Varying(one, True, clock) for one in ratios]
         return policy_search.decide(slower, {None: steady}, certified, tiny_verifier, tiny_prompts(24), 4)
 
-    clear, clearer, noisy, slow = [0.8] * 24, [0.7] * 24, [0.1, 1.2] * 12, [1.1] * 24
+    clear, clearer, noisy, slow = [0.8] * 24, [0.7] * 24, [0.02, 0.02, 1.9] * 8, [1.1] * 24
     found = decided_with(slow, clear, noisy, clearer)
     assert [one.speed.above_one for one in found.candidates] == [False, True, False, True]
     assert min(one.seconds_per_token for one in found.candidates) == found.candidates[2].seconds_per_token
