@@ -15,12 +15,14 @@ from viasd_calib.calibration.artifacts import CalibrateArtifact
 from viasd_calib.calibration.certify import TestedCandidate
 from viasd_calib.cli import calibrate as command
 from viasd_calib.cli import main
+from viasd_calib.decoding.engine import load_engine
 from viasd_calib.decoding.strategies.three_tier import NEVER
 from viasd_calib.errors import CalibrationError
 from viasd_calib.file_names import CALIBRATE_FILE
 from viasd_calib.files import read_json
 from viasd_calib.pipeline import calibrate as job
 from viasd_calib.pipeline.options import CalibrateOptions
+from viasd_calib.pipeline.plan_certified import listed_candidates, refuse_other_than_certified
 from viasd_calib.prompts import split_sha256
 from viasd_calib.spec import GateBounds, Gates, RoutingSpec, load_spec
 from viasd_calib.training import student
@@ -210,6 +212,10 @@ def test_every_candidate_that_passed_is_written_exported_and_checked(
         assert [one.digest for one in listed] == [one.digest for one in candidates]
         assert [one.losses.path for one in listed] == [f"certificate/mine-{one.digest[:12]}.json" for one in listed]
         assert certificate.losses == (listed[-1].losses if bound else None), "one file for each policy"
+    path, spec = tmp_path / "spec" / "mine.json", exported("--audit", "strict")
+    offered = listed_candidates(str(path), spec, None)
+    refuse_other_than_certified(load_engine(path), spec, path.parent, offered)
+    assert [one.digest for one in offered] == [one.digest for one in candidates], "a plan here may choose any of them"
     capsys.readouterr()
     other = exported("--audit", "strict", "--dtype", "bfloat16").certificate
     assert other is not None

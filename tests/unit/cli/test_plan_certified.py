@@ -16,9 +16,11 @@ from viasd_calib.calibration.paired import Spent
 from viasd_calib.cli import main
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import load_engine
+from viasd_calib.decoding.slim_rules.calibrated import CalibratedRule
 from viasd_calib.decoding.strategies.three_tier import ThreeTier
 from viasd_calib.digest import policy_digest
 from viasd_calib.draft.build import with_weights
+from viasd_calib.errors import PlanningError
 from viasd_calib.pipeline import plan as job
 from viasd_calib.pipeline import plan_certified
 from viasd_calib.planning import search as planning_search
@@ -79,7 +81,8 @@ class Turns:
 
 def _threshold(strategy: Any) -> float:
     assert isinstance(strategy, ThreeTier)
-    return float(strategy.rule.accept_at)
+    assert isinstance(strategy.rule, CalibratedRule)
+    return strategy.rule.accept_at
 
 
 def candidates_of(spec: RoutingSpec) -> list[CertifiedCandidate]:
@@ -218,7 +221,7 @@ def test_a_spec_that_lists_none_is_refused(
 def test_a_spec_of_another_policy_is_never_written(place: Path) -> None:
     spec = load_spec(place / "routing.json")
     wrong = candidates_of(spec)[0].model_copy(update={"digest": "0" * 64})
-    with pytest.raises(job.PlanningError, match="is not of this spec's policy"):
+    with pytest.raises(PlanningError, match="is not of this spec's policy"):
         plan_certified.with_certified(spec, wrong, None)
     save_spec(plan_certified.with_certified(spec, candidates_of(spec)[0], None), place / "first.json")
     assert policy_digest(load_spec(place / "first.json")) == candidates_of(spec)[0].digest
