@@ -26,7 +26,7 @@ ERROR = 0.05
 
 
 class Interval(BaseModel):
-    """A median with its bootstrap interval over ``n`` prompts, of 95 % where nothing else is said.
+    """A median with its bootstrap interval over ``n`` prompts, or batches of them, of 95 % where nothing else is said.
 
     Of fewer than ``FEWEST_PROMPTS`` there is no interval: ``median`` is then what was measured, and says nothing of
     other prompts.

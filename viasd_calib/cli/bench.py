@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import median
 
 from rich.console import Console
@@ -38,26 +39,41 @@ def bench(options: BenchOptions, load: lazy_types.LoadVerifier | None = None) ->
 def describe_memory(result: lazy_types.BenchResult) -> list[str]:
     """A line on the peak of memory where layers are read for each pass, beside that of the verifier alone in memory."""
     found = result.offload
+    together = [
+        f"peak of memory in batches of {size}: {_highest(one.peak_memory_bytes)[0]}"
+        for size, one in result.by_batch.items()
+        if one.peak_memory_bytes
+    ]
     if found is None or not found.peak_memory_bytes:
-        return []
-    name, peak = max(found.peak_memory_bytes.items(), key=lambda one: one[1])
-    line = f"peak of memory: {megabytes(peak)} MB ({name})"
+        return together
+    words, peak = _highest(found.peak_memory_bytes)
+    line = f"peak of memory: {words}"
     allowed = found.allowed_peak()
     if allowed is None or found.plain_peak_memory_bytes is None:
-        return [line]
+        return [line, *together]
     kept = "below" if peak <= allowed else "above"
     return [
         f"{line}; the verifier alone in memory takes {megabytes(found.plain_peak_memory_bytes)}. Less 80 % of "
         f"{megabytes(found.cold_bytes)} that are read, and with {megabytes(found.slim_bytes)} of the slim verifier and "
-        f"{megabytes(found.drafter_bytes)} of the drafter, that is {megabytes(allowed)}: the peak is {kept} it"
+        f"{megabytes(found.drafter_bytes)} of the drafter, that is {megabytes(allowed)}: the peak is {kept} it",
+        *together,
     ]
+
+
+def _highest(peaks: Mapping[str, int]) -> tuple[str, int]:
+    """The highest peak, in words with its method, and in bytes."""
+    name, peak = max(peaks.items(), key=lambda one: one[1])
+    return f"{megabytes(peak)} MB ({name})", peak
 
 
 def describe_differences(result: lazy_types.BenchResult) -> list[str]:
     """A line for each method of which some text leaves the autoregressive one at a near tie."""
     lines = []
-    for name, method in result.methods.items():
-        gaps = [abs(found.gap) for found in method.differences if found.gap is not None and found.explained]
+    every = [*result.methods.items()]
+    for size, found in result.by_batch.items():
+        every += [(f"{name} in batches of {size}", method) for name, method in found.methods.items()]
+    for name, method in every:
+        gaps = [abs(one.gap) for one in method.differences if one.gap is not None and one.explained]
         if gaps:
             lines.append(
                 f"{name}: {len(gaps)} of {result.n_prompts} prompts leave the autoregressive text where the verifier is"

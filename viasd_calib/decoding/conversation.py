@@ -1,4 +1,4 @@
-"""Answering a prompt's turns one after the other."""
+"""Answering a prompt's turns one after the other, for one prompt or for those of a batch together."""
 
 from __future__ import annotations
 
@@ -28,6 +28,16 @@ class Answering(Protocol):
         ...
 
 
+class AnsweringTogether(Answering, Protocol):
+    """Whatever answers several prompts together, too."""
+
+    def generate_batch(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, batch_size: int = 8
+    ) -> list[Generation]:
+        """Decode texts, at most ``batch_size`` at a time; in the order of their prompts."""
+        ...
+
+
 def converse(decoder: Answering, verifier: Verifier, prompt: Prompt, max_new_tokens: int) -> Iterator[Turn]:
     """Answer every turn of a prompt, each after the decoder's own earlier answers.
 
@@ -44,3 +54,34 @@ def converse(decoder: Answering, verifier: Verifier, prompt: Prompt, max_new_tok
         generation = decoder.generate(ids, max_new_tokens)
         answers.append(str(verifier.tokenizer.decode(generation.tokens, skip_special_tokens=True)))
         yield Turn(ids, generation)
+
+
+def converse_together(
+    decoder: AnsweringTogether, verifier: Verifier, prompts: Sequence[Prompt], max_new_tokens: int
+) -> list[list[Turn]]:
+    """Answer prompts as one batch, turn by turn: all their first turns together, then all their second ones, and so on.
+
+    A conversation that has no further turn, or no room for it (as in :func:`converse`), leaves the batch.
+
+    Returns:
+        The turns of each prompt, in their order.
+
+    Raises:
+        PromptError: a turn would not fit after empty answers either.
+    """
+    turns: list[list[Turn]] = [[] for _ in prompts]
+    answers: list[list[str]] = [[] for _ in prompts]
+    for number in range(max((len(prompt.turns) for prompt in prompts), default=0)):
+        asked: dict[int, list[int]] = {}
+        for place, prompt in enumerate(prompts):
+            if len(turns[place]) == number < len(prompt.turns):
+                ids = encode_turn(verifier, prompt, answers[place], max_new_tokens)
+                if ids is not None:
+                    asked[place] = ids
+        if not asked:
+            break
+        generations = decoder.generate_batch([*asked.values()], max_new_tokens, batch_size=len(asked))
+        for (place, ids), generation in zip(asked.items(), generations, strict=True):
+            answers[place].append(str(verifier.tokenizer.decode(generation.tokens, skip_special_tokens=True)))
+            turns[place].append(Turn(ids, generation))
+    return turns

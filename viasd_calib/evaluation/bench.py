@@ -1,29 +1,30 @@
-"""The benchmark: methods on the same prompts, interleaved prompt by prompt, in one process."""
+"""The benchmark: methods on the same prompts, interleaved prompt by prompt or batch by batch, in one process."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
-from viasd_calib.calibration.judging import count_diverged
 from viasd_calib.choices import Backend, BenchMethod
-from viasd_calib.decoding.conversation import Answering, Turn, converse
+from viasd_calib.decoding.conversation import AnsweringTogether, Turn, converse, converse_together
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine
 from viasd_calib.decoding.strategies.base import load_strategy
 from viasd_calib.decoding.transformers_baseline import TransformersDecoder
 from viasd_calib.errors import BenchError
-from viasd_calib.evaluation.exactness import Difference, find_difference
-from viasd_calib.evaluation.metrics import MethodResult, PromptResult, pool
-from viasd_calib.evaluation.offload_result import OffloadResult, offload_result
+from viasd_calib.evaluation.answered import text_result
+from viasd_calib.evaluation.batches import BatchResult, draw_batches
+from viasd_calib.evaluation.exactness import Difference
+from viasd_calib.evaluation.metrics import MeasuredBatch, MethodResult, TextResult, pool
+from viasd_calib.evaluation.offload_result import OffloadResult, offload_result, peaks_of
 from viasd_calib.evaluation.peak_memory import PeakMemory
 from viasd_calib.evaluation.provenance import Provenance, read_document
 from viasd_calib.hardware import hardware
@@ -31,7 +32,7 @@ from viasd_calib.ledger import Ledger
 from viasd_calib.models import Verifier, context_length, encode_prompt
 from viasd_calib.progress import steps
 from viasd_calib.prompt_lengths import check_lengths
-from viasd_calib.prompts import Prompt, step_names
+from viasd_calib.prompts import Prompt
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import Audit, OffloadRef
 
@@ -68,6 +69,9 @@ class BenchResult(BaseModel):
 
     Attributes:
         provenance: which policy was measured, on what and when; ``viasd bench`` always notes it.
+        methods: of texts that are decoded one at a time; empty where that was not asked for, and ``by_task`` too.
+        by_batch: the same prompts several at a time, by how many; the JSON has no such entry where that was not asked
+            for.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -80,22 +84,33 @@ class BenchResult(BaseModel):
     methods: dict[str, MethodResult]
     offload: OffloadResult | None = None
     by_task: dict[str, TaskResult]
+    by_batch: dict[int, BatchResult] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        if not self.by_batch:
+            document.pop("by_batch", None)
+        return document
 
 
 class Timed(NamedTuple):
-    """What a method answered to a prompt, and what that took.
+    """What a method answered to the prompts of a batch, and what that took.
 
     Attributes:
+        turns: of each prompt.
         peak_bytes: most memory of the process; None where it was not asked for, or the system cannot say.
     """
 
-    turns: list[Turn]
+    turns: list[list[Turn]]
     seconds: float
     peak_bytes: int | None
 
 
-Answered = dict[BenchMethod, PromptResult]
-"""Every method on one prompt."""
+Answered = dict[BenchMethod, MeasuredBatch]
+"""Every method on one batch of prompts, which is mostly a single prompt."""
+Results = dict[BenchMethod, list[MeasuredBatch]]
+"""The batches of each method, all in the same order."""
 
 
 def run_bench(
@@ -104,55 +119,76 @@ def run_bench(
     settings: BenchSettings,
     plain: RoutedModel | None = None,
     ledger: Ledger | None = None,
+    sizes: Collection[int] = (1,),
 ) -> BenchResult:
     """Warm up, then decode every prompt with every method, in an order drawn anew for each prompt.
+
+    Batches likewise, in an order drawn anew for each batch; the baselines of a method are those of the same batch size.
 
     The reference texts for ``identical_to_autoregressive`` come from the run itself, or, where
     ``autoregressive`` is not asked for, from an untimed one.
 
     Args:
         plain: the verifier for ``transformers``, where the engine's backend has changed its own.
-        ledger: holds the prompts that are done; they are not decoded again.
+        ledger: holds the prompts and batches that are done; they are not decoded again.
+        sizes: of batches, each at most the number of prompts; 1 for single texts.
 
     Raises:
         PromptError: prompts do not fit the verifier's context; nothing is decoded.
     """
     check_lengths(engine.verifier, prompts, settings.max_new_tokens)
     kept = ledger or Ledger()
-    done: list[Answered] = []
     answerers = {
         name: answering(engine, name, settings.audit, plain, settings.drafting_pays_at) for name in settings.methods
     }
     strategies = [decoder.strategy for decoder in answerers.values() if isinstance(decoder, Decoder)]
     slim = any(strategy.asks_slim for strategy in strategies)
-    engine.prepare_passes(text_lengths(engine, prompts, settings.max_new_tokens), slim)
-    _warm_up(engine, answerers, prompts[0], min(WARM_UP_TOKENS, settings.max_new_tokens))
-    with steps("bench", len(prompts), "prompts") as running:
-        for name, prompt in zip(step_names(prompts), prompts, strict=True):
-            order = random.Random(f"{settings.seed}/{name}")
-            answer = partial(_answer, engine, answerers, prompt, settings, order)
-            done.append(_named(kept.recall(name, Answered, answer), prompt))
-            running.advance()
-    results = {name: [answered[name] for answered in done] for name in settings.methods}
-    result = _summarise(results, prompts, settings, hardware(engine.routed.device))
+    if 1 in sizes:  # batches have no passes that are made ready
+        engine.prepare_passes(text_lengths(engine, prompts, settings.max_new_tokens), slim)
+    measured = {size: _measure(engine, answerers, prompts, size, settings, kept) for size in sorted(set(sizes))}
+    single = measured.pop(1, {})
+    result = _summarise(single, prompts, settings, hardware(engine.routed.device))
+    by_batch = {size: _batch_result(results, settings.seed) for size, results in measured.items()}
     cold = engine.routed.cold
-    if cold is None:
-        return result
-    memory = offload_result(cold, results, engine.drafter_bytes)
-    return result.model_copy(update={"offload": memory})
+    memory = None if cold is None else offload_result(cold, single, engine.drafter_bytes)
+    return result.model_copy(update={"offload": memory, "by_batch": by_batch})
 
 
-def _named(answered: Answered, prompt: Prompt) -> Answered:
-    """Results with the id and task that their prompt has now: a ledger finds them by its hash."""
+def _measure(
+    engine: Engine,
+    answerers: Mapping[BenchMethod, AnsweringTogether],
+    prompts: Sequence[Prompt],
+    size: int,
+    settings: BenchSettings,
+    ledger: Ledger,
+) -> Results:
+    """Decode all prompts in batches of one size, after a warm-up on the first of them."""
+    batches = draw_batches(prompts, size, settings.seed)
+    warm_up = min(WARM_UP_TOKENS, settings.max_new_tokens)
+    for decoder in answerers.values():
+        _turns(decoder, engine.verifier, batches[0].prompts, size, warm_up)
+    done: list[Answered] = []
+    label, unit = ("bench", "prompts") if size == 1 else (f"bench, {size} texts together", "batches")
+    with steps(label, len(batches), unit) as running:
+        for step, chosen in batches:
+            order = random.Random(f"{settings.seed}/{step}")
+            answer = partial(_answer, engine, answerers, chosen, size, settings, order)
+            done.append(_named(ledger.recall(step, Answered, answer), chosen))
+            running.advance()
+    return {name: [answered[name] for answered in done] for name in settings.methods}
+
+
+def _named(answered: Answered, prompts: Sequence[Prompt]) -> Answered:
+    """Results with the ids and tasks that their prompts have now: a ledger finds them by their hashes."""
     return {
-        name: replace(
-            result,
-            prompt_id=prompt.id,
-            task=prompt.task,
-            differences=[one.model_copy(update={"prompt_id": prompt.id}) for one in result.differences],
-        )
+        name: replace(result, texts=[_with_id(*pair) for pair in zip(result.texts, prompts, strict=True)])
         for name, result in answered.items()
     }
+
+
+def _with_id(text: TextResult, prompt: Prompt) -> TextResult:
+    differences = [one.model_copy(update={"prompt_id": prompt.id}) for one in text.differences]
+    return replace(text, prompt_id=prompt.id, task=prompt.task, differences=differences)
 
 
 def text_lengths(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int) -> set[int]:
@@ -167,18 +203,13 @@ def text_lengths(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int)
     return lengths
 
 
-def _warm_up(engine: Engine, answerers: Mapping[BenchMethod, Answering], prompt: Prompt, max_new_tokens: int) -> None:
-    for decoder in answerers.values():
-        list(converse(decoder, engine.verifier, prompt, max_new_tokens))
-
-
 def answering(
     engine: Engine,
     name: BenchMethod,
     audit: Audit,
     plain: RoutedModel | None = None,
     drafting_pays_at: float | None = None,
-) -> Answering:
+) -> AnsweringTogether:
     """What answers prompts by a method's name.
 
     Args:
@@ -190,23 +221,37 @@ def answering(
     return engine.decoder(name, audit, drafting_pays_at=drafting_pays_at)
 
 
+def _turns(
+    decoder: AnsweringTogether, verifier: Verifier, prompts: Sequence[Prompt], size: int, max_new_tokens: int
+) -> list[list[Turn]]:
+    """The turns of each prompt of a batch of at most ``size``."""
+    if size == 1:
+        return [list(converse(decoder, verifier, prompt, max_new_tokens)) for prompt in prompts]
+    return converse_together(decoder, verifier, prompts, max_new_tokens)
+
+
 def _answer(
     engine: Engine,
-    answerers: Mapping[BenchMethod, Answering],
-    prompt: Prompt,
+    answerers: Mapping[BenchMethod, AnsweringTogether],
+    prompts: Sequence[Prompt],
+    size: int,
     settings: BenchSettings,
     order: random.Random,
 ) -> Answered:
     device = engine.routed.device if settings.offload is not None else None
-    timed = _run_prompt(answerers, engine.verifier, prompt, settings.max_new_tokens, order, device)
-    reference = _reference(engine, prompt, settings, timed)
-    return {name: _decoded(engine, prompt, one, reference) for name, one in timed.items()}
+    timed = _run_batch(answerers, engine.verifier, prompts, size, settings.max_new_tokens, order, device)
+    if "autoregressive" in timed:
+        reference = timed["autoregressive"].turns
+    else:
+        reference = _turns(engine.decoder("autoregressive"), engine.verifier, prompts, size, settings.max_new_tokens)
+    return {name: _decoded(engine, prompts, one, reference) for name, one in timed.items()}
 
 
-def _run_prompt(
-    answerers: Mapping[BenchMethod, Answering],
+def _run_batch(
+    answerers: Mapping[BenchMethod, AnsweringTogether],
     verifier: Verifier,
-    prompt: Prompt,
+    prompts: Sequence[Prompt],
+    size: int,
     max_new_tokens: int,
     order: random.Random,
     device: torch.device | None,
@@ -217,39 +262,17 @@ def _run_prompt(
     for name in names:
         measured = PeakMemory(device) if device is not None else None
         begin = time.perf_counter()
-        turns = list(converse(answerers[name], verifier, prompt, max_new_tokens))
+        turns = _turns(answerers[name], verifier, prompts, size, max_new_tokens)
         seconds = time.perf_counter() - begin
         timed[name] = Timed(turns, seconds, None if measured is None else measured.bytes())
     return timed
 
 
-def _reference(
-    engine: Engine,
-    prompt: Prompt,
-    settings: BenchSettings,
-    timed: dict[BenchMethod, Timed],
-) -> list[list[int]]:
-    if "autoregressive" in timed:
-        turns = timed["autoregressive"].turns
-    else:
-        turns = list(converse(engine.decoder("autoregressive"), engine.verifier, prompt, settings.max_new_tokens))
-    return [turn.generation.tokens for turn in turns]
-
-
-def _decoded(engine: Engine, prompt: Prompt, timed: Timed, reference: list[list[int]]) -> PromptResult:
-    turns = timed.turns
-    certificate = engine.spec.certificate
-    gap = None if certificate is None else certificate.rounding_gap
-    diverged = count_diverged(engine.routed, turns, gap or 0.0)
-    found = (
-        find_difference(engine.routed, prompt.id, place, turn.prompt_ids, turn.generation.tokens, expected)
-        for place, (turn, expected) in enumerate(zip(turns, reference, strict=False))
-    )
-    # A later turn answers another text once an earlier one has left the reference; there may also be fewer or more.
-    first = next((difference for difference in found if difference is not None), None)
-    generations = [turn.generation for turn in turns]
-    differences = [] if first is None else [first]
-    return PromptResult(prompt.id, prompt.task, generations, timed.seconds, diverged, differences, timed.peak_bytes)
+def _decoded(
+    engine: Engine, prompts: Sequence[Prompt], timed: Timed, reference: Sequence[Sequence[Turn]]
+) -> MeasuredBatch:
+    texts = [text_result(engine, *one) for one in zip(prompts, timed.turns, reference, strict=True)]
+    return MeasuredBatch(texts, timed.seconds, timed.peak_bytes)
 
 
 def is_lossless(name: BenchMethod, audit: Audit) -> bool:
@@ -263,26 +286,25 @@ def is_lossless(name: BenchMethod, audit: Audit) -> bool:
 
 
 def unexplained(result: BenchResult) -> list[tuple[str, Difference]]:
-    """Differences from the autoregressive text that a lossless method must not have, by method."""
+    """Differences from the autoregressive text that a lossless method must not have, by method and batch size."""
+    together = {f" in batches of {size}": found.methods for size, found in result.by_batch.items()}
     return [
-        (name, difference)
-        for name, method in result.methods.items()
-        if is_lossless(name, result.settings.audit)
-        for difference in method.differences
+        (f"{name}{where}", difference)
+        for where, methods in {"": result.methods, **together}.items()
+        for name in result.settings.methods
+        if name in methods and is_lossless(name, result.settings.audit)
+        for difference in methods[name].differences
         if not difference.explained
     ]
 
 
 def _summarise(
-    results: dict[BenchMethod, list[PromptResult]],
-    prompts: Sequence[Prompt],
-    settings: BenchSettings,
-    machine: dict[str, Any],
+    results: Results, prompts: Sequence[Prompt], settings: BenchSettings, machine: dict[str, Any]
 ) -> BenchResult:
-    tasks = sorted({prompt.task for prompt in prompts})
+    """The benchmark of single texts; of none where there are no results."""
     by_task: dict[str, TaskResult] = {}
-    for task in tasks:
-        chosen = {name: [r for r in rows if r.task == task] for name, rows in results.items()}
+    for task in sorted({prompt.task for prompt in prompts}) if results else ():
+        chosen = {name: [one for one in rows if one.texts[0].task == task] for name, rows in results.items()}
         by_task[task] = TaskResult(
             n_prompts=sum(prompt.task == task for prompt in prompts), methods=_pool_all(chosen, settings.seed)
         )
@@ -295,7 +317,12 @@ def _summarise(
     )
 
 
-def _pool_all(results: dict[BenchMethod, list[PromptResult]], seed: int) -> dict[str, MethodResult]:
+def _batch_result(results: Results, seed: int) -> BatchResult:
+    texts = [len(one.texts) for one in next(iter(results.values()))]
+    return BatchResult(texts=texts, methods=_pool_all(results, seed), peak_memory_bytes=peaks_of(results))
+
+
+def _pool_all(results: Results, seed: int) -> dict[str, MethodResult]:
     against = {"autoregressive": results.get("autoregressive"), "speculative": results.get("speculative")}
     return {name: pool(rows, against, seed) for name, rows in results.items()}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -151,15 +151,44 @@ COLUMNS = (
 
 
 def bench_table(result: BenchResult, task: str | None = None) -> Table:
-    """The benchmark for a terminal, of all prompts or of one task's: one column a method."""
+    """The benchmark for a terminal, of all prompts or of one task's: one column a method.
+
+    Of all prompts it has a group of rows for each batch size, where there were batches.
+    """
+    if task is None and result.by_batch:
+        return _batches_table(result)
     methods = result.methods if task is None else result.by_task[task].methods
     count = result.n_prompts if task is None else result.by_task[task].n_prompts
     of = f"{count} prompt{'' if count == 1 else 's'}"
-    title = f"{of}, {result.settings.max_new_tokens} new tokens, {result.settings.dtype}"
-    table = new_table(title if task is None else f"{task}, {of}", ["", *methods])
+    table = new_table(_title(result, of) if task is None else f"{task}, {of}", ["", *methods])
     if count < FEWEST_PROMPTS:
         table.caption = f"{of}: an interval takes {FEWEST_PROMPTS} at least, so no method is shown to be faster"
+    _add_rows(table, methods)
+    return table
+
+
+def _title(result: BenchResult, of: str) -> str:
+    return f"{of}, {result.settings.max_new_tokens} new tokens, {result.settings.dtype}"
+
+
+def _add_rows(table: Table, methods: Mapping[str, MethodResult]) -> None:
     for column in COLUMNS:
         if column.short:
             table.add_row(column.short, *(column.cell(row) for row in methods.values()))
+
+
+def _batches_table(result: BenchResult) -> Table:
+    groups = {f"batch {size}": (found.methods, len(found.texts)) for size, found in result.by_batch.items()}
+    if result.methods:
+        groups = {"batch 1": (result.methods, result.n_prompts), **groups}
+    table = new_table(_title(result, f"{result.n_prompts} prompts"), ["", *result.settings.methods])
+    captions = [f"batch {size}: {found.words}" for size, found in result.by_batch.items()]
+    few = [name for name, (_, count) in groups.items() if count < FEWEST_PROMPTS]
+    if few:
+        captions.append(f"an interval takes {FEWEST_PROMPTS} batches at least: none for {', '.join(few)}")
+    table.caption = "; ".join(captions)
+    for name, (methods, _) in groups.items():
+        table.add_section()
+        table.add_row(f"[bold]{name}[/]")
+        _add_rows(table, methods)
     return table

@@ -1,9 +1,10 @@
-"""Numbers of a benchmark: per prompt first, then pooled, with paired bootstrap intervals over prompts."""
+"""Numbers of a benchmark: per batch first, mostly of one prompt, then pooled, with paired bootstrap intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,22 +15,19 @@ from viasd_calib.evaluation.exactness import Difference
 
 
 @dataclass(frozen=True)
-class PromptResult:
-    """One method on one prompt, all its turns together.
+class TextResult:
+    """What one method answered to one prompt, all its turns together.
 
     Attributes:
         diverged: emitted tokens that q would not have chosen.
         differences: where the first turn that does so leaves the autoregressive text; at most one.
-        peak_bytes: most memory that the process took; None where it was not asked for, or the system cannot say.
     """
 
     prompt_id: str
     task: str
     generations: list[Generation]
-    seconds: float
     diverged: int
     differences: list[Difference]
-    peak_bytes: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -41,19 +39,48 @@ class PromptResult:
         """Whether every turn equals the autoregressive text."""
         return not self.differences
 
-    @property
-    def decode_seconds(self) -> float | None:
-        """Seconds without those of the prompts' own passes; None where these are not known."""
-        spent = [generation.prompt_seconds for generation in self.generations]
-        return None if None in spent else self.seconds - sum(filter(None, spent))
-
     def spent(self, name: str) -> int:
         """A counter of the generations, summed: ``full_passes``, ``slim_passes``, ``draft_steps`` or ``rejected``."""
         return sum(int(getattr(generation.counts, name)) for generation in self.generations)
 
 
+@dataclass(frozen=True)
+class MeasuredBatch:
+    """One method on the prompts of a batch; of one prompt, where texts are decoded one at a time.
+
+    Attributes:
+        seconds: of all texts and their turns together.
+        peak_bytes: most memory that the process took; None where it was not asked for, or the system cannot say.
+    """
+
+    texts: list[TextResult]
+    seconds: float
+    peak_bytes: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Emitted tokens, of all texts."""
+        return sum(text.tokens for text in self.texts)
+
+    @property
+    def decode_seconds(self) -> float | None:
+        """Seconds without those of the prompts' own passes; None where these are not known.
+
+        The texts of a batch read the prompts of a turn together, so that the longest time of a turn is that of all.
+        """
+        spent = self.seconds
+        for turn in zip_longest(*(text.generations for text in self.texts)):
+            reading = [generation.prompt_seconds for generation in turn if generation is not None]
+            if None in reading:
+                return None
+            spent -= max(one for one in reading if one is not None)
+        return spent
+
+
 class MethodResult(BaseModel):
     """One method over a set of prompts; the fields of the benchmark's JSON.
+
+    Passes and steps are a text's own, also where texts of a batch share them.
 
     Attributes:
         decode_tokens_per_second: without the time of the prompts' own passes, which all methods share; None where that
@@ -82,37 +109,38 @@ class MethodResult(BaseModel):
 
 
 def pool(
-    results: Sequence[PromptResult], against: Mapping[str, Sequence[PromptResult] | None], seed: int
+    results: Sequence[MeasuredBatch], against: Mapping[str, Sequence[MeasuredBatch] | None], seed: int
 ) -> MethodResult:
-    """Pool one method's prompts.
+    """Pool one method's batches.
 
     Args:
-        results: one a prompt.
-        against: the same prompts under ``autoregressive`` and ``speculative``; None where a method was not run.
+        results: one a batch; one a prompt where texts are decoded one at a time.
+        against: the same batches under ``autoregressive`` and ``speculative``; None where a method was not run.
         seed: of the bootstrap.
     """
-    tokens = sum(result.tokens for result in results)
+    texts = [text for result in results for text in result.texts]
+    tokens = sum(text.tokens for text in texts)
     seconds = sum(result.seconds for result in results)
     decoding = [result.decode_seconds for result in results]
-    full = sum(result.spent("full_passes") for result in results)
-    kept = sum(sum(generation.drafted) for result in results for generation in result.generations)
-    rejected = sum(result.spent("rejected") for result in results)
-    tiers = [tier for result in results for generation in result.generations for tier in generation.tiers]
+    full = sum(text.spent("full_passes") for text in texts)
+    kept = sum(sum(generation.drafted) for text in texts for generation in text.generations)
+    rejected = sum(text.spent("rejected") for text in texts)
+    tiers = [tier for text in texts for generation in text.generations for tier in generation.tiers]
     return MethodResult(
         tokens=tokens,
         seconds=seconds,
         tokens_per_second=tokens / seconds,
         speedup_vs_autoregressive=speedup(results, against["autoregressive"], seed),
         speedup_vs_speculative=speedup(results, against["speculative"], seed),
-        identical_to_autoregressive=sum(result.identical for result in results) / len(results),
-        divergence=sum(result.diverged for result in results) / tokens,
+        identical_to_autoregressive=sum(text.identical for text in texts) / len(texts),
+        divergence=sum(text.diverged for text in texts) / tokens,
         rejection_rate=rejected / (kept + rejected) if kept + rejected else None,
         full_passes_per_token=full / tokens,
-        slim_passes_per_token=sum(result.spent("slim_passes") for result in results) / tokens,
-        draft_steps_per_token=sum(result.spent("draft_steps") for result in results) / tokens,
+        slim_passes_per_token=sum(text.spent("slim_passes") for text in texts) / tokens,
+        draft_steps_per_token=sum(text.spent("draft_steps") for text in texts) / tokens,
         acceptance_length=tokens / full if full else float(tokens),
         tier_shares={tier.name.lower(): tiers.count(tier) / tokens for tier in Tier},
-        differences=[difference for result in results for difference in result.differences],
+        differences=[difference for text in texts for difference in text.differences],
         decode_tokens_per_second=None if None in decoding else tokens / sum(filter(None, decoding)),
         decode_speedup_vs_autoregressive=speedup(results, against["autoregressive"], seed, decode_only=True),
         decode_speedup_vs_speculative=speedup(results, against["speculative"], seed, decode_only=True),
@@ -120,9 +148,9 @@ def pool(
 
 
 def speedup(
-    results: Sequence[PromptResult], base: Sequence[PromptResult] | None, seed: int, decode_only: bool = False
+    results: Sequence[MeasuredBatch], base: Sequence[MeasuredBatch] | None, seed: int, decode_only: bool = False
 ) -> Interval | None:
-    """Ratio of tokens per second to ``base``: its bootstrap median and interval, prompts drawn in pairs.
+    """Ratio of tokens per second to ``base``: its bootstrap median and interval, batches drawn in pairs.
 
     Of fewer than ``FEWEST_PROMPTS`` it is the ratio itself, without an interval.
 
@@ -139,8 +167,8 @@ def speedup(
     return None if own is None or other is None else speed_ratio(own, other, seed)
 
 
-def _spent(results: Sequence[PromptResult], decode_only: bool) -> Spent | None:
-    """Tokens and seconds of each prompt; None where these are not known."""
+def _spent(results: Sequence[MeasuredBatch], decode_only: bool) -> Spent | None:
+    """Tokens and seconds of each batch; None where these are not known."""
     seconds = [result.decode_seconds if decode_only else result.seconds for result in results]
     known = [one for one in seconds if one is not None]
     return Spent([result.tokens for result in results], known) if len(known) == len(seconds) else None

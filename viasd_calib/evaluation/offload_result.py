@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from viasd_calib.choices import BenchMethod, OffloadKind
-from viasd_calib.evaluation.metrics import PromptResult
+from viasd_calib.evaluation.metrics import MeasuredBatch
 from viasd_calib.slim.offload.install import ColdSublayers
 
 SPARED = 0.8
@@ -63,17 +63,22 @@ class OffloadResult(BaseModel):
 
 
 def offload_result(
-    cold: ColdSublayers, results: Mapping[BenchMethod, Sequence[PromptResult]], drafter_bytes: int
+    cold: ColdSublayers, results: Mapping[BenchMethod, Sequence[MeasuredBatch]], drafter_bytes: int
 ) -> OffloadResult:
     """What a benchmark says of an engine whose layers are read for each pass; q alone is measured elsewhere."""
-    peaks = {name: [one.peak_bytes for one in rows if one.peak_bytes is not None] for name, rows in results.items()}
     return OffloadResult(
         kind=cold.offload.kind,
         resident_bytes=cold.residency.resident_bytes,
         cold_bytes=cold.residency.cold_bytes,
         cold_bytes_per_second=cold.bytes_per_second(),
         bandwidth=cold.offload.bytes_per_second,
-        peak_memory_bytes={name: max(found) for name, found in peaks.items() if found},
+        peak_memory_bytes=peaks_of(results),
         slim_bytes=cold.slim_bytes,
         drafter_bytes=drafter_bytes,
     )
+
+
+def peaks_of(results: Mapping[BenchMethod, Sequence[MeasuredBatch]]) -> dict[str, int]:
+    """The most memory that the process took under each method; none of methods for which it is not known."""
+    peaks = {name: [one.peak_bytes for one in rows if one.peak_bytes is not None] for name, rows in results.items()}
+    return {name: max(found) for name, found in peaks.items() if found}

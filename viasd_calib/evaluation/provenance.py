@@ -143,5 +143,16 @@ def check_evidence(bench: BenchResult, spec: RoutingSpec, path: str) -> None:
     ):
         if own != measured:
             raise BenchError(f"{path} measured {what} {measured}, this spec has {own}; run viasd bench without it")
+    check_single_texts(bench, path)
     if "three_tier" not in bench.methods:
         raise BenchError(f"{path} did not measure three_tier; run viasd bench with that method")
+
+
+def check_single_texts(bench: BenchResult, path: str) -> None:
+    """Refuse the benchmark at ``path`` where it measured batches alone.
+
+    Raises:
+        BenchError: it did.
+    """
+    if not bench.methods:
+        raise BenchError(f"{path} measured batches alone; run viasd bench with --batch 1 among its batches")

@@ -12,12 +12,12 @@ from viasd_calib.files import write_json
 from viasd_calib.ledger import ledger_beside
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.checks import check_audit, check_out_file, check_spec
-from viasd_calib.pipeline.lists import parse_methods
+from viasd_calib.pipeline.lists import parse_counts, parse_methods
 from viasd_calib.pipeline.notices import notice_resumed, notice_uncertified
 from viasd_calib.pipeline.opening import open_engine
 from viasd_calib.pipeline.options import BenchOptions
 from viasd_calib.pipeline.prompt_choice import check_prompts, choose_unseen
-from viasd_calib.prompts import Prompt, split_sha256, step_names
+from viasd_calib.prompts import Prompt, split_sha256
 from viasd_calib.spec import file_sha256
 
 
@@ -26,7 +26,9 @@ def bench(
 ) -> lazy_types.BenchResult:
     """Compare decoding strategies: same weights, same drafter, interleaved prompt by prompt; write the result as JSON.
 
-    Prompts that are done are noted beside the result until it is written: run again, a bench that was stopped goes on.
+    Texts are decoded one at a time, or so many together as asked; then strategies are interleaved batch by batch.
+    Prompts and batches that are done are noted beside the result until it is written: run again, a bench that was
+    stopped goes on.
 
     Args:
         command: that was given, for the provenance.
@@ -37,10 +39,15 @@ def bench(
     check_out_file("--json", options.json)
     check_device(options.device)
     methods = parse_methods(options.methods, BENCH_METHODS, BenchError)
+    sizes = parse_counts("--batch", options.batch, BenchError)
     check_audit(options.audit, methods)
     path, spec = check_spec(options.spec, options.verifier, options.draft_model)
     unseen = choose_unseen(options, spec)
     chosen = unseen.prompts
+
+    from viasd_calib.evaluation.batches import check_batch_sizes, draw_batches
+
+    check_batch_sizes(sizes, len(chosen))
 
     from viasd_calib.decoding.engine import watched_spec
     from viasd_calib.evaluation.bench import BenchSettings, run_bench
@@ -69,9 +76,10 @@ def bench(
         "hardware": hardware(engine.routed.device),
     }
     ledger = ledger_beside(options.json, job)
-    notice_resumed(ledger, "prompts", step_names(chosen))
-    result = run_bench(engine, chosen, settings, _plain_verifier(engine, settings), ledger)
-    if result.offload is not None:
+    done = [batch.step for size in sizes for batch in draw_batches(chosen, size, options.seed)]
+    notice_resumed(ledger, "prompts" if sizes == [1] else "prompts and batches", done)
+    result = run_bench(engine, chosen, settings, _plain_verifier(engine, settings), ledger, sizes)
+    if result.offload is not None and result.methods:
         plain = _plain_peak(engine, result.offload, chosen, options.max_new_tokens)
         memory = result.offload.model_copy(update={"plain_peak_memory_bytes": plain})
         result = result.model_copy(update={"offload": memory})

@@ -32,6 +32,27 @@ def parse_methods(words: str | Sequence[str], methods: Iterable[Name], error: ty
     return [known[name] for name in names]
 
 
+def parse_counts(option: str, words: int | str | Sequence[int], error: type[ViasdError]) -> list[int]:
+    """Whole numbers of an option, from one, a list or words between commas: each once, rising.
+
+    Args:
+        option: its name, as it is shown.
+        error: what is raised.
+
+    Raises:
+        ViasdError: of the type ``error``, for anything but whole numbers of at least 1.
+
+    Example:
+        >>> parse_counts("--batch", "16, 1,4,4", ViasdError), parse_counts("--batch", 2, ViasdError)
+        ([1, 4, 16], [2])
+    """
+    given = [words] if isinstance(words, int) else words
+    names = split_names(given.strip("[] ")) if isinstance(given, str) else [str(one) for one in given]
+    if not names or any(not (name.isascii() and name.isdigit()) or int(name) < 1 for name in names):
+        raise error(f"{option} is {words!r}; give whole numbers, at least 1, as 1,4,16")
+    return sorted({int(name) for name in names})
+
+
 def split_names(words: str) -> list[str]:
     """The words between commas, each once.
 

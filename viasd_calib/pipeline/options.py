@@ -204,13 +204,15 @@ class BenchOptions(UnseenPrompts, BackendModels):
         audit: of three_tier, in place of the spec's.
         drafting_pays_at: share of a text's drafted tokens that must be kept for drafting to go on unreduced, in place
             of the spec's; 0 for always.
-        seed: of the order of strategies and of the bootstrap.
+        batch: texts decoded together: one number, or several, each measured by itself, as a list or comma-separated.
+        seed: of the order of strategies, of the batches and of the bootstrap.
     """
 
     json: str
     methods: str | Sequence[str] = "autoregressive,speculative,three_tier"
     audit: Audit | None = None
     drafting_pays_at: ShareOrNone | None = None
+    batch: int | str | Sequence[int] = 1
     seed: Seed = 0
 
 

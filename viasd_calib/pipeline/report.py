@@ -7,7 +7,7 @@ from pathlib import Path
 
 from viasd_calib.choices import StrategyName
 from viasd_calib.devices import check_device
-from viasd_calib.evaluation.provenance import check_policy
+from viasd_calib.evaluation.provenance import check_policy, check_single_texts
 from viasd_calib.file_names import CALIBRATE_FILE
 from viasd_calib.files import read_json
 from viasd_calib.pipeline import lazy_types
@@ -47,6 +47,7 @@ def report(options: ReportOptions, load: lazy_types.LoadVerifier | None = None) 
     from viasd_calib.evaluation.report import ReportInputs, write_report
 
     measured = load_bench(options.bench)
+    check_single_texts(measured, options.bench)
     engine = open_engine(path, spec, options, load)
     check_prompts(engine.verifier, chosen, options.max_new_tokens)
     decoder = engine.decoder()

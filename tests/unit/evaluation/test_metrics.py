@@ -7,19 +7,20 @@ import pytest
 from viasd_calib.calibration.paired import FEWEST_PROMPTS
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.session import Counts, Generation
-from viasd_calib.evaluation.metrics import PromptResult, pool, speedup
+from viasd_calib.evaluation.metrics import MeasuredBatch, TextResult, pool, speedup
 
 NO_BASELINE = {"autoregressive": None, "speculative": None}
 
 
-def answered(tokens: int, seconds: float, *, full_passes: int = 1, rejected: int = 0, kept: int = 0) -> PromptResult:
+def answered(tokens: int, seconds: float, *, full_passes: int = 1, rejected: int = 0, kept: int = 0) -> MeasuredBatch:
     """One prompt of which so many tokens were emitted; ``kept`` of them had been drafted."""
     counts = Counts(
         full_passes=full_passes, slim_passes=2 * full_passes, draft_steps=3 * full_passes, rejected=rejected
     )
     drafted = [place < kept for place in range(tokens)]
     tiers = [Tier.ACCEPT if one else Tier.ESCALATE for one in drafted]
-    return PromptResult("a", "chat", [Generation([5] * tokens, tiers, drafted, counts)], seconds, 0, [])
+    text = TextResult("a", "chat", [Generation([5] * tokens, tiers, drafted, counts)], 0, [])
+    return MeasuredBatch([text], seconds)
 
 
 @pytest.mark.parametrize("n_prompts", [FEWEST_PROMPTS - 1, 2 * FEWEST_PROMPTS])
