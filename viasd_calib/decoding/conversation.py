@@ -28,8 +28,8 @@ class Answering(Protocol):
         ...
 
 
-class AnsweringTogether(Answering, Protocol):
-    """Whatever answers several prompts together, too."""
+class AnsweringTogether(Protocol):
+    """Whatever answers several prompts together; a decoder does."""
 
     def generate_batch(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, batch_size: int = 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -13,10 +13,7 @@ from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.session import Counts, Generation
 from viasd_calib.slim.cache import check_context
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.token_ids import TokenIds, read_batch, read_count, read_token_ids
-
-PAD = 0
-"""What stands before shorter prompts of a batch, and after texts that have ended; it is never read."""
+from viasd_calib.token_ids import TokenIds, read_count, read_token_ids
 
 
 class TransformersDecoder:
@@ -44,41 +41,8 @@ class TransformersDecoder:
         ids = torch.tensor([read], device=self.verifier.device)
         out = self._model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
         tokens: list[int] = out[0, len(read) :].tolist()
-        return _generation(tokens)
-
-    def generate_batch(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, batch_size: int = 8
-    ) -> list[Generation]:
-        """Decode texts greedily, at most ``batch_size`` at a time, in the order of their prompts.
-
-        Shorter prompts are padded on the left, as transformers does it; a batch goes on until its last text has ended.
-
-        Raises:
-            PromptError: a prompt is not the ids of a text, or does not fit the context.
-        """
-        texts = read_batch(prompts, self.verifier.config.vocab_size)
-        size, count = read_count(batch_size, "batch_size"), read_count(max_new_tokens, "max_new_tokens")
-        for ids in texts:
-            check_context(self.verifier.config, len(ids) + count)
-        together = (self._together(texts[begin : begin + size], count) for begin in range(0, len(texts), size))
-        return [generation for found in together for generation in found]
-
-    def _together(self, texts: Sequence[Sequence[int]], count: int) -> list[Generation]:
-        device, widest = self.verifier.device, max(map(len, texts))
-        ids = torch.tensor([[PAD] * (widest - len(text)) + [*text] for text in texts], device=device)
-        mask = torch.tensor([[0] * (widest - len(text)) + [1] * len(text) for text in texts], device=device)
-        out = self._model.generate(ids, attention_mask=mask, max_new_tokens=count, do_sample=False)
-        return [_generation(self._until_end(row)) for row in out[:, widest:].tolist()]
-
-    def _until_end(self, tokens: list[int]) -> list[int]:
-        """Without the padding that follows the end of a text while others of its batch go on."""
-        ends = (place for place, token in enumerate(tokens, 1) if token in self.eos_ids)
-        return tokens[: next(ends, len(tokens))]
-
-
-def _generation(tokens: list[int]) -> Generation:
-    counts = Counts(full_passes=len(tokens))  # one a token, as our own loop counts them
-    return Generation(tokens, [Tier.ESCALATE] * len(tokens), [False] * len(tokens), counts)
+        counts = Counts(full_passes=len(tokens))  # one a token, as our own loop counts them
+        return Generation(tokens, [Tier.ESCALATE] * len(tokens), [False] * len(tokens), counts)
 
 
 def with_plain_generation(model: PreTrainedModel, eos_ids: Collection[int]) -> PreTrainedModel:
@@ -92,5 +56,5 @@ def with_plain_generation(model: PreTrainedModel, eos_ids: Collection[int]) -> P
         eos_ids: tokens that end a text; none where empty.
     """
     plain = copy.copy(model)
-    plain.generation_config = GenerationConfig(eos_token_id=sorted(eos_ids) or None, pad_token_id=PAD)
+    plain.generation_config = GenerationConfig(eos_token_id=sorted(eos_ids) or None, pad_token_id=0)
     return plain

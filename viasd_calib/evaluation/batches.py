@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from viasd_calib.choices import BenchMethod
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.metrics import MethodResult
 from viasd_calib.prompts import Prompt, step_names
@@ -72,13 +73,21 @@ def _hash(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
-def check_batch_sizes(sizes: Collection[int], n_prompts: int) -> None:
-    """Refuse batches that the prompts do not fill once.
+def check_batch_sizes(sizes: Collection[int], n_prompts: int, methods: Collection[BenchMethod]) -> None:
+    """Refuse batches that the prompts do not fill once, and a method that decodes none.
+
+    transformers' ``generate`` pads short prompts, and what it makes of the padding is not the text of each prompt alone
+    in every family of models: it would be no yardstick.
 
     Raises:
-        BenchError: naming the largest.
+        BenchError: naming the largest batch, or the method.
     """
     largest = max(sizes)
+    if largest > 1 and "transformers" in methods:
+        raise BenchError(
+            f"--batch {largest}: transformers is measured with one text at a time; leave it out of --methods, or give "
+            "--batch 1"
+        )
     if largest > n_prompts:
         raise BenchError(
             f"--batch {largest} takes as many prompts at least, and there are {n_prompts}; give more, raise --limit, "

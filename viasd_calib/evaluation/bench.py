@@ -14,14 +14,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from viasd_calib.choices import Backend, BenchMethod
-from viasd_calib.decoding.conversation import AnsweringTogether, Turn, converse, converse_together
+from viasd_calib.decoding.conversation import Answering, Turn, converse, converse_together
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine
 from viasd_calib.decoding.strategies.base import load_strategy
 from viasd_calib.decoding.transformers_baseline import TransformersDecoder
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.answered import text_result
-from viasd_calib.evaluation.batches import BatchResult, draw_batches
+from viasd_calib.evaluation.batches import BatchResult, check_batch_sizes, draw_batches
 from viasd_calib.evaluation.exactness import Difference
 from viasd_calib.evaluation.metrics import MeasuredBatch, MethodResult, TextResult, pool
 from viasd_calib.evaluation.offload_result import OffloadResult, offload_result, peaks_of
@@ -135,7 +135,9 @@ def run_bench(
 
     Raises:
         PromptError: prompts do not fit the verifier's context; nothing is decoded.
+        BenchError: there are fewer prompts than texts of a batch, or ``transformers`` is to decode batches.
     """
+    check_batch_sizes(sizes, len(prompts), settings.methods)
     check_lengths(engine.verifier, prompts, settings.max_new_tokens)
     kept = ledger or Ledger()
     answerers = {
@@ -156,7 +158,7 @@ def run_bench(
 
 def _measure(
     engine: Engine,
-    answerers: Mapping[BenchMethod, AnsweringTogether],
+    answerers: Mapping[BenchMethod, Answering],
     prompts: Sequence[Prompt],
     size: int,
     settings: BenchSettings,
@@ -209,7 +211,7 @@ def answering(
     audit: Audit,
     plain: RoutedModel | None = None,
     drafting_pays_at: float | None = None,
-) -> AnsweringTogether:
+) -> Answering:
     """What answers prompts by a method's name.
 
     Args:
@@ -222,17 +224,18 @@ def answering(
 
 
 def _turns(
-    decoder: AnsweringTogether, verifier: Verifier, prompts: Sequence[Prompt], size: int, max_new_tokens: int
+    decoder: Answering, verifier: Verifier, prompts: Sequence[Prompt], size: int, max_new_tokens: int
 ) -> list[list[Turn]]:
     """The turns of each prompt of a batch of at most ``size``."""
     if size == 1:
         return [list(converse(decoder, verifier, prompt, max_new_tokens)) for prompt in prompts]
+    assert isinstance(decoder, Decoder), "the others are refused in batches"
     return converse_together(decoder, verifier, prompts, max_new_tokens)
 
 
 def _answer(
     engine: Engine,
-    answerers: Mapping[BenchMethod, AnsweringTogether],
+    answerers: Mapping[BenchMethod, Answering],
     prompts: Sequence[Prompt],
     size: int,
     settings: BenchSettings,
@@ -248,7 +251,7 @@ def _answer(
 
 
 def _run_batch(
-    answerers: Mapping[BenchMethod, AnsweringTogether],
+    answerers: Mapping[BenchMethod, Answering],
     verifier: Verifier,
     prompts: Sequence[Prompt],
     size: int,

@@ -47,7 +47,7 @@ def bench(
 
     from viasd_calib.evaluation.batches import check_batch_sizes, draw_batches
 
-    check_batch_sizes(sizes, len(chosen))
+    check_batch_sizes(sizes, len(chosen), methods)
 
     from viasd_calib.decoding.engine import watched_spec
     from viasd_calib.evaluation.bench import BenchSettings, run_bench

@@ -205,6 +205,7 @@ class BenchOptions(UnseenPrompts, BackendModels):
         drafting_pays_at: share of a text's drafted tokens that must be kept for drafting to go on unreduced, in place
             of the spec's; 0 for always.
         batch: texts decoded together: one number, or several, each measured by itself, as a list or comma-separated.
+            transformers takes one text at a time alone.
         seed: of the order of strategies, of the batches and of the bootstrap.
     """
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from viasd_calib.decoding.conversation import converse
+from tests.tiny import tiny_prompts
+from viasd_calib.decoding.conversation import converse, converse_together
 from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.session import Generation
 from viasd_calib.decoding.strategies.autoregressive import Autoregressive
 from viasd_calib.errors import PromptError
 from viasd_calib.models import Verifier
@@ -37,3 +41,49 @@ def test_turns_are_answered_as_they_are_asked_for(decoder: Decoder, tiny_verifie
     assert 0 < len(next(turns).generation.tokens) <= 4
     with pytest.raises(PromptError, match="long"):
         next(turns)
+
+
+class Counted:
+    """A decoder that notes how many texts it is asked for together."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.sizes: list[int] = []
+
+    def generate_batch(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, batch_size: int = 8
+    ) -> list[Generation]:
+        self.sizes.append(len(prompts))
+        assert batch_size >= len(prompts)
+        return self.decoder.generate_batch([[*one] for one in prompts], max_new_tokens, batch_size=batch_size)
+
+
+def test_the_turns_of_a_batch_are_those_of_each_conversation(decoder: Decoder, tiny_verifier: Verifier) -> None:
+    """Conversations advance together, and those of fewer turns leave."""
+    prompts = tiny_prompts(5, turns=3)
+    lengths = [len(prompt.turns) for prompt in prompts]
+    assert {*lengths} == {1, 2, 3}
+    counted = Counted(decoder)
+    together = converse_together(counted, tiny_verifier, prompts, 6)
+    assert together == [list(converse(decoder, tiny_verifier, prompt, 6)) for prompt in prompts]
+    assert counted.sizes == [sum(length > turn for length in lengths) for turn in range(3)]
+    assert converse_together(counted, tiny_verifier, [], 6) == []
+
+
+def test_a_conversation_without_room_leaves_the_batch(decoder: Decoder, tiny_verifier: Verifier) -> None:
+    """Its second turn would fit after an empty answer, not after the one that it got; the other goes on."""
+    lengths = range(1, tiny_verifier.model.config.max_position_embeddings)
+    prompts = (Prompt(id="full", task="chat", turns=["w1", " ".join(["w2"] * count), "w3"]) for count in lengths)
+    short = Prompt(id="short", task="chat", turns=["w1", "w2", "w3"])
+    first = next(one for one in prompts if _turns(decoder, tiny_verifier, one) == 1)
+    ended, went_on = converse_together(Counted(decoder), tiny_verifier, [first, short], 4)
+    assert (len(ended), len(went_on)) == (1, 3)
+    assert went_on == list(converse(decoder, tiny_verifier, short, 4))
+
+
+def _turns(decoder: Decoder, verifier: Verifier, prompt: Prompt) -> int | None:
+    """How many turns are answered; None where the prompt is refused."""
+    try:
+        return len(list(converse(decoder, verifier, prompt, 4)))
+    except PromptError:
+        return None

@@ -11,6 +11,7 @@ from tests.strategies import token_lists
 from tests.tiny import tiny_model, transformers_logits, transformers_text
 from viasd_calib.cli.bench import describe_differences, refuse_unexplained
 from viasd_calib.errors import BenchError
+from viasd_calib.evaluation.batches import BatchResult
 from viasd_calib.evaluation.bench import BenchResult
 from viasd_calib.evaluation.exactness import Difference, find_difference, first_place, near_tie_bound
 from viasd_calib.slim.forward import RoutedModel
@@ -86,6 +87,28 @@ def test_a_near_tie_and_a_lossy_method_pass() -> None:
     assert "three_tier: 1 of 2 prompts" in line
     assert "widest 0.4" in line
     assert describe_differences(result(0.6, audit="off")) == []
+
+
+def batched(gap: float | None) -> BenchResult:
+    """Single texts that are the autoregressive ones up to a near tie, and batches that leave them by ``gap``."""
+    methods = result(gap).methods
+    together = BatchResult(texts=[4, 2], methods=methods, peak_memory_bytes={})
+    return result(0.1).model_copy(update={"by_batch": {4: together}})
+
+
+def test_a_batch_that_strays_fails() -> None:
+    with pytest.raises(BenchError, match=r"three_tier in batches of 4 is lossless, but left .* by a gap of 0\.6"):
+        refuse_unexplained(batched(0.6))
+    refuse_unexplained(batched(0.4))
+    assert [line.split(":")[0] for line in describe_differences(batched(0.4))] == [
+        "three_tier", "three_tier in batches of 4",
+    ]  # fmt: skip
+
+
+def test_batches_are_read_back() -> None:
+    written = batched(0.6)
+    assert BenchResult.model_validate_json(written.model_dump_json()) == written
+    assert "by_batch" not in result(0.6).model_dump()
 
 
 @given(gap=st.none() | st.floats(-3, 3))

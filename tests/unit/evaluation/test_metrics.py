@@ -78,3 +78,28 @@ def test_rejections_are_a_share_of_compared_drafted_tokens() -> None:
     assert found.rejection_rate == 2 / 8
     assert found.tier_shares == {"accept": 0.6, "regenerate": 0.0, "escalate": 0.4}
     assert pool([answered(10, 1.0)], NO_BASELINE, seed=0).rejection_rate is None
+
+
+def text(tokens: int, prompt_seconds: list[float | None]) -> TextResult:
+    """A text of so many tokens a turn, each turn with the time of its prompt's own pass."""
+    turns = [
+        Generation([5] * tokens, [Tier.ESCALATE] * tokens, [False] * tokens, Counts(full_passes=tokens), one)
+        for one in prompt_seconds
+    ]
+    return TextResult("a", "chat", turns, 0, [])
+
+
+def test_a_batch_counts_the_tokens_of_all_its_texts() -> None:
+    together = MeasuredBatch([text(8, [0.1]), text(4, [0.1, 0.1])], 2.0)
+    found = pool([together], {**NO_BASELINE, "autoregressive": [MeasuredBatch([text(8, [0.1])] * 2, 4.0)]}, seed=0)
+    assert (found.tokens, found.tokens_per_second, found.full_passes_per_token) == (16, 8.0, 1.0)
+    assert found.speedup_vs_autoregressive is not None
+    assert found.speedup_vs_autoregressive.median == pytest.approx(2.0)
+    assert found.speedup_vs_autoregressive.n == 1  # batches, not texts
+
+
+def test_the_prompts_of_a_batch_are_read_together() -> None:
+    """The time of a turn's prompts is that of the longest, not their sum; of two turns it is both."""
+    assert MeasuredBatch([text(4, [0.5, 0.25]), text(4, [0.375])], 2.0).decode_seconds == 1.25
+    assert MeasuredBatch([text(4, [0.5, 0.25])], 2.0).decode_seconds == 1.25
+    assert MeasuredBatch([text(4, [0.5]), text(4, [None])], 2.0).decode_seconds is None

@@ -97,6 +97,12 @@ def test_evidence_is_of_the_spec_as_it_decodes_by_itself(settings: dict[str, str
         check_evidence(measured, spec(), "bench.json")
 
 
+def test_batches_alone_are_no_evidence() -> None:
+    measured = bench(spec()).model_copy(update={"methods": {}})
+    with pytest.raises(BenchError, match=r"bench\.json measured batches alone; run viasd bench with --batch 1 among"):
+        check_evidence(measured, spec(), "bench.json")
+
+
 def test_a_benchmark_of_an_earlier_release_is_refused(tmp_path: Path) -> None:
     document = bench(spec()).model_dump(mode="json")
     (tmp_path / "new.json").write_text(json.dumps(document))
