@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from viasd_calib.decoding.conversation import Answering, converse
+from viasd_calib.decoding.conversation import Answering, Turn, converse, converse_together
+from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.models import Verifier
 from viasd_calib.progress import steps
 from viasd_calib.prompts import Prompt
@@ -158,6 +159,7 @@ def decode_in_turns(
     max_new_tokens: int,
     *,
     warm_up: bool = True,
+    batch: int = 1,
 ) -> list[Spent]:
     """What each decoder takes on the same prompts, in an order that moves on from prompt to prompt: drift of the
     machine strikes all alike.
@@ -166,16 +168,28 @@ def decode_in_turns(
         label: of the progress bar.
         prompts: one at least.
         warm_up: whether each decoder answers the first prompt once before.
+        batch: prompts that are answered together, turn by turn; what is spent is then of each batch.
     """
     spent = [Spent() for _ in decoders]
+    units = [prompts[begin : begin + batch] for begin in range(0, len(prompts), batch)]
     for decoder in decoders if warm_up else ():
-        list(converse(decoder, verifier, prompts[0], max_new_tokens))
-    with steps(label, len(prompts), "prompts") as running:
-        for number, prompt in enumerate(prompts):
+        _turns(decoder, verifier, units[0], max_new_tokens, batch)
+    with steps(label, len(units), "prompts" if batch == 1 else "batches") as running:
+        for number, unit in enumerate(units):
             for which in ((number + step) % len(decoders) for step in range(len(decoders))):
                 begin = time.perf_counter()
-                turns = list(converse(decoders[which], verifier, prompt, max_new_tokens))
+                turns = _turns(decoders[which], verifier, unit, max_new_tokens, batch)
                 spent[which].seconds.append(time.perf_counter() - begin)
                 spent[which].tokens.append(sum(len(turn.generation.tokens) for turn in turns))
             running.advance()
     return spent
+
+
+def _turns(
+    decoder: Answering, verifier: Verifier, prompts: Sequence[Prompt], max_new_tokens: int, batch: int
+) -> list[Turn]:
+    """All turns of prompts that are answered one by one, or as one batch."""
+    if batch == 1:
+        return [turn for prompt in prompts for turn in converse(decoder, verifier, prompt, max_new_tokens)]
+    assert isinstance(decoder, Decoder), "nothing else answers batches"
+    return [turn for turns in converse_together(decoder, verifier, prompts, max_new_tokens) for turn in turns]

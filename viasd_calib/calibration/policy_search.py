@@ -64,6 +64,7 @@ def decide(
     verifier: Verifier,
     prompts: Sequence[Prompt],
     max_new_tokens: int,
+    batch: int = 1,
 ) -> Decision:
     """Which of the fastest policies is faster, by a paired interval over prompts.
 
@@ -79,14 +80,15 @@ def decide(
             with lookup, and nothing drafted.
         certified: policies whose texts may diverge; none where nothing is certified.
         prompts: one at least, in an order that has nothing to do with how long they take.
+        batch: prompts that are answered together; intervals are then over batches.
     """
     decoders = [with_slim, *without_slim.values(), *certified]
     spent = [Spent() for _ in decoders]
-    size = max(-(-len(prompts) // LOOKS), FEWEST_PROMPTS)
+    size = batch * max(-(-len(prompts) // (LOOKS * batch)), FEWEST_PROMPTS)
     parts = [prompts[begin : begin + size] for begin in range(0, len(prompts), size)]
     for number, part in enumerate(parts):
         took = decode_in_turns(
-            "deciding between the fastest", decoders, verifier, part, max_new_tokens, warm_up=number == 0
+            "deciding between the fastest", decoders, verifier, part, max_new_tokens, warm_up=number == 0, batch=batch
         )
         spent = [before.and_then(now) for before, now in zip(spent, took, strict=True)]
         found = _compared(spent, [*without_slim], ERROR / len(parts))

@@ -67,7 +67,7 @@ COMMANDS: dict[str, Command] = {
     "export": Command("export", "export", "write the routing spec"),
     "validate": Command("export", "validate", "check a routing spec and the tensors beside it", positional=True),
     "schema": Command("export", "schema", "print the JSON Schema of a routing spec"),
-    "plan": Command("plan", "plan", "choose a policy for each context length by replay of traces, and decode the best"),
+    "plan": Command("plan", "plan", "choose a policy by context length and batch: replay traces, decode the best"),
     "profile": Command("profile", "profile", "measure what drafting, slim and full passes cost on this machine"),
     "route-quality": Command(
         "route_quality", "route_quality", "measure how well the slim verifier predicts the full one"

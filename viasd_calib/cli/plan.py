@@ -27,33 +27,39 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> N
 
 
 def predictions_table(result: job.PlanResult) -> Table:
-    """The fastest policy of each kind at each context."""
+    """The fastest policy of each kind at each batch and context."""
     table = new_table(
         "the fastest policy of each kind, by a replay of traces (simulated)",
-        ["context", "", "ms/token", "speed-up", "decoded", "passes", "policy"],
+        ["batch", "context", "", "ms/token", "speed-up", "decoded", "passes", "policy"],
         caption="speed-up: over no drafting; decoded: the same, measured, of the fastest at the first context; "
-        "passes: full / slim / draft, a token",
+        "passes: full / slim / draft, a token; batch: texts that go in lockstep, each with its share of the time",
     )
-    slowest = result.measured["no drafting"]
-    for number, found in enumerate(result.predictions):
-        for kind, one in found.by_kind.items():
-            seen = result.measured.get(kind) if number == 0 else None
-            table.add_row(
-                str(found.costs.context), kind, f"{1000 * one.seconds:.2f}", f"{found.speedup(one):.2f}",
-                "" if seen is None else f"{slowest / seen:.2f}",
-                f"{one.full:.2f} / {one.slim:.2f} / {one.draft:.2f}", bounds_of(one.policy),
-            )  # fmt: skip
+    for batch, predictions in result.predictions.items():
+        measured = result.measured[batch]
+        for number, found in enumerate(predictions):
+            for kind, one in found.by_kind.items():
+                seen = measured.get(kind) if number == 0 else None
+                table.add_row(
+                    str(batch), str(found.costs.context), kind, f"{1000 * one.seconds:.2f}",
+                    f"{found.speedup(one):.2f}", "" if seen is None else f"{measured['no drafting'] / seen:.2f}",
+                    f"{one.full:.2f} / {one.slim:.2f} / {one.draft:.2f}", bounds_of(one.policy),
+                )  # fmt: skip
     return table
 
 
 def plan_table(rows: list[PlanEntry]) -> Table:
     """The plan as the spec has it."""
-    table = new_table("the plan", ["up to context", "drafter", "draft length", "stop", "slim from", "pending"])
+    table = new_table(
+        "the plan", ["up to batch", "up to context", "drafter", "draft length", "stop", "slim from", "pending"]
+    )
     for row in rows:
         one = row.policy
         table.add_row(
-            "any" if row.max_context is None else str(row.max_context), one.drafter or "draft model",
-            str(one.draft_length), f"{one.draft_stop_below:g}", f"{one.accept_at:g}" if one.slim_tier else "-",
-            str(one.max_pending),
+            _bound(row.max_batch), _bound(row.max_context), one.drafter or "draft model", str(one.draft_length),
+            f"{one.draft_stop_below:g}", f"{one.accept_at:g}" if one.slim_tier else "-", str(one.max_pending),
         )  # fmt: skip
     return table
+
+
+def _bound(value: int | None) -> str:
+    return "any" if value is None else str(value)

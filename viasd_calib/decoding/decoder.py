@@ -196,7 +196,8 @@ class Decoder(InProcess):
         The texts share passes and a cache, and one that is finished leaves both. Greedily, in float32, each is the
         text that it is alone, with the same tiers and counts; in bfloat16 up to near ties, as rounding differs between
         shapes. Sampled, the text of ``prompts[n]`` is the one that a decoder with the seed ``seed_of_text(seed, n)``
-        draws for it first, whatever the batch size and whatever texts the decoder has begun before.
+        draws for it first, whatever the batch size and whatever texts the decoder has begun before; under a plan whose
+        policies differ by batch the batch size changes the draws, and their distribution stays q's.
 
         Args:
             prompts: token ids of each prompt, one at least; of any lengths.

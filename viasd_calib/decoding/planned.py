@@ -1,8 +1,9 @@
-"""Decoding by the plan of a spec: which policy a round follows is chosen by the length of the text before it."""
+"""Decoding by the plan of a spec: which policy a round follows, by the text's length and how many texts there are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -13,25 +14,39 @@ from viasd_calib.passes.requests import Passes
 from viasd_calib.spec import Decoding, Gates, PlanEntry, RoutingSpec
 
 
-class Planned(Strategy):
-    """Three-tier decoding with audit ``strict`` whose policy changes with the context: the text stays q's.
+class PlannedRow(NamedTuple):
+    """A policy with where it is followed.
 
-    A round's policy follows from the length of the text before it, so from nothing that the round draws.
+    Attributes:
+        max_context: the longest text, in tokens; None for any.
+        max_batch: most texts that are decoded together; None for any.
+    """
+
+    max_context: int | None
+    max_batch: int | None
+    strategy: ThreeTier
+
+
+class Planned(Strategy):
+    """Three-tier decoding with audit ``strict`` whose policy changes with context and batch: the text stays q's.
+
+    A round's policy follows from the length of the text before it, and from how many texts are decoded together then:
+    so from nothing that the round draws.
 
     Args:
-        rows: the longest text, in tokens, at which each policy is followed, rising; None in the last row.
+        rows: by rising ``max_batch``, None in the last ones; of each batch by rising ``max_context``, None in the last.
     """
 
     name = "three_tier"
     takes_audit = True
 
-    def __init__(self, rows: Sequence[tuple[int | None, ThreeTier]]) -> None:
+    def __init__(self, rows: Sequence[PlannedRow]) -> None:
         self.rows = tuple(rows)
 
     @classmethod
     def from_spec(cls, gates: Gates, decoding: Decoding, device: torch.device | str = "cpu") -> Planned:
-        """One policy at every length: gates and settings alone name no other."""
-        return cls([(None, ThreeTier.from_spec(gates, decoding, device))])
+        """One policy everywhere: gates and settings alone name no other."""
+        return cls([PlannedRow(None, None, ThreeTier.from_spec(gates, decoding, device))])
 
     @classmethod
     def of_plan(
@@ -40,7 +55,11 @@ class Planned(Strategy):
         """The policies of a plan, with the gates of its spec."""
         return cls(
             [
-                (row.max_context, ThreeTier.from_spec(*row.policy.applied_to(gates, decoding), device=device))
+                PlannedRow(
+                    row.max_context,
+                    row.max_batch,
+                    ThreeTier.from_spec(*row.policy.applied_to(gates, decoding), device=device),
+                )
                 for row in plan
             ]
         )
@@ -48,14 +67,20 @@ class Planned(Strategy):
     @property
     def asks_slim(self) -> bool:
         """Whether any of the policies may run q'."""
-        return any(strategy.asks_slim for _, strategy in self.rows)
+        return any(row.strategy.asks_slim for row in self.rows)
 
-    def at(self, length: int) -> ThreeTier:
-        """The policy of a round after a text of so many tokens."""
-        return next(strategy for bound, strategy in self.rows if bound is None or length <= bound)
+    def at(self, length: int, together: int = 1) -> ThreeTier:
+        """The policy of a round after a text of so many tokens, where so many texts are decoded together."""
+        return next(
+            row.strategy for row in self.rows if _within(together, row.max_batch) and _within(length, row.max_context)
+        )
 
     def round(self, session: Session) -> Passes[None]:
-        return self.at(session.length).round(session)
+        return self.at(session.length, session.together).round(session)
+
+
+def _within(value: int, bound: int | None) -> bool:
+    return bound is None or value <= bound
 
 
 def three_tier(spec: RoutingSpec, decoding: Decoding, device: torch.device | str = "cpu") -> Strategy:

@@ -119,6 +119,11 @@ class Session:
         return () if self.drafter is None else self.drafter.taps
 
     @property
+    def together(self) -> int:
+        """How many texts are decoded together now, this one among them; those that have ended are not."""
+        return self.row.shared.batch
+
+    @property
     def decided(self) -> int:
         """Leading tokens that are settled as far as q is concerned."""
         return min(self.row.exact + 1, self.length)

@@ -169,13 +169,14 @@ class ProfileOptions(BackendModels):
 
 @options
 class PlanOptions(PromptSource, BackendModels):
-    """Plan which policy decodes at which context length, and write the spec with that plan.
+    """Plan which policy decodes at which context length and batch, and write the spec with that plan.
 
     Args:
         traces: trace folders of greedy texts, comma-separated.
         out: where the spec is written, in the folder of the one that is read.
         contexts: cached tokens to plan for.
-        profile: a latency profile of viasd profile at these contexts; measured where it is left out.
+        batches: texts decoded together to plan for: one number, or several, as a list or comma-separated.
+        profile: a latency profile of viasd profile at these contexts and batches; measured where it is left out.
         trace_tokens: generated tokens of the traces to replay, of whole texts drawn by hash.
         max_new_tokens: longest answer where the fastest policies are decoded.
         limit: take this many prompts of the calibrate split for that; null takes all.
@@ -186,6 +187,7 @@ class PlanOptions(PromptSource, BackendModels):
     traces: str
     out: str
     contexts: Sequence[int] = (128, 512, 2048)
+    batches: int | str | Sequence[int] = 1
     profile: str | None = None
     trace_tokens: Count = 4096
     max_new_tokens: Count = 64

@@ -1,16 +1,17 @@
-"""Which policy decodes at which context length, by a replay of traces at measured costs."""
+"""Which policy decodes at which context length and batch, by a replay of traces at measured costs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from viasd_calib.devices import check_device
 from viasd_calib.errors import PlanningError, TraceError
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline.checks import check_out_file, check_spec, check_traces
-from viasd_calib.pipeline.lists import split_names
+from viasd_calib.pipeline.lists import parse_counts, split_names
 from viasd_calib.pipeline.opening import offload_of, open_engine
 from viasd_calib.pipeline.options import PlanOptions
 from viasd_calib.pipeline.plan_certified import (
@@ -42,16 +43,16 @@ class PlanResult:
 
     Attributes:
         spec: as written: with the plan, or decoding by a certified candidate.
-        predictions: *simulated*, at each context.
-        measured: seconds a token of the policies that were decoded, by kind.
-        decision: between them.
+        predictions: *simulated*, by batch: at each context.
+        measured: by batch: seconds a token of the policies that were decoded, by kind.
+        decisions: between them, by batch.
         words: why the plan is as it is.
     """
 
     spec: RoutingSpec
-    predictions: list[lazy_types.Predictions]
-    measured: dict[lazy_types.PolicyKind, float]
-    decision: lazy_types.Decision
+    predictions: dict[int, list[lazy_types.Predictions]]
+    measured: dict[int, dict[lazy_types.PolicyKind, float]]
+    decisions: dict[int, lazy_types.Decision]
     words: list[str]
 
 
@@ -66,6 +67,12 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
         ViasdError: options that cannot be, most of them before a model is loaded.
     """
     contexts = sorted(set(options.contexts))
+    batches = parse_counts("--batches", options.batches, PlanningError)
+    if options.certified and batches != [1]:
+        raise PlanningError(
+            "--certified compares policies on single texts, and one that is certified decodes without a plan; leave out "
+            "--batches, or --certified"
+        )
     check_out_file("--out", options.out)
     check_device(options.device)
     path, spec = check_spec(options.spec, options.verifier, options.draft_model)
@@ -79,13 +86,18 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
     candidates = listed_candidates(path, spec, options.dtype) if options.certified else []
     folders = split_names(options.traces)
     check_traces("--traces", folders)
-    settings = profile_settings(WIDTHS, contexts, (1,), COST_REPEATS)
+    settings = profile_settings(WIDTHS, contexts, sorted({1, *batches}), COST_REPEATS)
     known = None if options.profile is None else load_profile(options.profile)
     if known is not None:
         check_profile(known, spec)
     prompts = draw_prompts(
         of_split(load_prompts(options.prompts), "calibrate", options.shares or SplitShares()), options.limit
     )
+    if len(prompts) < batches[-1]:
+        raise PlanningError(
+            f"--batches {batches[-1]} takes as many prompts at least to be decoded, and there are {len(prompts)}; "
+            "raise --limit, give more prompts, or plan for smaller batches"
+        )
 
     from viasd_calib.pipeline.replayed import predictions_at, say_noise
     from viasd_calib.planning.search import PolicyGrid
@@ -102,13 +114,20 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
     texts = _texts(folders, engine, options.trace_tokens)
     predictions = predictions_at(
         engine, profile, contexts, texts, prompts[:HOST_PROMPTS], options.max_new_tokens, grid,
-        host_draft_length=HOST_DRAFT_LENGTH,
+        host_draft_length=HOST_DRAFT_LENGTH, batches=batches,
     )  # fmt: skip
-    decision, measured = _decoded(
-        engine, predictions[0], candidate_decoders(engine, candidates), prompts, options.max_new_tokens
-    )
-    rows, words = _rows(contexts, predictions, decision, measured)
+    by_batch = {
+        batch: predictions[number * len(contexts) : (number + 1) * len(contexts)]
+        for number, batch in enumerate(batches)
+    }
+    certified = candidate_decoders(engine, candidates)
+    shown: dict[int, _Decoded] = {
+        batch: _decoded(engine, found[0], certified, prompts, options.max_new_tokens, batch)
+        for batch, found in by_batch.items()
+    }
+    rows, words = _rows(contexts, by_batch, shown)
     words = [*(line for one in predictions for line in plan_words(one)), *words]
+    decision = shown[batches[0]].decision
     if candidates and spec.certificate is not None:
         words += certified_words(spec.certificate.max_new_tokens, candidates, decision)
     offload = offload_of(options, spec.offload)
@@ -116,7 +135,15 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
     number = decision.fastest_candidate
     result = _with_plan(spec, rows, entry) if number is None else with_certified(spec, candidates[number], entry)
     save_spec(result, Path(options.out))
-    return PlanResult(result, predictions, measured, decision, words)
+    measured = {batch: one.measured for batch, one in shown.items()}
+    return PlanResult(result, by_batch, measured, {batch: one.decision for batch, one in shown.items()}, words)
+
+
+class _Decoded(NamedTuple):
+    """What decoding has shown at one batch size: the decision, and seconds a token by kind."""
+
+    decision: lazy_types.Decision
+    measured: dict[lazy_types.PolicyKind, float]
 
 
 def _texts(folders: list[str], engine: lazy_types.Engine, most_tokens: int) -> list[tuple[lazy_types.TraceText, int]]:
@@ -147,7 +174,8 @@ def _decoded(
     certified: Sequence[lazy_types.Decoder],
     prompts: list[Prompt],
     max_new_tokens: int,
-) -> tuple[lazy_types.Decision, dict[lazy_types.PolicyKind, float]]:
+    batch: int,
+) -> _Decoded:
     """The fastest policy with the slim tier, the fastest of each kind without it, and certified ones, in turns."""
     from viasd_calib.calibration.policy_search import decide
     from viasd_calib.decoding.policies import Policy
@@ -161,47 +189,65 @@ def _decoded(
     ordered = sorted(prompts, key=lambda prompt: prompt.sha256)
     decision = decide(
         policy_decoder(engine, slim.policy), {name: policy_decoder(engine, one) for name, one in without.items()},
-        certified, engine.verifier, ordered, max_new_tokens,
+        certified, engine.verifier, ordered, max_new_tokens, batch,
     )  # fmt: skip
-    return decision, {slim.policy.kind: decision.with_slim, **decision.baselines}
+    return _Decoded(decision, {slim.policy.kind: decision.with_slim, **decision.baselines})
 
 
 def _rows(
-    contexts: list[int],
-    predictions: list[lazy_types.Predictions],
-    decision: lazy_types.Decision,
-    measured: dict[lazy_types.PolicyKind, float],
+    contexts: list[int], predictions: dict[int, list[lazy_types.Predictions]], shown: dict[int, _Decoded]
 ) -> tuple[list[PlanEntry], list[str]]:
-    """The rows of the plan, and what decoding has ruled out."""
+    """The rows of the plan, and what decoding has ruled out at each batch size."""
     from viasd_calib.planning.break_even import watched
-    from viasd_calib.planning.table import best_group, plan_rows
+    from viasd_calib.planning.table import best_group, plan_rows, rows_by_batch
 
+    words: list[str] = []
+    allowed: list[set[lazy_types.PolicyKind]] = []
+    for batch, found in predictions.items():
+        kinds, own = _allowed(found, shown[batch], batch)
+        allowed += [kinds] * len(found)
+        words += own
+    every = [one for found in predictions.values() for one in found]
+    best = iter(best_group(every, allowed))
+    groups: list[list[PlanEntry]] = []
+    shares: set[float] = set()
+    for found in predictions.values():
+        policies = watched([next(best).policy for _ in found], [one.costs for one in found])
+        shares |= {one.drafting_pays_at for one in policies} - {0.0}
+        groups.append(plan_rows(contexts, policies))
+    words += [
+        f"In a text whose drafted tokens are kept in less than {100 * share:.0f} of 100 cases, drafting is reduced."
+        for share in sorted(shares)
+    ]
+    return rows_by_batch([*predictions], groups), words
+
+
+def _allowed(
+    predictions: list[lazy_types.Predictions], shown: _Decoded, batch: int
+) -> tuple[set[lazy_types.PolicyKind], list[str]]:
+    """Kinds of policies that may be planned at one batch size, and why others may not."""
+    decision, measured = shown
     every = {kind for one in predictions for kind in one.by_kind}
     slim = {kind for kind in every if kind.startswith("three tiers")}
-    words: list[str] = []
     speed = decision.slim_speed
+    where = f"Decoded on {speed.n} prompts" if batch == 1 else f"Decoded in {speed.n} batches of {batch} texts"
     if speed.above_one:
         ruled_out = set()
-        words.append(f"Decoded on {speed.n} prompts, the slim tier is faster: {speed.words} times.")
+        words = [f"{where}, the slim tier is faster: {speed.words} times."]
     else:
         ruled_out = slim
-        words.append(
-            f"No slim tier: decoded on {speed.n} prompts it is not shown to be faster than what is without it, "
+        words = [
+            f"No slim tier: {where[0].lower()}{where[1:]} it is not shown to be faster than what is without it, "
             f"{speed.words} times."
-        )
+        ]
     slower = {kind for kind in measured if kind not in slim and measured[kind] > measured["no drafting"]}
+    left_out = "Left out" if batch == 1 else f"Left out in batches of {batch}"
     words += [
-        f"Left out: {kind} took {1000 * measured[kind]:.2f} ms a token where it was decoded, and no drafting "
+        f"{left_out}: {kind} took {1000 * measured[kind]:.2f} ms a token where it was decoded, and no drafting "
         f"{1000 * measured['no drafting']:.2f}."
         for kind in sorted(slower)
     ]
-    found = best_group(predictions, every - ruled_out - slower)
-    policies = watched([one.policy for one in found], [one.costs for one in predictions])
-    words += [
-        f"In a text whose drafted tokens are kept in less than {100 * share:.0f} of 100 cases, drafting is reduced."
-        for share in sorted({one.drafting_pays_at for one in policies} - {0.0})
-    ]
-    return plan_rows(contexts, policies), words
+    return every - ruled_out - slower, words
 
 
 def _with_plan(spec: RoutingSpec, rows: list[PlanEntry], offload: OffloadRef | None) -> RoutingSpec:

@@ -16,7 +16,7 @@ from viasd_calib.planning.costs import ReplayCosts
 from viasd_calib.planning.host import HostTime, host_time
 from viasd_calib.planning.reading import replay_tables
 from viasd_calib.planning.search import PolicyGrid, Predictions, search
-from viasd_calib.profiling.measure import measure_profile
+from viasd_calib.profiling.measure import measure_profile, time_draft_steps
 from viasd_calib.profiling.noise import noise_words
 from viasd_calib.profiling.profile import LatencyProfile, ProfileSettings
 from viasd_calib.profiling.recording import RecordedRound, RecordedText
@@ -104,19 +104,30 @@ def predictions_at(
     *,
     host_draft_length: int,
     each: Mapping[PolicyKind, int] | None = None,
+    batches: Sequence[int] = (1,),
 ) -> list[Predictions]:
     """Replay texts under a grid of policies at the costs of each context, with what the host takes here; *simulated*.
 
     Args:
-        profile: of passes, at these contexts.
+        profile: of passes, at these contexts and batches.
         prompts: on which it is measured what rounds take beside their passes.
         max_new_tokens: longest answer.
         host_draft_length: most tokens drafted a round there.
         each: as in :func:`~viasd_calib.planning.search.search`.
+        batches: texts that are decoded together.
+
+    Returns:
+        One for each context, for each batch.
     """
-    passes = [ReplayCosts.of_profile(profile, context, grid.widest) for context in contexts]
+    steps = time_draft_steps(engine, contexts, [batch for batch in batches if batch > 1], COST_REPEATS)
+    passes = [
+        ReplayCosts.of_profile(profile, context, grid.widest, batch, steps.get((context, batch)))
+        for batch in batches
+        for context in contexts
+    ]
     tokens = tokens_of(texts, max_new_tokens)
-    host = measure_host(engine, prompts, max_new_tokens, tokens, passes[0], host_draft_length)
+    single = ReplayCosts.of_profile(profile, contexts[0], grid.widest)  # rounds are recorded of single texts
+    host = measure_host(engine, prompts, max_new_tokens, tokens, single, host_draft_length)
     tables = replay_tables(engine, texts, max(grid.draft_lengths), max(grid.pending) + 1)
     return search(grid, tables, [host.added_to(one) for one in passes], each)
 

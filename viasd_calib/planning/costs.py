@@ -15,7 +15,11 @@ from viasd_calib.profiling.profile import LatencyProfile, TierName
 
 @dataclass(frozen=True)
 class ReplayCosts:
-    """What rounds spend at one context, in seconds.
+    """What rounds spend at one context, in seconds of one text.
+
+    Of a batch each text has its share of the passes that all take together. That is what they take where the texts go
+    in lockstep: each round all of them draft as many tokens and take the same passes, of the same width. Rounds of the
+    host and prompts are a text's own.
 
     Attributes:
         context: cached tokens before the passes.
@@ -25,6 +29,7 @@ class ReplayCosts:
         round: of the host, for each round: policy and bookkeeping.
         prompt: of q's pass over the prompt, for each token of its answer.
         draft_prompt: of the draft model's reading of the prompt, for each token of an answer that it drafts.
+        batch: texts that are decoded together.
     """
 
     context: int
@@ -34,23 +39,29 @@ class ReplayCosts:
     round: float = 0.0
     prompt: float = 0.0
     draft_prompt: float = 0.0
+    batch: int = 1
 
     @classmethod
-    def of_profile(cls, profile: LatencyProfile, context: int, widest: int) -> ReplayCosts:
+    def of_profile(
+        cls, profile: LatencyProfile, context: int, widest: int, batch: int = 1, draft_step: float | None = None
+    ) -> ReplayCosts:
         """Costs that a latency profile has measured, linear between its points.
 
         Args:
             widest: the widest pass that will be asked for.
+            batch: texts that are decoded together.
+            draft_step: of all of them together; a profile has those of single texts alone.
 
         Raises:
-            PlanningError: it was not measured at this context, or not as wide.
+            PlanningError: it was not measured at this context or batch, or not as wide.
         """
         widths = range(1, widest + 1)
         return cls(
             context,
-            profile.seconds("draft", 1, context),
-            [profile.seconds("full", width, context) for width in widths],
-            [profile.seconds("slim", width, context) for width in widths],
+            (profile.seconds("draft", 1, context) if draft_step is None else draft_step) / batch,
+            [profile.seconds("full", width, context, batch) / batch for width in widths],
+            [profile.seconds("slim", width, context, batch) / batch for width in widths],
+            batch=batch,
         )
 
     def pass_seconds(self, tier: TierName, width: float) -> float:

@@ -1,8 +1,8 @@
-"""The rows of a plan: from predictions at several contexts, and what decoding has shown, to policies by context."""
+"""The rows of a plan: from predictions at several contexts and batches, and what decoding has shown, to a table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from math import sqrt
 
 from viasd_calib.decoding.policies import Policy, PolicyKind
@@ -13,24 +13,27 @@ from viasd_calib.spec import Decoding, Gates, PlanEntry, PolicyDrafter
 DRAFTING_NOTHING: tuple[PolicyDrafter, ...] = ("slim", "none")
 
 
-def best_group(found: Sequence[Predictions], kinds: Collection[PolicyKind]) -> list[Predicted]:
-    """The fastest policy at each context that drafts with the draft model, or with lookup, or nothing.
+def best_group(found: Sequence[Predictions], kinds: Sequence[Collection[PolicyKind]]) -> list[Predicted]:
+    """The fastest policy at each context and batch that drafts with the draft model, or with lookup, or nothing.
 
-    A text has one drafter, so that the one with the fewer *simulated* seconds a token over all contexts is taken.
+    A text has one drafter, so that the one with the fewer *simulated* seconds a token over all of them is taken.
 
     Args:
-        kinds: that may be planned; no drafting among them.
+        kinds: that may be planned there, for each of ``found``; no drafting among them.
     """
 
     def rows(drafter: PolicyDrafter | None) -> list[Predicted]:
         allowed = (drafter, *DRAFTING_NOTHING)
-        return [_fastest(one, lambda it: it.policy.drafter in allowed and it.policy.kind in kinds) for one in found]
+        return [_fastest(one, allowed, own) for one, own in zip(found, kinds, strict=True)]
 
     return min((rows(None), rows("lookup")), key=lambda group: sum(one.seconds for one in group))
 
 
-def _fastest(found: Predictions, allowed: Callable[[Predicted], bool]) -> Predicted:
-    return min((one for one in found.every if allowed(one)), key=lambda one: one.seconds)
+def _fastest(
+    found: Predictions, drafters: Collection[PolicyDrafter | None], kinds: Collection[PolicyKind]
+) -> Predicted:
+    allowed = (one for one in found.every if one.policy.drafter in drafters and one.policy.kind in kinds)
+    return min(allowed, key=lambda one: one.seconds)
 
 
 def plan_rows(contexts: Sequence[int], policies: Sequence[Policy]) -> list[PlanEntry]:
@@ -54,6 +57,28 @@ def plan_rows(contexts: Sequence[int], policies: Sequence[Policy]) -> list[PlanE
             continue
         bound = None if last else int(sqrt(contexts[number] * contexts[number + 1]))
         rows.append(PlanEntry(max_context=bound, policy=policy.planned()))
+    return rows
+
+
+def rows_by_batch(batches: Sequence[int], groups: Sequence[Sequence[PlanEntry]]) -> list[PlanEntry]:
+    """The rows of each batch size, with a bound half way, by ratio, to the next one whose rows differ.
+
+    Args:
+        batches: rising, one at least.
+        groups: rows by context, at each.
+
+    Example:
+        >>> fast, slow = (plan_rows([100], [one]) for one in (Policy(draft_length=4), Policy("none", draft_length=0)))
+        >>> [(row.max_batch, row.policy.draft_length) for row in rows_by_batch([1, 4, 16], [fast, fast, slow])]
+        [(8, 4), (None, 0)]
+    """
+    rows: list[PlanEntry] = []
+    for number, group in enumerate(groups):
+        last = number == len(groups) - 1
+        if not last and [*groups[number + 1]] == [*group]:
+            continue
+        bound = None if last else int(sqrt(batches[number] * batches[number + 1]))
+        rows += [row.model_copy(update={"max_batch": bound}) for row in group]
     return rows
 
 

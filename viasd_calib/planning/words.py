@@ -18,9 +18,14 @@ def plan_words(found: Predictions) -> list[str]:
 def _fastest_words(found: Predictions) -> str:
     fastest = found.fastest
     return (
-        f"At context {found.costs.context}: {fastest.policy.kind}, {1000 * fastest.seconds:.2f} ms a token (simulated),"
-        f" {found.speedup(fastest):.2f} times the speed of no drafting."
+        f"At context {found.costs.context}{_together(found.costs.batch)}: {fastest.policy.kind}, "
+        f"{1000 * fastest.seconds:.2f} ms a token (simulated), {found.speedup(fastest):.2f} times the speed of no "
+        "drafting."
     )
+
+
+def _together(batch: int) -> str:
+    return "" if batch == 1 else f", {batch} texts together"
 
 
 def _drafting_words(found: Predictions, best: Predicted) -> str:

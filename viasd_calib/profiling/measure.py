@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -14,6 +15,7 @@ from viasd_calib.errors import PlanningError
 from viasd_calib.hardware import hardware
 from viasd_calib.models import DTYPE_NAMES, context_length
 from viasd_calib.passes.requests import finish
+from viasd_calib.passes.scheduling import run_together
 from viasd_calib.profiling.context_scaling import ROUND_TOKENS, measure_rounds
 from viasd_calib.profiling.noise import disturbed_share, undisturbed
 from viasd_calib.profiling.profile import LatencyProfile, Measured, PassShape, ProfileSettings
@@ -135,6 +137,41 @@ def _draft_step(engine: Engine, shape: PassShape) -> Pass:
     drafter.observe(0, taps.to(text.device, engine.routed.dtype))  # the verifier has read all of it but the last token
     step()  # the first proposal reads the whole text
     return step
+
+
+def _draft_steps_together(engine: Engine, context: int, batch: int) -> Pass:
+    """The same for several texts, which share passes of the draft model."""
+    drafters = engine.drafter.start_rows(context + 1, batch)
+    texts = _some_ids((batch, context + 1), engine.routed)
+    taps = torch.zeros(context, len(engine.drafter.taps), engine.routed.config.hidden_size)
+    for drafter in drafters:
+        drafter.observe(0, taps.to(texts.device, engine.routed.dtype))
+
+    def step() -> object:
+        asked = [
+            drafter.propose(text, 1, never_stop, GreedyPick()) for drafter, text in zip(drafters, texts, strict=True)
+        ]
+        return deque(run_together(asked), maxlen=0)
+
+    step()  # the first proposals read the whole texts
+    return step
+
+
+@torch.inference_mode()
+def time_draft_steps(
+    engine: Engine, contexts: Sequence[int], batches: Sequence[int], repeats: int
+) -> dict[tuple[int, int], float]:
+    """Median seconds of a draft step of several texts together, by context and batch; those of a profile are of one.
+
+    Args:
+        contexts: cached tokens before it, each of which the draft model holds.
+        batches: texts at once.
+        repeats: at least 2.
+    """
+    shapes = [PassShape("draft", 1, context, batch) for batch in batches for context in contexts]
+    passes = {shape: _draft_steps_together(engine, shape.context or 0, shape.batch) for shape in shapes}
+    found = summaries(passes, time_rounds(passes, repeats, engine.routed.device)) if passes else []
+    return {(one.context or 0, one.batch): one.seconds for one in found}
 
 
 def _some_ids(shape: tuple[int, ...], model: RoutedModel) -> Tensor:

@@ -1,8 +1,9 @@
-"""The plan of a spec: which policy of exact decoding at which context length."""
+"""The plan of a spec: which policy of exact decoding at which context length, and how many texts together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Annotated
 
 from pydantic import Field
@@ -52,9 +53,35 @@ class PlanEntry(SpecModel):
     """A row of the plan."""
 
     max_context: int | None = Field(
-        ge=1, description="longest text, in tokens, whose next round is decoded so; null in the last row, for any"
+        ge=1,
+        description="longest text, in tokens, whose next round is decoded so; null in the last row of a batch, for any",
+    )
+    max_batch: int | None = Field(
+        None,
+        ge=1,
+        description="most texts that are decoded together where rounds are decoded so, those that have ended not "
+        "counted; null in the last rows, for any",
     )
     policy: PlannedPolicy = Field(description="how it is decoded")
+
+
+def by_batch(plan: Sequence[PlanEntry]) -> list[tuple[int | None, list[PlanEntry]]]:
+    """Rows of a plan that follow each other with the same ``max_batch``, with it.
+
+    Example:
+        >>> policy = PlannedPolicy(draft_length=4, max_pending=12)
+        >>> few = PlanEntry(max_context=None, max_batch=4, policy=policy)
+        >>> many = [PlanEntry(max_context=bound, policy=policy) for bound in (100, None)]
+        >>> [(size, len(rows)) for size, rows in by_batch([few, *many])]
+        [(4, 1), (None, 2)]
+    """
+    return [(size, [*rows]) for size, rows in groupby(plan, key=lambda row: row.max_batch)]
+
+
+def _open_ended(bounds: Sequence[int | None]) -> bool:
+    """Whether bounds rise and the last one alone is None."""
+    known = [bound for bound in bounds if bound is not None]
+    return [*bounds] == [*sorted(set(known)), None]
 
 
 def plan_problems(plan: Sequence[PlanEntry], gates: Gates | None, decoding: Decoding | None) -> Iterator[str]:
@@ -69,10 +96,12 @@ def plan_problems(plan: Sequence[PlanEntry], gates: Gates | None, decoding: Deco
         >>> list(plan_problems([row, row], None, None))
         ['plan: max_context must rise from row to row, and be null in the last one alone']
     """
-    bounds = [row.max_context for row in plan]
-    known = [bound for bound in bounds if bound is not None]
-    if bounds != [*sorted(set(known)), None]:
-        yield "plan: max_context must rise from row to row, and be null in the last one alone"
+    batches = by_batch(plan)
+    if not _open_ended([size for size, _ in batches]):
+        yield "plan: max_batch must rise from rows to rows, and be null in the last ones alone"
+    if not plan or not all(_open_ended([row.max_context for row in rows]) for _, rows in batches):
+        of_each = " of one max_batch" if len(batches) > 1 else ""
+        yield f"plan: max_context must rise from row to row{of_each}, and be null in the last one alone"
     policies = [row.policy for row in plan]
     if gates is not None:
         if gates.convention != "calibrated":

@@ -54,8 +54,8 @@ class RoutingSpec(SpecModel):
     plan: list[PlanEntry] | None = Field(
         None,
         min_length=1,
-        description="policies of exact decoding by context length, in place of the bounds in gates and the settings in "
-        "decoding; null for one policy at every length",
+        description="policies of exact decoding by batch and context length, in place of the bounds in gates and the "
+        "settings in decoding; null for one policy everywhere",
     )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from viasd_calib.decoding.conversation import Answering
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.policies import Policy
 from viasd_calib.decoding.session import Counts, Generation
+from viasd_calib.decoding.strategies.autoregressive import Autoregressive
 from viasd_calib.decoding.strategies.three_tier import NEVER, ThreeTier
 from viasd_calib.models import Verifier
 from viasd_calib.slim.cache import CacheWindow
@@ -321,6 +323,30 @@ def test_of_several_certified_policies_the_fastest_that_is_shown_to_be_faster_is
     assert alone.bounds is not None
     assert among.bounds is not None
     assert among.bounds[0] < alone.bounds[0], "wider, the more there are"
+
+
+def test_policies_are_decided_between_in_batches(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """30 prompts in batches of 4: 8 batches, the interval of the first 6 of which may end the timing."""
+    clock = Priced(priced())
+    monkeypatch.setattr(paired, "time", clock)
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+
+    class Together(Decoder):
+        def __init__(self, fast: bool) -> None:
+            super().__init__(RoutedModel(tiny_verifier.model), None, Autoregressive())
+            self.fast = fast
+
+        def generate_batch(self, prompts: Any, max_new_tokens: int, **more: Any) -> list[Generation]:
+            sizes[self.fast].append(len(prompts))
+            clock.now += 0.5 if self.fast else 1.0
+            return super().generate_batch(prompts, max_new_tokens, **more)
+
+    fast, slow = Together(True), Together(False)
+    decision = policy_search.decide(fast, {"none": slow}, None, tiny_verifier, tiny_prompts(30), 4, batch=4)
+    assert decision.slim_speed.n == 6
+    assert decision.slim_speed.median == pytest.approx(2.0)
+    assert decision.slim_speed.above_one
+    assert sizes == {True: [4] * 7, False: [4] * 7}, "the first of them warms up"
 
 
 def test_the_luckiest_is_not_exported_for_its_luck(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:

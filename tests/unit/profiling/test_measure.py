@@ -12,7 +12,7 @@ from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.errors import PlanningError
 from viasd_calib.models import Verifier
-from viasd_calib.profiling.measure import Pass, decoder_passes, measure_profile, time_rounds
+from viasd_calib.profiling.measure import Pass, decoder_passes, measure_profile, time_draft_steps, time_rounds
 from viasd_calib.profiling.profile import PassShape, ProfileSettings
 from viasd_calib.slim.cost import WARM_UP
 from viasd_calib.slim.forward import RoutedModel
@@ -43,6 +43,27 @@ def test_everything_is_measured_with_every_drafter(tiny_verifier: Verifier, kind
     assert [entry.shape for entry in profile.measured] == list(SETTINGS.shapes())
     assert all(0 < entry.low <= entry.seconds <= entry.high for entry in profile.measured)
     assert profile.seconds("full", 2, 7, 1.5) > 0
+
+
+@pytest.mark.parametrize("kind", DRAFTERS)
+def test_draft_steps_of_several_texts(tiny_verifier: Verifier, kind: str) -> None:
+    found = time_draft_steps(engine_of(tiny_verifier, kind), (5, 12), (2, 3), repeats=2)
+    assert found.keys() == {(5, 2), (12, 2), (5, 3), (12, 3)}
+    assert min(found.values()) > 0
+    assert time_draft_steps(engine_of(tiny_verifier, kind), (5, 12), (), repeats=2) == {}
+
+
+def test_a_draft_step_of_several_texts_is_one_pass(tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeated it is the same: each text has one token that the draft model has not seen."""
+    rows: list[tuple[int, ...]] = []
+    full = RoutedModel.full
+    monkeypatch.setattr(
+        RoutedModel, "full", lambda model, ids, *more: (rows.append(tuple(ids.shape)), full(model, ids, *more))[1]
+    )
+    time_draft_steps(engine_of(tiny_verifier, "causal"), (6,), (3,), repeats=2)
+    first, *steps = rows
+    assert first == (3, 7)
+    assert {*steps} == {(3, 1)}
 
 
 def test_a_profile_says_what_was_measured(tiny_verifier: Verifier) -> None:
