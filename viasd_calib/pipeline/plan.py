@@ -230,14 +230,14 @@ def _allowed(
     every = {kind for one in predictions for kind in one.by_kind}
     slim = {kind for kind in every if kind.startswith("three tiers")}
     speed = decision.slim_speed
-    where = f"Decoded on {speed.n} prompts" if batch == 1 else f"Decoded in {speed.n} batches of {batch} texts"
+    decoded = f"on {speed.n} prompts" if batch == 1 else f"in batches of {batch} texts ({speed.n} of them)"
     if speed.above_one:
         ruled_out = set()
-        words = [f"{where}, the slim tier is faster: {speed.words} times."]
+        words = [f"Decoded {decoded}, the slim tier is faster: {speed.words} times."]
     else:
         ruled_out = slim
         words = [
-            f"No slim tier: {where[0].lower()}{where[1:]} it is not shown to be faster than what is without it, "
+            f"No slim tier: decoded {decoded} it is not shown to be faster than what is without it, "
             f"{speed.words} times."
         ]
     slower = {kind for kind in measured if kind not in slim and measured[kind] > measured["no drafting"]}
