@@ -72,7 +72,7 @@ class NativeSteps:
         stream = torch.empty(width, self._hidden)
         logits = torch.empty(self._vocabulary, dtype=torch.bfloat16)
         own = torch.empty(width - known, self._hidden, dtype=torch.bfloat16)
-        cache = cache_struct(window.cache.keys[:, 0], window.cache.values[:, 0])
+        cache = cache_struct(window.cache.keys, window.cache.values)
         kernels().viasd_draft(
             *(pointer_to(self._struct), *self._stack.pointers, pointer_to(cache), width, start),
             *(ids.data_ptr(), conditions.data_ptr(), known, stream.data_ptr(), cosine.data_ptr(), sine.data_ptr()),

@@ -15,7 +15,7 @@ from viasd_calib.pipeline.opening import offload_of
 from viasd_calib.pipeline.options import CaptureOptions
 from viasd_calib.pipeline.prompt_choice import check_limit, check_prompts, load_prompts, of_split
 from viasd_calib.prompts import draw_prompts
-from viasd_calib.spec import Audit, RoutingSpec
+from viasd_calib.spec import Audit, Route, RoutingSpec
 
 
 def capture(options: CaptureOptions, load: lazy_types.LoadVerifier | None = None) -> lazy_types.CaptureReport:
@@ -46,18 +46,21 @@ def capture(options: CaptureOptions, load: lazy_types.LoadVerifier | None = None
     if offload is not None and found is not None:
         raise UsageError("--offload reads layers for the verifier alone; leave out --spec, or --offload")
 
+    import torch
+
     from viasd_calib.decoding.engine import load_engine
     from viasd_calib.draft.build import build_drafter, name_draft
     from viasd_calib.draft.places import draft_from
     from viasd_calib.models import load_verifier
-    from viasd_calib.slim.forward import RoutedModel
+    from viasd_calib.slim.backends import choose_backend, fastest_dtype, open_model, prepare
     from viasd_calib.slim.offload.install import stream_layers
     from viasd_calib.traces import capture as capturing
     from viasd_calib.traces.folder import CaptureSettings
 
     load = load or load_verifier
     if found is None:
-        loaded, policy = load(named, dtype=options.dtype, device=options.device, layers=offload is None), None
+        dtype = options.dtype or fastest_dtype(torch.device(options.device))
+        loaded, policy = load(named, dtype=dtype, device=options.device, layers=offload is None), None
     else:
         # eager: another backend would change in place the weights that the drafter is built on
         engine = load_engine(
@@ -74,11 +77,16 @@ def capture(options: CaptureOptions, load: lazy_types.LoadVerifier | None = None
         sampling = replace(sampling, top_k=CaptureSettings().sampling_top_k)
         loaded, policy = engine.verifier, policy_of(engine, options.audit, sampling)
     check_prompts(loaded, chosen, options.max_new_tokens)
+    # A policy's decoder runs the same modules, which stay as they are.
+    backend = choose_backend(loaded.model) if policy is None else "eager"
+    routed = open_model(loaded.model, Route(), {}, backend)
     drafter = None
     if options.draft != "none":
-        drafter = build_drafter(*name_draft(options.draft), RoutedModel(loaded.model), loaded.tokenizer)
+        drafter = build_drafter(*name_draft(options.draft), routed, loaded.tokenizer)
     if offload is not None:
-        stream_layers(RoutedModel(loaded.model), None, offload, "eager")
+        stream_layers(routed, None, offload, backend)
+    networks = () if drafter is None else drafter.networks
+    prepare((loaded.model, *networks), backend, routed.device, routed.dtype)
     settings = CaptureSettings(
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
@@ -88,7 +96,7 @@ def capture(options: CaptureOptions, load: lazy_types.LoadVerifier | None = None
         seed=options.seed,
     )
     out = Path(options.out)
-    report = capturing.capture_traces(loaded, drafter, draft_from(options.draft, out), chosen, out, settings, policy)
+    report = capturing.capture_traces(loaded, drafter, draft_from(options.draft, out), chosen, out, settings, policy, routed)
     if report.kept:
         notice(f"{report.kept} of {report.asked} prompts had been captured before; what is not asked is left out")
     return report

@@ -125,7 +125,7 @@ def run(options: RunOptions, jobs: Jobs) -> None:
     jobs.announce("1/7 capture: what the verifier and the draft model predict on the fit prompts")
     # The gates are fitted at the places in a block at which they will be asked; a block of 0 is none.
     blocks = max(decided.draft_length, 1)
-    logged = {**common, **captured.model_dump(), "draft_length": blocks}
+    logged = {**common, **captured.model_dump(), "draft_length": blocks, "dtype": dtype}
     jobs.capture(CaptureOptions(out=str(traces), draft=options.draft, **logged), load)
     jobs.announce("2/7 fit: route, adapter and first gates")
     if not (fitted / FIT_FILE).is_file():

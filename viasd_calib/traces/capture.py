@@ -98,6 +98,7 @@ def capture_traces(
     folder: Path,
     settings: CaptureSettings,
     policy: Policy | None = None,
+    model: RoutedModel | None = None,
 ) -> CaptureReport:
     """Fill ``folder`` with the traces of ``prompts``; what it holds of them is kept, and what is not asked left out.
 
@@ -107,6 +108,7 @@ def capture_traces(
         drafter: whose proposals are logged beside q's choices; None logs q alone.
         draft_name: how the drafter is named in the manifest.
         policy: what answers; None for q.
+        model: the verifier as a backend runs it; None for its own modules.
 
     Raises:
         TraceError: the folder holds traces of other models, settings or another policy, or is damaged.
@@ -118,7 +120,7 @@ def capture_traces(
     asked = [AskedText(prompt_id=one.id, prompt_sha256=one.sha256, task=one.task) for one in ordered]
     named = [f"{prompt.id}\t{prompt.sha256}" for prompt in prompts]
     manifest = _manifest(verifier, draft_name, settings, asked, named, policy)
-    tracer = _Tracer(RoutedModel(verifier.model), verifier.eos_ids, drafter, settings, policy)
+    tracer = _Tracer(model or RoutedModel(verifier.model), verifier.eos_ids, drafter, settings, policy)
     items = {prompt.sha256: prompt for prompt in ordered}
     return _fill(folder, manifest, items, lambda batch: _trace_turns(tracer, verifier, batch))
 

@@ -65,8 +65,14 @@ class CacheStruct(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("keys", "values")),
-        *((name, ctypes.c_int64) for name in ("layer_stride", "capacity")),
+        *((name, ctypes.c_int64) for name in ("layer_stride", "text_stride", "capacity")),
     )
+
+
+class TextStruct(ctypes.Structure):
+    """``Text`` of passes.cpp."""
+
+    _fields_ = tuple((name, ctypes.c_int32) for name in ("number", "start", "width"))
 
 
 class DrafterStruct(ctypes.Structure):
@@ -142,7 +148,7 @@ def kernels() -> Any:
         ) from error
     pointer, number, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
     library.viasd_run.argtypes = [
-        *(pointer, pointer, number, pointer, number, number),
+        *(pointer, pointer, number, pointer, pointer, number),
         *(pointer, pointer, pointer, number),
     ]
     library.viasd_linear.argtypes = [pointer, pointer, number, number, pointer, real, pointer, number, number, number]

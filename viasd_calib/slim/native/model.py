@@ -1,18 +1,17 @@
-"""Backend ``native``: passes over a single text by kernels of our own, on a CPU.
+"""Backend ``native``: passes over one text or several by kernels of our own, on a CPU.
 
 Sublayers that the kernels know run in one call for all that follow each other; the others (bridges, adapters) run as
-their modules do. So do batches, whose linear layers are the kernels' too: there is one copy of each weight. A wide
-pass, such as a prompt's, runs in pieces. What a token gives depends on no other token of its pass, bit for bit,
-whatever the width of the pass: greedy decoding with audit ``strict`` gives the very text of autoregressive decoding in
-bfloat16, too, and a text that is compared with the full verifier's choices diverges where it does, not where rounding
-does.
+their modules do. So does a pass over several texts where there are any of these; its linear layers are the kernels',
+too: there is one copy of each weight. A wide pass, such as a prompt's, runs in parts. What a token gives depends on no
+other token of its pass, bit for bit, whatever the width of the pass or the texts beside it: greedy decoding with audit
+``strict`` gives the very text of autoregressive decoding in bfloat16, too, and a text that is compared with the full
+verifier's choices diverges where it does, not where rounding does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
 from typing import TypeGuard
@@ -29,6 +28,7 @@ from viasd_calib.slim.forward import MaskOf, RoutedModel, States, Window
 from viasd_calib.slim.in_process import InProcess
 from viasd_calib.slim.native.library import kernels
 from viasd_calib.slim.native.stack import NativeStack, runs, why_not_run
+from viasd_calib.slim.native.tokens import Part, parts_of, places_of, spans_of
 from viasd_calib.slim.offload.stream import taken
 from viasd_calib.slim.plan import Sublayer
 from viasd_calib.spec import Route
@@ -44,7 +44,7 @@ Segment = tuple[NativeStack | None, list[Sublayer]]
 
 
 class NativeModel(InProcess, RoutedModel):
-    """A routed model whose narrow passes over a single text run in the kernels; arguments as for ``RoutedModel``."""
+    """A routed model whose passes run in the kernels; arguments as for ``RoutedModel``."""
 
     integer_kernels = True
 
@@ -70,35 +70,51 @@ class NativeModel(InProcess, RoutedModel):
     def run_sublayers(
         self, sublayers: Sequence[Sublayer], hidden: Tensor, positions: Tensor, mask_of: MaskOf, store: KeyValueStore
     ) -> Tensor:
-        if not self._runs(store):
+        if not self._runs(store, sublayers):
             return super().run_sublayers(sublayers, hidden, positions, mask_of, store)
-        streams = [some.float().contiguous() for some in hidden[0].split(WIDEST)]
-        parts = parts_of(store, hidden.shape[1])
-        (piece,) = self._pieces(sublayers, (), by_layer=len(parts) > 1)
-        return joined(self._through(piece, streams, parts))[None].to(self.dtype)
+        return self._run(sublayers, hidden.flatten(0, 1), store, ())[0].to(self.dtype)
 
-    def _runs(self, window: KeyValueStore) -> TypeGuard[CacheWindow]:
-        """Whether the kernels run a pass: over a single text."""
-        single = isinstance(window, CacheWindow) and isinstance(window.start, int) and window.cache.batch == 1
-        return self._known and single
+    def _runs(self, window: KeyValueStore, sublayers: Sequence[Sublayer]) -> TypeGuard[CacheWindow]:
+        """Whether the kernels run a pass: over a single text, or over several where no module runs between."""
+        if not self._known or not isinstance(window, CacheWindow):
+            return False
+        single = isinstance(window.start, int) and window.cache.batch == 1
+        return single or all(stack is not None for piece in self._pieces(sublayers, ()) for stack, _ in piece)
 
     def _forward(self, sublayers: Sequence[Sublayer], ids: Tensor, window: Window, taps: Sequence[int]) -> States:
-        if not self._runs(window):
+        if not self._runs(window, sublayers):
             return super()._forward(sublayers, ids, window, taps)
-        streams = [self.embed(some)[0].float().contiguous() for some in ids.split(WIDEST, 1)]  # [width, hidden] each
-        parts = parts_of(window, ids.shape[1])
+        last, tapped = self._run(sublayers, self.embed(ids.flatten()), window, tuple(taps))
+        none = last.new_empty((*ids.shape, 0, last.shape[-1]), dtype=self.dtype)
+        return States(self._normed(last), torch.stack(tapped, 2) if tapped else none)
+
+    def _run(
+        self, sublayers: Sequence[Sublayer], entering: Tensor, window: CacheWindow, taps: tuple[int, ...]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The residual stream [batch, width, hidden] after the last sublayer, float32, and at each tap, bfloat16.
+
+        Args:
+            entering: what enters the first sublayer, [batch width, hidden].
+        """
+        spans = spans_of(window)
+        parts = parts_of(window, spans, WIDEST)
+        places = None if window.widths is None else places_of(spans, window.width)
+        if places is not None:
+            entering = entering[places[0]]  # [tokens, hidden]
+        streams = [some.float().contiguous() for some in entering.split([part.tokens for part in parts])]
+
+        def found(streams: list[Tensor]) -> Tensor:
+            stream = joined(streams)  # [tokens, hidden]
+            return stream.view(len(spans), window.width, -1) if places is None else stream[places[1]]
+
         tapped: list[Tensor] = []
-        for number, piece in enumerate(self._pieces(sublayers, tuple(taps), by_layer=len(parts) > 1)):
+        for number, piece in enumerate(self._pieces(sublayers, taps, by_layer=len(parts) > 1)):
             streams = self._through(piece, streams, parts)
             if number < len(taps):
-                tapped.append(joined(streams).to(self.dtype))
-        stream = joined(streams)  # [width, hidden]
-        stacked = (
-            torch.stack(tapped, 1) if tapped else stream.new_empty((len(stream), 0, stream.shape[1]), dtype=self.dtype)
-        )
-        return States(self._normed(stream)[None], stacked[None])
+                tapped.append(found(streams).to(self.dtype))
+        return found(streams), tapped
 
-    def _through(self, piece: list[Segment], streams: list[Tensor], parts: list[CacheWindow]) -> list[Tensor]:
+    def _through(self, piece: list[Segment], streams: list[Tensor], parts: list[Part]) -> list[Tensor]:
         """The residual stream of each part of a pass after the sublayers of a piece."""
         for stack, own in piece:
             with nullcontext() if stack is None else self._in_memory(own[0]):  # modules see to that themselves
@@ -116,19 +132,16 @@ class NativeModel(InProcess, RoutedModel):
             return None
         return self.cold.positions.get((sublayer.kind, sublayer.index))
 
-    def _advanced(
-        self, stack: NativeStack | None, sublayers: list[Sublayer], stream: Tensor, window: CacheWindow
-    ) -> Tensor:
-        """The residual stream [width, hidden], float32, after some sublayers."""
+    def _advanced(self, stack: NativeStack | None, sublayers: list[Sublayer], stream: Tensor, part: Part) -> Tensor:
+        """The residual stream [tokens, hidden], float32, after some sublayers."""
         if stack is not None:
-            assert isinstance(window.start, int), "a single text starts at one place"
-            rotary = self.rotary_at(sublayers[0].layer_type, window.start, len(stream))
-            stack.run(stream, rotary, window.cache.keys[:, 0], window.cache.values[:, 0], window.start)
+            cache = part.window.cache
+            stack.run(stream, self._rotary_of(sublayers[0].layer_type, part), cache.keys, cache.values, part.texts)
             return stream
         hidden = stream[None].to(self.dtype)  # [1, width, hidden]
-        inputs = self.attention_inputs(hidden, window.positions(), window.mask, window)
+        inputs = self.attention_inputs(hidden, part.window.positions(), part.window.mask, part.window)
         for sublayer in sublayers:
-            hidden = self.advance(sublayer, hidden, inputs, window)
+            hidden = self.advance(sublayer, hidden, inputs, part.window)
         return hidden[0].float()
 
     def _pieces(
@@ -162,23 +175,38 @@ class NativeModel(InProcess, RoutedModel):
         return [(NativeStack(self.config, own) if known else None, own) for known, own in grouped]
 
     def rotary_at(self, kind: LayerType, start: int, width: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of positions, [width, head width], float32, from a table as long as texts have been."""
+        """Cosine and sine of positions of a single text, [width, head width], float32."""
+        cosine, sine = self._table(kind, start + width)
+        return cosine[start : start + width], sine[start : start + width]
+
+    def _rotary_of(self, kind: LayerType, part: Part) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of a part's positions, [tokens, head width], float32."""
+        if len(part.texts) == 1:
+            _, start, width = part.texts[0]
+            return self.rotary_at(kind, start, width)
+        if kind not in part.rotary:
+            cosine, sine = self._table(kind, part.length)
+            part.rotary[kind] = cosine[part.positions], sine[part.positions]
+        return part.rotary[kind]
+
+    def _table(self, kind: LayerType, length: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of positions, [as long as texts have been, head width], float32."""
         cosine, sine = self._tables.get(kind, NO_TABLE)
-        if len(cosine) < start + width:
-            positions = torch.arange(static_capacity(start + width, context_length(self.config)))[None]
+        if len(cosine) < length:
+            positions = torch.arange(static_capacity(length, context_length(self.config)))[None]
             inputs = self.family.rotary(self._rotary, torch.zeros(1, 1, 1), positions, (kind,))
             cosine, sine = (one[0].float().contiguous() for one in inputs[kind])
             self._tables[kind] = cosine, sine
-        return cosine[start : start + width], sine[start : start + width]
+        return cosine, sine
 
     def _normed(self, stream: Tensor) -> Tensor:
-        """The stream [width, hidden] after the final norm, bfloat16."""
+        """The stream [..., hidden], float32, after the final norm, bfloat16."""
         out = torch.empty(stream.shape, dtype=torch.bfloat16)
-        weight = self._final_weight
-        epsilon = self.config.rms_norm_eps
+        weight, rows = self._final_weight, stream.numel() // stream.shape[-1]
         kernels().viasd_norm(
-            stream.data_ptr(), stream.shape[1], stream.shape[0], weight.data_ptr(), epsilon, out.data_ptr()
-        )
+            stream.contiguous().data_ptr(), stream.shape[-1], rows, weight.data_ptr(), self.config.rms_norm_eps,
+            out.data_ptr(),
+        )  # fmt: skip
         return out
 
     @cached_property
@@ -189,14 +217,3 @@ class NativeModel(InProcess, RoutedModel):
 def joined(parts: list[Tensor]) -> Tensor:
     """Parts of a pass as one, [width, hidden]."""
     return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-
-def parts_of(window: CacheWindow, width: int) -> list[CacheWindow]:
-    """Windows of at most ``WIDEST`` tokens each, which together are that of a pass over a single text."""
-    start = window.start
-    assert isinstance(start, int), "a single text starts at one place"
-    begins = range(start, start + width, WIDEST)
-    widths = [min(WIDEST, start + width - begin) for begin in begins]
-    return [
-        replace(window, start=begin, width=own, extent=begin + own) for begin, own in zip(begins, widths, strict=True)
-    ]

@@ -78,10 +78,18 @@ struct Model {
 };
 
 struct Cache {
-  bfloat16* keys;        // [layers][shared heads][capacity][head width], layers at any distance
+  bfloat16* keys;        // [layers][texts][shared heads][capacity][head width], layers and texts at any distance
   bfloat16* values;
   int64_t layer_stride;  // numbers from one layer to the next
+  int64_t text_stride;   // from one text to the next
   int64_t capacity;
+};
+
+// Neighbouring tokens of a text.
+struct Text {
+  int32_t number;  // of the text in the cache
+  int32_t start;   // position of the first token
+  int32_t width;   // tokens
 };
 
 }  // extern "C"
@@ -94,6 +102,17 @@ const Linear* first_of(const Layer* layers, int number, int count) {
   const Layer& layer = layers[number];
   return layer.attention_norm ? &layer.qkv : layer.mlp_norm ? &layer.gate_up : nullptr;
 }
+
+// Where a token stands.
+struct Place {
+  int text, position;
+};
+
+// Queries of a text's tokens that a thread takes at once, beside one head's keys: `count` of them from `first` on, of all
+// rows' queries in order.
+struct Queries {
+  int text, first, count;
+};
 
 // What one thread reads inputs from, and how it makes them.
 struct Own {
@@ -134,20 +153,31 @@ int viasd_use_amx(int wanted) {
   return amx_allowed;
 }
 
-// Runs `count` layers over `rows` tokens from position `start` on.
+// Runs `count` layers over tokens of some texts, `rows` in all; each text once.
 //   stream  [rows][hidden], the residual stream, changed in place
 //   cosine, sine  [rows][head width]
-void viasd_run(const Model* model_, const Layer* layers, int count, const Cache* cache_, int rows, int start, float* stream,
-               const float* cosine, const float* sine, int threads) {
+void viasd_run(const Model* model_, const Layer* layers, int count, const Cache* cache_, const Text* texts, int text_count,
+               float* stream, const float* cosine, const float* sine, int threads) {
   const Model model = *model_;
   const Cache cache = *cache_;
   const int width = model.head_width, group = model.heads / model.shared_heads, hidden = model.hidden;
   const int queries = model.heads * width, keys = model.shared_heads * width, wide = queries + 2 * keys;
   const int most = int(whole(std::max({hidden, queries, model.neurons})));
+  std::vector<Place> places;
+  std::vector<Queries> taken;
+  int length = 0;  // of the longest text
+  for (const Text* text = texts; text < texts + text_count; ++text) {
+    const int first = int(places.size()) * group, sharing = text->width * group;
+    const int at_once = amx_allowed ? ROWS : queries_at_once(sharing * text_count, model.shared_heads, threads);
+    for (int i = 0; i < sharing; i += at_once) taken.push_back({text->number, first + i, std::min(at_once, sharing - i)});
+    for (int i = 0; i < text->width; ++i) places.push_back({text->number, text->start + i});
+    length = std::max(length, text->start + text->width);
+  }
+  const int rows = int(places.size());
 #ifdef __AMX_INT8__
-  const size_t attention = std::max(attention_bytes(width, start + rows), vector_attention_bytes(start + rows));
+  const size_t attention = std::max(attention_bytes(width, length), vector_attention_bytes(length));
 #else
-  const size_t attention = vector_attention_bytes(start + rows);
+  const size_t attention = vector_attention_bytes(length);
 #endif
   const size_t own_bytes = Own::bytes(most, rows, attention);
   std::vector<Stage> stages(size_t(count) * STAGES);
@@ -181,18 +211,18 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
           if (weight) norm(from, weight, width, model.epsilon, from);
           rotate(from, cosine + size_t(row) * width, sine + size_t(row) * width, width);
           if (!key) return;
-          const size_t at = layer.index * cache.layer_stride + (size_t(head - model.heads) * cache.capacity + start + row) * width;
+          const size_t text = layer.index * cache.layer_stride + places[row].text * cache.text_stride;
+          const size_t at = text + (size_t(head - model.heads) * cache.capacity + places[row].position) * width;
           for (int i = 0; i < width; i += 16) {
             narrow(cache.keys + at + i, load(from + i));
             narrow(cache.values + at + i, load(from + keys + i));
           }
         });
-        const int sharing = rows * group, at_once = amx_allowed ? ROWS : queries_at_once(sharing, model.shared_heads, team), parts = (sharing + at_once - 1) / at_once;
-        share(stage[2], parts * model.shared_heads, [&](int item) {
-          const int head = item % model.shared_heads, first = item / model.shared_heads * at_once;
-          const size_t at = layer.index * cache.layer_stride + size_t(head) * cache.capacity * width;
+        share(stage[2], int(taken.size()) * model.shared_heads, [&](int item) {
+          const int head = item % model.shared_heads;
+          const auto [text, first, count] = taken[item / model.shared_heads];
+          const size_t at = layer.index * cache.layer_stride + text * cache.text_stride + size_t(head) * cache.capacity * width;
           const Head cached = {cache.keys + at, cache.values + at, width, int(cache.capacity), model.scaling};
-          const int count = std::min(at_once, sharing - first);
           const float* from[ROWS];
           float* to[ROWS];
           Span spans[ROWS];
@@ -200,7 +230,7 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
             const int row = (first + i) / group, place = (head * group + (first + i) % group) * width;
             from[i] = qkv + size_t(row) * wide + place;
             to[i] = between + size_t(row) * queries + place;
-            spans[i] = span_of(start + row, layer.window);
+            spans[i] = span_of(places[row].position, layer.window);
           }
 #ifdef __AMX_INT8__
           if (amx_allowed) return attend_tiles(cached, count, from, spans, (char*)own.scores, to);
@@ -255,7 +285,7 @@ struct Drafter {
   float token_size, epsilon, own_epsilon;
 };
 
-// A step of a shallow drafter (draft/shallow.py) over `rows` tokens from position `start` on.
+// A step of a shallow drafter (draft/shallow.py) over `rows` tokens of a single text from position `start` on.
 //   conditions  [rows][hidden], of each token
 //   stream      [rows][hidden], left as the drafter's states
 //   logits      of the last token
@@ -271,7 +301,8 @@ void viasd_draft(const Drafter* drafter, const Model* model, const Layer* layers
       store(&tokens[size_t(r) * hidden + i], widen(drafter->embeddings + ids[r] * hidden + i) / size);
   viasd_linear(&drafter->from_token, tokens.data(), hidden, rows, nullptr, 0, stream, 0, hidden, threads);
   for (int i = 0; i < rows * hidden; i += 16) store(stream + i, load(stream + i) + widen(conditions + i));
-  viasd_run(model, layers, count, cache, rows, start, stream, cosine, sine, threads);
+  const Text text = {0, start, rows};
+  viasd_run(model, layers, count, cache, &text, 1, stream, cosine, sine, threads);
   const float* last = stream + size_t(rows - 1) * hidden;
   viasd_linear(&drafter->head, last, hidden, 1, drafter->norm, drafter->epsilon, logits, 1, vocabulary, threads);
   const float* unverified = stream + size_t(known) * hidden;

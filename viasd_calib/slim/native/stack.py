@@ -11,9 +11,10 @@ from transformers import PreTrainedConfig
 
 from viasd_calib.slim.families import head_width, window_of
 from viasd_calib.slim.fused_linear import FusedLinearPart
-from viasd_calib.slim.native.library import CacheStruct, LayerStruct, LinearStruct, ModelStruct, kernels
+from viasd_calib.slim.native.library import CacheStruct, LayerStruct, LinearStruct, ModelStruct, TextStruct, kernels
 from viasd_calib.slim.native.linear import NativeLinear
 from viasd_calib.slim.native.packing import pointer_to
+from viasd_calib.slim.native.tokens import TextSpan
 from viasd_calib.slim.plan import Sublayer
 
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
@@ -64,20 +65,24 @@ class NativeStack:
             *(config.rms_norm_eps, head_width(config) ** -0.5),
         )
 
-    def run(self, stream: Tensor, rotary: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, start: int) -> None:
-        """Run all over tokens from position ``start`` on.
+    def run(
+        self, stream: Tensor, rotary: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, texts: Sequence[TextSpan]
+    ) -> None:
+        """Run all over tokens of some texts.
 
         Args:
-            stream: the residual stream, [width, hidden], float32; changed in place.
-            rotary: cosine and sine of their positions, [width, head width], float32.
-            keys: of the cache, [layers, heads, capacity, head width], bfloat16; written, and read up to each token.
+            stream: the residual stream, [tokens, hidden], float32; changed in place.
+            rotary: cosine and sine of their positions, [tokens, head width], float32.
+            keys: of the cache, [layers, texts, heads, capacity, head width], bfloat16; written, and read up to each
+                token.
             values: the same.
+            texts: whose tokens these are, in their order; each text once.
         """
         cosine, sine = rotary
-        cache = cache_struct(keys, values)
+        cache, spans = cache_struct(keys, values), (TextStruct * len(texts))(*texts)
         kernels().viasd_run(
-            *(*self.pointers, pointer_to(cache)),
-            *(stream.shape[0], start, stream.data_ptr(), cosine.data_ptr(), sine.data_ptr(), torch.get_num_threads()),
+            *(*self.pointers, pointer_to(cache), pointer_to(spans), len(texts)),
+            *(stream.data_ptr(), cosine.data_ptr(), sine.data_ptr(), torch.get_num_threads()),
         )
 
     @property
@@ -113,8 +118,9 @@ class NativeStack:
 
 
 def cache_struct(keys: Tensor, values: Tensor) -> CacheStruct:
-    """What the kernels are told of a text's keys and values, [layers, heads, capacity, head width] each."""
-    return CacheStruct(keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1) // keys.shape[-1])
+    """What the kernels are told of texts' keys and values, [layers, texts, heads, capacity, head width] each."""
+    strides = keys.stride(0), keys.stride(1), keys.stride(2) // keys.shape[-1]
+    return CacheStruct(keys.data_ptr(), values.data_ptr(), *strides)
 
 
 def runs(sublayer: Sublayer) -> bool:

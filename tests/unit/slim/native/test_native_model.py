@@ -130,14 +130,44 @@ def test_rotary_embeddings_of_longer_texts_begin_as_those_of_shorter_ones() -> N
             assert torch.equal(found, wanted[start : start + width])
 
 
-def test_batches_run_as_modules() -> None:
-    native = opened("llama", "native")
+@pytest.mark.parametrize(("family", "bits"), [("qwen2", None), ("qwen2", 8), ("qwen2", 4), ("mistral_sliding", 8)])
+@pytest.mark.parametrize("widest", [64, 5])
+def test_a_text_gives_the_same_alone_and_beside_others(
+    family: str, bits: int | None, widest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit: states, taps, and what is written into the cache; texts of a pass differ in place and in width."""
+    monkeypatch.setattr(model, "WIDEST", widest)
+    native = opened(family, "native", bits=bits)
+    ids = torch.randint(3, native.config.vocab_size, (3, LENGTH), generator=torch.Generator().manual_seed(1))
+    starts, widths, width, taps = [12, 30, 0], [4, 1, 3], 4, (0, 2)
+    cache = native.new_cache(LENGTH, batch=3)
+    alone = [native.new_cache(LENGTH) for _ in range(3)]
+    rows = torch.tensor([2, 0, 1])  # of the cache, for each text of the pass
+    some = torch.stack([ids[n, s : s + width] for n, s in enumerate(starts)])
+    for n, w in enumerate(widths):
+        some[n, w:] = some[n, w - 1]
+    with torch.inference_mode():
+        native.full(ids[[1, 2, 0], :32], CacheWindow(cache, 0, 32, 32))
+        window = CacheWindow(cache, torch.tensor(starts), width, LENGTH, torch.tensor(widths), rows)
+        together = native.full(some, window, taps)
+        for n, (start, w) in enumerate(zip(starts, widths, strict=True)):
+            native.full(ids[n : n + 1, :32], alone[n].rows()[0].window(0, 32))
+            single = native.full(some[n : n + 1, :w], alone[n].rows()[0].window(start, w), taps)
+            assert torch.equal(together.last[n, :w], single.last[0])
+            assert torch.equal(together.tapped[n, :w], single.tapped[0])
+            assert torch.equal(together.last[n, w:], single.last[0, -1:].expand(width - w, -1))
+            assert torch.equal(cache.keys[:, rows[n], :, :32], alone[n].keys[:, 0, :, :32])
+            assert torch.equal(cache.values[:, rows[n], :, :32], alone[n].values[:, 0, :, :32])
+
+
+def test_batches_of_models_that_the_kernels_do_not_know_run_as_modules() -> None:
+    native = opened("gemma2", "native")
     ids = text(native)
     alone = logits_of(native, ids, LENGTH)
     with torch.inference_mode():
         window = CacheWindow(native.new_cache(LENGTH, batch=2), 0, LENGTH, LENGTH)
         both = native.logits(native.full(ids.expand(2, -1), window).last).float()
-    torch.testing.assert_close(both[0], alone, rtol=0.05, atol=0.05 * float(alone.std()))
+    torch.testing.assert_close(both[0], alone, rtol=0.1, atol=0.1 * float(alone.std()))
     assert torch.equal(both[0], both[1])
 
 
