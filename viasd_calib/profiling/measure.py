@@ -18,7 +18,7 @@ from viasd_calib.passes.requests import finish
 from viasd_calib.passes.scheduling import run_together
 from viasd_calib.profiling.context_scaling import ROUND_TOKENS, measure_rounds
 from viasd_calib.profiling.noise import disturbed_share, undisturbed
-from viasd_calib.profiling.profile import LatencyProfile, Measured, PassShape, ProfileSettings
+from viasd_calib.profiling.profile import LatencyProfile, LayersRead, Measured, PassShape, ProfileSettings
 from viasd_calib.progress import steps
 from viasd_calib.slim.cache import CacheWindow, SharedCache
 from viasd_calib.slim.cost import WARM_UP, interleaved_seconds
@@ -219,4 +219,13 @@ def measure_profile(
         measured=tuple(summaries(passes, seconds)),
         disturbed=disturbed_share(seconds),
         rounds=measure_rounds(engine, settings.contexts, settings.repeats) if with_rounds else (),
+        offload=_layers_read(engine),
     )
+
+
+def _layers_read(engine: Engine) -> LayersRead | None:
+    cold = engine.routed.cold
+    if cold is None:
+        return None
+    offload = cold.offload
+    return LayersRead(kind=offload.kind, memory=offload.memory, bandwidth=offload.bytes_per_second)

@@ -17,6 +17,7 @@ from viasd_calib.files import write_json
 from viasd_calib.spec import (
     DraftSpec,
     DType,
+    OffloadRef,
     Producer,
     Route,
     RoutingSpec,
@@ -27,7 +28,7 @@ from viasd_calib.spec import (
     refuse_unknown_version,
 )
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 TierName = Literal["draft", "slim", "full", "head"]
 """What is timed: one step of the drafter, one pass of q' or of q with output head, or the head alone."""
@@ -153,6 +154,17 @@ class RoundTimes(SpecModel):
         return self.seconds["rest"] / self.total
 
 
+class LayersRead(OffloadRef):
+    """How layers were read for each full pass.
+
+    Attributes:
+        bandwidth: what reading was slowed down to, in bytes a second, which *simulates* a slower disk; None for as fast
+            as it is.
+    """
+
+    bandwidth: float | None = Field(None, gt=0)
+
+
 class LatencyProfile(SpecModel):
     """What the passes of one spec cost on one machine.
 
@@ -165,6 +177,8 @@ class LatencyProfile(SpecModel):
         rounds: what decoded tokens took, by method and context; profiles of before 1.1 have none.
         disturbed: share of the timed rounds over all passes that other work has slowed, and that are left out; None in
             profiles of before 1.2, which leave out none.
+        offload: how layers were read for each full pass; None where all were in memory, and in profiles of before 1.3,
+            which do not say.
     """
 
     kind: Literal["latency_profile"] = "latency_profile"
@@ -181,6 +195,7 @@ class LatencyProfile(SpecModel):
     measured: tuple[Measured, ...]
     rounds: tuple[RoundTimes, ...] = ()
     disturbed: float | None = Field(None, ge=0, le=1)
+    offload: LayersRead | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> LatencyProfile:

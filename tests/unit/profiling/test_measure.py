@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.offload_cases import LOW_BITS, engine, save_verifier, write_spec
 from tests.tiny import DRAFTERS, make_drafter, propose, tiny_config, tiny_model
 from viasd_calib.decoding.engine import Engine
 from viasd_calib.draft.base import Drafter
@@ -13,9 +15,10 @@ from viasd_calib.draft.causal import CausalDrafter
 from viasd_calib.errors import PlanningError
 from viasd_calib.models import Verifier
 from viasd_calib.profiling.measure import Pass, decoder_passes, measure_profile, time_draft_steps, time_rounds
-from viasd_calib.profiling.profile import PassShape, ProfileSettings
+from viasd_calib.profiling.profile import LayersRead, PassShape, ProfileSettings
 from viasd_calib.slim.cost import WARM_UP
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.offload.settings import Offload
 from viasd_calib.spec import Gates, PromptLookupDraft, RelativeCost, Route, RoutingSpec
 
 SETTINGS = ProfileSettings(widths=(1, 3), contexts=(5, 12), batches=(1, 2), repeats=2)
@@ -187,3 +190,12 @@ def test_a_context_beyond_the_draft_models_is_refused(tiny_verifier: Verifier) -
         match="context 12 is longer than the draft model's, which holds 8 tokens; give --contexts up to 7",
     ):
         decoder_passes(engine_of(tiny_verifier, drafter=drafter), SETTINGS)
+
+
+def test_a_profile_says_how_layers_were_read(tmp_path: Path) -> None:
+    spec = write_spec(save_verifier(tmp_path), LOW_BITS)
+    settings = ProfileSettings(widths=(1,), contexts=(5,), batches=(1,), repeats=2)
+    read = measure_profile(engine(spec, Offload("disk", bytes_per_second=1e9)), settings, with_rounds=False)
+    assert read.offload == LayersRead(kind="disk", memory=None, bandwidth=1e9)
+    whole = measure_profile(engine(spec, Offload("disk", memory=10**9)), settings, with_rounds=False)
+    assert whole.offload is None  # all layers fit, and none is read

@@ -1,7 +1,7 @@
 """Pictures, one function each: pure, on figures of their own, no pyplot; a module for each family."""
 
 from viasd_calib.evaluation.plots.latency import latency_profile
-from viasd_calib.evaluation.plots.offload import CostPoint, speedup_against_cost
+from viasd_calib.evaluation.plots.offload import CostPoint, read_off, speedup_against_cost
 from viasd_calib.evaluation.plots.reliability import reliability_diagram
 from viasd_calib.evaluation.plots.rounds import ROUND_NAMES, round_timelines
 from viasd_calib.evaluation.plots.route import route_map
@@ -19,6 +19,7 @@ __all__ = [
     "inline_svg",
     "latency_profile",
     "method_label",
+    "read_off",
     "reliability_diagram",
     "round_timelines",
     "route_map",
