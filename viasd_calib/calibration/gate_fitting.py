@@ -11,7 +11,7 @@ from viasd_calib.calibration.scoring import ScoredText, score_texts
 from viasd_calib.errors import TraceError
 from viasd_calib.progress import tracked
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.slim.low_bit import widened_weights
+from viasd_calib.slim.low_bit import WIDENED_BYTES, widened_weights
 from viasd_calib.traces.texts import TraceText
 
 
@@ -31,15 +31,22 @@ class FittedGates:
 
 
 def fit_gates(
-    model: RoutedModel, texts: Sequence[TraceText], held_back: Sequence[TraceText], max_run: int
+    model: RoutedModel,
+    texts: Sequence[TraceText],
+    held_back: Sequence[TraceText],
+    max_run: int,
+    widened_bytes: int = WIDENED_BYTES,
 ) -> FittedGates:
     """Fit draft and slim gate on ``texts`` and evaluate them on ``held_back``; texts without a drafter are left out.
+
+    Args:
+        widened_bytes: memory for low-bit weights that are held in float32 meanwhile; the rest is widened at each pass.
 
     Raises:
         TraceError: the traces were captured without a drafter, or hold one prompt alone.
         CalibrationError: q agreed always or never, or nothing was proposed.
     """
-    with widened_weights(model.slim_networks):
+    with widened_weights(model.slim_networks, widened_bytes):
         fitted_on = _score(model, _other_prompts(texts, held_back), max_run, "scoring fit texts")
         evaluated_on = _score(model, held_back, max_run, "scoring held-back texts")
     draft = fit_draft_gate(fitted_on, evaluated_on)

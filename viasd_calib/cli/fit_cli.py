@@ -10,6 +10,7 @@ from jsonargparse.typing import PositiveInt
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from viasd_calib.choices import OffloadKind
 from viasd_calib.cli.parser import CommandParserMixin, HelpFormatter
 from viasd_calib.pipeline.fit_options import TRAINER_DEFAULTS, FitOptions, lightning_refusals
 from viasd_calib.traces.data import TraceDataModule
@@ -77,6 +78,13 @@ class FitCLI(LightningCLI):
             help="bytes that weights may take where it will decode with layers read for each pass, as 300MB: chooses "
             "the bits of a slim verifier of all layers; calibrate then reads layers so unless told otherwise",
         )
+        parser.add_argument(
+            "--offload",
+            type=OffloadKind | None,
+            default=None,
+            help="disk: fit gates alone with the verifier's layers read for each of its passes, for a verifier larger "
+            "than memory; calibrate then reads layers so unless told otherwise",
+        )
         parser.add_method_arguments(Trainer, "fit", skip={*self.subcommands()["fit"]})
 
     def instantiate_classes(self) -> None:
@@ -105,4 +113,5 @@ class FitCLI(LightningCLI):
             seed=None if read.seed_everything is False else read.seed_everything,
             ckpt_path=read.ckpt_path,
             memory=read.memory,
+            offload=read.offload,
         )

@@ -11,6 +11,7 @@ from viasd_calib.pipeline.fit_checks import check_devices, check_fit, last_check
 from viasd_calib.pipeline.fit_memory import with_bits_for_memory
 from viasd_calib.pipeline.fit_once import fit_once
 from viasd_calib.pipeline.fit_options import FitOptions, lightning_refusals
+from viasd_calib.pipeline.fit_streamed import check_streamed, fit_streamed
 from viasd_calib.pipeline.notices import notice
 from viasd_calib.pipeline.rounds import fit_rounds
 from viasd_calib.training.fit import NewTrainer
@@ -35,11 +36,15 @@ def fit(
         raise CalibrationError(f"the options of a fit are {options!r}; give a FitOptions")
     entries = options.entries()
     check_fit(entries)
+    if options.offload is not None:
+        check_streamed(options)
     check_devices(entries.get("trainer.accelerator"), entries.get("trainer.precision"))
     if options.ckpt_path == "last":
         options = replace(options, ckpt_path=str(last_checkpoint(entries)))
         notice(f"goes on from {options.ckpt_path}")
     options = with_bits_for_memory(options, load or load_verifier)
+    if options.offload is not None:
+        return fit_streamed(options, load or load_verifier)
     job = fit_once if options.rounds == 1 else fit_rounds
     with lightning_refusals():
         return job(options, load or load_verifier, new_trainer or options.new_trainer)

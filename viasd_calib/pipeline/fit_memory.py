@@ -55,7 +55,7 @@ def _of_low_bits_alone(model: SlimVerifierOptions) -> bool:
 
 def offload_entry(options: FitOptions) -> OffloadRef | None:
     """How it is to decode; None where all of the verifier will be in memory."""
-    if options.memory is None:
+    if options.memory is None and options.offload is None:
         return None
     kind = "cpu" if torch.cuda.is_available() else "disk"
-    return OffloadRef(kind=kind, memory=bytes_of("--memory", options.memory))
+    return OffloadRef(kind=kind, memory=None if options.memory is None else bytes_of("--memory", options.memory))

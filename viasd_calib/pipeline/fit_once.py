@@ -12,6 +12,7 @@ from viasd_calib.calibration.gate_fitting import FittedGates, fit_gates
 from viasd_calib.draft.places import draft_at, draft_from
 from viasd_calib.file_names import FIT_FILE
 from viasd_calib.files import write_json
+from viasd_calib.host_memory import give_freed_memory_back
 from viasd_calib.models import LoadVerifier
 from viasd_calib.pipeline.fit_memory import offload_entry
 from viasd_calib.pipeline.fit_options import FitOptions
@@ -74,20 +75,42 @@ def write_fit(
         gate_folders: traces for the gates; none for the texts that the route learned from, and those held back.
         offload: how it is to decode.
     """
-    options, student = module.options, module.student
+    options, student, verifier = module.options, module.student, module.student.verifier.model
     head_ids = student.head_ids(data.token_counts())
     held = module.slim_parts(head_ids)
     route = save_parts(module.route, held, options.part_options, out)
     outside = 0.0 if head_ids is None else share_outside(head_ids, data.validation_texts())
-    routed = RoutedModel(student.model.model, route, held)
+    student.release()
+    routed = RoutedModel(verifier, route, held)
     check_memory(routed.memory, options.memory)
     route = route.model_copy(update={"memory": routed.memory})
-    if route.low_bit is not None:  # target_cost says nothing of what they gain, and another machine may gain nothing
-        verifier = student.verifier.model
-        cost = decoding_cost(verifier, route, load_parts(route, out, Sizes.of_config(verifier.config)))
-        route = route.model_copy(update={"relative_cost": cost})
+    give_freed_memory_back()
     compared = gate_texts(gate_folders, data.seed) if gate_folders else data
     gates = fit_gates(routed, compared.training_texts(), compared.validation_texts(), options.max_run)
+    del routed  # before another copy in low bits is made beside it
+    if route.low_bit is not None:  # target_cost says nothing of what they gain, and another machine may gain nothing
+        cost = decoding_cost(verifier, route, load_parts(route, out, Sizes.of_config(verifier.config)))
+        route = route.model_copy(update={"relative_cost": cost})
+    return write_result(route, data, compared, gates, outside, out, offload)
+
+
+def write_result(
+    route: Route,
+    data: TraceDataModule,
+    compared: TraceDataModule,
+    gates: FittedGates,
+    outside: float,
+    out: Path,
+    offload: OffloadRef | None,
+) -> FitArtifact:
+    """Write what was learned, but for the tensors of the route, which lie in the folder already.
+
+    Args:
+        data: texts of the route.
+        compared: those of the gates.
+        outside: share of q's choices that q' cannot emit.
+        offload: how it is to decode.
+    """
     artifact = _artifact(route, [data, compared], gates, outside, out).model_copy(update={"offload": offload})
     save_scores(gates.scores, out)
     save_held_back(compared.validation_texts(), longest_answer(compared), out)

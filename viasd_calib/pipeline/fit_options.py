@@ -12,6 +12,7 @@ from typing import Any
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from viasd_calib.choices import OffloadKind
 from viasd_calib.errors import CalibrationError
 from viasd_calib.option_types import Count, check_options
 from viasd_calib.traces.data import TraceDataModule
@@ -40,6 +41,8 @@ class FitOptions:
         seed: of everything that is drawn; None leaves random generators as they are.
         memory: bytes that weights may take where it will decode with layers read for each pass, as 300MB: it chooses
             the bits of a slim verifier of all layers. None for no bound.
+        offload: "disk" to fit gates alone with the verifier's layers read for each of its passes, which takes little
+            memory; None for all of it in memory.
         ckpt_path: checkpoint to go on from, or "last" for the newest one; None begins anew.
 
     Raises:
@@ -60,6 +63,7 @@ class FitOptions:
     seed: int | None = 0
     ckpt_path: str | None = None
     memory: int | str | None = None
+    offload: OffloadKind | None = None
 
     def __post_init__(self) -> None:
         check_options(self, CalibrationError)
@@ -72,6 +76,7 @@ class FitOptions:
         """The options by their names on the command line."""
         own = {"out": self.out, "gate_folders": [*self.gate_folders], "rounds": self.rounds}
         own |= {"seed_everything": self.seed, "ckpt_path": self.ckpt_path, "memory": self.memory}
+        own |= {"offload": self.offload}
         own |= {"data.folders": [str(folder) for folder in self.data.folders]}
         own |= {f"model.{name}": value for name, value in asdict(self.model).items()}
         return own | {f"trainer.{name}": value for name, value in self.trainer.items()}

@@ -6,6 +6,7 @@ A slim verifier is fitted in float32, in which low bits gain nothing; what its p
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -54,7 +55,14 @@ def decoding_cost(
 
     Warns where the route has low bits, and nothing has kernels for them.
     """
-    routed = decoding_copy(model, route, held)
+    found = cost_of(decoding_copy(model, route, held), widths)
+    gc.collect()  # modules of the copy know one another, and would stay with its weights until Python looks for such
+    give_freed_memory_back()
+    return found
+
+
+def cost_of(routed: RoutedModel, widths: Sequence[int] = (1, 4, 8)) -> RelativeCost:
+    """The same of a verifier with a route that is ready to decode."""
     return RelativeCost(
         measured={width: round(share, 4) for width, share in relative_cost(routed, widths).items()},
         device=str(routed.device),

@@ -9,7 +9,7 @@ operators take them in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
@@ -27,8 +27,12 @@ SMALLEST_STEP = 1e-30
 FINE_STEPS = 254
 """Steps of an input's second code in one of its first."""
 
-WIDENED_BYTES = 4 * 2**30
+WIDENED_BYTES = 2**30
 """Memory that :func:`widened_weights` takes at most."""
+WIDENED_AT_ONCE = 2**26
+"""Weights that one product reads in float32: a layer with more, as a head of 150,000 tokens, takes several products."""
+ROUNDED_AT_ONCE = 2**22
+"""Weights that :func:`round_weight` rounds at once: it takes three times their bytes in float32 meanwhile."""
 
 ROUNDING = 1
 """Of :func:`round_weight`: another number for a rule that gives other codes, which were kept by the old one."""
@@ -71,7 +75,21 @@ def round_weight(weight: Tensor, bits: Bits) -> RoundedWeight:
         >>> round_weight(torch.arange(64.0)[None] / 4.2, 4).codes[0, ::21].tolist()
         [0, 5, 10, 15]
     """
-    weight = weight.detach().float()
+    weight = weight.detach()
+    rows = max(1, ROUNDED_AT_ONCE // weight.shape[1])
+    if len(weight) <= rows:
+        return _round_rows(weight, bits)
+    parts = [_round_rows(some, bits) for some in weight.split(rows)]  # no row knows of another
+    return RoundedWeight(
+        bits,
+        torch.cat([part.codes for part in parts]),
+        torch.cat([part.steps for part in parts]),
+        torch.cat([part.lowest for part in parts]),
+    )
+
+
+def _round_rows(weight: Tensor, bits: Bits) -> RoundedWeight:
+    weight = weight.float()
     if bits == 8:
         steps = _nonzero(weight.abs().amax(1, keepdim=True) / INPUT_STEPS)
         codes = (weight / steps).round()
@@ -205,7 +223,7 @@ class LowBitLinear(IntegerLinear):
         self._codes, self._steps, self._lowest = held_parts(rounded)
         self.bias = linear.bias
         self.cost_key = bits, input_bits
-        self._widened: Tensor | None = None
+        self._widened: Sequence[Tensor] | None = None
 
     @property
     def rounded(self) -> RoundedWeight:
@@ -219,18 +237,27 @@ class LowBitLinear(IntegerLinear):
         rounded = (codes * steps).sum(0)  # [rows, in]: one product for both codes, off by a rounding of float32
         if torch.is_grad_enabled() and inputs.requires_grad:  # straight through: Bengio et al. 2013, arXiv 1308.3432
             rounded = rows.float() + (rounded - rows.float()).detach()
-        out = rounded @ self._weight()  # [rows, out]
+        parts = [rounded @ part for part in self._weights()]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)  # [rows, out]
         if self.bias is not None:
             out = out + self.bias.float()
         return out.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
 
-    def _weight(self) -> Tensor:
-        """The values of the codes, float32, [in, out]: those that are held, else made anew."""
-        return self.rounded.plain().T if self._widened is None else self._widened
+    def _weights(self) -> Iterable[Tensor]:
+        """The values of the codes, float32, [in, some outputs] each: those that are held, else made anew."""
+        return self._made() if self._widened is None else self._widened
+
+    def _made(self) -> Iterator[Tensor]:
+        """One part after the other, so that no more than one has to be in memory."""
+        rows = max(1, WIDENED_AT_ONCE // self.in_features)
+        for begin in range(0, self.out_features, rows):
+            some = slice(begin, begin + rows)
+            lowest = None if self._lowest is None else self._lowest[some]
+            yield weight_of(self._codes[some], self._steps[some], lowest, self.in_features).plain().T
 
     def hold_widened(self, held: bool) -> None:
         """Hold the weight in float32 from now on, or no longer."""
-        self._widened = self.rounded.plain().T if held else None
+        self._widened = [*self._made()] if held else None
 
     def memory(self) -> int:
         """Bytes of the weight with its steps."""

@@ -128,6 +128,12 @@ class Student:
         self.model = RoutedModel(self.model.model, route, {"mlp_keep": self.narrow_layers, **held})
         self._caches = self._no_caches()  # q's passes may have streams to keep now
 
+    def release(self) -> None:
+        """Hold nothing of a route any longer but q itself, once all that was learned has been taken: copies in low bits
+        take half of q's bytes in bfloat16."""
+        self.model = RoutedModel(self.model.model)
+        self._caches = self._no_caches()
+
     def _no_caches(self) -> KnownCaches:
         return KnownCaches(self.model, self._options.cache_gib * 2**30)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from viasd_calib.errors import CalibrationError
+from viasd_calib.host_memory import give_freed_memory_back
 from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.replay.teacher import refuse_foreign_traces
 from viasd_calib.slim.plan import Sublayer
@@ -68,6 +69,7 @@ class StudentModule(LightningModule):
             return
         check_trainer(self.trainer)
         verifier = self._load(self.options.verifier, device=str(self.trainer.strategy.root_device))
+        give_freed_memory_back()  # loading widens weights
         refuse_foreign_traces(self.trainer, verifier.ref)
         self._student = Student(verifier, self.options)
         self.begin(resumes=self.trainer.ckpt_path is not None)

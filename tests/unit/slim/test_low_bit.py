@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from viasd_calib.slim import low_bit
 from viasd_calib.slim.low_bit import (
     FINE_STEPS,
     Bits,
@@ -98,6 +99,43 @@ def test_memory_is_counted_in_bits() -> None:
     linear = nn.Linear(128, 32)
     assert LowBitLinear(linear, 8).memory() == 128 * 32 + 32 * 4
     assert LowBitLinear(linear, 4).memory() == 128 * 32 // 2 + 32 * 2 * 8
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("at_once", [1, 70, 3 * 96, 10**6])
+def test_rounding_some_rows_at_a_time_gives_the_same_codes(
+    bits: Bits, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = numbers(0, 37, 96)
+    wanted = round_weight(weight, bits)
+    monkeypatch.setattr(low_bit, "ROUNDED_AT_ONCE", at_once)
+    found = round_weight(weight, bits)
+    assert found.bits == wanted.bits
+    assert all(torch.equal(one, other) for one, other in zip(found[1:], wanted[1:], strict=True))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("rows", [1, 20, 69])
+def test_a_large_layer_is_widened_part_by_part(bits: Bits, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether its parts are held or not, it gives the same bits; and what it gives in one part, but for roundings."""
+    torch.manual_seed(0)
+    layer, inputs = LowBitLinear(nn.Linear(96, 70), bits), numbers(4, 5, 96)
+    whole = layer(inputs)
+    largest: list[int] = []
+    plain = RoundedWeight.plain
+
+    def noted(weight: RoundedWeight) -> Tensor:
+        largest.append(weight.codes.shape[0])
+        return plain(weight)
+
+    monkeypatch.setattr(low_bit, "WIDENED_AT_ONCE", rows * 96 + 95)
+    monkeypatch.setattr(RoundedWeight, "plain", noted)
+    found = layer(inputs)
+    assert max(largest) == rows
+    assert sum(largest) == 70
+    torch.testing.assert_close(found, whole)
+    with widened_weights([layer]):
+        assert torch.equal(layer(inputs), found)
 
 
 @pytest.mark.parametrize("bits", BITS)

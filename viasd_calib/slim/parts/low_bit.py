@@ -19,6 +19,7 @@ from torch import nn
 
 from viasd_calib.errors import JobWarning, SpecError
 from viasd_calib.files import read_json, write_json
+from viasd_calib.host_memory import give_freed_memory_back
 from viasd_calib.models.offloaded import layer_weights
 from viasd_calib.slim.bit_choice import MeasuredBits, choose_bits
 from viasd_calib.slim.bit_costs import Shape, product_seconds
@@ -336,6 +337,7 @@ class LowBit(RoutePart[LowBitWeights]):
                 places = [*verifier_linears(layers[index].get_submodule(MODULES[kind]))]
                 name = f"layer-{index:03d}-{kind}" if _of_files(plan, places) else None
                 _round(plan, name, places, bits, held.input_bits)
+                give_freed_memory_back()  # codes that stay lie among numbers that went
         plan.layers = layers
         if held.head is not None:
             name = "head" if plan.head is None else None  # a part of its rows is kept nowhere
