@@ -24,7 +24,15 @@ from viasd_calib.slim.linears import StreamedLinear, plain_linears
 from viasd_calib.slim.low_bit import GROUP
 from viasd_calib.slim.native.linear import NativeLinear
 from viasd_calib.slim.native.packing import TILE, PackedWeight, pack_bfloat16, whole
-from viasd_calib.slim.offload.layer_files import LAYERS, Shape, SublayerFile, files_folder, sublayer_file
+from viasd_calib.slim.offload.layer_files import (
+    LAYERS,
+    Shape,
+    SublayerFile,
+    check_room,
+    files_folder,
+    places_of,
+    sublayer_file,
+)
 from viasd_calib.slim.offload.reading import DiskSource, HostSource, SublayerSource, Throttled
 from viasd_calib.slim.offload.residency import Residency, choose_residency, cold_sublayers
 from viasd_calib.slim.offload.rounded_files import LOW_BITS
@@ -145,13 +153,12 @@ def _cold_sublayers(
 ) -> ColdSublayers:
     keys: list[Key] = [(kind, layer) for layer, kinds in residency.cold.items() for kind in kinds]
     products = [cold_products(routed.layers[layer].get_submodule(MODULES[kind]), native) for kind, layer in keys]
+    paths = [folder / f"layer-{layer:03d}-{kind}.bin" for kind, layer in keys]
+    shapes = [{one.name: _shape(one, native) for one in own} for own in products]
+    check_room({path: places_of(own)[1] for path, own in zip(paths, shapes, strict=True)})
     files = [
-        sublayer_file(
-            folder / f"layer-{layer:03d}-{kind}.bin",
-            {one.name: _shape(one, native) for one in own},
-            _maker(weights, own, native),
-        )
-        for (kind, layer), own in zip(keys, products, strict=True)
+        sublayer_file(path, shape, _maker(weights, own, native))
+        for path, shape, own in zip(paths, shapes, products, strict=True)
     ]
     stream = _open_stream(files, offload, routed.model.device)
     for position, (file, own) in enumerate(zip(files, products, strict=True)):

@@ -7,9 +7,12 @@ conversion that was stopped goes on where it was, and two processes may make the
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +33,9 @@ PAGE = 4096
 
 LAYERS = "layers"
 """Their folder, under the cache folder."""
+
+ELSEWHERE = "set HF_HOME to a folder on another disk"
+"""What moves all that is kept."""
 
 VERSION = 1
 """Of the order of weights in files: another one, with another order of any backend."""
@@ -131,11 +137,52 @@ def sublayer_file(path: Path, shapes: Mapping[str, Shape], make: Callable[[], Ma
     tensors = {name: (place.begin, place.shape.sizes, str(place.shape.dtype)) for name, place in places.items()}
     if not _is_whole(path, length, tensors):
         content = _joined(make(), places, length)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
-        write_json(_beside(path), _Description(bytes=length, sha256=digest, tensors=tensors))
+        with _told_of_the_cache():
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content)
+            write_json(_beside(path), _Description(bytes=length, sha256=digest, tensors=tensors))
     return SublayerFile(path, length, places)
+
+
+def check_room(paths: Mapping[Path, int]) -> None:
+    """Refuse, before the first of them is written, files that the disk has no room for.
+
+    Args:
+        paths: of files in one folder, with their lengths; those that are there already take no more.
+
+    Raises:
+        StorageError: naming what is needed and what is free.
+    """
+    missing = {path: length for path, length in paths.items() if not path.exists()}
+    if not missing:
+        return
+    folder = next(iter(missing)).parent
+    there = next(one for one in folder.parents if one.is_dir())
+    needed, free = sum(missing.values()), shutil.disk_usage(there).free
+    if needed > free:
+        raise StorageError(
+            f"cannot write {folder}: the verifier's layers take {needed:,} bytes there, and {free:,} are free; free "
+            f"some space, or {ELSEWHERE}"
+        )
+
+
+@contextmanager
+def _told_of_the_cache() -> Iterator[None]:
+    """Within it, an error of writing says what moves the cache."""
+    try:
+        yield
+    except StorageError as error:
+        cause = error.__cause__
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        more = f", or {ELSEWHERE}" if full else ": HF_HOME names it"
+        raise StorageError(f"{error}{more}") from cause
+
+
+def _in_the_way(path: Path) -> Path | None:
+    """What is no folder and should be one, or the other way round, on the way to a file; None where nothing is."""
+    files = [one for one in (path, _beside(path)) if one.is_dir()]
+    return next((one for one in path.parents if one.exists() and not one.is_dir()), files[0] if files else None)
 
 
 def _joined(tensors: Mapping[str, Tensor], places: Mapping[str, Place], length: int) -> memoryview:
@@ -154,6 +201,10 @@ def bytes_of_tensor(tensor: Tensor) -> memoryview:
 
 def _is_whole(path: Path, length: int, tensors: Mapping[str, tuple[int, tuple[int, ...], str]]) -> bool:
     """Whether a file is what its description says, and that what is wanted."""
+    between = _in_the_way(path)
+    if between is not None:
+        kind = "a folder" if between.is_dir() else "no folder"
+        raise StorageError(f"cannot read {path}: {between} is {kind}; remove that and run again")
     try:
         described = _Description.model_validate_json(_beside(path).read_bytes())
         alike = (described.bytes, described.tensors, path.stat().st_size) == (length, tensors, length)
@@ -164,7 +215,8 @@ def _is_whole(path: Path, length: int, tensors: Mapping[str, tuple[int, tuple[in
     except ValidationError:
         pass
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}; remove it and run again") from error
+        named = error.filename or path
+        raise StorageError(f"cannot read {named}: {error.strerror or error}; remove it and run again") from error
     warnings.warn(f"{path} is not what was written; it is made anew", JobWarning, stacklevel=2)
     return False
 

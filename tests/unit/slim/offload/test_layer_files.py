@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -225,7 +226,7 @@ def test_no_space_leaves_nothing_half_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", fail)
-        with pytest.raises(StorageError, match=r"cannot write .*\.bin: no space left on the device; free some"):
+        with pytest.raises(StorageError, match=r"cannot write .*\.bin: no space left .*; free some .*, or set HF_HOME"):
             engine(spec, Offload())
     assert len(layer_files(empty_cache)) == 3
     assert not leftovers(empty_cache)
@@ -233,6 +234,71 @@ def test_no_space_leaves_nothing_half_written(
     engine(spec, Offload())
     assert [one.stat().st_mtime_ns for one in layer_files(empty_cache)][:3] == times
     assert len(layer_files(empty_cache)) == FILES
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(
+    tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what is needed and what is free; layers that are there already need none."""
+    spec = write_spec(save_verifier(tmp_path / "q"), LOW_BITS)
+    engine(spec, Offload())
+    kept, lost = layer_files(empty_cache)[3:], layer_files(empty_cache)[:3]
+    needed = sum(one.stat().st_size for one in lost)
+    for one in lost:
+        one.unlink()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    words = (
+        f"the verifier's layers take {needed:,} bytes there, and {needed - 1:,} are free; .* set HF_HOME to a folder"
+    )
+    with pytest.raises(StorageError, match=words):
+        engine(spec, Offload())
+    assert layer_files(empty_cache) == kept
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+    engine(spec, Offload())
+    assert len(layer_files(empty_cache)) == FILES
+
+
+def in_place_of_a_file(cache: Path) -> Path:
+    file = layer_files(cache)[2]
+    file.unlink()
+    file.mkdir()
+    return file
+
+
+def in_place_of_a_description(cache: Path) -> Path:
+    file = layer_files(cache)[2].with_suffix(".json")
+    file.unlink()
+    file.mkdir()
+    return file
+
+
+def in_place_of_a_folder(cache: Path) -> Path:
+    folder = cache / "layers"
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize("put", [in_place_of_a_file, in_place_of_a_description, in_place_of_a_folder])
+def test_what_is_in_the_way_is_named(tmp_path: Path, empty_cache: Path, put: Callable[[Path], Path]) -> None:
+    spec = write_spec(save_verifier(tmp_path / "q"), LOW_BITS)
+    engine(spec, Offload())
+    between = put(empty_cache)
+    kind = "a folder" if between.is_dir() else "no folder"
+    with pytest.raises(StorageError, match=rf"cannot read .*\.bin: {between} is {kind}; remove that and run again"):
+        engine(spec, Offload())
+
+
+def test_a_cache_that_cannot_be_written_says_what_moves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = write_spec(save_verifier(tmp_path / "q"), LOW_BITS)
+
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(StorageError, match=r"Read-only file system; choose a folder that can be written: HF_HOME"):
+        engine(spec, Offload())
 
 
 def test_the_system_itself_refuses_to_grow_a_file(tmp_path: Path, empty_cache: Path) -> None:
