@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from viasd_calib.calibration.candidates import TierScores, tier_scores
 from viasd_calib.calibration.logistic_gate import FittedGate, fit_draft_gate, fit_slim_gate
-from viasd_calib.calibration.scoring import ScoredText, score_texts
+from viasd_calib.calibration.scoring import ScoredText, SlimReader, at_once, score_texts
 from viasd_calib.errors import TraceError
 from viasd_calib.progress import tracked
 from viasd_calib.slim.forward import RoutedModel
@@ -36,19 +36,21 @@ def fit_gates(
     held_back: Sequence[TraceText],
     max_run: int,
     widened_bytes: int = WIDENED_BYTES,
+    read: SlimReader = at_once,
 ) -> FittedGates:
     """Fit draft and slim gate on ``texts`` and evaluate them on ``held_back``; texts without a drafter are left out.
 
     Args:
         widened_bytes: memory for low-bit weights that are held in float32 meanwhile; the rest is widened at each pass.
+        read: how q' runs.
 
     Raises:
         TraceError: the traces were captured without a drafter, or hold one prompt alone.
         CalibrationError: q agreed always or never, or nothing was proposed.
     """
     with widened_weights(model.slim_networks, widened_bytes):
-        fitted_on = _score(model, _other_prompts(texts, held_back), max_run, "scoring fit texts")
-        evaluated_on = _score(model, held_back, max_run, "scoring held-back texts")
+        fitted_on = _score(model, _other_prompts(texts, held_back), max_run, read, "scoring fit texts")
+        evaluated_on = _score(model, held_back, max_run, read, "scoring held-back texts")
     draft = fit_draft_gate(fitted_on, evaluated_on)
     slim = fit_slim_gate(fitted_on, evaluated_on)
     scores = tier_scores(draft.gate, slim.gate, evaluated_on)
@@ -73,6 +75,8 @@ def _other_prompts(texts: Sequence[TraceText], held_back: Sequence[TraceText]) -
     return others
 
 
-def _score(model: RoutedModel, texts: Sequence[TraceText], max_run: int, description: str) -> list[ScoredText]:
+def _score(
+    model: RoutedModel, texts: Sequence[TraceText], max_run: int, read: SlimReader, description: str
+) -> list[ScoredText]:
     drafted = [text for text in texts if len(text.p_token)] or texts  # of none but such, scoring complains
-    return list(tracked(score_texts(model, drafted, max_run), description, len(drafted), "texts"))
+    return list(tracked(score_texts(model, drafted, max_run, read=read), description, len(drafted), "texts"))

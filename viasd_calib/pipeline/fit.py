@@ -8,10 +8,10 @@ from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.pipeline.fit_checks import check_devices, check_fit, last_checkpoint
+from viasd_calib.pipeline.fit_gates import check_streamed, fit_gates_alone, trains_nothing
 from viasd_calib.pipeline.fit_memory import with_bits_for_memory
 from viasd_calib.pipeline.fit_once import fit_once
 from viasd_calib.pipeline.fit_options import FitOptions, lightning_refusals
-from viasd_calib.pipeline.fit_streamed import check_streamed, fit_streamed
 from viasd_calib.pipeline.notices import notice
 from viasd_calib.pipeline.rounds import fit_rounds
 from viasd_calib.training.fit import NewTrainer
@@ -43,8 +43,8 @@ def fit(
         options = replace(options, ckpt_path=str(last_checkpoint(entries)))
         notice(f"goes on from {options.ckpt_path}")
     options = with_bits_for_memory(options, load or load_verifier)
-    if options.offload is not None:
-        return fit_streamed(options, load or load_verifier)
+    if options.offload is not None or trains_nothing(options):
+        return fit_gates_alone(options, load or load_verifier)
     job = fit_once if options.rounds == 1 else fit_rounds
     with lightning_refusals():
         return job(options, load or load_verifier, new_trainer or options.new_trainer)
