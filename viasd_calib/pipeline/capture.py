@@ -96,7 +96,9 @@ def capture(options: CaptureOptions, load: lazy_types.LoadVerifier | None = None
         seed=options.seed,
     )
     out = Path(options.out)
-    report = capturing.capture_traces(loaded, drafter, draft_from(options.draft, out), chosen, out, settings, policy, routed)
+    report = capturing.capture_traces(
+        loaded, drafter, draft_from(options.draft, out), chosen, out, settings, policy, routed
+    )
     if report.kept:
         notice(f"{report.kept} of {report.asked} prompts had been captured before; what is not asked is left out")
     return report

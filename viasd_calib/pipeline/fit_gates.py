@@ -1,7 +1,7 @@
 """A fit of gates alone: nothing of the verifier is trained, so q' and q run as they will decode.
 
-The number format, the kernels and the way in which layers are read are those of decoding; so what the gates learn from is
-what they will be asked about, and a fit takes little more memory than decoding does.
+The number format, the kernels and the way in which layers are read are those of decoding; so what the gates learn from
+is what they will be asked about, and a fit takes little more memory than decoding does.
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
     batches = parse_counts("--batches", options.batches, PlanningError)
     if options.certified and batches != [1]:
         raise PlanningError(
-            "--certified compares policies on single texts, and one that is certified decodes without a plan; leave out "
-            "--batches, or --certified"
+            "--certified compares policies on single texts, and one that is certified decodes without a plan; leave "
+            "out --batches, or --certified"
         )
     check_out_file("--out", options.out)
     check_device(options.device)

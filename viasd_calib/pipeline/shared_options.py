@@ -67,8 +67,8 @@ class FitModels(Models):
 
     Args:
         draft_model: where to find the draft model, in place of its name, where there is one.
-        dtype: number format of the verifier; where it is left out that of the spec, if there is one, else bfloat16 where
-            the device calculates in it, and float32 where it does not.
+        dtype: number format of the verifier; where it is left out that of the spec, if there is one, else bfloat16
+            where the device calculates in it, and float32 where it does not.
     """
 
     draft_model: str | None = None

@@ -17,7 +17,7 @@ from viasd_calib.cli import main
 from viasd_calib.errors import CalibrationError, ModelError, TraceError
 from viasd_calib.file_names import FIT_FILE, HELD_BACK_FILE
 from viasd_calib.models import Verifier, load_verifier
-from viasd_calib.pipeline import fit_streamed
+from viasd_calib.pipeline import fit_gates
 from viasd_calib.prompts import SplitShares
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.offload import settings
@@ -74,7 +74,7 @@ def test_no_layer_is_held_while_texts_are_scored(
     tiny_folder: TinyFolder, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    fit_gates = fit_streamed.fit_gates
+    fit_gates = fit_gates.fit_gates
 
     def looked_at(model: RoutedModel, *rest: Any) -> Any:
         assert model.cold is not None
@@ -84,7 +84,7 @@ def test_no_layer_is_held_while_texts_are_scored(
         assert model.cold.residency.cold_bytes > 0
         return fit_gates(model, *rest)
 
-    monkeypatch.setattr(fit_streamed, "fit_gates", looked_at)
+    monkeypatch.setattr(fit_gates, "fit_gates", looked_at)
     viasd_calib.fit(replace(options(tiny_folder, traces, tmp_path), offload="disk"))
     model = load_verifier(str(tiny_folder)).model
     every = sum(one.nbytes for one in model.get_decoder().layers.parameters())

@@ -79,7 +79,7 @@ class NativeStack:
             texts: whose tokens these are, in their order; each text once.
         """
         cosine, sine = rotary
-        cache, spans = cache_struct(keys, values), (TextStruct * len(texts))(*texts)
+        cache, spans = cache_struct(keys, values), (TextStruct * len(texts))(*(TextStruct(*text) for text in texts))
         kernels().viasd_run(
             *(*self.pointers, pointer_to(cache), pointer_to(spans), len(texts)),
             *(stream.data_ptr(), cosine.data_ptr(), sine.data_ptr(), torch.get_num_threads()),
