@@ -29,7 +29,8 @@ def test_a_spec_s_decoder_answers_with_its_own_audit_or_another(
     spec = str(tiny_spec(tiny_folder, tmp_path))
     save_spec(load_spec(spec).model_copy(update={"gates": trusting_gates()}), spec)
     q, strict, off = (tmp_path / name for name in ("q", "strict", "off"))
-    assert main([*words, "--verifier", str(tiny_folder), "--out", str(q)]) == 0
+    # As the spec does: in another number format a near tie may fall otherwise.
+    assert main([*words, "--verifier", str(tiny_folder), "--out", str(q), "--dtype", "float32"]) == 0
     assert main([*words, "--spec", spec, "--out", str(strict)]) == 0
     assert main([*words, "--spec", spec, "--out", str(off), "--audit", "off"]) == 0
     own, same, other = ([text.ids for text in read_texts(folder)] for folder in (q, strict, off))
