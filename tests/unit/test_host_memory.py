@@ -48,3 +48,39 @@ def test_another_c_library_gives_nothing_back(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not host_memory.give_freed_memory_back()
     assert not host_memory.keep_freed_memory()
+
+
+BACK = """
+from pathlib import Path
+import torch
+from viasd_calib.host_memory import SMALL, freed_memory_goes_back, keep_freed_memory
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+def left():
+    before = resident()
+    gone = [torch.ones(SMALL) for _ in range(6)]  # 4 bytes each
+    stays = torch.ones(2**12)
+    del gone
+    return resident() - before, stays
+
+with freed_memory_goes_back():  # nothing was kept before
+    pass
+assert keep_freed_memory()
+with freed_memory_goes_back():
+    back, one = left()
+kept, other = left()
+print(back, kept)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is on Linux")
+def test_freed_memory_goes_back_at_once_within_the_block_alone() -> None:
+    if host_memory._of_glibc("mallopt") is None:
+        pytest.skip("the C library is not glibc")
+    done = subprocess.run([sys.executable, "-c", BACK], capture_output=True, text=True, check=True)
+    back, kept = map(int, done.stdout.split())
+    assert back < 2**25, "blocks of 200 MB in all were freed"
+    assert kept > 2**26

@@ -6,6 +6,7 @@ is what they will be asked about, and a fit takes little more memory than decodi
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.calibration.gate_fitting import FittedGates, fit_gates
 from viasd_calib.calibration.scoring import at_once, run_by_run
 from viasd_calib.errors import CalibrationError
-from viasd_calib.host_memory import give_freed_memory_back
+from viasd_calib.host_memory import freed_memory_goes_back, give_freed_memory_back
 from viasd_calib.models import LoadVerifier
 from viasd_calib.pipeline.fit_memory import offload_entry
 from viasd_calib.pipeline.fit_once import gate_texts, write_result
@@ -105,9 +106,10 @@ def _gates(
     routed = load_ready(verifier.model, route, out, offload)
     check_memory(routed.memory, options.model.memory)
     give_freed_memory_back()
-    gates = fit_gates(
-        routed, compared.training_texts(), compared.validation_texts(), options.model.max_run,
-        widened_bytes=WIDENED_BYTES if offload is None else 0,
-        read=run_by_run if routed.integer_kernels else at_once,
-    )  # fmt: skip
+    with nullcontext() if offload is None else freed_memory_goes_back():
+        gates = fit_gates(
+            routed, compared.training_texts(), compared.validation_texts(), options.model.max_run,
+            widened_bytes=WIDENED_BYTES if offload is None else 0,
+            read=run_by_run if routed.integer_kernels else at_once,
+        )  # fmt: skip
     return route.model_copy(update={"memory": routed.memory, "relative_cost": cost_of(routed)}), gates

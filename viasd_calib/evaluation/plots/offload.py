@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -96,8 +96,9 @@ def speedup_against_cost(points: Sequence[CostPoint], machine: float | None = No
     axes.set_ylim(bottom=0)
     _name_points(axes, ordered)
     handles, labels = axes.get_legend_handles_labels()
-    for fill, words in (("none", "reading slowed down (simulated)"), ("full", "this machine as it is")):
-        if any(point.simulated == (fill == "none") for point in points):
+    for simulated, words in ((True, "reading slowed down (simulated)"), (False, "this machine as it is")):
+        if any(point.simulated == simulated for point in points):
+            fill: Literal["none", "full"] = "none" if simulated else "full"
             handles.append(Line2D([], [], color=MUTED, marker="o", markersize=6, fillstyle=fill, linestyle="none"))
             labels.append(words)
     figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=SMALL, labelcolor=INK,

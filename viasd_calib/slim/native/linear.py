@@ -76,7 +76,8 @@ def pack_low_bits(modules: Iterable[nn.Module]) -> None:
     """
     freed = 0
     for module in modules:
-        for holder in list(module.modules()):
+        # Not the layers themselves: held in a list, their codes would stay beside the packed ones until the last.
+        for holder in [one for one in module.modules() if type(one) is not LowBitLinear]:
             children = {name: child for name, child in holder.named_children() if type(child) is LowBitLinear}
             freed += sum(child.memory() for child in children.values())
             for names in SIBLINGS:
@@ -95,7 +96,10 @@ def pack_low_bits(modules: Iterable[nn.Module]) -> None:
 def _joined(layers: Sequence[LowBitLinear]) -> NativeLinear:
     """Layers of the same bits as one, their outputs one after the other."""
     rounded = [layer.rounded for layer in layers]
-    codes, steps, lowest = (torch.cat(tensors) for tensors in zip(*(one[1:] for one in rounded), strict=True))
-    weight = RoundedWeight(rounded[0].bits, codes, steps, lowest)
+    weight = rounded[0]
+    if len(rounded) > 1:
+        weight = RoundedWeight(
+            weight.bits, *(torch.cat(parts) for parts in zip(*(one[1:] for one in rounded), strict=True))
+        )
     bias = joint_bias([layer.bias for layer in layers], [layer.out_features for layer in layers])
     return NativeLinear(pack_rounded(weight), bias, layers[0].input_bits)

@@ -11,6 +11,8 @@ from torch import Tensor
 from viasd_calib.slim.low_bit import GROUP, RoundedWeight
 from viasd_calib.slim.native.library import LinearStruct
 
+PACKED_AT_ONCE = 2**14
+"""Rows of a weight, whole tiles of them, that are packed at once: but for output heads, all of them."""
 TILE = 16
 """Outputs of a tile."""
 FORMATS = {16: 1, 8: 2, 4: 3}
@@ -87,7 +89,21 @@ def unpack_bfloat16(packed: PackedWeight) -> Tensor:
 
 
 def pack_rounded(weight: RoundedWeight) -> PackedWeight:
-    """A rounded weight in 8 or 4 bits."""
+    """A rounded weight in 8 or 4 bits; some rows after the others, so that what is between takes little memory."""
+    rows = len(weight.codes)
+    if rows <= PACKED_AT_ONCE:
+        return _pack_rows(weight)
+    parts = [
+        _pack_rows(RoundedWeight(weight.bits, *(one[begin : begin + PACKED_AT_ONCE] for one in weight[1:])))
+        for begin in range(0, rows, PACKED_AT_ONCE)
+    ]
+    steps, lowest = (torch.cat([getattr(part, name) for part in parts]) for name in ("steps", "lowest"))
+    return PackedWeight(
+        weight.bits, (rows, weight.codes.shape[1]), torch.cat([part.tiles for part in parts]), steps, lowest
+    )
+
+
+def _pack_rows(weight: RoundedWeight) -> PackedWeight:
     codes = _filled(weight.codes)  # [out, in]
     out, inputs = codes.shape
     shape = (weight.codes.shape[0], weight.codes.shape[1])
@@ -122,6 +138,8 @@ def pack_bias(bias: Tensor | None) -> Tensor | None:
 def _filled(matrix: Tensor) -> Tensor:
     """A matrix with zeros up to whole tiles of rows and groups of columns."""
     rows, columns = matrix.shape
+    if whole(columns, GROUP) == columns and whole(rows, TILE) == rows:
+        return matrix  # padding copies what needs no zeros, too
     return torch.nn.functional.pad(matrix, (0, whole(columns, GROUP) - columns, 0, whole(rows, TILE) - rows))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from viasd_calib.slim.fused_linear import FusedLinearPart
-from viasd_calib.slim.low_bit import Bits, InputBits, LowBitLinear, RoundedWeight, round_inputs
-from viasd_calib.slim.native import linear
+from viasd_calib.slim.low_bit import Bits, InputBits, LowBitLinear, RoundedWeight, round_inputs, round_weight
+from viasd_calib.slim.native import linear, packing
 from viasd_calib.slim.native.library import why_no_kernels
 from viasd_calib.slim.native.linear import NativeLinear, native_linear, pack_low_bits
 from viasd_calib.slim.native.packing import pack_rounded
@@ -113,6 +116,36 @@ def test_a_row_depends_on_no_other_row(seed: int, rows: int, bits: int, joint: b
     together = layer(inputs)
     alone = torch.cat([layer(inputs[row : row + 1]) for row in range(rows)])
     assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("out", "inputs"), [(70, 130), (64, 128)])
+def test_packing_some_rows_at_a_time_gives_the_same_tiles(
+    bits: Bits, out: int, inputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it happens with output heads, whose last rows may fill no tile."""
+    rounded = round_weight(torch.randn(out, inputs, generator=torch.Generator().manual_seed(0)), bits)
+    wanted = packing.pack_rounded(rounded)
+    monkeypatch.setattr(packing, "PACKED_AT_ONCE", 2 * packing.TILE)
+    found = packing.pack_rounded(rounded)
+    assert found[:2] == wanted[:2]
+    assert all(torch.equal(one, other) for one, other in zip(found[2:], wanted[2:], strict=True))
+
+
+def test_codes_go_as_they_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layer by layer, also where all lie in one module: else a model would be in memory twice."""
+    every = nn.ModuleList(nn.ModuleDict({"o_proj": LowBitLinear(nn.Linear(64, 16), 8)}) for _ in range(4))
+    known = [weakref.ref(one["o_proj"]) for one in every]  # type: ignore[index]
+    alive: list[int] = []
+    joined = linear._joined
+
+    def counted(those: Sequence[LowBitLinear]) -> NativeLinear:
+        alive.append(sum(one() is not None for one in known))
+        return joined(those)
+
+    monkeypatch.setattr(linear, "_joined", counted)
+    pack_low_bits([every])
+    assert alive == [4, 3, 2, 1]
 
 
 def test_giving_memory_back_while_packing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
