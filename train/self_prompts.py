@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from rich.progress import track
 
 from viasd_calib.choices import SMOLLM2
@@ -24,7 +25,10 @@ from viasd_calib.decoding.sampling import Sampling
 from viasd_calib.files import write_text
 from viasd_calib.host_memory import keep_freed_memory
 from viasd_calib.models import Verifier, load_verifier
+from viasd_calib.slim.backends import fastest_dtype
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.loading import load_ready
+from viasd_calib.spec import Route
 from viasd_calib.traces.generation import answer_batch
 
 OPENINGS: dict[str, tuple[str, ...]] = {
@@ -78,10 +82,16 @@ def trim_to_sentence(text: str) -> str:
     return text[: end + 1].strip()
 
 
-def sample_turns(verifier: Verifier, opening: str, count: int, max_tokens: int, seed: int) -> Iterator[str]:
-    """Sample ``count`` user turns that begin with ``opening``."""
+def sample_turns(
+    verifier: Verifier, model: RoutedModel, opening: str, count: int, max_tokens: int, seed: int
+) -> Iterator[str]:
+    """Sample ``count`` user turns that begin with ``opening``.
+
+    Args:
+        model: the verifier as a backend runs it.
+    """
     rows = answer_batch(
-        RoutedModel(verifier.model),
+        model,
         [user_turn_prefix(verifier, opening)] * count,
         max_new_tokens=max_tokens,
         eos_ids=verifier.eos_ids,
@@ -102,11 +112,12 @@ def main() -> None:
     args = parser.parse_args()
 
     keep_freed_memory()
-    verifier = load_verifier(args.verifier)
+    verifier = load_verifier(args.verifier, dtype=fastest_dtype(torch.device("cpu")))
+    model = load_ready(verifier.model, Route(), args.out.parent)
     openings = [(task, opening) for task, group in OPENINGS.items() for opening in group]
     records: dict[str, str] = {}
     for number, (task, opening) in enumerate(track(openings, description="sampling user turns")):
-        for turn in sample_turns(verifier, opening, args.per_opening, args.max_tokens, args.seed + number):
+        for turn in sample_turns(verifier, model, opening, args.per_opening, args.max_tokens, args.seed + number):
             key = hashlib.sha256(turn.encode()).hexdigest()[:12]
             if len(turn) >= MIN_CHARACTERS:
                 record = {"id": f"self/{key}", "task": task, "turns": [turn], "reference": None}
