@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 
 from viasd_calib.cli.notices import say_written
-from viasd_calib.cli.policies import bounds_of
 from viasd_calib.file_names import CALIBRATE_FILE
 from viasd_calib.pipeline import calibrate as job
 from viasd_calib.pipeline import lazy_types
@@ -94,7 +93,7 @@ def _policies_table(timing: lazy_types.PolicyTiming) -> Table:
         table.add_row(
             one.policy.kind, f"{1000 * one.seconds_per_token:.1f}", f"{1000 * one.predicted:.1f}",
             "" if measured is None else f"{measured:.2f}", "" if predicted is None else f"{predicted:.2f}",
-            bounds_of(one.policy),
+            one.policy.words,
         )  # fmt: skip
     return table
 

@@ -6,7 +6,6 @@ from rich.console import Console
 from rich.table import Table
 
 from viasd_calib.cli.notices import say_written
-from viasd_calib.cli.policies import bounds_of
 from viasd_calib.pipeline import lazy_types
 from viasd_calib.pipeline import plan as job
 from viasd_calib.pipeline.options import PlanOptions
@@ -42,7 +41,7 @@ def predictions_table(result: job.PlanResult) -> Table:
                 table.add_row(
                     str(batch), str(found.costs.context), kind, f"{1000 * one.seconds:.2f}",
                     f"{found.speedup(one):.2f}", "" if seen is None else f"{measured['no drafting'] / seen:.2f}",
-                    f"{one.full:.2f} / {one.slim:.2f} / {one.draft:.2f}", bounds_of(one.policy),
+                    f"{one.full:.2f} / {one.slim:.2f} / {one.draft:.2f}", one.policy.words,
                 )  # fmt: skip
     return table
 

@@ -66,6 +66,20 @@ class Policy:
             return "no drafting"
         return WITHOUT_SLIM[self.drafter]
 
+    @property
+    def words(self) -> str:
+        """What it is made of, in a few words, for a cell of a table.
+
+        Example:
+            >>> Policy(draft_length=8, stop_below=0.4).words, Policy("none", draft_length=0).words
+            ('draft 8, stop 0.4', '-')
+        """
+        parts = [f"draft {self.draft_length}"] if self.drafts else []
+        parts += [f"stop {self.stop_below:g}"] if self.stop_below else []
+        parts += [f"gate {self.draft_accept_at:g}"] if self.draft_accept_at <= 1 else []
+        parts += [f"slim {self.accept_at:g}, pending {self.max_pending}"] if self.slim_tier else []
+        return ", ".join(parts) or "-"
+
     def planned(self) -> PlannedPolicy:
         """The same as a spec names it."""
         return PlannedPolicy(
