@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +16,9 @@ DRAFTED_BY: dict[PolicyDrafter, str] = {
     "lookup": "lookup drafts",
     "none": "nothing is drafted, and q' is not asked",
 }
+
+CLOSE = 0.1
+"""Share of a decoded speed-up by which a replay's may be off to be called close."""
 
 LOSSY_GAIN = 0.05
 """Share of its time that a certified policy must save to be exported unasked: its text may diverge."""
@@ -34,6 +37,29 @@ class TimedPolicy(BaseModel):
     policy: Policy
     predicted: float = Field(gt=0)
     seconds_per_token: float = Field(gt=0)
+
+
+class SpeedUp(NamedTuple):
+    """Of a policy over no drafting.
+
+    Attributes:
+        predicted: by the replay, *simulated*.
+        measured: where it was decoded.
+    """
+
+    policy: Policy
+    predicted: float
+    measured: float
+
+    @property
+    def deviation(self) -> float:
+        """By what share of what was decoded the prediction lies above it.
+
+        Example:
+            >>> SpeedUp(Policy(), predicted=4.5, measured=5.0).deviation
+            -0.1
+        """
+        return round(self.predicted / self.measured - 1, 12)  # of two shares that are equal it is 0, rounding or not
 
 
 class TimedCertified(BaseModel):
@@ -167,12 +193,20 @@ class PolicyTiming(BaseModel):
             return None
         return plain.predicted / one.predicted, plain.seconds_per_token / one.seconds_per_token
 
+    def speedups(self) -> list[SpeedUp]:
+        """Of each policy over no drafting, which is no row itself: there is nothing to predict of it.
+
+        Empty where no drafting was not decoded.
+        """
+        drafted = [one for one in self.policies if one.policy.kind != "no drafting"]
+        return [SpeedUp(one.policy, *found) for one in drafted if (found := self.speedup(one)) is not None]
+
     def prediction_words(self) -> str | None:
         """How far the replay was off at most, in a sentence; None where decoding without drafting was not timed."""
-        speedups = [found for one in self.policies if (found := self.speedup(one)) is not None]
+        speedups = self.speedups()
         if not speedups:
             return None
-        error = max(abs(predicted / measured - 1) for predicted, measured in speedups)
+        error = max(abs(one.deviation) for one in speedups)
         return (
             f"The replay predicted the speed-up over no drafting of {len(speedups)} policies within {error:.0%} of "
             f"what was decoded on {self.n_prompts} prompts."

@@ -272,9 +272,11 @@ def test_the_replay_is_held_against_what_was_decoded() -> None:
     timing = make_timing(5.0, 8.0, policies=policies)
     assert [timing.speedup(one) for one in policies] == [(1.0, 1.0), (2.0, 2.0), (4.0, 3.2)]
     assert timing.prediction_words() == (
-        "The replay predicted the speed-up over no drafting of 3 policies within 25% of what was decoded on 8 prompts."
+        "The replay predicted the speed-up over no drafting of 2 policies within 25% of what was decoded on 8 prompts."
     )
+    assert [(one.policy, one.deviation) for one in timing.speedups()] == [(SPECULATIVE, 0.0), (TIERS, 0.25)]
     without = make_timing(5.0, 8.0, policies=policies[1:])
+    assert without.speedups() == make_timing(5.0, 8.0, policies=policies[:1]).speedups() == []
     assert (without.speedup(policies[1]), without.prediction_words()) == (None, None)
 
 
