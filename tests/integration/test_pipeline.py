@@ -132,7 +132,7 @@ def test_bench_json_keeps_the_contract(job: Path) -> None:
 
 def test_the_report_is_one_file(job: Path) -> None:
     page = (job / "report.html").read_text()
-    for picture in ("route", "speed-against-loss", "gates", "tiers", "round"):
+    for picture in ("route", "speed-against-loss", "gates", "tiers", "round", "break-even", "predicted"):
         assert f'<section id="{picture}">' in page
     assert page.count("<figure") >= 5
     assert "w1" in page or "w2" in page  # the text coloured by tier

@@ -15,13 +15,16 @@ from markupsafe import Markup
 
 from viasd_calib.calibration.losses.base import loss_named
 from viasd_calib.calibration.paired import FEWEST_PROMPTS, Interval
+from viasd_calib.calibration.policy_timing import CLOSE
 from viasd_calib.calibration.risk import certified
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.evaluation import plots
 from viasd_calib.evaluation.bench import BenchResult
+from viasd_calib.evaluation.break_even import RULE, BreakEven, break_even_of, break_even_words
 from viasd_calib.evaluation.gate_rows import GATE_HEADINGS, gate_rows
 from viasd_calib.evaluation.method_columns import COLUMNS, decimal, percent, ratio
 from viasd_calib.evaluation.metrics import MethodResult
+from viasd_calib.evaluation.policy_rows import POLICY_HEADINGS, policy_rows, prediction_sentence
 from viasd_calib.evaluation.report_rows import certificate_rows, setting_groups
 from viasd_calib.files import write_text
 from viasd_calib.slim.parts.base import route_words
@@ -32,6 +35,7 @@ from viasd_calib.spec import (
 
 if TYPE_CHECKING:
     from viasd_calib.calibration.certify import TestedCandidate
+    from viasd_calib.calibration.policy_timing import PolicyTiming
     from viasd_calib.calibration.reliability import Reliability
     from viasd_calib.profiling.recording import TypicalRound
 
@@ -68,6 +72,7 @@ class ReportInputs:
         sample: one text to colour by tier.
         candidates: in the order they were tested, most careful first; may be empty.
         rounds: a recorded round of each of some methods; may be empty.
+        timing: policies that a replay predicted and that were decoded; None where nothing was calibrated.
     """
 
     spec: RoutingSpec
@@ -77,6 +82,7 @@ class ReportInputs:
     sample: SampleText | None
     candidates: list[TestedCandidate]
     rounds: dict[str, TypicalRound]
+    timing: PolicyTiming | None = None
 
 
 def write_report(inputs: ReportInputs, path: Path) -> None:
@@ -102,7 +108,8 @@ def render_report(inputs: ReportInputs) -> str:
 
 
 def _context(inputs: ReportInputs) -> dict[str, Any]:
-    spec, bench = inputs.spec, inputs.bench
+    spec, bench, timing = inputs.spec, inputs.bench, inputs.timing
+    break_even = break_even_of(spec, bench)
     name = next((name for name in HEADLINE_METHODS if name in bench.methods), next(iter(bench.methods)))
     return {
         "spec": spec,
@@ -118,7 +125,15 @@ def _context(inputs: ReportInputs) -> dict[str, Any]:
         "columns": COLUMNS,
         "certificate": certificate_rows(spec.certificate),
         "candidates": _candidate_rows(inputs.candidates, spec.certificate),
-        "pictures": _pictures(inputs),
+        "pictures": _pictures(inputs, break_even),
+        "break_even": break_even,
+        "break_even_rule": RULE,
+        "break_even_words": break_even_words(break_even, spec),
+        "timing": timing,
+        "close": CLOSE,
+        "policy_headings": POLICY_HEADINGS,
+        "policies": [] if timing is None else policy_rows(timing),
+        "prediction_sentence": "" if timing is None else prediction_sentence(timing),
         "rounds": inputs.rounds,
         "route_words": route_words(spec.route, spec.verifier.num_layers),
         "fewest_prompts": FEWEST_PROMPTS,
@@ -233,7 +248,7 @@ def _candidate_rows(candidates: Sequence[TestedCandidate], certificate: Certific
 # Pictures
 
 
-def _pictures(inputs: ReportInputs) -> dict[str, Markup]:
+def _pictures(inputs: ReportInputs, break_even: BreakEven | None) -> dict[str, Markup]:
     """The pictures there is something to draw for, by name."""
     spec, bench, candidates = inputs.spec, inputs.bench, inputs.candidates
     bound = spec.certified_bound
@@ -245,6 +260,11 @@ def _pictures(inputs: ReportInputs) -> dict[str, Markup]:
         figures["tiers"] = (plots.tier_shares(inputs.tiers), _tiers_alt(inputs.tiers))
     tasks = [task.methods for task in bench.by_task.values()]
     figures["speed"] = (plots.speed_against_loss(bench.methods, tasks, bound), _speed_alt(bench.methods))
+    if break_even is not None:
+        figures["break_even"] = (plots.break_even_picture(break_even), break_even_words(break_even, spec))
+    speedups = [] if inputs.timing is None else inputs.timing.speedups()
+    if inputs.timing is not None and speedups:
+        figures["predicted"] = (plots.predicted_against_decoded(speedups), prediction_sentence(inputs.timing))
     if inputs.rounds:
         recorded = {name: typical.recorded for name, typical in inputs.rounds.items()}
         figures["rounds"] = (plots.round_timelines(recorded), _rounds_alt(inputs.rounds))

@@ -25,7 +25,8 @@ ROUND_PROMPTS = 2
 
 
 def report(options: ReportOptions, load: lazy_types.LoadVerifier | None = None) -> None:
-    """Write one self-contained HTML page: tables, route, gates, tiers, speed against loss, a text and a round.
+    """Write one self-contained HTML page: tables, route, gates, tiers, speed against loss, a text, a round, the
+    break-even of the slim tier, and what a replay predicted against what was decoded.
 
     Raises:
         ViasdError: options that cannot be, most of them before a model is loaded.
@@ -52,15 +53,16 @@ def report(options: ReportOptions, load: lazy_types.LoadVerifier | None = None) 
     check_prompts(engine.verifier, chosen, options.max_new_tokens)
     decoder = engine.decoder()
     texts = [text for prompt in chosen for text in _decode(engine, decoder, prompt, options.max_new_tokens)]
-    reliability, candidates = _calibration(options.calibrate, options.fit)
+    reliability, calibrated = _calibration(options.calibrate, options.fit)
     inputs = ReportInputs(
         spec=engine.spec,
         bench=measured,
         reliability=reliability,
         tiers=[text.tiers for text in texts],
         sample=_sample(engine, chosen[0], texts[0]),
-        candidates=candidates,
+        candidates=[] if calibrated is None else calibrated.tested,
         rounds=_rounds(engine, chosen[:ROUND_PROMPTS], options.max_new_tokens),
+        timing=None if calibrated is None else calibrated.slim_worth,
     )
     write_report(inputs, Path(options.out))
 
@@ -90,14 +92,15 @@ def _rounds(
 
 def _calibration(
     folder: str | None, fit: str | None
-) -> tuple[dict[str, lazy_types.Reliability], list[lazy_types.TestedCandidate]]:
+) -> tuple[dict[str, lazy_types.Reliability], lazy_types.CalibrateArtifact | None]:
+    """Reliability of the gates and what calibration came to; nothing without its folder."""
     if folder is None:
-        return {}, []
+        return {}, None
     from viasd_calib.calibration.artifacts import CalibrateArtifact, load_fit_of
 
     calibrated = read_json(CalibrateArtifact, Path(folder) / CALIBRATE_FILE, "viasd calibrate")
     fitted, _ = load_fit_of(calibrated, Path(folder), fit)
-    return fitted.reliability, calibrated.tested
+    return fitted.reliability, calibrated
 
 
 def _sample(engine: lazy_types.Engine, prompt: Prompt, generation: lazy_types.Generation) -> lazy_types.SampleText:

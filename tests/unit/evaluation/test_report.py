@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.timings import make_policy, make_timing
 from tests.tiny import constant_gate, verifier_ref
 from viasd_calib.calibration.certify import TestedCandidate
 from viasd_calib.calibration.paired import Interval
@@ -66,7 +67,14 @@ ROUNDS = {
     "three_tier": TypicalRound(RecordedRound((*DRAFTED, *SLIM), 0.05), 7, 11, 0.1234),
 }
 TENSORS = TensorFile(path="bridges/bridges.safetensors", sha256="0" * 64)
-PICTURES = ("route", "reliability", "tiers", "speed", "candidates", "rounds")
+PICTURES = ("route", "reliability", "tiers", "speed", "candidates", "rounds", "break_even", "predicted")
+COSTED = Route(
+    attention_skip=[1],
+    mlp_skip=[1, 2],
+    relative_cost=RelativeCost(measured={1: 0.3, 8: 0.4}, device="cpu", dtype="float32"),
+)
+PLAIN = make_policy(False, 0.02, drafter="none", draft_length=0, stop_below=0.0)
+TIMING = make_timing(0.01, 0.016, policies=[make_policy(True, 0.01), make_policy(False, 0.016), PLAIN])
 
 
 def certificate(**changes: Any) -> Certificate:
@@ -139,13 +147,14 @@ def full(**changes: Any) -> ReportInputs:
         "three_tier": method(31.25, Interval(median=1.14, low=0.97, high=1.31, n=40)),
     }
     entries: dict[str, Any] = {
-        "spec": spec(),
+        "spec": spec(route=COSTED),
         "bench": bench(methods),
         "reliability": RELIABILITY,
         "tiers": TIERS,
         "sample": SAMPLE,
         "candidates": CANDIDATES,
         "rounds": ROUNDS,
+        "timing": TIMING,
     }
     return ReportInputs(**{**entries, **changes})
 
@@ -209,7 +218,7 @@ def test_every_picture_is_there_and_has_an_alt_text(page: Page) -> None:
 
 
 def test_every_figure_has_a_caption(page: Page) -> None:
-    assert len(page.all("figure")) == len(page.all("figcaption")) == 5
+    assert len(page.all("figure")) == len(page.all("figcaption")) == 7
 
 
 def test_ids_are_unique(page: Page) -> None:
@@ -352,6 +361,39 @@ def test_a_rounds_caption_says_which_round_it_is(page: Page) -> None:
     assert "speculative, 21 of 30 rounds; three-tier, 7 of 11 rounds." in text
     assert "8.8 % of the time of all speculative rounds and 12.3 % of the time of all three-tier rounds." in text
     assert "One round" not in render_report(minimal())
+
+
+def test_predicted_speed_is_held_against_decoded(page: Page) -> None:
+    text = " ".join(page.text.replace("\xa0", " ").split())
+    assert "of 2 of 2 policies within 10 % of what was decoded on 8 prompts" in text
+    assert "which is a simulation" in text
+    rows = next(table for table in page.tables if table[0][0] == "kind")[1:]
+    assert [(row[0], row[4], row[5], row[6]) for row in rows] == [
+        ("three tiers", "2.00", "2.00", "+0.0 %"),
+        ("speculative", "1.25", "1.25", "+0.0 %"),
+        ("no drafting", "1.00", "1.00", "–"),
+    ]
+
+
+def test_without_a_calibrate_folder_or_no_drafting_there_is_no_picture_of_predictions() -> None:
+    assert "Predicted and decoded speed" not in render_report(full(timing=None))
+    page = Page(render_report(full(timing=make_timing(0.01, 0.016))))
+    assert "there is no speed-up to hold the replay" in page.text
+    assert [row[4:] for row in page.tables[-2][1:]] == [["–"] * 3] * 2
+    assert len(page.all("svg")) == len(PICTURES) - 1
+
+
+def test_the_break_even_tells_where_the_spec_lies(page: Page) -> None:
+    text = " ".join(page.text.split())
+    assert (
+        "costs 0.30 to 0.40 of a full one and 1.40 full passes follow it, together 1.70 to 1.80: not below 1." in text
+    )
+    assert "measured on cpu, float32" in text
+    assert "on 40 prompts (abacus, float32)" in text
+    without = Page(render_report(full(spec=spec())))
+    assert "What a slim pass costs was not measured for this spec" in without.text
+    assert len(without.all("svg")) == len(PICTURES) - 1
+    assert "Break-even" not in render_report(minimal())
 
 
 def test_tokens_are_coloured_and_titled(page: Page) -> None:
