@@ -15,7 +15,7 @@ POLICY_HEADINGS = (
 def policy_rows(timing: PolicyTiming) -> list[tuple[str, ...]]:
     """Rows under ``POLICY_HEADINGS``, in the order of the timing; no drafting is what the others are held against."""
     deviations = {one.policy: f"{100 * one.deviation:+.1f} %" for one in timing.speedups()}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in timing.policies:
         speedups = timing.speedup(one)
         said, took = (NOTHING, NOTHING) if speedups is None else (f"{value:.2f}" for value in speedups)
