@@ -344,7 +344,7 @@ def test_policies_are_decided_between_in_batches(tiny_verifier: Verifier, monkey
             return super().generate_batch(prompts, max_new_tokens, **more)
 
     fast, slow = Together(True), Together(False)
-    decision = policy_search.decide(fast, {"none": slow}, None, tiny_verifier, tiny_prompts(30), 4, batch=4)
+    decision = policy_search.decide(fast, {"none": slow}, [], tiny_verifier, tiny_prompts(30), 4, batch=4)
     assert decision.slim_speed.n == 6
     assert decision.slim_speed.median == pytest.approx(2.0)
     assert decision.slim_speed.above_one
