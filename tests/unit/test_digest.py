@@ -127,9 +127,9 @@ def test_a_digest_survives_writing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "digest"),
     [
-        ("smollm2-135m/routing.json", "a92eb6ab2b018a9ff32f678d1fd2d7ccdb8aeca0ef20e0347065fa89391f21eb"),
-        ("smollm2-135m/offload.json", "f37a9b5fb2a8d66818477513b604e55a8fdb7251d6788f8afa6350a24173950d"),
-        ("qwen2.5-coder-1.5b/routing.json", "b5379f504a3a83747cfe3d1455785610a274427e7adff9069484628b41654ebb"),
+        ("smollm2-135m/routing.json", "5ac015a2c12932d8151015aa19b97cfe27c82059455fe38a681db2892e916850"),
+        ("smollm2-135m/offload.json", "86a6cfdceb540d053f04925b61196f6dfa9fb84126d79d1e857ca1b46c85bbca"),
+        ("qwen2.5-coder-1.5b/routing.json", "ce797009fec7a4052c03153caeef1942fdf259e778093b4f9c0f450c98f1acd1"),
     ],
 )
 def test_the_digests_of_the_shipped_specs(name: str, digest: str) -> None:

@@ -16,9 +16,9 @@ from viasd_calib.spec import load_spec, save_spec
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 CONTENT = {
-    "smollm2-135m/routing.json": "4a8782a7724572e9786d6a87de41845274adc137386a08f874b69d69de0e9759",
-    "smollm2-135m/offload.json": "4b5ef0ce985770c8140938d9ea319a96cd8d70a0d565702495d8e5e5bcd7bb26",
-    "qwen2.5-coder-1.5b/routing.json": "d4f054f261f42156c820115703a8ef7b30642657191e73f80916e60239b8f818",
+    "smollm2-135m/routing.json": "ce3617c9f78856fdc5568f0db12124c3911726a3475dab095cf1ed3e7bfaf305",
+    "smollm2-135m/offload.json": "b1a0d0b208cecb33d8edf723bbb6b91df2f530e5878ca0d22cf2190ad985c78e",
+    "qwen2.5-coder-1.5b/routing.json": "b658f687e385321b5eae91b28a8557f45f2de3357879ce0fe90406641bfd1d15",
 }
 
 
