@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from viasd_calib.slim.native.library import DrafterStruct, LinearStruct, kernels
+from viasd_calib.slim.native.library import DrafterStruct, LinearStruct
 from viasd_calib.slim.native.linear import NativeLinear
 from viasd_calib.slim.native.model import NativeModel
 from viasd_calib.slim.native.packing import pointer_to
 from viasd_calib.slim.native.stack import NativeStack, cache_struct, runs
+from viasd_calib.slim.native.team import call
 
 if TYPE_CHECKING:
     from viasd_calib.draft.shallow import ShallowModel
@@ -73,10 +74,11 @@ class NativeSteps:
         logits = torch.empty(self._vocabulary, dtype=torch.bfloat16)
         own = torch.empty(width - known, self._hidden, dtype=torch.bfloat16)
         cache = cache_struct(window.cache.keys, window.cache.values)
-        kernels().viasd_draft(
+        call(
+            "viasd_draft",
             *(pointer_to(self._struct), *self._stack.pointers, pointer_to(cache), width, start),
             *(ids.data_ptr(), conditions.data_ptr(), known, stream.data_ptr(), cosine.data_ptr(), sine.data_ptr()),
-            *(logits.data_ptr(), self._vocabulary, own.data_ptr(), torch.get_num_threads()),
+            *(logits.data_ptr(), self._vocabulary, own.data_ptr()),
         )
         return StepTensors(logits, own)
 

@@ -163,7 +163,7 @@ def kernels() -> Any:
     ]
     library.viasd_argmax.argtypes = [pointer, number, number, pointer]
     library.viasd_norm.argtypes = [pointer, number, number, pointer, real, pointer]
-    for name in ("viasd_run", "viasd_linear", "viasd_draft", "viasd_statistics", "viasd_argmax", "viasd_norm"):
+    for name in ("viasd_statistics", "viasd_argmax", "viasd_norm"):
         getattr(library, name).restype = None
     library.viasd_use_amx(1)
     return library

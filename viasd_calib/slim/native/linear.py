@@ -11,7 +11,7 @@ from viasd_calib.host_memory import give_freed_memory_back
 from viasd_calib.slim.fused_linear import SIBLINGS, joint_bias, put_product
 from viasd_calib.slim.linears import PackedLinear
 from viasd_calib.slim.low_bit import InputBits, LowBitLinear, RoundedWeight
-from viasd_calib.slim.native.library import LinearStruct, kernels
+from viasd_calib.slim.native.library import LinearStruct
 from viasd_calib.slim.native.packing import (
     PackedWeight,
     pack_bfloat16,
@@ -20,6 +20,7 @@ from viasd_calib.slim.native.packing import (
     pointer_to,
     unpack_bfloat16,
 )
+from viasd_calib.slim.native.team import call
 
 FREED = 2**25
 """Bytes of codes after whose packing freed memory is given back: gaps that they leave took three times as much."""
@@ -57,9 +58,10 @@ class NativeLinear(PackedLinear):
         rows = nn.functional.pad(rows, (0, -self.in_features % 16)) if self.in_features % 16 else rows
         narrowed = inputs.dtype == torch.bfloat16
         out = torch.empty(rows.shape[0], self.out_features, dtype=torch.bfloat16 if narrowed else torch.float32)
-        kernels().viasd_linear(
+        call(
+            "viasd_linear",
             *(pointer_to(self._struct), rows.data_ptr(), rows.shape[1], rows.shape[0], None, 0.0),
-            *(out.data_ptr(), int(narrowed), self.out_features, torch.get_num_threads()),
+            *(out.data_ptr(), int(narrowed), self.out_features),
         )
         return out.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)  # [..., out]
 

@@ -153,10 +153,11 @@ int viasd_use_amx(int wanted) {
   return amx_allowed;
 }
 
-// Runs `count` layers over tokens of some texts, `rows` in all; each text once.
+// Runs `count` layers over tokens of some texts, `rows` in all; each text once. Returns whether a thread was waited for that
+// did not run, as do the others that return something: other work has its core, and one thread less is faster.
 //   stream  [rows][hidden], the residual stream, changed in place
 //   cosine, sine  [rows][head width]
-void viasd_run(const Model* model_, const Layer* layers, int count, const Cache* cache_, const Text* texts, int text_count,
+int viasd_run(const Model* model_, const Layer* layers, int count, const Cache* cache_, const Text* texts, int text_count,
                float* stream, const float* cosine, const float* sine, int threads) {
   const Model model = *model_;
   const Cache cache = *cache_;
@@ -185,6 +186,8 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
   char* shared = scratch(own_bytes + whole(size_t(rows) * wide * 4) + whole(size_t(rows) * std::max(queries, model.neurons) * 4)) + whole(own_bytes);
   float* qkv = (float*)shared;
   float* between = (float*)(shared + whole(size_t(rows) * wide * 4));  // of attention and its output, of gates and down
+  std::atomic<bool> late{false};
+  Clock::time_point done;  // the calling thread's own part
 #pragma omp parallel num_threads(threads)
   {
     const int team = omp_get_num_threads();
@@ -252,14 +255,19 @@ void viasd_run(const Model* model_, const Layer* layers, int count, const Cache*
       }
     }
     forget_tiles();
+    if (was_late()) late = true;
+    if (omp_get_thread_num() == 0) done = Clock::now();
   }
+  return late || Clock::now() - done > LONG_WAIT;
 }
 
 // A linear layer: from [rows][count] to [rows][columns], bfloat16 where `narrowed`, else float32; after a norm where
 // `weight` is not null.
-void viasd_linear(const Linear* linear, const float* from, int count, int rows, const float* weight, float epsilon, void* to, int narrowed, int columns, int threads) {
+int viasd_linear(const Linear* linear, const float* from, int count, int rows, const float* weight, float epsilon, void* to, int narrowed, int columns, int threads) {
   const int most = linear->inputs;
   Stage stage;
+  std::atomic<bool> late{false};
+  Clock::time_point done;
 #pragma omp parallel num_threads(threads)
   {
     Own own(most, rows, 0);
@@ -274,7 +282,10 @@ void viasd_linear(const Linear* linear, const float* from, int count, int rows, 
       }
     });
     forget_tiles();
+    if (was_late()) late = true;
+    if (omp_get_thread_num() == 0) done = Clock::now();
   }
+  return late || Clock::now() - done > LONG_WAIT;
 }
 
 struct Drafter {
@@ -290,7 +301,7 @@ struct Drafter {
 //   stream      [rows][hidden], left as the drafter's states
 //   logits      of the last token
 //   own         [rows - known][hidden], conditions for the places after the tokens from the `known`-th on
-void viasd_draft(const Drafter* drafter, const Model* model, const Layer* layers, int count, const Cache* cache, int rows, int start,
+int viasd_draft(const Drafter* drafter, const Model* model, const Layer* layers, int count, const Cache* cache, int rows, int start,
                  const int64_t* ids, const bfloat16* conditions, int known, float* stream, const float* cosine, const float* sine,
                  bfloat16* logits, int vocabulary, bfloat16* own, int threads) {
   const int hidden = model->hidden;
@@ -299,15 +310,16 @@ void viasd_draft(const Drafter* drafter, const Model* model, const Layer* layers
   for (int r = 0; r < rows; ++r)
     for (int i = 0; i < hidden; i += 16)
       store(&tokens[size_t(r) * hidden + i], widen(drafter->embeddings + ids[r] * hidden + i) / size);
-  viasd_linear(&drafter->from_token, tokens.data(), hidden, rows, nullptr, 0, stream, 0, hidden, threads);
+  int late = viasd_linear(&drafter->from_token, tokens.data(), hidden, rows, nullptr, 0, stream, 0, hidden, threads);
   for (int i = 0; i < rows * hidden; i += 16) store(stream + i, load(stream + i) + widen(conditions + i));
   const Text text = {0, start, rows};
-  viasd_run(model, layers, count, cache, &text, 1, stream, cosine, sine, threads);
+  late |= viasd_run(model, layers, count, cache, &text, 1, stream, cosine, sine, threads);
   const float* last = stream + size_t(rows - 1) * hidden;
-  viasd_linear(&drafter->head, last, hidden, 1, drafter->norm, drafter->epsilon, logits, 1, vocabulary, threads);
+  late |= viasd_linear(&drafter->head, last, hidden, 1, drafter->norm, drafter->epsilon, logits, 1, vocabulary, threads);
   const float* unverified = stream + size_t(known) * hidden;
   if (known < rows)
-    viasd_linear(&drafter->from_own, unverified, hidden, rows - known, drafter->ones, drafter->own_epsilon, own, 1, hidden, threads);
+    late |= viasd_linear(&drafter->from_own, unverified, hidden, rows - known, drafter->ones, drafter->own_epsilon, own, 1, hidden, threads);
+  return late;
 }
 
 // Statistics of rows of logits [rows][count]; of the proposed tokens [tokens], which may be none, the logit less the

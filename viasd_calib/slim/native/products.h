@@ -3,7 +3,9 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <sched.h>
+#include <utility>
 
 #include "linear.h"
 
@@ -80,6 +82,14 @@ struct alignas(64) Stage {
 };
 
 constexpr int SPINS = 4000;  // of a waiting thread, before it lets others run: a busy machine needs the core
+constexpr std::chrono::microseconds LONG_WAIT(500);  // longer than any chunk takes: a thread that is waited for does not run
+
+using Clock = std::chrono::steady_clock;
+
+inline thread_local bool waited_long = false;  // since it was asked last
+
+// Whether this thread has waited for one that did not run; forgets it.
+inline bool was_late() { return std::exchange(waited_long, false); }
 
 // Calls work(chunk) for chunks 0 to count - 1, each once, by whichever thread is free; returns when all are done.
 template <class Work>
@@ -88,8 +98,17 @@ inline void share(Stage& stage, int count, const Work& work) {
     work(chunk);
     stage.done.fetch_add(1, std::memory_order_release);
   }
-  for (int spin = 0; stage.done.load(std::memory_order_acquire) < count; ++spin)
-    if (spin < SPINS) _mm_pause(); else sched_yield();
+  Clock::time_point begin;
+  int spin = 0;
+  for (; stage.done.load(std::memory_order_acquire) < count; ++spin) {
+    if (spin < SPINS) {
+      _mm_pause();
+      continue;
+    }
+    if (spin == SPINS) begin = Clock::now();
+    sched_yield();
+  }
+  if (spin > SPINS && Clock::now() - begin > LONG_WAIT) waited_long = true;
 }
 
 // How the tiles of a weight are cut into chunks, which threads take.

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from viasd_calib.slim.families import head_width, window_of
 from viasd_calib.slim.fused_linear import FusedLinearPart
-from viasd_calib.slim.native.library import CacheStruct, LayerStruct, LinearStruct, ModelStruct, TextStruct, kernels
+from viasd_calib.slim.native.library import CacheStruct, LayerStruct, LinearStruct, ModelStruct, TextStruct
 from viasd_calib.slim.native.linear import NativeLinear
 from viasd_calib.slim.native.packing import pointer_to
+from viasd_calib.slim.native.team import call
 from viasd_calib.slim.native.tokens import TextSpan
 from viasd_calib.slim.plan import Sublayer
 
@@ -80,9 +80,10 @@ class NativeStack:
         """
         cosine, sine = rotary
         cache, spans = cache_struct(keys, values), (TextStruct * len(texts))(*(TextStruct(*text) for text in texts))
-        kernels().viasd_run(
+        call(
+            "viasd_run",
             *(*self.pointers, pointer_to(cache), pointer_to(spans), len(texts)),
-            *(stream.data_ptr(), cosine.data_ptr(), sine.data_ptr(), torch.get_num_threads()),
+            *(stream.data_ptr(), cosine.data_ptr(), sine.data_ptr()),
         )
 
     @property

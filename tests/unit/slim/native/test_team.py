@@ -1,0 +1,84 @@
+"""How many threads run the kernels beside other work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from viasd_calib.slim.native import team
+from viasd_calib.slim.native.library import why_no_kernels
+from viasd_calib.slim.native.linear import native_linear
+from viasd_calib.slim.native.team import LONGEST_PAUSE, SHORTEST_PAUSE, Team
+
+LACKING = why_no_kernels(torch.device("cpu"), torch.bfloat16)
+
+
+def noted(one: Team, *late: bool, most: int = 4) -> int:
+    """Threads after calls of these kinds."""
+    for each in late:
+        one.size(most)
+        one.note(each)
+    return one.size(most)
+
+
+def test_one_late_call_is_chance() -> None:
+    assert noted(Team(), True, False, True, False, True) == 4
+
+
+def test_two_late_calls_in_succession_take_a_thread_away() -> None:
+    one = Team()
+    assert noted(one, True, True) == 3
+    assert noted(one, True, True) == 2
+    assert noted(one, *[True] * 20) == 1
+
+
+def test_one_more_is_tried_after_a_pause_and_kept_where_it_runs() -> None:
+    one = Team()
+    assert noted(one, True, True, *[False] * (SHORTEST_PAUSE - 1)) == 3
+    assert noted(one, False) == 4
+    assert noted(one, False, True, False) == 4
+
+
+def test_a_trial_that_fails_makes_the_next_pause_longer() -> None:
+    one = Team()
+    noted(one, True, True)
+    pause = SHORTEST_PAUSE
+    while pause < 2 * LONGEST_PAUSE:
+        assert noted(one, *[False] * (min(pause, LONGEST_PAUSE) - 1)) == 3
+        assert noted(one, False) == 4, "the trial"
+        assert noted(one, True) == 3, "a single late call ends it"
+        pause *= 2
+
+
+def test_another_number_of_threads_begins_anew() -> None:
+    one = Team()
+    assert noted(one, True, True) == 3
+    assert one.size(8) == 8
+
+
+@given(late=st.lists(st.booleans(), max_size=300), most=st.integers(1, 6))
+def test_there_is_always_one_and_never_more_than_allowed(late: list[bool], most: int) -> None:
+    one = Team()
+    sizes = {noted(one, each, most=most) for each in late}
+    assert all(1 <= size <= most for size in sizes)
+
+
+@pytest.mark.skipif(LACKING is not None, reason=f"the kernels do not run here: {LACKING}")
+def test_a_call_asks_for_the_team_s_threads_and_tells_it_what_became_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    class Told(Team):
+        def note(self, late: bool) -> None:
+            seen.append(self.size(torch.get_num_threads()))
+            super().note(True)
+
+    monkeypatch.setattr(team.TEAMS, "own", Told())
+    layer = native_linear(torch.randn(64, 64), None)
+    rows = torch.randn(3, 64)
+    first = layer(rows)
+    for _ in range(4):
+        assert torch.equal(layer(rows), first)
+    most = torch.get_num_threads()
+    assert seen == [max(1, most - number // 2) for number in range(5)]
