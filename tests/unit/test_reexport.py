@@ -18,7 +18,7 @@ CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 CONTENT = {
     "smollm2-135m/routing.json": "ce3617c9f78856fdc5568f0db12124c3911726a3475dab095cf1ed3e7bfaf305",
     "smollm2-135m/offload.json": "b1a0d0b208cecb33d8edf723bbb6b91df2f530e5878ca0d22cf2190ad985c78e",
-    "qwen2.5-coder-1.5b/routing.json": "b658f687e385321b5eae91b28a8557f45f2de3357879ce0fe90406641bfd1d15",
+    "qwen2.5-coder-1.5b/routing.json": "83974d5d18c40634c74652aa4edd02a1936c4493c2ea331c6e703cbfbe49aec7",
 }
 
 

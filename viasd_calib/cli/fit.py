@@ -36,9 +36,12 @@ def fit(words: Sequence[str], load: lazy_types.LoadVerifier | None = None) -> No
 
     from viasd_calib.cli.fit_cli import FitCLI
     from viasd_calib.pipeline import fit as job
+    from viasd_calib.pipeline.fit_gates import gates_alone
 
     read = FitCLI(words)
     options = read.options
+    if gates_alone(options):
+        read.save_config()
     artifact = job.fit(options, load, read.instantiate_trainer)
     if artifact is not None:
         say_fit(artifact)

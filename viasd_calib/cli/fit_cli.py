@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from jsonargparse.typing import PositiveInt
@@ -98,6 +99,12 @@ class FitCLI(LightningCLI):
         """A trainer of the options, but for ``changes``, with callbacks of its own."""
         callbacks = deepcopy(self.config_init.trainer.callbacks)
         return super().instantiate_trainer(**{"callbacks": callbacks, **changes})
+
+    def save_config(self) -> None:
+        """Write what was read into ``out``, as trainers do: for a fit that makes none."""
+        folder = Path(self.config.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, str(folder / "config.yaml"), overwrite=True, multifile=False)
 
     @property
     def options(self) -> FitOptions:

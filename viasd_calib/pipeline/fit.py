@@ -8,7 +8,7 @@ from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import LoadVerifier, load_verifier
 from viasd_calib.pipeline.fit_checks import check_devices, check_fit, last_checkpoint
-from viasd_calib.pipeline.fit_gates import check_streamed, fit_gates_alone, trains_nothing
+from viasd_calib.pipeline.fit_gates import check_streamed, fit_gates_alone, gates_alone
 from viasd_calib.pipeline.fit_memory import with_bits_for_memory
 from viasd_calib.pipeline.fit_once import fit_once
 from viasd_calib.pipeline.fit_options import FitOptions, lightning_refusals
@@ -43,7 +43,7 @@ def fit(
         options = replace(options, ckpt_path=str(last_checkpoint(entries)))
         notice(f"goes on from {options.ckpt_path}")
     options = with_bits_for_memory(options, load or load_verifier)
-    if options.offload is not None or trains_nothing(options):
+    if gates_alone(options):
         return fit_gates_alone(options, load or load_verifier)
     job = fit_once if options.rounds == 1 else fit_rounds
     with lightning_refusals():

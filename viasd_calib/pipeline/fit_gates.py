@@ -35,8 +35,10 @@ from viasd_calib.traces.folder import refuse_other_verifier
 from viasd_calib.training.distillation import check_memory
 
 
-def trains_nothing(options: FitOptions) -> bool:
-    """Whether a fit on this machine is of gates alone, in one process on a CPU."""
+def gates_alone(options: FitOptions) -> bool:
+    """Whether a fit on this machine is of gates alone: as asked by ``offload``, or in one process on a CPU."""
+    if options.offload is not None:
+        return True
     single = options.trainer.get("devices", 1) in (1, "1", "auto") and options.trainer.get("num_nodes", 1) == 1
     return single and not torch.cuda.is_available() and _needs_training(options) is None
 

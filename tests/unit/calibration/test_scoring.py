@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -197,9 +198,9 @@ def test_gates_are_assessed_on_prompts_they_were_not_fitted_on(
     texts = read_texts(tmp_path)
     seen: list[list[str]] = []
 
-    def noted(model: RoutedModel, some: list[TraceText], max_run: int) -> Iterator[ScoredText]:
+    def noted(model: RoutedModel, some: list[TraceText], max_run: int, **how: Any) -> Iterator[ScoredText]:
         seen.append([text.prompt_sha256 for text in some])
-        return score_texts(model, some, max_run)
+        return score_texts(model, some, max_run, **how)
 
     monkeypatch.setattr("viasd_calib.calibration.gate_fitting.score_texts", noted)
     model = RoutedModel(tiny_verifier.model, Route())

@@ -44,15 +44,12 @@ def test_it_goes_from_traces_to_a_text(
     tiny_folder: TinyFolder, traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = options(tiny_folder, traces, tmp_path / "fit", **LOW)
-    made: list[Any] = []
 
-    def new_trainer(**changes: Any) -> Any:
-        made.append(given.new_trainer(**changes))
-        return made[-1]
+    def new_trainer(**_: Any) -> Any:
+        raise AssertionError("there is nothing to train")
 
     fitted = viasd_calib.fit(given, new_trainer=new_trainer)
     assert fitted is not None
-    assert [trainer.global_step for trainer in made] == [0]
     assert [*fitted.route.entries()] == ["low_bit"]
     assert fitted.route.low_bit == WHOLE
     assert fitted.agreement > 0.8
@@ -75,7 +72,8 @@ def test_it_goes_from_traces_to_a_text(
     route = load_spec(spec).route
     assert route.low_bit == WHOLE
     assert route.memory == fitted.route.memory
-    assert sorted(path.name for path in (tmp_path / "spec").rglob("*")) == ["routing.json"]
+    files = {path.relative_to(tmp_path / "spec") for path in (tmp_path / "spec").rglob("*") if path.is_file()}
+    assert {path.name for path in files if path.parts[0] != "certificate"} == {"routing.json"}, "no tensors"
     assert main(["validate", spec]) == 0
     assert "slim verifier: 0." in " ".join(capsys.readouterr().out.split())
     command = ["generate", "--spec", spec, "--prompt", "w1 w2", "--max_new_tokens", "8"]
