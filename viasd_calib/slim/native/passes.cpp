@@ -258,7 +258,7 @@ int viasd_run(const Model* model_, const Layer* layers, int count, const Cache* 
     if (was_late()) late = true;
     if (omp_get_thread_num() == 0) done = Clock::now();
   }
-  return late || Clock::now() - done > LONG_WAIT;
+  return rows <= ROWS && (late || Clock::now() - done > LONG_WAIT);
 }
 
 // A linear layer: from [rows][count] to [rows][columns], bfloat16 where `narrowed`, else float32; after a norm where
@@ -285,7 +285,7 @@ int viasd_linear(const Linear* linear, const float* from, int count, int rows, c
     if (was_late()) late = true;
     if (omp_get_thread_num() == 0) done = Clock::now();
   }
-  return late || Clock::now() - done > LONG_WAIT;
+  return rows <= ROWS && (late || Clock::now() - done > LONG_WAIT);
 }
 
 struct Drafter {

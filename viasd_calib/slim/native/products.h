@@ -82,7 +82,7 @@ struct alignas(64) Stage {
 };
 
 constexpr int SPINS = 4000;  // of a waiting thread, before it lets others run: a busy machine needs the core
-constexpr std::chrono::microseconds LONG_WAIT(500);  // longer than any chunk takes: a thread that is waited for does not run
+constexpr std::chrono::microseconds LONG_WAIT(500);  // longer than a chunk of few rows takes: a thread that is waited for does not run
 
 using Clock = std::chrono::steady_clock;
 

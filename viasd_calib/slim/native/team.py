@@ -14,10 +14,14 @@ import torch
 
 from viasd_calib.slim.native.library import kernels
 
+TRIAL = 32
+"""Calls with one thread more, in which none may be late."""
 SHORTEST_PAUSE = 32
 """Calls with fewer threads, after which one more is tried."""
 LONGEST_PAUSE = 1024
 """The same, after trials that failed."""
+WEIGHT, MOST = 8, 20
+"""What a late call adds to a sum from which others take 1, and what that sum may come to: two late ones are chance."""
 
 
 class Team:
@@ -25,38 +29,37 @@ class Team:
 
     Example:
         >>> team = Team()
-        >>> team.size(2), [team.note(True) for _ in range(2)], team.size(2)
-        (2, [None, None], 1)
+        >>> team.size(2), [team.note(True) for _ in range(3)], team.size(2)
+        (2, [None, None, None], 1)
     """
 
-    def __init__(self) -> None:
-        self._most = self._size = 0
-        self._late_before = self._on_trial = False
+    def __init__(self, most: int = 0) -> None:
+        self._most = self._size = most
+        self._late = self._trial = 0
         self._pause = self._left = SHORTEST_PAUSE
 
     def size(self, most: int) -> int:
         """Threads of the next call, 1 to ``most``."""
         if most != self._most:
-            self.__init__()  # type: ignore[misc]
-            self._most = self._size = most
+            self.__init__(most)  # type: ignore[misc]
         return self._size
 
     def note(self, late: bool) -> None:
         """Learn whether a thread of the last call was waited for that did not run.
 
-        Two such calls in succession, or the first one with a thread more, are answered with a thread less.
+        Several such calls near each other, or one while another thread is tried, are answered with a thread less.
         """
-        if late and (self._late_before or self._on_trial):
-            self._pause = min(2 * self._pause, LONGEST_PAUSE) if self._on_trial else SHORTEST_PAUSE
+        self._late = self._late + WEIGHT if late else max(0, self._late - 1)
+        if late and (self._trial or self._late > MOST):
+            self._pause = min(2 * self._pause, LONGEST_PAUSE) if self._trial else SHORTEST_PAUSE
             self._size, self._left = max(1, self._size - 1), self._pause
-            self._late_before = self._on_trial = False
-            return
-        self._late_before, self._on_trial = late, False
-        if self._size == self._most:
-            return
-        self._left -= 1
-        if self._left <= 0:
-            self._size, self._left, self._on_trial = self._size + 1, self._pause, True
+            self._late = self._trial = 0
+        elif self._trial:
+            self._trial -= 1
+        elif self._size < self._most:
+            self._left -= 1
+            if self._left == 0:
+                self._size, self._left, self._trial = self._size + 1, self._pause, TRIAL
 
 
 class _Teams(threading.local):
