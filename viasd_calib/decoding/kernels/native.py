@@ -7,7 +7,7 @@ from torch import Tensor
 
 from viasd_calib.decoding.kernels.reference import LogitStatistics
 from viasd_calib.slim.native.library import kernels
-from viasd_calib.slim.native.team import threads
+from viasd_calib.slim.native.team import team
 
 
 def logit_statistics_native(logits: Tensor, tokens: Tensor) -> LogitStatistics:
@@ -19,7 +19,7 @@ def logit_statistics_native(logits: Tensor, tokens: Tensor) -> LogitStatistics:
     log_ratio = torch.empty(tokens.shape[0])
     kernels().viasd_statistics(
         *(logits.data_ptr(), vocabulary, rows, tokens.data_ptr(), tokens.shape[0]),
-        *(values.data_ptr(), argmax.data_ptr(), log_ratio.data_ptr(), threads()),
+        *(values.data_ptr(), argmax.data_ptr(), log_ratio.data_ptr(), team().size),
     )
     maximum, log_sum_exp, entropy, second = values
     return LogitStatistics(maximum, log_sum_exp, argmax, entropy, second, log_ratio)

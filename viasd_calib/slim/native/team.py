@@ -27,22 +27,20 @@ WEIGHT, MOST = 8, 20
 class Team:
     """Threads for the calls of one thread of the process.
 
+    Attributes:
+        most: threads that a call may take.
+        size: threads that the next call takes, 1 to ``most``.
+
     Example:
-        >>> team = Team()
-        >>> team.size(2), [team.note(True) for _ in range(3)], team.size(2)
+        >>> two = Team(2)
+        >>> two.size, [two.note(True) for _ in range(3)], two.size
         (2, [None, None, None], 1)
     """
 
-    def __init__(self, most: int = 0) -> None:
-        self._most = self._size = most
+    def __init__(self, most: int) -> None:
+        self.most = self.size = most
         self._late = self._trial = 0
         self._pause = self._left = SHORTEST_PAUSE
-
-    def size(self, most: int) -> int:
-        """Threads of the next call, 1 to ``most``."""
-        if most != self._most:
-            self.__init__(most)  # type: ignore[misc]
-        return self._size
 
     def note(self, late: bool) -> None:
         """Learn whether a thread of the last call was waited for that did not run.
@@ -52,27 +50,29 @@ class Team:
         self._late = self._late + WEIGHT if late else max(0, self._late - 1)
         if late and (self._trial or self._late > MOST):
             self._pause = min(2 * self._pause, LONGEST_PAUSE) if self._trial else SHORTEST_PAUSE
-            self._size, self._left = max(1, self._size - 1), self._pause
+            self.size, self._left = max(1, self.size - 1), self._pause
             self._late = self._trial = 0
         elif self._trial:
             self._trial -= 1
-        elif self._size < self._most:
+        elif self.size < self.most:
             self._left -= 1
             if self._left == 0:
-                self._size, self._left, self._trial = self._size + 1, self._pause, TRIAL
+                self.size, self._left, self._trial = self.size + 1, self._pause, TRIAL
 
 
 class _Teams(threading.local):
-    def __init__(self) -> None:
-        self.own = Team()
+    own: Team | None = None
 
 
 TEAMS = _Teams()
 
 
-def threads() -> int:
-    """Threads that the next call of this thread of the process may take."""
-    return TEAMS.own.size(torch.get_num_threads())
+def team() -> Team:
+    """The team of the thread that asks; a new one after ``torch.set_num_threads`` has set another number."""
+    most = torch.get_num_threads()
+    if TEAMS.own is None or TEAMS.own.most != most:
+        TEAMS.own = Team(most)
+    return TEAMS.own
 
 
 def call(name: str, *arguments: Any) -> None:
@@ -81,4 +81,5 @@ def call(name: str, *arguments: Any) -> None:
     Args:
         arguments: all but the last one, the number of threads.
     """
-    TEAMS.own.note(bool(getattr(kernels(), name)(*arguments, threads())))
+    own = team()
+    own.note(bool(getattr(kernels(), name)(*arguments, own.size)))
