@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from viasd_calib.decoding.conversation import Answering, Turn, converse, converse_together
-from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.conversation import Answering, answer_batch
 from viasd_calib.models import Verifier
 from viasd_calib.progress import steps
 from viasd_calib.prompts import Prompt
@@ -173,23 +172,13 @@ def decode_in_turns(
     spent = [Spent() for _ in decoders]
     units = [prompts[begin : begin + batch] for begin in range(0, len(prompts), batch)]
     for decoder in decoders if warm_up else ():
-        _turns(decoder, verifier, units[0], max_new_tokens, batch)
+        answer_batch(decoder, verifier, units[0], max_new_tokens, batch)
     with steps(label, len(units), "prompts" if batch == 1 else "batches") as running:
         for number, unit in enumerate(units):
             for which in ((number + step) % len(decoders) for step in range(len(decoders))):
                 begin = time.perf_counter()
-                turns = _turns(decoders[which], verifier, unit, max_new_tokens, batch)
+                answered = answer_batch(decoders[which], verifier, unit, max_new_tokens, batch)
                 spent[which].seconds.append(time.perf_counter() - begin)
-                spent[which].tokens.append(sum(len(turn.generation.tokens) for turn in turns))
+                spent[which].tokens.append(sum(len(turn.generation.tokens) for turns in answered for turn in turns))
             running.advance()
     return spent
-
-
-def _turns(
-    decoder: Answering, verifier: Verifier, prompts: Sequence[Prompt], max_new_tokens: int, batch: int
-) -> list[Turn]:
-    """All turns of prompts that are answered one by one, or as one batch."""
-    if batch == 1:
-        return [turn for prompt in prompts for turn in converse(decoder, verifier, prompt, max_new_tokens)]
-    assert isinstance(decoder, Decoder), "nothing else answers batches"
-    return [turn for turns in converse_together(decoder, verifier, prompts, max_new_tokens) for turn in turns]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from viasd_calib.decoding.session import Generation
 from viasd_calib.models import Verifier
@@ -28,6 +28,7 @@ class Answering(Protocol):
         ...
 
 
+@runtime_checkable
 class AnsweringTogether(Protocol):
     """Whatever answers several prompts together; a decoder does."""
 
@@ -85,3 +86,26 @@ def converse_together(
             answers[place].append(str(verifier.tokenizer.decode(generation.tokens, skip_special_tokens=True)))
             turns[place].append(Turn(ids, generation))
     return turns
+
+
+def answer_batch(
+    decoder: Answering, verifier: Verifier, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int
+) -> list[list[Turn]]:
+    """Answer the prompts of one batch: together, or one by one where ``batch_size`` is 1.
+
+    A batch of more that has one prompt left is answered as a batch, too.
+
+    Args:
+        decoder: :class:`AnsweringTogether` where ``batch_size`` is not 1.
+        batch_size: most prompts of a batch.
+
+    Returns:
+        The turns of each prompt, in their order.
+
+    Raises:
+        PromptError: a turn would not fit after empty answers either.
+    """
+    if batch_size == 1:
+        return [list(converse(decoder, verifier, prompt, max_new_tokens)) for prompt in prompts]
+    assert isinstance(decoder, AnsweringTogether), f"{type(decoder).__name__} answers no batches"
+    return converse_together(decoder, verifier, prompts, max_new_tokens)

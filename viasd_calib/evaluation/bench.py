@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from viasd_calib.choices import Backend, BenchMethod
-from viasd_calib.decoding.conversation import Answering, Turn, converse, converse_together
+from viasd_calib.decoding.conversation import Answering, Turn, answer_batch
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine
 from viasd_calib.decoding.strategies.base import load_strategy
@@ -168,7 +168,7 @@ def _measure(
     batches = draw_batches(prompts, size, settings.seed)
     warm_up = min(WARM_UP_TOKENS, settings.max_new_tokens)
     for decoder in answerers.values():
-        _turns(decoder, engine.verifier, batches[0].prompts, size, warm_up)
+        answer_batch(decoder, engine.verifier, batches[0].prompts, warm_up, size)
     done: list[Answered] = []
     label, unit = ("bench", "prompts") if size == 1 else (f"bench, {size} texts together", "batches")
     with steps(label, len(batches), unit) as running:
@@ -223,16 +223,6 @@ def answering(
     return engine.decoder(name, audit, drafting_pays_at=drafting_pays_at)
 
 
-def _turns(
-    decoder: Answering, verifier: Verifier, prompts: Sequence[Prompt], size: int, max_new_tokens: int
-) -> list[list[Turn]]:
-    """The turns of each prompt of a batch of at most ``size``."""
-    if size == 1:
-        return [list(converse(decoder, verifier, prompt, max_new_tokens)) for prompt in prompts]
-    assert isinstance(decoder, Decoder), "the others are refused in batches"
-    return converse_together(decoder, verifier, prompts, max_new_tokens)
-
-
 def _answer(
     engine: Engine,
     answerers: Mapping[BenchMethod, Answering],
@@ -246,7 +236,8 @@ def _answer(
     if "autoregressive" in timed:
         reference = timed["autoregressive"].turns
     else:
-        reference = _turns(engine.decoder("autoregressive"), engine.verifier, prompts, size, settings.max_new_tokens)
+        plain = engine.decoder("autoregressive")
+        reference = answer_batch(plain, engine.verifier, prompts, settings.max_new_tokens, size)
     return {name: _decoded(engine, prompts, one, reference) for name, one in timed.items()}
 
 
@@ -265,7 +256,7 @@ def _run_batch(
     for name in names:
         measured = PeakMemory(device) if device is not None else None
         begin = time.perf_counter()
-        turns = _turns(answerers[name], verifier, prompts, size, max_new_tokens)
+        turns = answer_batch(answerers[name], verifier, prompts, max_new_tokens, size)
         seconds = time.perf_counter() - begin
         timed[name] = Timed(turns, seconds, None if measured is None else measured.bytes())
     return timed

@@ -13,6 +13,7 @@ import pytest
 from tests.offload_cases import save_verifier, write_spec
 from tests.tiny import TinyFolder, tiny_prompts, tiny_spec
 from viasd_calib.cli import main
+from viasd_calib.decoding import conversation
 from viasd_calib.decoding.conversation import Turn, converse, converse_together
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import load_engine
@@ -60,8 +61,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(bench, "time", clock)
-    monkeypatch.setattr(bench, "converse", clock.converse)
-    monkeypatch.setattr(bench, "converse_together", clock.converse_together)
+    monkeypatch.setattr(conversation, "converse", clock.converse)
+    monkeypatch.setattr(conversation, "converse_together", clock.converse_together)
     monkeypatch.setenv("COLUMNS", "200")
     return clock
 

@@ -12,6 +12,7 @@ import pytest
 from tests.tiny import TinyFolder, tiny_prompts, tiny_spec
 from viasd_calib.calibration.paired import FEWEST_PROMPTS
 from viasd_calib.cli import main
+from viasd_calib.decoding import conversation
 from viasd_calib.decoding.conversation import Turn, converse
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.digest import policy_digest
@@ -48,7 +49,7 @@ def measured(
     """A benchmark of two tasks, as it was written and as it was printed."""
     clock = Clock()
     monkeypatch.setattr(bench, "time", clock)
-    monkeypatch.setattr(bench, "converse", clock.converse)
+    monkeypatch.setattr(conversation, "converse", clock.converse)
     monkeypatch.setenv("COLUMNS", "200")
     spec, prompts = tiny_spec(tiny_folder, tmp_path), tmp_path / "prompts.jsonl"
     prompts.write_text("".join(prompt.model_dump_json() + "\n" for prompt in tiny_prompts(FEWEST_PROMPTS)))

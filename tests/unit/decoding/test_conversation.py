@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from tests.tiny import tiny_prompts
-from viasd_calib.decoding.conversation import converse, converse_together
+from viasd_calib.decoding.conversation import answer_batch, converse, converse_together
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.session import Generation
 from viasd_calib.decoding.strategies.autoregressive import Autoregressive
@@ -43,11 +43,21 @@ def test_turns_are_answered_as_they_are_asked_for(decoder: Decoder, tiny_verifie
         next(turns)
 
 
-class Counted:
-    """A decoder that notes how many texts it is asked for together."""
+class AloneOnly:
+    """A decoder that answers no batches."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
+        return self.decoder.generate([*prompt], max_new_tokens)
+
+
+class Counted(AloneOnly):
+    """A decoder that notes how many texts it is asked for together."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__(decoder)
         self.sizes: list[int] = []
 
     def generate_batch(
@@ -68,6 +78,20 @@ def test_the_turns_of_a_batch_are_those_of_each_conversation(decoder: Decoder, t
     assert together == [list(converse(decoder, tiny_verifier, prompt, 6)) for prompt in prompts]
     assert counted.sizes == [sum(length > turn for length in lengths) for turn in range(3)]
     assert converse_together(counted, tiny_verifier, [], 6) == []
+
+
+def test_a_batch_is_answered_together_and_one_prompt_at_a_time_by_whatever_answers(
+    decoder: Decoder, tiny_verifier: Verifier
+) -> None:
+    """A batch of more that has one prompt left is a batch, too."""
+    prompts, counted = tiny_prompts(3, turns=2), Counted(decoder)
+    single = answer_batch(AloneOnly(decoder), tiny_verifier, prompts, 6, 1)
+    assert single == [list(converse(decoder, tiny_verifier, prompt, 6)) for prompt in prompts]
+    assert answer_batch(counted, tiny_verifier, prompts, 6, 3) == single
+    assert counted.sizes[0] == 3
+    assert answer_batch(counted, tiny_verifier, prompts[:1], 6, 3) == single[:1]
+    with pytest.raises(AssertionError, match="AloneOnly answers no batches"):
+        answer_batch(AloneOnly(decoder), tiny_verifier, prompts, 6, 3)
 
 
 def test_a_conversation_without_room_leaves_the_batch(decoder: Decoder, tiny_verifier: Verifier) -> None:
