@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from math import sqrt
+from typing import TypeVar
 
 from viasd_calib.decoding.policies import Policy, PolicyKind
 from viasd_calib.errors import PlanningError
 from viasd_calib.planning.search import Predicted, Predictions
 from viasd_calib.spec import Decoding, Gates, PlanEntry, PolicyDrafter
+
+Found = TypeVar("Found")
 
 DRAFTING_NOTHING: tuple[PolicyDrafter, ...] = ("slim", "none")
 
@@ -50,14 +53,7 @@ def plan_rows(contexts: Sequence[int], policies: Sequence[Policy]) -> list[PlanE
     """
     if not contexts or [*contexts] != sorted(set(contexts)):
         raise PlanningError(f"contexts are {[*contexts]}; give them in rising order, each once")
-    rows: list[PlanEntry] = []
-    for number, policy in enumerate(policies):
-        last = number == len(policies) - 1
-        if not last and policies[number + 1] == policy:
-            continue
-        bound = None if last else int(sqrt(contexts[number] * contexts[number + 1]))
-        rows.append(PlanEntry(max_context=bound, policy=policy.planned()))
-    return rows
+    return [PlanEntry(max_context=bound, policy=policy.planned()) for bound, policy in _ranges(contexts, policies)]
 
 
 def rows_by_batch(batches: Sequence[int], groups: Sequence[Sequence[PlanEntry]]) -> list[PlanEntry]:
@@ -72,14 +68,20 @@ def rows_by_batch(batches: Sequence[int], groups: Sequence[Sequence[PlanEntry]])
         >>> [(row.max_batch, row.policy.draft_length) for row in rows_by_batch([1, 4, 16], [fast, fast, slow])]
         [(8, 4), (None, 0)]
     """
-    rows: list[PlanEntry] = []
-    for number, group in enumerate(groups):
-        last = number == len(groups) - 1
-        if not last and [*groups[number + 1]] == [*group]:
-            continue
-        bound = None if last else int(sqrt(batches[number] * batches[number + 1]))
-        rows += [row.model_copy(update={"max_batch": bound}) for row in group]
-    return rows
+    ranges = _ranges(batches, [[*group] for group in groups])
+    return [row.model_copy(update={"max_batch": bound}) for bound, group in ranges for row in group]
+
+
+def _ranges(places: Sequence[int], found: Sequence[Found]) -> Iterator[tuple[int | None, Found]]:
+    """What was found at rising places, neighbours that are equal once, each with the bound up to which it holds.
+
+    That is half way, by ratio, to the next place where something else was found; None for the last.
+    """
+    for number, one in enumerate(found):
+        if number == len(found) - 1:
+            yield None, one
+        elif found[number + 1] != one:
+            yield int(sqrt(places[number] * places[number + 1])), one
 
 
 def base_of(rows: Sequence[PlanEntry], gates: Gates, decoding: Decoding) -> tuple[Gates, Decoding]:
