@@ -64,6 +64,29 @@ class RoundedWeight(NamedTuple):
         steps = self.steps.repeat_interleave(GROUP, 1)[:, :inputs]  # [out, in]
         return self.codes * steps + self.lowest.repeat_interleave(GROUP, 1)[:, :inputs]
 
+    def outputs(self, some: slice) -> RoundedWeight:
+        """Some of its outputs, as views.
+
+        Example:
+            >>> round_weight(torch.eye(3), 8).outputs(slice(1, 3)).codes.tolist()
+            [[0, 127, 0], [0, 0, 127]]
+        """
+        return RoundedWeight(self.bits, self.codes[some], self.steps[some], self.lowest[some])
+
+    @staticmethod
+    def joined(parts: Sequence[RoundedWeight]) -> RoundedWeight:
+        """Weights of the same bits and inputs as one, their outputs one after the other; a single one as it is.
+
+        Example:
+            >>> weight = round_weight(torch.eye(3), 8)
+            >>> RoundedWeight.joined([weight, weight.outputs(slice(1))]).codes[2:].tolist()
+            [[0, 0, 127], [127, 0, 0]]
+        """
+        if len(parts) == 1:
+            return parts[0]
+        codes, steps, lowest = (torch.cat(own) for own in zip(*(part[1:] for part in parts), strict=True))
+        return RoundedWeight(parts[0].bits, codes, steps, lowest)
+
 
 def round_weight(weight: Tensor, bits: Bits) -> RoundedWeight:
     """A weight [out, in] in 8 or 4 bits: each entry is off by half a step at most.
@@ -77,15 +100,7 @@ def round_weight(weight: Tensor, bits: Bits) -> RoundedWeight:
     """
     weight = weight.detach()
     rows = max(1, ROUNDED_AT_ONCE // weight.shape[1])
-    if len(weight) <= rows:
-        return _round_rows(weight, bits)
-    parts = [_round_rows(some, bits) for some in weight.split(rows)]  # no row knows of another
-    return RoundedWeight(
-        bits,
-        torch.cat([part.codes for part in parts]),
-        torch.cat([part.steps for part in parts]),
-        torch.cat([part.lowest for part in parts]),
-    )
+    return RoundedWeight.joined([_round_rows(some, bits) for some in weight.split(rows)])  # no row knows of another
 
 
 def _round_rows(weight: Tensor, bits: Bits) -> RoundedWeight:

@@ -97,11 +97,6 @@ def pack_low_bits(modules: Iterable[nn.Module]) -> None:
 
 def _joined(layers: Sequence[LowBitLinear]) -> NativeLinear:
     """Layers of the same bits as one, their outputs one after the other."""
-    rounded = [layer.rounded for layer in layers]
-    weight = rounded[0]
-    if len(rounded) > 1:
-        weight = RoundedWeight(
-            weight.bits, *(torch.cat(parts) for parts in zip(*(one[1:] for one in rounded), strict=True))
-        )
+    weight = RoundedWeight.joined([layer.rounded for layer in layers])
     bias = joint_bias([layer.bias for layer in layers], [layer.out_features for layer in layers])
     return NativeLinear(pack_rounded(weight), bias, layers[0].input_bits)

@@ -93,10 +93,8 @@ def pack_rounded(weight: RoundedWeight) -> PackedWeight:
     rows = len(weight.codes)
     if rows <= PACKED_AT_ONCE:
         return _pack_rows(weight)
-    parts = [
-        _pack_rows(RoundedWeight(weight.bits, *(one[begin : begin + PACKED_AT_ONCE] for one in weight[1:])))
-        for begin in range(0, rows, PACKED_AT_ONCE)
-    ]
+    begins = range(0, rows, PACKED_AT_ONCE)
+    parts = [_pack_rows(weight.outputs(slice(begin, begin + PACKED_AT_ONCE))) for begin in begins]
     steps, lowest = (torch.cat([getattr(part, name) for part in parts]) for name in ("steps", "lowest"))
     return PackedWeight(
         weight.bits, (rows, weight.codes.shape[1]), torch.cat([part.tiles for part in parts]), steps, lowest
