@@ -21,15 +21,13 @@ from viasd_calib.draft.base import Drafter
 from viasd_calib.draft.build import build_drafter, draft_weights, policy_drafter
 from viasd_calib.draft.places import confident_lookup, named_model, relocated
 from viasd_calib.errors import MethodError, ModelError
-from viasd_calib.host_memory import give_freed_memory_back
 from viasd_calib.models import DTYPE_NAMES, LoadVerifier, Verifier, beside, check_model, load_verifier
 from viasd_calib.option_types import check_option
 from viasd_calib.shipped import shipped
-from viasd_calib.slim.backends import choose_backend, kernel_family, prepare
+from viasd_calib.slim.backends import choose_backend, kernel_family
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.slim.in_process import InProcess
-from viasd_calib.slim.loading import load_routed
-from viasd_calib.slim.offload.install import stream_layers
+from viasd_calib.slim.loading import load_routed, make_ready
 from viasd_calib.slim.offload.settings import Offload, check_offload
 from viasd_calib.slim.resident import holder_of, slim_bytes
 from viasd_calib.spec import (
@@ -281,9 +279,6 @@ def assemble(
     drafter = build_drafter(spec.draft, draft_folder or folder, routed, verifier.tokenizer)
     holder = holder_of(backend, routed.device, routed.dtype)
     drafter_bytes = slim_bytes(verifier.model, drafter.networks, backend, holder)
-    if offload is not None:
-        stream_layers(routed, spec.route, offload, backend)
     routed.expect_taps(drafter.taps)
-    prepare((verifier.model, *routed.slim_networks, *drafter.networks), backend, routed.device, routed.dtype)
-    give_freed_memory_back()
+    make_ready(routed, spec.route, backend, offload, drafter.networks)
     return Engine(spec, verifier, routed, drafter, backend, drafter_bytes=drafter_bytes)

@@ -52,8 +52,8 @@ def capture(options: CaptureOptions, load: lazy_types.LoadVerifier | None = None
     from viasd_calib.draft.build import build_drafter, name_draft
     from viasd_calib.draft.places import draft_from
     from viasd_calib.models import load_verifier
-    from viasd_calib.slim.backends import choose_backend, fastest_dtype, open_model, prepare
-    from viasd_calib.slim.offload.install import stream_layers
+    from viasd_calib.slim.backends import choose_backend, fastest_dtype, open_model
+    from viasd_calib.slim.loading import make_ready
     from viasd_calib.traces import capture as capturing
     from viasd_calib.traces.folder import CaptureSettings
 
@@ -83,10 +83,7 @@ def capture(options: CaptureOptions, load: lazy_types.LoadVerifier | None = None
     drafter = None
     if options.draft != "none":
         drafter = build_drafter(*name_draft(options.draft), routed, loaded.tokenizer)
-    if offload is not None:
-        stream_layers(routed, None, offload, backend)
-    networks = () if drafter is None else drafter.networks
-    prepare((loaded.model, *networks), backend, routed.device, routed.dtype)
+    make_ready(routed, None, backend, offload, () if drafter is None else drafter.networks)
     settings = CaptureSettings(
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,

@@ -16,7 +16,7 @@ from viasd_calib.calibration.artifacts import FitArtifact
 from viasd_calib.calibration.gate_fitting import FittedGates, fit_gates
 from viasd_calib.calibration.scoring import at_once, run_by_run
 from viasd_calib.errors import CalibrationError
-from viasd_calib.host_memory import freed_memory_goes_back, give_freed_memory_back
+from viasd_calib.host_memory import freed_memory_goes_back
 from viasd_calib.models import LoadVerifier
 from viasd_calib.pipeline.fit_memory import offload_entry
 from viasd_calib.pipeline.fit_once import gate_texts, write_result
@@ -107,7 +107,6 @@ def _gates(
     route = save_parts(Route(), held, options.model.part_options, out)
     routed = load_ready(verifier.model, route, out, offload)
     check_memory(routed.memory, options.model.memory)
-    give_freed_memory_back()
     with nullcontext() if offload is None else freed_memory_goes_back():
         gates = fit_gates(
             routed, compared.training_texts(), compared.validation_texts(), options.model.max_run,

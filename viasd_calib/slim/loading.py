@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from viasd_calib.choices import Backend
@@ -49,9 +51,33 @@ def load_ready(
     """
     backend = choose_backend(model)
     routed = load_routed(model, route, folder, backend)
+    make_ready(routed, route, backend, offload)
+    return routed
+
+
+def make_ready(
+    routed: RoutedModel,
+    route: Route | None,
+    backend: Backend,
+    offload: Offload | None = None,
+    networks: Iterable[nn.Module] = (),
+) -> None:
+    """Let q read its cold layers for each pass, prepare all that decodes for its backend, and give freed memory back.
+
+    All in place: what a drafter takes of q's own modules, and taps, are settled before.
+
+    Args:
+        route: of q'; None where there is none, and all of q may be cold.
+        backend: that ``routed`` was opened for.
+        offload: how layers are read of a verifier that was loaded without them; None for one that has them.
+        networks: what a drafter runs.
+
+    Raises:
+        ModelError: the backend does not run here, the memory is too little, or ``offload`` is given for a verifier that
+            has its layers, or not for one without.
+        StorageError: files cannot be written or read.
+    """
     if offload is not None:
         stream_layers(routed, route, offload, backend)
-    prepare((model, *routed.slim_networks), backend, routed.device, routed.dtype)
-    if offload is not None:
-        give_freed_memory_back()
-    return routed
+    prepare((routed.model, *routed.slim_networks, *networks), backend, routed.device, routed.dtype)
+    give_freed_memory_back()
