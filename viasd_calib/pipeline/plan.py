@@ -116,17 +116,13 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
         engine, profile, contexts, texts, prompts[:HOST_PROMPTS], options.max_new_tokens, grid,
         host_draft_length=HOST_DRAFT_LENGTH, batches=batches,
     )  # fmt: skip
-    by_batch = {
-        batch: predictions[number * len(contexts) : (number + 1) * len(contexts)]
-        for number, batch in enumerate(batches)
-    }
     certified = candidate_decoders(engine, candidates)
     shown: dict[int, _Decoded] = {
         batch: _decoded(engine, found[0], certified, prompts, options.max_new_tokens, batch)
-        for batch, found in by_batch.items()
+        for batch, found in predictions.items()
     }
-    rows, words = _rows(contexts, by_batch, shown)
-    words = [*(line for one in predictions for line in plan_words(one)), *words]
+    rows, words = _rows(contexts, predictions, shown)
+    words = [*(line for found in predictions.values() for one in found for line in plan_words(one)), *words]
     decision = shown[batches[0]].decision
     if candidates and spec.certificate is not None:
         words += certified_words(spec.certificate.max_new_tokens, candidates, decision)
@@ -136,7 +132,7 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
     result = _with_plan(spec, rows, entry) if number is None else with_certified(spec, candidates[number], entry)
     save_spec(result, Path(options.out))
     measured = {batch: one.measured for batch, one in shown.items()}
-    return PlanResult(result, by_batch, measured, {batch: one.decision for batch, one in shown.items()}, words)
+    return PlanResult(result, predictions, measured, {batch: one.decision for batch, one in shown.items()}, words)
 
 
 class _Decoded(NamedTuple):

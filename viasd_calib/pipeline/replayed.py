@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from viasd_calib.decoding.conversation import converse
 from viasd_calib.decoding.engine import Engine
@@ -105,7 +106,7 @@ def predictions_at(
     host_draft_length: int,
     each: Mapping[PolicyKind, int] | None = None,
     batches: Sequence[int] = (1,),
-) -> list[Predictions]:
+) -> dict[int, list[Predictions]]:
     """Replay texts under a grid of policies at the costs of each context, with what the host takes here; *simulated*.
 
     Args:
@@ -114,10 +115,10 @@ def predictions_at(
         max_new_tokens: longest answer.
         host_draft_length: most tokens drafted a round there.
         each: as in :func:`~viasd_calib.planning.search.search`.
-        batches: texts that are decoded together.
+        batches: texts that are decoded together; each once.
 
     Returns:
-        One for each context, for each batch.
+        By batch: one for each context.
     """
     steps = time_draft_steps(engine, contexts, [batch for batch in batches if batch > 1], COST_REPEATS)
     passes = [
@@ -129,7 +130,8 @@ def predictions_at(
     single = ReplayCosts.of_profile(profile, contexts[0], grid.widest)  # rounds are recorded of single texts
     host = measure_host(engine, prompts, max_new_tokens, tokens, single, host_draft_length)
     tables = replay_tables(engine, texts, max(grid.draft_lengths), max(grid.pending) + 1)
-    return search(grid, tables, [host.added_to(one) for one in passes], each)
+    found = iter(search(grid, tables, [host.added_to(one) for one in passes], each))
+    return {batch: [*islice(found, len(contexts))] for batch in batches}
 
 
 def predict_policies(
@@ -155,4 +157,4 @@ def predict_policies(
         engine, profile, (context,), texts, prompts, max_new_tokens, grid,
         host_draft_length=max(grid.draft_lengths), each=DECODED,
     )  # fmt: skip
-    return found[0]
+    return found[1][0]

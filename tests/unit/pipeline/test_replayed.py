@@ -16,6 +16,7 @@ from viasd_calib.pipeline.replayed import (
     calibrate_grid,
     measure_host,
     predict_policies,
+    predictions_at,
     recorded_policies,
     tokens_of,
 )
@@ -68,6 +69,17 @@ def test_few_policies_of_each_kind_are_proposed(engine: Engine, monkeypatch: pyt
     assert all(count <= DECODED.get(kind, 1) for (kind, _), count in kinds.items())
     assert all(one.draft_length in (0, 2) for one in policies), "the length is the spec's"
     assert all(one.draft_accept_at > 1 for one in policies if not one.slim_tier), "plain speculative decoding"
+
+
+def test_predictions_are_of_each_batch_at_each_context(engine: Engine) -> None:
+    grid = calibrate_grid(2, 8)
+    settings = ProfileSettings(widths=(1, grid.widest), contexts=(16, 32), batches=(1, 2), repeats=2)
+    profile = tiny_profile(settings, lambda shape: SECONDS[shape.tier])
+    found = predictions_at(
+        engine, profile, (16, 32), texts(engine), tiny_prompts(2), 8, grid, host_draft_length=2, batches=(1, 2)
+    )
+    at = {batch: [(one.costs.batch, one.costs.context) for one in own] for batch, own in found.items()}
+    assert at == {1: [(1, 16), (1, 32)], 2: [(2, 16), (2, 32)]}
 
 
 def test_host_time_is_measured_on_real_prompts(engine: Engine) -> None:
