@@ -114,6 +114,19 @@ def test_rounding_some_rows_at_a_time_gives_the_same_codes(
     assert all(torch.equal(one, other) for one, other in zip(found[1:], wanted[1:], strict=True))
 
 
+def widened_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of its rows whenever a weight, or a part of one, is widened from now on."""
+    widened: list[int] = []
+    plain = RoundedWeight.plain
+
+    def noted(weight: RoundedWeight) -> Tensor:
+        widened.append(weight.codes.shape[0])
+        return plain(weight)
+
+    monkeypatch.setattr(RoundedWeight, "plain", noted)
+    return widened
+
+
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("rows", [1, 20, 69])
 def test_a_large_layer_is_widened_part_by_part(bits: Bits, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,18 +134,11 @@ def test_a_large_layer_is_widened_part_by_part(bits: Bits, rows: int, monkeypatc
     torch.manual_seed(0)
     layer, inputs = LowBitLinear(nn.Linear(96, 70), bits), numbers(4, 5, 96)
     whole = layer(inputs)
-    largest: list[int] = []
-    plain = RoundedWeight.plain
-
-    def noted(weight: RoundedWeight) -> Tensor:
-        largest.append(weight.codes.shape[0])
-        return plain(weight)
-
     monkeypatch.setattr(low_bit, "WIDENED_AT_ONCE", rows * 96 + 95)
-    monkeypatch.setattr(RoundedWeight, "plain", noted)
+    widened = widened_rows(monkeypatch)
     found = layer(inputs)
-    assert max(largest) == rows
-    assert sum(largest) == 70
+    assert max(widened) == rows
+    assert sum(widened) == 70
     torch.testing.assert_close(found, whole)
     with widened_weights([layer]):
         assert torch.equal(layer(inputs), found)
@@ -146,14 +152,7 @@ def test_weights_are_widened_once_within_the_limit_and_give_the_same_bits(
     layers = nn.Sequential(LowBitLinear(nn.Linear(96, 70), bits), LowBitLinear(nn.Linear(70, 20), bits))
     inputs = numbers(4, 5, 96)
     wanted = layers(inputs)
-    widened: list[int] = []
-    plain = RoundedWeight.plain
-
-    def counted(weight: RoundedWeight) -> Tensor:
-        widened.append(weight.codes.shape[0])
-        return plain(weight)
-
-    monkeypatch.setattr(RoundedWeight, "plain", counted)
+    widened = widened_rows(monkeypatch)
     with widened_weights([layers, layers[0]], limit=4 * 96 * 70 + 100):  # the second is too large for what is left
         found = [layers(inputs) for _ in range(3)]
     assert widened == [70, 20, 20, 20]
