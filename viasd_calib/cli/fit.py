@@ -40,9 +40,9 @@ def fit(words: Sequence[str], load: lazy_types.LoadVerifier | None = None) -> No
 
     read = FitCLI(words)
     options = read.options
+    artifact = job.fit(options, load, read.instantiate_trainer)
     if gates_alone(options):
         read.save_config()
-    artifact = job.fit(options, load, read.instantiate_trainer)
     if artifact is not None:
         say_fit(artifact)
         say_written(Path(options.out) / FIT_FILE, f"that of round {options.rounds}" if options.rounds > 1 else "")

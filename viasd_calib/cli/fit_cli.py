@@ -101,7 +101,7 @@ class FitCLI(LightningCLI):
         return super().instantiate_trainer(**{"callbacks": callbacks, **changes})
 
     def save_config(self) -> None:
-        """Write what was read into ``out``, as trainers do: for a fit that makes none."""
+        """Write what was read into ``out``, as trainers do: for a fit that makes none, once its result is there."""
         folder = Path(self.config.out)
         folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, str(folder / "config.yaml"), overwrite=True, multifile=False)

@@ -80,7 +80,8 @@ def check_streamed(options: FitOptions) -> None:
 def fit_gates_alone(options: FitOptions, load: LoadVerifier) -> FitArtifact:
     """Fit the first gates of a slim verifier in low bits, on the CPU.
 
-    Where ``offload`` is "disk", no more is in memory than that and what it shares with q.
+    Where ``offload`` is "disk", q's layers are read for each of its passes: in memory are those of q', and what both
+    share.
 
     Raises:
         ViasdError: options or traces that cannot be.

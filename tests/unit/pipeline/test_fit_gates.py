@@ -42,6 +42,16 @@ def options(verifier: TinyFolder, traces: Path, out: Path, **model: Any) -> vias
     return tiny_fit_options(verifier, traces, out, 2, {**LOW, **model})
 
 
+def words_of(verifier: TinyFolder, traces: Path, out: Path, *more: str) -> list[str]:
+    """The same as a command with layers read from disk."""
+    return [
+        "fit", "--out", str(out), "--model.verifier", str(verifier), "--model.route_choice", "whole",
+        "--model.adapter_rank", "0", "--model.parts", "{low_bit: {bits: 8}}", "--model.max_run", "4",
+        "--data.folders", json.dumps([str(traces)]), "--data.shares", '{"fit": 1.0, "calibrate": 0.0, "test": 0.0}',
+        "--data.validation_share", "0.3", "--offload", "disk", *more,
+    ]  # fmt: skip
+
+
 def test_gates_are_those_of_a_fit_in_memory(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
     """Bit for bit, on the gates' own traces too; and it says how it is to decode."""
     loaded: list[bool] = []
@@ -92,13 +102,8 @@ def test_no_layer_is_held_while_texts_are_scored(
 
 
 def test_calibrate_reads_layers_as_the_fit_did(tiny_folder: TinyFolder, traces: Path, tmp_path: Path) -> None:
-    words = [
-        "fit", "--out", str(tmp_path / "fit"), "--model.verifier", str(tiny_folder), "--model.route_choice", "whole",
-        "--model.adapter_rank", "0", "--model.parts", "{low_bit: {bits: 8}}", "--model.max_run", "4",
-        "--data.folders", json.dumps([str(traces)]), "--data.shares", '{"fit": 1.0, "calibrate": 0.0, "test": 0.0}',
-        "--data.validation_share", "0.3", "--offload", "disk", "--memory", "1GB",
-    ]  # fmt: skip
-    assert main(words) == 0
+    assert main(words_of(tiny_folder, traces, tmp_path / "fit", "--memory", "1GB")) == 0
+    assert "adapter_rank: 0" in (tmp_path / "fit" / "config.yaml").read_text(encoding="utf-8")
     document = json.loads((tmp_path / "fit" / FIT_FILE).read_text(encoding="utf-8"))
     assert document["offload"] == {"kind": "disk", "memory": 10**9}
     prompts = tmp_path / "prompts.jsonl"
@@ -134,6 +139,16 @@ def test_what_is_trained_is_refused_before_loading(
     asked = replace(options(tiny_folder, traces, tmp_path / "fit", **model), **{"offload": "disk", **changes})
     with pytest.raises(CalibrationError, match=words):
         viasd_calib.fit(asked, load)
+    assert not (tmp_path / "fit").exists()
+
+
+def test_a_fit_that_is_refused_leaves_nothing_behind(
+    tiny_folder: TinyFolder, traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No folder with a configuration that nothing was fitted with."""
+    assert main(words_of(tiny_folder, traces, tmp_path / "fit", "--model.adapter_rank", "2")) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "an adapter (--model.adapter_rank 0 leaves it out) needs them in memory" in said
     assert not (tmp_path / "fit").exists()
 
 
