@@ -193,11 +193,15 @@ class Decoder(InProcess):
     ) -> list[Generation]:
         """Decode texts together, each as :meth:`generate` decodes it alone.
 
-        The texts share passes and a cache, and one that is finished leaves both. Greedily, in float32, each is the
-        text that it is alone, with the same tiers and counts; in bfloat16 up to near ties, as rounding differs between
-        shapes. Sampled, the text of ``prompts[n]`` is the one that a decoder with the seed ``seed_of_text(seed, n)``
-        draws for it first, whatever the batch size and whatever texts the decoder has begun before; under a plan whose
-        policies differ by batch the batch size changes the draws, and their distribution stays q's.
+        The texts share passes and a cache, and one that is finished leaves both. Greedily, each is the text that it is
+        alone, with the same tiers and counts: in float32, and in bfloat16 where the kernels of backend ``native`` run
+        all sublayers of verifier and draft model, as they give the same bits in a batch. Elsewhere in bfloat16 a near
+        tie may be decided otherwise, as rounding differs between shapes. (Shallow drafters run as modules in a batch:
+        where the kernels run the verifier, exact texts are the same with them, too; tiers and counts may differ.)
+
+        Sampled, the text of ``prompts[n]`` is the one that a decoder with the seed ``seed_of_text(seed, n)`` draws for
+        it first, whatever the batch size and whatever texts the decoder has begun before; under a plan whose policies
+        differ by batch the batch size changes the draws, and their distribution stays q's.
 
         Args:
             prompts: token ids of each prompt, one at least; of any lengths.

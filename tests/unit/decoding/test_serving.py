@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -22,7 +23,6 @@ from tests.tiny import (
     constant_gate,
     make_drafter,
     make_model,
-    noisy_copy,
     random_bridges,
     tiny_config,
     tiny_model,
@@ -30,6 +30,7 @@ from tests.tiny import (
     verifier_ref,
 )
 from viasd_calib.choices import BACKENDS, Backend, StrategyName
+from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.decoding.engine import Engine
 from viasd_calib.decoding.sampling import Sampling, seed_of_text
@@ -229,14 +230,16 @@ def drafter_of(kind: str, routed: RoutedModel, backend: Backend) -> Drafter:
     if kind == "shallow":
         drafter = ShallowDrafter(tiny_shallow(routed))
     else:
-        drafter = CausalDrafter(routed.alike(copy.deepcopy(noisy_copy()).to(routed.dtype)), VOCAB)
+        disturbed = copy.deepcopy(routed.model)  # of sizes that the backend knows, too
+        for weight in disturbed.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape))
+        drafter = CausalDrafter(routed.alike(disturbed), VOCAB)
     prepare(drafter.networks, backend, routed.device, routed.dtype)
     return drafter
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", ["near", "lookup+shallow"])
-def test_every_backend_serves_threads(kind: str, backend: Backend) -> None:
+def engine_on(backend: Backend, kind: str) -> Engine:
+    """A tiny verifier with a drafter on a backend; skips the test where it does not run."""
     if backend == "packed" and not can_pack(torch.device("cpu"), torch.float32):
         pytest.skip("this PyTorch has no oneDNN")
     model = copy.deepcopy(tiny_model())
@@ -248,5 +251,28 @@ def test_every_backend_serves_threads(kind: str, backend: Backend) -> None:
     routed = kinds.get(backend, RoutedModel)(model, ROUTE)
     engine = engine_of(routed, drafter_of(kind, routed, backend))
     prepare([model, *routed.slim_networks], backend, routed.device, routed.dtype)
-    asked = requests(["speculative", "three_tier"])
+    return engine
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["near", "lookup+shallow"])
+def test_every_backend_serves_threads(kind: str, backend: Backend) -> None:
+    engine, asked = engine_on(backend, kind), requests(["speculative", "three_tier"])
     assert at_once(engine, asked) == [one.alone(engine) for one in asked]
+
+
+@pytest.mark.parametrize(
+    ("kind", "audit"),
+    [*itertools.product(["near", "lookup+near"], get_args(Audit)), ("lookup+shallow", "strict")],
+)
+def test_a_batch_is_each_text_alone_in_bfloat16_where_the_kernels_run_all(kind: str, audit: Audit) -> None:
+    """Tokens, tiers and counts; with a shallow drafter, which they run for single texts alone, the tokens of strict."""
+    engine = engine_on("native", kind)
+    assert engine.routed.dtype == torch.bfloat16
+    prompts = [[(number * step) % VOCAB for step in range(3, 6 + number % 9)] for number in range(2, 26)]
+    alone = [engine.decoder("three_tier", audit).generate(prompt, 3 * COUNT) for prompt in prompts]
+    together = engine.decoder("three_tier", audit).generate_batch(prompts, 3 * COUNT, batch_size=7)
+    assert {tier for one in alone for tier in one.tiers} == {*Tier}
+    assert [one.tokens for one in together] == [one.tokens for one in alone]
+    if kind != "lookup+shallow":
+        assert together == alone
