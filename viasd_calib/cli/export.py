@@ -52,7 +52,8 @@ def validate(spec: str, verifier: str | None = None) -> None:
     read = "" if checked.offload is None else f"; the verifier's layers are read from {places[checked.offload.kind]}"
     left_out = ", which three tiers leave out"
     instead = {"slim": left_out, "lookup": f"{left_out} for lookup", "none": f"{left_out}: nothing is drafted"}
-    planned = "" if checked.plan is None else f"; a plan of {len(checked.plan)} rows by batch and context"
+    rows = len(checked.plan or ())
+    planned = f"; a plan of {rows} row{'s' if rows > 1 else ''} by batch and context" if rows else ""
     draft = checked.draft.kind + ("" if checked.decoding.drafter is None else instead[checked.decoding.drafter])
     Console().print(
         f"{shipped(spec)}: valid; {checked.verifier.name_or_path}, draft {draft}, "

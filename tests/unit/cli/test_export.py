@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import TinyFolder, tiny_model, tiny_shallow, tiny_shape, tiny_spec
+from tests.tiny import TinyFolder, drafted_spec, tiny_model, tiny_shallow, tiny_shape, tiny_spec
 from viasd_calib.choices import OffloadKind
 from viasd_calib.cli import main
+from viasd_calib.decoding.policies import Policy
 from viasd_calib.draft.build import build_drafter, describe_shallow
 from viasd_calib.draft.combined import CombinedDrafter
 from viasd_calib.draft.shallow import ShallowDrafter, save_shallow
 from viasd_calib.pipeline.export import _draft_of, copy_draft
 from viasd_calib.pipeline.validate import verifier_misfits
 from viasd_calib.slim.forward import RoutedModel
-from viasd_calib.spec import CombinedDraft, OffloadRef, load_spec, save_spec
+from viasd_calib.spec import CombinedDraft, OffloadRef, PlanEntry, load_spec, save_spec
 
 
 def test_tensors_of_a_combined_drafter_lie_beside_the_spec(tmp_path: Path) -> None:
@@ -50,3 +51,14 @@ def test_validate_says_where_layers_are_read_from(
     save_spec(load_spec(path).model_copy(update={"offload": OffloadRef(kind=kind)}), path)
     assert main(["validate", str(path)]) == 0
     assert " ".join(capsys.readouterr().out.split()).endswith(f"layers are read from {place}")
+
+
+@pytest.mark.parametrize(("bounds", "words"), [([None], "a plan of 1 row by"), ([64, None], "a plan of 2 rows by")])
+def test_validate_says_how_many_rows_a_plan_has(
+    bounds: list[int | None], words: str, tiny_folder: TinyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = drafted_spec(tiny_folder, tmp_path)
+    rows = [PlanEntry(max_context=bound, policy=Policy(draft_length=2).planned()) for bound in bounds]
+    save_spec(load_spec(path).model_copy(update={"plan": rows}), path)
+    assert main(["validate", str(path)]) == 0
+    assert words in " ".join(capsys.readouterr().out.split())
