@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from viasd_calib.slim.argmax import largest_logit
 from viasd_calib.spec import Audit
 
 
@@ -226,8 +227,8 @@ def token_deficits(logits: Tensor, tokens: Tensor) -> Tensor:
         >>> token_deficits(torch.tensor([[2.0, 1.5], [2.0, 0.0]]), torch.tensor([1, 0])).tolist()
         [0.5, 0.0]
     """
-    best, kept = logits.amax(-1), logits.gather(-1, tokens[:, None])[:, 0]  # [n] each
-    return best.float() - kept.float()
+    kept = logits.gather(-1, tokens[:, None])[:, 0]  # [n]
+    return largest_logit(logits) - kept.float()
 
 
 def audit(pending: Tensor, logits: Tensor, choices: Tensor, kind: Audit, tolerance: float) -> Tensor:

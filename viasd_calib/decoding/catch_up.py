@@ -15,6 +15,7 @@ from viasd_calib.decoding.verification import TokenSampler, Verification
 from viasd_calib.errors import NumericsError, SamplingError
 from viasd_calib.passes.model_passes import FullPass, PassResult
 from viasd_calib.passes.requests import Passes, Read
+from viasd_calib.slim.argmax import largest_logit
 from viasd_calib.spec import Audit
 
 
@@ -80,8 +81,10 @@ def catch_up(session: Session, block: Block, rule: VerificationRule = lossless_r
     scores = session.sampler.scores(result.logits, text)  # [width, vocabulary]
     inputs = VerificationInputs(scores, text[start + 1 :], _proposal_probs(session, block), pending, block)
     found = rule(session.sampler, inputs)
-    finite = torch.isfinite(result.logits.amax(-1))  # [width]
-    possible = finite if scores is result.logits else torch.isfinite(scores.amax(-1))  # [width]: some token may follow
+    finite = torch.isfinite(largest_logit(result.logits))  # [width]
+    possible = (
+        finite if scores is result.logits else torch.isfinite(largest_logit(scores))
+    )  # [width]: some token may follow
     flags = torch.stack([finite.all(), leading_true(possible) > found.next_place(pending)]).long()
     # Beside the end of a text, the one place where the host waits for the device.
     kept, accepted, token, all_finite, next_possible, *drafted = yield Read(
@@ -124,7 +127,7 @@ def choose_next(session: Session, logits: Tensor) -> Passes[tuple[Tensor, int]]:
     scores = session.sampler.scores(logits, session.text[: session.length])  # [1, vocabulary]
     inputs = VerificationInputs(scores, block.tokens, _proposal_probs(session, block), 0, block)
     found = lossless_rule(session.sampler, inputs)
-    flags = torch.isfinite(torch.stack([logits.amax(), scores.amax()])).long()
+    flags = torch.isfinite(torch.cat([largest_logit(logits), largest_logit(scores)])).long()
     token, finite, possible = yield Read(torch.cat([found.next_token[None], flags]))
     _refuse_not_finite(finite)
     _refuse_impossible(possible)

@@ -18,9 +18,28 @@ def argmax(logits: Tensor) -> Tensor:
         >>> argmax(torch.tensor([[0.0, 2.0, 2.0], [1.0, 0.0, 0.0]])).tolist()
         [1, 0]
     """
-    if logits.dtype != torch.bfloat16 or logits.device.type != "cpu" or not cpu_has_kernels():
-        return logits.max(-1).indices
+    return _largest(logits)[0] if _has_kernel(logits) else logits.max(-1).indices
+
+
+def largest_logit(logits: Tensor) -> Tensor:
+    """The largest logit of each row ([..., vocabulary]): [...], float32; NaN of a row that holds NaN.
+
+    As ``Tensor.amax``, which on a CPU shares a row of more than 32,768 logits among threads: beside other work it then
+    waits for one that has no core, longer than the reduction takes.
+
+    Example:
+        >>> largest_logit(torch.tensor([[0.0, 2.0, 2.0], [1.0, float("nan"), 0.0]])).tolist()
+        [2.0, nan]
+    """
+    return _largest(logits)[1] if _has_kernel(logits) else logits.amax(-1).float()
+
+
+def _has_kernel(logits: Tensor) -> bool:
+    return logits.dtype == torch.bfloat16 and logits.device.type == "cpu" and cpu_has_kernels()
+
+
+def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
     logits = logits.contiguous()
-    found = torch.empty(logits.shape[:-1], dtype=torch.long)
-    kernels().viasd_argmax(logits.data_ptr(), logits.shape[-1], found.numel(), found.data_ptr())
-    return found
+    places, values = torch.empty(logits.shape[:-1], dtype=torch.long), torch.empty(logits.shape[:-1])
+    kernels().viasd_largest(logits.data_ptr(), logits.shape[-1], places.numel(), places.data_ptr(), values.data_ptr())
+    return places, values

@@ -24,7 +24,7 @@ from viasd_calib.decoding.kernels import (
 from viasd_calib.decoding.kernels.fused import NARROWEST_BLOCK, PROGRAMS_PER_PROCESSOR, WIDEST_BLOCK, block_size
 from viasd_calib.decoding.kernels.native import logit_statistics_native
 from viasd_calib.decoding.top_k import top_k_statistics
-from viasd_calib.slim.argmax import argmax
+from viasd_calib.slim.argmax import argmax, largest_logit
 from viasd_calib.slim.native.library import cpu_has_kernels
 
 FLOATS = ("maximum", "log_sum_exp", "entropy", "second", "log_ratio")
@@ -50,15 +50,17 @@ def test_the_compiled_kernels_against_the_reference(name: str) -> None:
     assert torch.equal(argmax(logits)[proper], found.argmax[proper])
 
 
-@pytest.mark.skipif(not cpu_has_kernels(), reason="this CPU has no compiled kernels")
-def test_a_row_is_read_as_alone() -> None:
-    logits = noise(9, 1237).bfloat16()
-    together = logit_statistics(logits)
-    for row in range(9):
-        alone = logit_statistics(logits[row : row + 1])
-        assert all(
-            torch.equal(getattr(alone, one), getattr(together, one)[row : row + 1]) for one in (*FLOATS, "argmax")
-        )
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_largest_logit_as_amax(dtype: torch.dtype) -> None:
+    """Where logits are no numbers, infinite or impossible too: catch-up refuses rows by it."""
+    logits = noise(6, 1237).to(dtype)
+    logits[1, 1236], logits[2, 0], logits[3, 7] = math.nan, math.inf, -math.inf
+    logits[4] = -math.inf
+    logits[5] = -math.inf
+    logits[5, 17] = math.nan
+    for rows in (logits, logits[:0], logits[None, ::2, ::3]):
+        found = largest_logit(rows)
+        torch.testing.assert_close(found, rows.amax(-1).float(), rtol=0, atol=0, equal_nan=True)
 
 
 # --- the reference against torch ---

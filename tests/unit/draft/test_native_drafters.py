@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from tests.tiny import make_model, tiny_config, tiny_shape
@@ -113,3 +116,32 @@ def test_texts_are_autoregressive_with_any_bits_of_the_drafter(
     found = Decoder(verifier, drafter, Speculative(draft_length=4), []).generate(prompt, 40)
     assert found.tokens == wanted.tokens
     assert found.counts.draft_steps > 0
+
+
+HARMLESS = {"slice", "reshape", "view", "select", "unsqueeze", "detach", "alias", "to", "contiguous", "stack"}
+"""Views, and the copy of a block's rows into one."""
+
+
+class OperatorsOnLogits(TorchDispatchMode):
+    """Notes the operators of PyTorch that are given logits."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        if any(one.is_floating_point() and one.shape[-1:] == (self.vocabulary,) for one in given):
+            self.found.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_operator_of_pytorch_reads_logits(tmp_path: Path) -> None:
+    """They would share a large vocabulary among threads, and wait for one that other work has put off its core."""
+    verifier, drafter = native_pair(tmp_path, None)
+    for strategy in (Autoregressive(), Speculative(draft_length=4)):
+        with OperatorsOnLogits(24) as operators:
+            Decoder(verifier, drafter, strategy, []).generate([5, 6, 7, 8, 9], 40)
+        assert operators.found <= HARMLESS
+        assert operators.found, "logits are seen"

@@ -161,9 +161,9 @@ def kernels() -> Any:
         *(pointer, pointer, number, pointer, pointer, pointer),
         *(pointer, number, pointer, number),
     ]
-    library.viasd_argmax.argtypes = [pointer, number, number, pointer]
+    library.viasd_largest.argtypes = [pointer, number, number, pointer, pointer]
     library.viasd_norm.argtypes = [pointer, number, number, pointer, real, pointer]
-    for name in ("viasd_statistics", "viasd_argmax", "viasd_norm"):
+    for name in ("viasd_statistics", "viasd_largest", "viasd_norm"):
         getattr(library, name).restype = None
     library.viasd_use_amx(1)
     return library

@@ -339,9 +339,13 @@ void viasd_statistics(const bfloat16* logits, int count, int rows, const int64_t
   }
 }
 
-// The first of the largest logits of each row of [rows][count].
-void viasd_argmax(const bfloat16* logits, int count, int rows, int64_t* argmax) {
-  for (int r = 0; r < rows; ++r) argmax[r] = largest_logit(logits + size_t(r) * count, count).place;
+// The largest logit of each row of [rows][count], NaN where one is no number, and the first place of it.
+void viasd_largest(const bfloat16* logits, int count, int rows, int64_t* argmax, float* values) {
+  for (int r = 0; r < rows; ++r) {
+    const Largest found = largest_logit(logits + size_t(r) * count, count);
+    argmax[r] = found.place;
+    values[r] = found.is_number ? found.first : NAN;
+  }
 }
 
 // The norm alone: from [rows][count] to bfloat16.
