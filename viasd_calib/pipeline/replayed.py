@@ -33,7 +33,7 @@ NARROW = (1, 2, 4, 8, 16)
 """Widths of the passes that are timed, below the widest that a policy makes."""
 COST_REPEATS = 9
 """Timed rounds over these passes."""
-DECODED: dict[PolicyKind, int] = {"three tiers": 3, "speculative": 2}
+DECODED: dict[PolicyKind, int] = {"three tiers": 3, "three tiers without a draft model": 2, "speculative": 2}
 """How many policies of a kind and drafter are decoded, where not one: they differ most in what a replay leaves out."""
 STOPS = tuple(step / 10 for step in range(10))
 """Stop bounds that are replayed."""

@@ -45,7 +45,7 @@ def texts(engine: Engine) -> list[tuple[TraceText, int]]:
 
 
 def test_few_policies_of_each_kind_are_proposed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the costs of a profile, and of what is beside passes: nine policies at most."""
+    """At the costs of a profile, and of what is beside passes: eleven policies at most."""
     asked: list[ProfileSettings] = []
 
     def priced(engine: Engine, settings: ProfileSettings, *, with_rounds: bool) -> LatencyProfile:
