@@ -110,14 +110,18 @@ def test_a_wide_bound_is_certified(job: Path) -> None:
 
 def test_bench_json_keeps_the_contract(job: Path) -> None:
     result: dict[str, Any] = json.loads((job / "bench.json").read_text())
-    assert set(result) == {"provenance", "hardware", "settings", "n_prompts", "methods", "offload", "by_task"}
+    assert set(result) == {
+        "provenance", "hardware", "settings", "n_prompts", "methods", "offload", "by_task", "by_context",
+    }  # fmt: skip
     assert result["offload"] is None
     wanted = {
         "tokens", "seconds", "tokens_per_second", "speedup_vs_autoregressive", "speedup_vs_speculative",
         "identical_to_autoregressive", "divergence", "rejection_rate", "full_passes_per_token",
         "slim_passes_per_token", "draft_steps_per_token", "acceptance_length", "tier_shares", "differences",
         "decode_tokens_per_second", "decode_speedup_vs_autoregressive", "decode_speedup_vs_speculative",
+        "fastest_baseline", "speedup_vs_fastest_baseline",
     }  # fmt: skip
+    assert sum(band["n_prompts"] for band in result["by_context"].values()) == result["n_prompts"]
     for methods in (result["methods"], *(task["methods"] for task in result["by_task"].values())):
         assert set(methods) == {"autoregressive", "speculative", "three_tier"}
         for row in methods.values():

@@ -24,13 +24,14 @@ def bench(options: BenchOptions, load: lazy_types.LoadVerifier | None = None) ->
     """
     result = job.bench(options, load, command_line.get())
 
-    from viasd_calib.evaluation.method_columns import bench_table
+    from viasd_calib.evaluation.against_baselines import against_baselines
+    from viasd_calib.evaluation.method_columns import bench_table, group_tables
 
     console = Console()
     console.print(bench_table(result))
-    for task in result.by_task if len(result.by_task) > 1 else ():
-        console.print(bench_table(result, task))
-    for line in [*describe_differences(result), *describe_memory(result)]:
+    for table in group_tables(result):
+        console.print(table)
+    for line in [*against_baselines(result), *describe_differences(result), *describe_memory(result)]:
         console.print(line)
     say_written(options.json)
     refuse_unexplained(result)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
@@ -22,8 +22,9 @@ from viasd_calib.decoding.transformers_baseline import TransformersDecoder
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.answered import text_result
 from viasd_calib.evaluation.batches import BatchResult, check_batch_sizes, draw_batches
+from viasd_calib.evaluation.context_bands import context_bands
 from viasd_calib.evaluation.exactness import Difference
-from viasd_calib.evaluation.metrics import MeasuredBatch, MethodResult, TextResult, pool
+from viasd_calib.evaluation.metrics import BASELINES, MeasuredBatch, MethodResult, TextResult, pool
 from viasd_calib.evaluation.offload_result import OffloadResult, offload_result, peaks_of
 from viasd_calib.evaluation.peak_memory import PeakMemory
 from viasd_calib.evaluation.provenance import Provenance, read_document
@@ -55,8 +56,8 @@ class BenchSettings(BaseModel):
     offload: OffloadRef | None = None
 
 
-class TaskResult(BaseModel):
-    """The methods on the prompts of one task."""
+class GroupResult(BaseModel):
+    """The methods on the prompts of one task, or on those of about one length."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -69,7 +70,9 @@ class BenchResult(BaseModel):
 
     Attributes:
         provenance: which policy was measured, on what and when; ``viasd bench`` always notes it.
-        methods: of texts that are decoded one at a time; empty where that was not asked for, and ``by_task`` too.
+        methods: of texts that are decoded one at a time; empty where that was not asked for, and the next two too.
+        by_context: the same by the length of prompts, see :mod:`viasd_calib.evaluation.context_bands`: by the most
+            tokens that prompts of the group have. Empty in what earlier releases wrote.
         by_batch: the same prompts several at a time, by how many; the JSON has no such entry where that was not asked
             for.
     """
@@ -83,14 +86,16 @@ class BenchResult(BaseModel):
     n_prompts: int
     methods: dict[str, MethodResult]
     offload: OffloadResult | None = None
-    by_task: dict[str, TaskResult]
+    by_task: dict[str, GroupResult]
+    by_context: dict[int, GroupResult] = {}
     by_batch: dict[int, BatchResult] = {}
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         document: dict[str, Any] = handler(self)
-        if not self.by_batch:
-            document.pop("by_batch", None)
+        for name in ("by_context", "by_batch"):
+            if not getattr(self, name):
+                document.pop(name, None)
         return document
 
 
@@ -149,7 +154,8 @@ def run_bench(
         engine.prepare_passes(text_lengths(engine, prompts, settings.max_new_tokens), slim)
     measured = {size: _measure(engine, answerers, prompts, size, settings, kept) for size in sorted(set(sizes))}
     single = measured.pop(1, {})
-    result = _summarise(single, prompts, settings, hardware(engine.routed.device))
+    bands = context_bands(engine.verifier, prompts, settings.max_new_tokens)
+    result = _summarise(single, prompts, bands, settings, hardware(engine.routed.device))
     by_batch = {size: _batch_result(results, settings.seed) for size, results in measured.items()}
     cold = engine.routed.cold
     memory = None if cold is None else offload_result(cold, single, engine.drafter_bytes)
@@ -292,23 +298,38 @@ def unexplained(result: BenchResult) -> list[tuple[str, Difference]]:
     ]
 
 
+Group = TypeVar("Group", str, int)
+
+
 def _summarise(
-    results: Results, prompts: Sequence[Prompt], settings: BenchSettings, machine: dict[str, Any]
+    results: Results, prompts: Sequence[Prompt], bands: Sequence[int], settings: BenchSettings, machine: dict[str, Any]
 ) -> BenchResult:
-    """The benchmark of single texts; of none where there are no results."""
-    by_task: dict[str, TaskResult] = {}
-    for task in sorted({prompt.task for prompt in prompts}) if results else ():
-        chosen = {name: [one for one in rows if one.texts[0].task == task] for name, rows in results.items()}
-        by_task[task] = TaskResult(
-            n_prompts=sum(prompt.task == task for prompt in prompts), methods=_pool_all(chosen, settings.seed)
-        )
+    """The benchmark of single texts, in the order of their prompts; of none where there are no results.
+
+    Args:
+        bands: of the prompts' lengths.
+    """
+
+    def grouped(groups: Sequence[Group]) -> dict[Group, GroupResult]:
+        return {
+            group: _group_result(results, [place for place, one in enumerate(groups) if one == group], settings.seed)
+            for group in (sorted(set(groups)) if results else ())
+        }
+
     return BenchResult(
         hardware=machine,
         settings=settings,
         n_prompts=len(prompts),
         methods=_pool_all(results, settings.seed),
-        by_task=by_task,
+        by_task=grouped([prompt.task for prompt in prompts]),
+        by_context=grouped(bands),
     )
+
+
+def _group_result(results: Results, places: Sequence[int], seed: int) -> GroupResult:
+    """The methods on the prompts at some places."""
+    chosen = {name: [rows[place] for place in places] for name, rows in results.items()}
+    return GroupResult(n_prompts=len(places), methods=_pool_all(chosen, seed))
 
 
 def _batch_result(results: Results, seed: int) -> BatchResult:
@@ -317,7 +338,7 @@ def _batch_result(results: Results, seed: int) -> BatchResult:
 
 
 def _pool_all(results: Results, seed: int) -> dict[str, MethodResult]:
-    against = {"autoregressive": results.get("autoregressive"), "speculative": results.get("speculative")}
+    against = {name: results[name] for name in BASELINES if name in results}
     return {name: pool(rows, against, seed) for name, rows in results.items()}
 
 

@@ -150,19 +150,34 @@ COLUMNS = (
 )
 
 
-def bench_table(result: BenchResult, task: str | None = None) -> Table:
-    """The benchmark for a terminal, of all prompts or of one task's: one column a method.
-
-    Of all prompts it has a group of rows for each batch size, where there were batches.
-    """
-    if task is None and result.by_batch:
+def bench_table(result: BenchResult) -> Table:
+    """The benchmark for a terminal: one column a method, and a group of rows for each batch size, if there were any."""
+    if result.by_batch:
         return _batches_table(result)
-    methods = result.methods if task is None else result.by_task[task].methods
-    count = result.n_prompts if task is None else result.by_task[task].n_prompts
-    of = f"{count} prompt{'' if count == 1 else 's'}"
-    table = new_table(_title(result, of) if task is None else f"{task}, {of}", ["", *methods])
+    return _single_texts(_title(result, _prompts(result.n_prompts)), result.n_prompts, result.methods)
+
+
+def group_tables(result: BenchResult) -> list[Table]:
+    """The same of each task, and of each length of prompts, where there are several."""
+    tasks = result.by_task if len(result.by_task) > 1 else {}
+    bands = result.by_context if len(result.by_context) > 1 else {}
+    named = {**tasks, **{f"prompts of up to {bound} tokens": group for bound, group in bands.items()}}
+    return [
+        _single_texts(f"{name}, {_prompts(group.n_prompts)}", group.n_prompts, group.methods)
+        for name, group in named.items()
+    ]
+
+
+def _prompts(count: int) -> str:
+    return f"{count} prompt{'' if count == 1 else 's'}"
+
+
+def _single_texts(title: str, count: int, methods: Mapping[str, MethodResult]) -> Table:
+    table = new_table(title, ["", *methods])
     if count < FEWEST_PROMPTS:
-        table.caption = f"{of}: an interval takes {FEWEST_PROMPTS} at least, so no method is shown to be faster"
+        table.caption = (
+            f"{_prompts(count)}: an interval takes {FEWEST_PROMPTS} at least, so no method is shown to be faster"
+        )
     _add_rows(table, methods)
     return table
 

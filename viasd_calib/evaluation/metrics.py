@@ -13,6 +13,9 @@ from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.session import Generation
 from viasd_calib.evaluation.exactness import Difference
 
+BASELINES = ("autoregressive", "speculative", "prompt_lookup")
+"""What decodes without a slim verifier; a method is also held against the fastest of them on the prompts at hand."""
+
 
 @dataclass(frozen=True)
 class TextResult:
@@ -85,6 +88,9 @@ class MethodResult(BaseModel):
     Attributes:
         decode_tokens_per_second: without the time of the prompts' own passes, which all methods share; None where that
             is not known, as of transformers, and in what earlier releases wrote. The two after it likewise.
+        fastest_baseline: the fastest of ``BASELINES`` on these prompts, of those that were run; None where there was
+            none, and in what earlier releases wrote.
+        speedup_vs_fastest_baseline: over that one, which is in part the luckiest: no flattering comparison.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -106,21 +112,22 @@ class MethodResult(BaseModel):
     decode_tokens_per_second: float | None = None
     decode_speedup_vs_autoregressive: Interval | None = None
     decode_speedup_vs_speculative: Interval | None = None
+    fastest_baseline: str | None = None
+    speedup_vs_fastest_baseline: Interval | None = None
 
 
-def pool(
-    results: Sequence[MeasuredBatch], against: Mapping[str, Sequence[MeasuredBatch] | None], seed: int
-) -> MethodResult:
+def pool(results: Sequence[MeasuredBatch], against: Mapping[str, Sequence[MeasuredBatch]], seed: int) -> MethodResult:
     """Pool one method's batches.
 
     Args:
         results: one a batch; one a prompt where texts are decoded one at a time.
-        against: the same batches under ``autoregressive`` and ``speculative``; None where a method was not run.
+        against: the same batches under each of ``BASELINES`` that was run.
         seed: of the bootstrap.
     """
+    autoregressive, speculative = against.get("autoregressive"), against.get("speculative")
+    fastest = max(against, key=lambda name: _tokens_per_second(against[name]), default=None)
     texts = [text for result in results for text in result.texts]
     tokens = sum(text.tokens for text in texts)
-    seconds = sum(result.seconds for result in results)
     decoding = [result.decode_seconds for result in results]
     full = sum(text.spent("full_passes") for text in texts)
     kept = sum(sum(generation.drafted) for text in texts for generation in text.generations)
@@ -128,10 +135,10 @@ def pool(
     tiers = [tier for text in texts for generation in text.generations for tier in generation.tiers]
     return MethodResult(
         tokens=tokens,
-        seconds=seconds,
-        tokens_per_second=tokens / seconds,
-        speedup_vs_autoregressive=speedup(results, against["autoregressive"], seed),
-        speedup_vs_speculative=speedup(results, against["speculative"], seed),
+        seconds=sum(result.seconds for result in results),
+        tokens_per_second=_tokens_per_second(results),
+        speedup_vs_autoregressive=speedup(results, autoregressive, seed),
+        speedup_vs_speculative=speedup(results, speculative, seed),
         identical_to_autoregressive=sum(text.identical for text in texts) / len(texts),
         divergence=sum(text.diverged for text in texts) / tokens,
         rejection_rate=rejected / (kept + rejected) if kept + rejected else None,
@@ -142,9 +149,15 @@ def pool(
         tier_shares={tier.name.lower(): tiers.count(tier) / tokens for tier in Tier},
         differences=[difference for text in texts for difference in text.differences],
         decode_tokens_per_second=None if None in decoding else tokens / sum(filter(None, decoding)),
-        decode_speedup_vs_autoregressive=speedup(results, against["autoregressive"], seed, decode_only=True),
-        decode_speedup_vs_speculative=speedup(results, against["speculative"], seed, decode_only=True),
+        decode_speedup_vs_autoregressive=speedup(results, autoregressive, seed, decode_only=True),
+        decode_speedup_vs_speculative=speedup(results, speculative, seed, decode_only=True),
+        fastest_baseline=fastest,
+        speedup_vs_fastest_baseline=None if fastest is None else speedup(results, against[fastest], seed),
     )
+
+
+def _tokens_per_second(results: Sequence[MeasuredBatch]) -> float:
+    return sum(result.tokens for result in results) / sum(result.seconds for result in results)
 
 
 def speedup(

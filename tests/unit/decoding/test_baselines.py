@@ -28,6 +28,7 @@ from viasd_calib.decoding.strategies.autoregressive import Autoregressive
 from viasd_calib.decoding.strategies.base import Strategy, load_strategy
 from viasd_calib.decoding.strategies.lenient import Lenient
 from viasd_calib.decoding.strategies.multi_level import MultiLevel
+from viasd_calib.decoding.strategies.prompt_lookup import PromptLookupDecoding
 from viasd_calib.decoding.strategies.self_speculative import SelfSpeculative
 from viasd_calib.decoding.strategies.slim_only import SlimOnly
 from viasd_calib.decoding.strategies.speculative_fixed import SpeculativeFixed
@@ -48,6 +49,7 @@ UNSURE = Gate(constant_gate("draft_margin", -9.0))
 LOSSLESS: dict[str, Strategy] = {
     "speculative_fixed": SpeculativeFixed(3),
     "self_speculative": SelfSpeculative(3),
+    "prompt_lookup": PromptLookupDecoding(3),
     "multi_level": MultiLevel(draft_length=3, max_pending=12),
     "multi_level of one token": MultiLevel(draft_length=1, max_pending=4),
     "lenient at 1": Lenient(3, leniency=1.0),

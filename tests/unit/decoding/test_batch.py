@@ -27,6 +27,7 @@ from viasd_calib.decoding.strategies.autoregressive import Autoregressive
 from viasd_calib.decoding.strategies.base import Strategy
 from viasd_calib.decoding.strategies.lenient import Lenient
 from viasd_calib.decoding.strategies.multi_level import MultiLevel
+from viasd_calib.decoding.strategies.prompt_lookup import PromptLookupDecoding
 from viasd_calib.decoding.strategies.self_speculative import SelfSpeculative
 from viasd_calib.decoding.strategies.slim_only import SlimOnly
 from viasd_calib.decoding.strategies.speculative import Speculative
@@ -53,6 +54,7 @@ GATE = Gate(constant_gate("draft_margin", 0.0).model_copy(update={"weight": [1.0
 BASELINES: dict[str, Strategy] = {
     "speculative_fixed": SpeculativeFixed(3),
     "self_speculative": SelfSpeculative(3),
+    "prompt_lookup": PromptLookupDecoding(3),
     "multi_level": MultiLevel(draft_length=3, max_pending=8),
     "slim_only": SlimOnly(),
     "lenient": Lenient(3),

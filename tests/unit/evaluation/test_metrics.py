@@ -9,7 +9,7 @@ from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.decoding.session import Counts, Generation
 from viasd_calib.evaluation.metrics import MeasuredBatch, TextResult, pool, speedup
 
-NO_BASELINE = {"autoregressive": None, "speculative": None}
+NO_BASELINE: dict[str, list[MeasuredBatch]] = {}
 
 
 def answered(tokens: int, seconds: float, *, full_passes: int = 1, rejected: int = 0, kept: int = 0) -> MeasuredBatch:
@@ -64,6 +64,17 @@ def test_each_baseline_is_compared_with_under_its_own_name() -> None:
     assert found.speedup_vs_speculative.median == pytest.approx(2.0)
     alone = pool(own, NO_BASELINE, seed=0)
     assert (alone.speedup_vs_autoregressive, alone.speedup_vs_speculative) == (None, None)
+
+
+def test_the_fastest_baseline_is_that_of_the_prompts_at_hand() -> None:
+    """The one with the most tokens a second, whatever the order and the number of its tokens."""
+    baselines = {"autoregressive": [answered(40, 4.0)], "prompt_lookup": [answered(10, 0.5)]}
+    found = pool([answered(20, 0.5)], {**baselines, "speculative": [answered(20, 1.5)]}, seed=0)
+    assert found.fastest_baseline == "prompt_lookup"
+    assert found.speedup_vs_fastest_baseline is not None
+    assert found.speedup_vs_fastest_baseline.median == pytest.approx(2.0)
+    alone = pool([answered(20, 0.5)], NO_BASELINE, seed=0)
+    assert (alone.fastest_baseline, alone.speedup_vs_fastest_baseline) == (None, None)
 
 
 def test_passes_are_per_token_and_acceptance_is_tokens_per_pass() -> None:

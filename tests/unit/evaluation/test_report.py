@@ -14,7 +14,7 @@ from viasd_calib.calibration.paired import Interval
 from viasd_calib.calibration.reliability import Reliability
 from viasd_calib.decoding.acceptance import Tier
 from viasd_calib.evaluation import plots
-from viasd_calib.evaluation.bench import BenchResult, BenchSettings, TaskResult
+from viasd_calib.evaluation.bench import BenchResult, BenchSettings, GroupResult
 from viasd_calib.evaluation.metrics import MethodResult
 from viasd_calib.evaluation.report import ReportInputs, SampleText, render_report, write_report
 from viasd_calib.profiling.recording import RecordedRound, Span, TypicalRound
@@ -135,7 +135,7 @@ def bench(methods: dict[str, MethodResult], *, audit: str = "off", max_new_token
         n_prompts=40,
         methods=methods,
         by_task={
-            "coding": TaskResult(n_prompts=40, methods={name: method(10.0 + i) for i, name in enumerate(methods)})
+            "coding": GroupResult(n_prompts=40, methods={name: method(10.0 + i) for i, name in enumerate(methods)})
         },
     )
 
