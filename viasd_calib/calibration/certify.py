@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from viasd_calib.calibration.floor import Floor
 from viasd_calib.calibration.judging import judge
 from viasd_calib.calibration.losses.base import CertificateLoss, loss_named
 from viasd_calib.calibration.risk import PROCEDURE, certified
-from viasd_calib.decoding.conversation import converse
+from viasd_calib.decoding.conversation import answer_batch
 from viasd_calib.decoding.decoder import Decoder
 from viasd_calib.errors import CalibrationError
 from viasd_calib.ledger import Ledger
@@ -122,6 +122,7 @@ def certify(
     floor: Floor | None = None,
     attempt: int = 1,
     ledger: Ledger | None = None,
+    batch: int = 1,
 ) -> Certification:
     """Test candidates from the most careful to the fastest and certify as far as they hold.
 
@@ -138,6 +139,8 @@ def certify(
         floor: what rounding comes to; without it every token counts that is not q's choice.
         attempt: its number among those on these prompts, from 1 (:mod:`viasd_calib.calibration.attempts`).
         ledger: holds the losses that are known; their prompts are not decoded again.
+        batch: prompts that are decoded together, more than one only where each text is then what it is alone. The test
+            takes their losses one by one, and ends where it would.
 
     Raises:
         PromptError: prompts do not fit the verifier's context; nothing is decoded.
@@ -152,10 +155,8 @@ def certify(
     enough = len(prompts) >= prompts_needed(max_loss, level)
     for number, candidate in enumerate(candidates if enough else ()):
         decode = partial(_decode, decoder_for(candidate), verifier, routed, measured, max_new_tokens, gap)
-        losses = (
-            kept.recall(f"candidate {number}, prompt {name}", DecodedPrompt, partial(decode, prompt))
-            for name, prompt in zip(step_names(prompts), prompts, strict=True)
-        )
+        names = (f"candidate {number}, prompt {name}" for name in step_names(prompts))
+        losses = _recalled(kept, dict(zip(names, prompts, strict=True)), decode, batch)
         shown = tracked(losses, f"certify threshold {candidate.threshold:.4f}", len(prompts), "prompts")
         with closing(shown):  # testing may end before all prompts are decoded
             result, seen = _test(candidate, shown, len(prompts), max_loss, level)
@@ -195,6 +196,29 @@ class DecodedPrompt:
     full_passes: int
 
 
+def _recalled(
+    ledger: Ledger,
+    prompts: Mapping[str, Prompt],
+    decode: Callable[[Sequence[Prompt]], list[DecodedPrompt]],
+    batch: int,
+) -> Iterator[DecodedPrompt]:
+    """What each prompt comes to, as it was noted or else decoded with those of its batch that are not noted either.
+
+    Args:
+        prompts: by the names of their steps.
+    """
+    for begin in range(0, len(prompts), batch):
+        names = [*prompts][begin : begin + batch]
+        missing = [name for name in names if not ledger.holds(name)]
+        found = dict(zip(missing, decode([prompts[name] for name in missing]), strict=True)) if missing else {}
+
+        def now(name: str, found: Mapping[str, DecodedPrompt] = found) -> DecodedPrompt:
+            return found[name] if name in found else decode([prompts[name]])[0]  # noted, but it cannot be read
+
+        for name in names:
+            yield ledger.recall(name, DecodedPrompt, partial(now, name))
+
+
 def _decode(
     decoder: Decoder,
     verifier: Verifier,
@@ -202,15 +226,18 @@ def _decode(
     measured: CertificateLoss,
     max_new_tokens: int,
     rounding_gap: float,
-    prompt: Prompt,
-) -> DecodedPrompt:
-    """Decode a prompt and measure its loss."""
-    turns = list(converse(decoder, verifier, prompt, max_new_tokens))
-    return DecodedPrompt(
-        loss=measured.of_prompt(judge(routed, prompt, turns, rounding_gap)),
-        tokens=sum(len(turn.generation.tokens) for turn in turns),
-        full_passes=sum(turn.generation.counts.full_passes for turn in turns),
-    )
+    prompts: Sequence[Prompt],
+) -> list[DecodedPrompt]:
+    """Decode prompts together and measure the loss of each."""
+    answered = answer_batch(decoder, verifier, prompts, max_new_tokens, len(prompts))
+    return [
+        DecodedPrompt(
+            loss=measured.of_prompt(judge(routed, prompt, turns, rounding_gap)),
+            tokens=sum(len(turn.generation.tokens) for turn in turns),
+            full_passes=sum(turn.generation.counts.full_passes for turn in turns),
+        )
+        for prompt, turns in zip(prompts, answered, strict=True)
+    ]
 
 
 def in_test_order(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -7,6 +7,7 @@ kernels, not of the policy.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,12 +17,15 @@ from torch import Tensor
 
 from viasd_calib.calibration.judging import judge
 from viasd_calib.calibration.losses.base import loss_named
-from viasd_calib.decoding.conversation import Answering, Turn, converse
+from viasd_calib.decoding.conversation import Answering, Turn, answer_batch
 from viasd_calib.errors import CalibrationError
 from viasd_calib.models import Verifier
-from viasd_calib.progress import tracked
+from viasd_calib.passes.model_passes import FullPass, PassResult
+from viasd_calib.passes.requests import Passes
+from viasd_calib.passes.scheduling import run_together
+from viasd_calib.progress import steps
 from viasd_calib.prompts import Prompt
-from viasd_calib.slim.cache import CacheWindow
+from viasd_calib.slim.cache import CacheRow
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.traces.on_policy import read_answer
 
@@ -53,31 +57,45 @@ class Floor(BaseModel):
 
 
 @torch.inference_mode()
-def gap_moves(verifier: RoutedModel, prompt: Sequence[int], tokens: Sequence[int], width: int) -> Tensor:
+def gap_moves(verifier: RoutedModel, texts: Sequence[Turn], width: int) -> list[Tensor]:
     """By how much passes of ``width`` tokens move the difference of q's two largest logits in one wide pass.
 
     Args:
-        prompt: ids, at least one.
-        tokens: of the answer; the first ``MOST_PASSES`` passes over them are made.
+        texts: with a prompt and an answer of one token at least; the first ``MOST_PASSES`` passes over each answer are
+            made, those of all texts together.
         width: tokens of a pass, 1 at least.
 
     Returns:
-        [places], float32, at least 0, in nats.
+        Of each text [places], float32, at least 0, in nats.
     """
-    begin, places = len(prompt) - 1, min(len(tokens), MOST_PASSES * width)
-    wide = read_answer(verifier, prompt, tokens)[0][:places].float()  # [places, vocabulary]
-    pair = wide.topk(2, dim=-1).indices  # [places, 2]
-    text = torch.tensor([[*prompt, *tokens]], device=verifier.device)  # [1, length]
-    cache = verifier.new_cache(begin + places)
-    if begin:
-        verifier.full(text[:, :begin], CacheWindow(cache, 0, begin, begin))
-    rows: list[Tensor] = []
-    for start in range(begin, begin + places, width):
-        end = min(start + width, begin + places)
-        states = verifier.full(text[:, start:end], CacheWindow(cache, start, end - start, end))
-        rows.append(verifier.logits(states.last[0]).float())  # [width, vocabulary]
-    one, other = (logits.gather(-1, pair).diff(dim=-1)[:, 0] for logits in (wide, torch.cat(rows)))  # [places] each
-    return (one - other).abs()
+    capacity = max(len(text.prompt_ids) + len(text.generation.tokens) for text in texts)
+    found: dict[int, Tensor] = {}
+
+    def moves(number: int, text: Turn, row: CacheRow) -> Passes[None]:
+        prompt, tokens = text.prompt_ids, text.generation.tokens
+        begin, places = len(prompt) - 1, min(len(tokens), MOST_PASSES * width)
+        wide = read_answer(verifier, prompt, tokens)[0][:places].float()  # [places, vocabulary]
+        pair = wide.topk(2, dim=-1).indices  # [places, 2]
+        wide_gap = _gap(wide, pair)  # [places]
+        ids = torch.tensor([*prompt, *tokens], device=verifier.device)  # [length]
+        if begin:
+            yield FullPass(verifier, row, 0, ids[:begin], wanted=0)
+        narrow: list[Tensor] = []
+        for start in range(begin, begin + places, width):
+            some = ids[start : min(start + width, begin + places)]
+            result: PassResult = yield FullPass(verifier, row, start, some, wanted=some.shape[0])
+            narrow.append(_gap(result.logits.float(), pair[start - begin : start - begin + some.shape[0]]))
+        found[number] = (wide_gap - torch.cat(narrow)).abs()
+
+    rows = verifier.new_cache(capacity, len(texts)).rows()
+    running = [moves(number, text, row) for number, (text, row) in enumerate(zip(texts, rows, strict=True))]
+    deque(run_together(running), maxlen=0)
+    return [found[number] for number in range(len(texts))]
+
+
+def _gap(logits: Tensor, pair: Tensor) -> Tensor:
+    """The difference of two logits of each row: [rows, vocabulary] and [rows, 2] to [rows]."""
+    return logits.gather(-1, pair).diff(dim=-1)[:, 0]
 
 
 def measure_floor(
@@ -89,6 +107,7 @@ def measure_floor(
     loss: str,
     max_new_tokens: int,
     widths: Sequence[int],
+    batch: int = 1,
 ) -> Floor:
     """Decode prompts exactly, compare q's passes on these texts, and judge them as a candidate's are.
 
@@ -97,6 +116,8 @@ def measure_floor(
         prompts: that are not tested, so that no loss hangs on a gap that it helped to set.
         loss: its name.
         widths: of the passes that are compared with the wide one, as the decoder makes them.
+        batch: prompts that are decoded together, and texts whose passes are; more than one only where each text, and
+            each pass, is then what it is alone.
 
     Raises:
         CalibrationError: there are no prompts.
@@ -105,11 +126,16 @@ def measure_floor(
         raise CalibrationError("rounding cannot be measured without a prompt; give one at least")
     answered: list[tuple[Prompt, list[Turn]]] = []
     moves: list[Tensor] = []
-    for prompt in tracked(prompts, "exact decoding, for its floor", len(prompts), "prompts"):
-        turns = list(converse(decoder, verifier, prompt, max_new_tokens))
-        answered.append((prompt, turns))
-        for turn in turns:
-            moves += [gap_moves(routed, turn.prompt_ids, turn.generation.tokens, width).cpu() for width in widths]
+    with steps("exact decoding, for its floor", len(prompts), "prompts") as running:
+        for begin in range(0, len(prompts), batch):
+            some = prompts[begin : begin + batch]
+            turns_of = answer_batch(decoder, verifier, some, max_new_tokens, batch)
+            answered += zip(some, turns_of, strict=True)
+            texts = [turn for turns in turns_of for turn in turns]
+            for first in range(0, len(texts), batch):
+                for width in widths:
+                    moves += [found.cpu() for found in gap_moves(routed, texts[first : first + batch], width)]
+            running.advance(len(some))
     every = torch.cat(moves)
     gap = float(every.quantile(GAP_QUANTILE))
     measured = loss_named(loss).of_prompt

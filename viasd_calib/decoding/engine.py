@@ -116,6 +116,11 @@ class Engine(InProcess):
             judge=judge,
         )
 
+    @property
+    def same_in_batches(self) -> bool:
+        """Whether each text of a batch is, bit for bit, the one that it is alone."""
+        return self.routed.same_in_batches and self.drafter.same_in_batches
+
     def __repr__(self) -> str:
         """In one line."""
         weights = f"{self.verifier.ref.name_or_path!r}, {self.verifier.ref.dtype} on {self.routed.device}"

@@ -133,6 +133,11 @@ class Drafter(ABC):
     models: tuple[RoutedModel, ...] = ()
     """Those of ``networks`` that are whole models, whose passes a backend may prepare too."""
 
+    @property
+    def same_in_batches(self) -> bool:
+        """Whether what it drafts for a text hangs, bit for bit, on no other text of a batch."""
+        return False
+
     @abstractmethod
     def start(self, capacity: int) -> TextDrafter:
         """Begin a text of at most ``capacity`` tokens."""
@@ -205,6 +210,10 @@ def builder_of(entry: object) -> Builder:
 
 class MemorylessDrafter(Drafter):
     """A drafter whose proposal follows from the tokens of the text alone, so that there is nothing to remember."""
+
+    @property
+    def same_in_batches(self) -> bool:
+        return True
 
     @abstractmethod
     def propose(self, text: Tensor, limit: int) -> Proposal:

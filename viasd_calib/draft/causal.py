@@ -60,6 +60,10 @@ class CausalDrafter(CachedDrafter):
         self.networks = (model.model,)
         self.models = (model,)
 
+    @property
+    def same_in_batches(self) -> bool:
+        return self.model.same_in_batches
+
     def new_cache(self, capacity: int, batch: int = 1) -> SharedCache:
         return self.model.new_cache(min(capacity, self.context), batch)
 

@@ -50,6 +50,10 @@ class CombinedDrafter(Drafter):
         self.networks = model.networks
         self.models = model.models
 
+    @property
+    def same_in_batches(self) -> bool:
+        return self.model.same_in_batches
+
     def start(self, capacity: int) -> CombinedTextDrafter:
         return CombinedTextDrafter(self, self.model.start(capacity))
 

@@ -30,6 +30,8 @@ DECIDING_PROMPTS = 24
 """Others, at most, on which the fastest of them are compared."""
 TIMED_TOKENS = 32
 """Tokens of their answers at least: of fewer the time of one varies much."""
+TOGETHER = 8
+"""Prompts that are decoded together for the floor and the certificate, where each text is then what it is alone."""
 FLOOR_PROMPTS = 24
 """Prompts that are decoded exactly to see what rounding comes to."""
 
@@ -139,11 +141,12 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
         "drafting helps, texts end early or a candidate fails"
     )
 
+    batch = TOGETHER if engine.same_in_batches else 1
     floor = ledger.recall(
         "floor", Floor, lambda: measure_floor(
             decoder_at(engine, candidates[0].gates, decoding), loaded, engine.routed,
             floor_prompts(loaded, select_split(every, "fit", split), chosen, options.max_new_tokens),
-            loss=options.loss, max_new_tokens=options.max_new_tokens, widths=(1, options.draft_length + 1),
+            loss=options.loss, max_new_tokens=options.max_new_tokens, widths=(1, options.draft_length + 1), batch=batch,
         ),
     )  # fmt: skip
     if len(chosen) >= prompts_needed(options.max_loss, level_of(options.confidence, number)):
@@ -158,7 +161,7 @@ def calibrate(options: CalibrateOptions, load: lazy_types.LoadVerifier | None = 
             "calibrate": split_sha256(chosen),
             "test": split_sha256(select_split(every, "test", split)),
         },
-        loss=options.loss, floor=floor, attempt=number, ledger=ledger,
+        loss=options.loss, floor=floor, attempt=number, ledger=ledger, batch=batch,
     )  # fmt: skip
     gates = (certification.chosen or candidates[0]).gates
     # Which prompts decide between an exact policy and a certified one is all the same to the certificate.

@@ -156,6 +156,11 @@ class RoutedModel:
         return self.model.dtype
 
     @property
+    def same_in_batches(self) -> bool:
+        """Whether what passes of q and q' give for a text hangs, bit for bit, on no other text of a batch."""
+        return False
+
+    @property
     def _head(self) -> nn.Module:
         # Asked each time: a backend may have exchanged it.
         return self.model.get_output_embeddings()  # type: ignore[no-any-return]

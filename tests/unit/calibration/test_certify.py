@@ -51,6 +51,7 @@ def run(
     max_loss: float,
     ledger: Ledger | None = None,
     prompts: list[Prompt] | None = None,
+    batch: int = 1,
 ) -> tuple[float | None, int, list[float]]:
     """Certify candidates; the chosen bound, candidates tested, and their observed losses."""
     routed = RoutedModel(verifier.model, Route(attention_skip=[1, 2], mlp_skip=[1]))
@@ -64,7 +65,7 @@ def run(
         [candidate(bound) for bound in bounds], decoder_for, verifier, routed,
         prompts or prompts_of_two_turns(n_prompts),
         max_loss=max_loss, confidence=0.8, max_new_tokens=12, split_sha256=HASHES,  # type: ignore[arg-type]
-        ledger=ledger,
+        ledger=ledger, batch=batch,
     )  # fmt: skip
     chosen = None if result.chosen is None else result.chosen.threshold
     assert (chosen is None) == (result.certificate.bound is None)
@@ -112,6 +113,16 @@ def test_a_certification_that_was_stopped_comes_to_the_same(tiny_verifier: Verif
     assert ledger.steps_done == 55
     assert run(tiny_verifier, bounds, 40, 0.06, ledger) == run(tiny_verifier, bounds, 40, 0.06)
     assert ledger.steps_done > 70
+
+
+@pytest.mark.parametrize("done", [0, 3, 55])
+def test_prompts_that_are_decoded_together_come_to_the_same(tiny_verifier: Verifier, tmp_path: Path, done: int) -> None:
+    """In float32; also where some of a batch are noted already, or noted in a form that is no longer read."""
+    bounds, path = [0.9, 0.8, 0.1], tmp_path / "x.steps"
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_verifier, bounds, 40, 0.06, Interrupted(path, done))
+    path.write_text(path.read_text().replace('\\"tokens\\"', '\\"other\\"', 2))
+    assert run(tiny_verifier, bounds, 40, 0.06, Ledger(path), batch=7) == run(tiny_verifier, bounds, 40, 0.06)
 
 
 def test_a_candidate_passes_as_soon_as_its_p_value_does(tiny_verifier: Verifier, tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from torch import Tensor
 from tests.rounding import rounding
 from tests.tiny import tiny_model, tiny_prompts, transformers_logits
 from viasd_calib.calibration.floor import MOST_PASSES, gap_moves, measure_floor
+from viasd_calib.decoding.conversation import Turn
 from viasd_calib.decoding.decoder import Decoder
+from viasd_calib.decoding.session import Counts, Generation
 from viasd_calib.decoding.strategies.autoregressive import Autoregressive
 from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.errors import CalibrationError
@@ -23,18 +25,34 @@ from viasd_calib.slim.forward import RoutedModel, States
 PROMPT, ANSWER = [3, 7, 1], list(range(4, 24))
 
 
+def text(prompt: list[int], answer: list[int]) -> Turn:
+    return Turn(prompt, Generation(answer, [], [], Counts()))
+
+
 @pytest.mark.parametrize("width", [1, 3, 20])
 @pytest.mark.parametrize("prompt", [PROMPT, [5]])
 def test_in_float32_passes_of_all_widths_agree(prompt: list[int], width: int) -> None:
     model = tiny_model()
-    moves = gap_moves(RoutedModel(model), prompt, ANSWER, width)
+    (moves,) = gap_moves(RoutedModel(model), [text(prompt, ANSWER)], width)
     assert len(moves) == min(len(ANSWER), MOST_PASSES * width)
     assert float(moves.max()) <= 4 * rounding(transformers_logits(model, [*prompt, *ANSWER]))
 
 
 def test_in_bfloat16_they_do_not() -> None:
     model = copy.deepcopy(tiny_model()).bfloat16()
-    assert float(gap_moves(RoutedModel(model), PROMPT, ANSWER, 1).max()) > 0
+    (moves,) = gap_moves(RoutedModel(model), [text(PROMPT, ANSWER)], 1)
+    assert float(moves.max()) > 0
+
+
+def test_passes_of_several_texts_are_those_of_each() -> None:
+    """Of unlike lengths, one of a single token after a prompt of one: its answer takes no pass before."""
+    model = Uneven(tiny_model())
+    texts = [text(PROMPT, ANSWER), text([5], [9]), text([2, 4], ANSWER[:5])]
+    for width in (1, 3):
+        alone = [gap_moves(model, [one], width)[0] for one in texts]
+        for found, wanted in zip(gap_moves(model, texts, width), alone, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+        assert any(float(one.max()) > 0.2 for one in alone), "the case would show nothing"
 
 
 class Uneven(RoutedModel):
@@ -52,7 +70,7 @@ class Uneven(RoutedModel):
 
 def test_a_move_is_that_of_the_two_largest_logits() -> None:
     model = Uneven(tiny_model())
-    moves = gap_moves(model, PROMPT, ANSWER, 1)
+    (moves,) = gap_moves(model, [text(PROMPT, ANSWER)], 1)
     first, second = transformers_logits(tiny_model(), [*PROMPT, *ANSWER])[2:-1].topk(2).indices.unbind(-1)
     wanted = 0.25 * ((first + second) % 2)[: len(moves)]
     torch.testing.assert_close(moves, wanted.float(), rtol=0, atol=1e-4)
@@ -78,6 +96,9 @@ def test_exact_decoding_comes_to_nothing_in_float32(tiny_verifier: Verifier) -> 
     floor = measure_floor(decoder, tiny_verifier, routed, tiny_prompts(5), **settings)  # type: ignore[arg-type]
     assert (floor.loss, floor.loss_without_gap, floor.n_prompts) == (0.0, 0.0, 5)
     assert floor.rounding_gap < 1e-4
+    together = measure_floor(decoder, tiny_verifier, routed, tiny_prompts(5), **settings, batch=2)  # type: ignore[arg-type]
+    assert (together.loss, together.n_places) == (floor.loss, floor.n_places)
+    assert together.rounding_gap < 1e-4
     other = measure_floor(OddChoice(decoder), tiny_verifier, routed, tiny_prompts(5), **settings)  # type: ignore[arg-type]
     assert other.loss == other.loss_without_gap == 1.0, "a departure is no rounding"
 

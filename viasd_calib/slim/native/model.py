@@ -27,6 +27,7 @@ from viasd_calib.slim.families import KeyValueStore, LayerType
 from viasd_calib.slim.forward import MaskOf, RoutedModel, States, Window
 from viasd_calib.slim.in_process import InProcess
 from viasd_calib.slim.native.library import kernels
+from viasd_calib.slim.native.linear import NativeLinear
 from viasd_calib.slim.native.stack import NativeStack, runs, why_not_run
 from viasd_calib.slim.native.tokens import Part, parts_of, places_of, spans_of
 from viasd_calib.slim.offload.stream import taken
@@ -55,6 +56,14 @@ class NativeModel(InProcess, RoutedModel):
         self._known = why_not_run(model.config) is None
         self._segments: dict[tuple[int, tuple[int, ...], bool], tuple[Sequence[Sublayer], list[list[Segment]]]] = {}
         self._tables: dict[LayerType, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def same_in_batches(self) -> bool:
+        heads = [self._head] if self._slim_head is None else [self._head, self._slim_head.linear]
+        if not self._known or not all(isinstance(head, NativeLinear) for head in heads):
+            return False
+        every = (*self._pieces(self.full_sublayers, ()), *self._pieces(self.slim_sublayers, ()))
+        return all(stack is not None for piece in every for stack, _ in piece)
 
     def alike(self, model: PreTrainedModel) -> NativeModel:
         return NativeModel(model)
