@@ -12,6 +12,9 @@ from viasd_calib.models import Verifier
 from viasd_calib.prompts import Prompt
 from viasd_calib.spec import PolicyDrafter
 
+FAR_SLOWER = 2.0
+"""How many times the time of the fastest policy without the slim tier another one of these must take to be out of the
+question: far beyond what the few prompts of the search may be wrong by."""
 LOOKS = 3
 """Times at which a timing that decides may end."""
 
@@ -28,8 +31,8 @@ def time_policies(
 ) -> PolicyTiming:
     """Decode policies of exact decoding in turns, and decide whether the slim tier pays.
 
-    All decode ``prompts`` in turns. Then the fastest with the slim tier, the fastest of each kind without it, and the
-    certified policy, decode ``deciding`` in turns, see :func:`decide`.
+    All decode ``prompts`` in turns. Then the fastest with the slim tier, the fastest of each kind without it but for
+    those that were ``FAR_SLOWER``, and the certified policy, decode ``deciding`` in turns, see :func:`decide`.
 
     Args:
         predicted: seconds a token of each policy by a replay, *simulated*; one of them asks q', and of those that do
@@ -50,6 +53,9 @@ def time_policies(
     for policy in ordered:
         if not policy.slim_tier:
             without.setdefault(policy.drafter, policy)
+    took = {one.policy: one.seconds_per_token for one in policies}
+    least = min(took[policy] for policy in without.values())
+    without = {drafter: policy for drafter, policy in without.items() if took[policy] <= FAR_SLOWER * least}
     decision = decide(
         decoder_of(with_slim), {drafter: decoder_of(policy) for drafter, policy in without.items()},
         [] if certified is None else [certified], verifier, deciding, max_new_tokens,

@@ -190,14 +190,17 @@ def test_without_the_slim_tier_plain_speculative_decoding_is_exported(
 def test_few_policies_are_decoded_and_the_fastest_of_each_kind_decide(
     tiny_verifier: Verifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six prompts and a warm-up each: all eight in turns, then five and the certified one."""
-    clock = Priced(priced())
+    """Six prompts and a warm-up each: all eight in turns, then those of three kinds and the certified one.
+
+    Drafting nothing takes more than twice the time of speculative decoding, and is out of the question.
+    """
+    clock = Priced(priced(lookup=3.7))
     timing = clock.search(tiny_verifier, monkeypatch)
     assert [one.policy for one in timing.policies] == [*EVERY]
     assert [one.seconds_per_token for one in timing.policies] == pytest.approx([clock.price(one) for one in EVERY])
-    assert len(clock.asked) == 7 * (8 + 5)
-    assert set(clock.asked[7 * 8 :]) == {TIERS, LATER, LOOKUP, NOTHING, None}
-    again = Priced(priced())
+    assert len(clock.asked) == 7 * (8 + 4)
+    assert set(clock.asked[7 * 8 :]) == {TIERS, LATER, LOOKUP, None}
+    again = Priced(priced(lookup=3.7))
     again.search(tiny_verifier, monkeypatch)
     assert again.asked == clock.asked, "the same order every time"
 
@@ -257,9 +260,9 @@ def test_no_exact_policy_loses_to_a_simpler_one(
     clock = Priced(priced(nothing=nothing, lookup=lookup, tiers=tiers, careful=tiers))
     timing = clock.search(tiny_verifier, monkeypatch, n_prompts)
     assert timing.exact_policy.policy == won
-    assert timing.decision.baselines == pytest.approx(
-        {"speculative": 1.9, "no drafting": nothing, "lookup alone": lookup}
-    )
+    every = {"speculative": 1.9, "no drafting": nothing, "lookup alone": lookup}
+    within = {kind: seconds for kind, seconds in every.items() if seconds <= 2 * min(every.values())}
+    assert timing.decision.baselines == pytest.approx(within)
     if n_prompts > 5:
         assert timing.seconds_per_token_exact == pytest.approx(min(nothing, lookup, tiers, 1.9))
     assert timing.speculative_stop == 0.45, "of speculative decoding, whatever is exported"
