@@ -276,3 +276,4 @@ def test_a_batch_is_each_text_alone_in_bfloat16_where_the_kernels_run_all(kind: 
     assert [one.tokens for one in together] == [one.tokens for one in alone]
     if kind != "lookup+shallow":
         assert together == alone
+    assert engine.same_in_batches is (kind != "lookup+shallow")

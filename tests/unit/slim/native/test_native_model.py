@@ -104,6 +104,24 @@ def test_families_that_the_kernels_do_not_know_run_as_modules(family: str) -> No
     torch.testing.assert_close(logits_of(native, ids, 4), wanted, rtol=0.1, atol=0.1 * float(wanted.std()))
 
 
+@pytest.mark.parametrize(
+    ("family", "backend", "bits", "same"),
+    [("llama", "native", 8, True), ("qwen2", "native", None, True), ("llama", "eager", None, False),
+     ("gemma2", "native", None, False)],
+)  # fmt: skip
+def test_a_batch_is_the_same_only_where_the_kernels_run_all(
+    family: str, backend: str, bits: int | None, same: bool
+) -> None:
+    assert opened(family, backend, bits=bits).same_in_batches is same
+
+
+def test_a_module_between_the_kernels_makes_a_batch_another() -> None:
+    """Linear layers of PyTorch's own round otherwise for other numbers of rows."""
+    native = opened("llama", "native")
+    native.model.lm_head = torch.nn.Linear(64, native.config.vocab_size, bias=False).to(DTYPE)
+    assert not native.same_in_batches
+
+
 @pytest.mark.parametrize("taps", [(), (0, 3)])
 def test_wide_passes_run_in_pieces(monkeypatch: pytest.MonkeyPatch, taps: tuple[int, ...]) -> None:
     """A prompt's pass gives, bit for bit, what passes of single tokens give."""
