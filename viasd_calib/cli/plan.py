@@ -30,14 +30,15 @@ def predictions_table(result: job.PlanResult) -> Table:
     table = new_table(
         "the fastest policy of each kind, by a replay of traces (simulated)",
         ["batch", "context", "", "ms/token", "speed-up", "decoded", "passes", "policy"],
-        caption="speed-up: over no drafting; decoded: the same, measured, of the fastest at the first context; "
+        caption="speed-up: over no drafting; decoded: the same, measured on prompts about as long; "
         "passes: full / slim / draft, a token; batch: texts that go in lockstep, each with its share of the time",
     )
     for batch, predictions in result.predictions.items():
-        measured = result.measured[batch]
-        for number, found in enumerate(predictions):
+        for found in predictions:
+            shown = result.decoded[batch].get(found.costs.context)
+            measured = {} if shown is None else shown.measured
             for kind, one in found.by_kind.items():
-                seen = measured.get(kind) if number == 0 else None
+                seen = measured.get(kind)
                 table.add_row(
                     str(batch), str(found.costs.context), kind, f"{1000 * one.seconds:.2f}",
                     f"{found.speedup(one):.2f}", "" if seen is None else f"{measured['no drafting'] / seen:.2f}",

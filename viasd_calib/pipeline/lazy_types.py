@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from viasd_calib.evaluation.route_quality import RouteQuality as RouteQuality
     from viasd_calib.models import LoadVerifier as LoadVerifier
     from viasd_calib.models import Verifier as Verifier
+    from viasd_calib.pipeline.plan_decoded import Decoded as Decoded
     from viasd_calib.planning.costs import ReplayCosts as ReplayCosts
     from viasd_calib.planning.search import Predicted as Predicted
     from viasd_calib.planning.search import Predictions as Predictions

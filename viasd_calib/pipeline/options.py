@@ -179,7 +179,8 @@ class PlanOptions(PromptSource, BackendModels):
         profile: a latency profile of viasd profile at these contexts and batches; measured where it is left out.
         trace_tokens: generated tokens of the traces to replay, of whole texts drawn by hash.
         max_new_tokens: longest answer where the fastest policies are decoded.
-        limit: take this many prompts of the calibrate split for that; null takes all.
+        limit: take this many prompts of the calibrate split for that, at each context those about as long; null takes
+            all.
         certified: decode with the certified candidates that the spec lists, too, and write the fastest in place of a
             plan where it is shown to be faster than exact decoding; its text may diverge, within the certified bound.
     """

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from viasd_calib.devices import check_device
 from viasd_calib.errors import PlanningError, TraceError
@@ -24,8 +22,8 @@ from viasd_calib.pipeline.plan_certified import (
 from viasd_calib.pipeline.profile import profile_settings
 from viasd_calib.pipeline.prompt_choice import check_prompts, load_prompts, of_split
 from viasd_calib.profiling.profile import check_profile, load_profile
-from viasd_calib.prompts import Prompt, SplitShares, draw_prompts
-from viasd_calib.spec import OffloadRef, PlanEntry, PolicyDrafter, RoutingSpec, save_spec
+from viasd_calib.prompts import SplitShares, draw_prompts
+from viasd_calib.spec import OffloadRef, PlanEntry, RoutingSpec, save_spec
 
 WIDTHS = (1, 2, 4, 8, 16, 21)
 """Of the passes that are timed; the last one is the widest of the grid."""
@@ -44,15 +42,14 @@ class PlanResult:
     Attributes:
         spec: as written: with the plan, or decoding by a certified candidate.
         predictions: *simulated*, by batch: at each context.
-        measured: by batch: seconds a token of the policies that were decoded, by kind.
-        decisions: between them, by batch.
+        decoded: by batch and context: what the policies took there, and the decision between them. What is planned at
+            another context follows the nearest of these, by ratio.
         words: why the plan is as it is.
     """
 
     spec: RoutingSpec
     predictions: dict[int, list[lazy_types.Predictions]]
-    measured: dict[int, dict[lazy_types.PolicyKind, float]]
-    decisions: dict[int, lazy_types.Decision]
+    decoded: dict[int, dict[int, lazy_types.Decoded]]
     words: list[str]
 
 
@@ -60,8 +57,13 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
     """Replay traces under a grid of policies, decode the fastest of each kind, and write the spec with a plan.
 
     A policy with the slim tier is planned only where decoding shows it to be faster than all without it, and one that
-    drafts only where it was not slower than no drafting. With ``certified`` the spec decodes by one of the candidates
-    that its certificate lists, in place of a plan, where that is shown to be faster than exact decoding.
+    drafts only where it was not slower than no drafting. That is decided at each context that enough prompts are about
+    as long as; others follow the nearest of these.
+
+    With ``certified`` the spec decodes by one of the candidates that its certificate lists, in place of a plan, where
+    that is shown to be faster than exact decoding. A candidate decodes in the same way at every context, so that all
+    prompts are then decoded as one group, by candidates and by what is predicted at the context that most of them are
+    near to.
 
     Raises:
         ViasdError: options that cannot be, most of them before a model is loaded.
@@ -90,15 +92,15 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
     known = None if options.profile is None else load_profile(options.profile)
     if known is not None:
         check_profile(known, spec)
-    prompts = draw_prompts(
-        of_split(load_prompts(options.prompts), "calibrate", options.shares or SplitShares()), options.limit
-    )
-    if len(prompts) < batches[-1]:
+    every = of_split(load_prompts(options.prompts), "calibrate", options.shares or SplitShares())
+    drawn = draw_prompts(every, options.limit)
+    if len(drawn) < batches[-1]:
         raise PlanningError(
-            f"--batches {batches[-1]} takes as many prompts at least to be decoded, and there are {len(prompts)}; "
+            f"--batches {batches[-1]} takes as many prompts at least to be decoded, and there are {len(drawn)}; "
             "raise --limit, give more prompts, or plan for smaller batches"
         )
 
+    from viasd_calib.pipeline.plan_decoded import PlacedPrompts, decode_groups, group_prompts, together
     from viasd_calib.pipeline.replayed import predictions_at, say_noise
     from viasd_calib.planning.search import PolicyGrid
     from viasd_calib.planning.words import plan_words
@@ -108,38 +110,41 @@ def plan(options: PlanOptions, load: lazy_types.LoadVerifier | None = None) -> P
     engine = open_engine(path, spec, options, load, options.backend)
     if candidates:
         refuse_other_than_certified(engine, spec, Path(path).parent, candidates)
+    prompts = drawn if candidates else every  # of the latter so many are drawn at each context
     check_prompts(engine.verifier, prompts, options.max_new_tokens)
+    placed = PlacedPrompts.of(engine.verifier, prompts, contexts, options.max_new_tokens)
+    groups = {
+        batch: together(placed, options.limit) if candidates else group_prompts(placed, options.limit, batch)
+        for batch in batches
+    }
     profile = known or measure_profile(engine, settings, with_rounds=False)
     say_noise(profile)
     texts = _texts(folders, engine, options.trace_tokens)
     predictions = predictions_at(
-        engine, profile, contexts, texts, prompts[:HOST_PROMPTS], options.max_new_tokens, grid,
+        engine, profile, contexts, texts, drawn[:HOST_PROMPTS], options.max_new_tokens, grid,
         host_draft_length=HOST_DRAFT_LENGTH, batches=batches,
     )  # fmt: skip
     certified = candidate_decoders(engine, candidates)
-    shown: dict[int, _Decoded] = {
-        batch: _decoded(engine, found[0], certified, prompts, options.max_new_tokens, batch)
+    decoded = {
+        batch: decode_groups(engine, found, certified, groups[batch].by_context, options.max_new_tokens, batch)
         for batch, found in predictions.items()
     }
-    rows, words = _rows(contexts, predictions, shown)
-    words = [*(line for found in predictions.values() for one in found for line in plan_words(one)), *words]
-    decision = shown[batches[0]].decision
+    rows, words = _rows(contexts, predictions, decoded)
+    words = [
+        *(line for found in predictions.values() for one in found for line in plan_words(one)),
+        *(line for one in groups.values() for line in one.words),
+        *words,
+    ]
+    number = None
     if candidates and spec.certificate is not None:
-        words += certified_words(spec.certificate.max_new_tokens, candidates, decision)
+        (shown,) = decoded[1].values()
+        words += certified_words(spec.certificate.max_new_tokens, candidates, shown.decision)
+        number = shown.decision.fastest_candidate
     offload = offload_of(options, spec.offload)
     entry = None if offload is None else offload.entry()
-    number = decision.fastest_candidate
     result = _with_plan(spec, rows, entry) if number is None else with_certified(spec, candidates[number], entry)
     save_spec(result, Path(options.out))
-    measured = {batch: one.measured for batch, one in shown.items()}
-    return PlanResult(result, predictions, measured, {batch: one.decision for batch, one in shown.items()}, words)
-
-
-class _Decoded(NamedTuple):
-    """What decoding has shown at one batch size: the decision, and seconds a token by kind."""
-
-    decision: lazy_types.Decision
-    measured: dict[lazy_types.PolicyKind, float]
+    return PlanResult(result, predictions, decoded, words)
 
 
 def _texts(folders: list[str], engine: lazy_types.Engine, most_tokens: int) -> list[tuple[lazy_types.TraceText, int]]:
@@ -164,44 +169,21 @@ def _texts(folders: list[str], engine: lazy_types.Engine, most_tokens: int) -> l
     return chosen
 
 
-def _decoded(
-    engine: lazy_types.Engine,
-    predictions: lazy_types.Predictions,
-    certified: Sequence[lazy_types.Decoder],
-    prompts: list[Prompt],
-    max_new_tokens: int,
-    batch: int,
-) -> _Decoded:
-    """The fastest policy with the slim tier, the fastest of each kind without it, and certified ones, in turns."""
-    from viasd_calib.calibration.policy_search import decide
-    from viasd_calib.decoding.policies import Policy
-    from viasd_calib.pipeline.fitted import policy_decoder
-
-    slim = predictions.with_slim
-    assert slim is not None, "the grid has policies that ask q'"
-    without: dict[PolicyDrafter | None, Policy] = {
-        one.policy.drafter: one.policy for one in predictions.by_kind.values() if not one.policy.slim_tier
-    }
-    ordered = sorted(prompts, key=lambda prompt: prompt.sha256)
-    decision = decide(
-        policy_decoder(engine, slim.policy), {name: policy_decoder(engine, one) for name, one in without.items()},
-        certified, engine.verifier, ordered, max_new_tokens, batch,
-    )  # fmt: skip
-    return _Decoded(decision, {slim.policy.kind: decision.with_slim, **decision.baselines})
-
-
 def _rows(
-    contexts: list[int], predictions: dict[int, list[lazy_types.Predictions]], shown: dict[int, _Decoded]
+    contexts: list[int],
+    predictions: dict[int, list[lazy_types.Predictions]],
+    decoded: dict[int, dict[int, lazy_types.Decoded]],
 ) -> tuple[list[PlanEntry], list[str]]:
     """The rows of the plan, and what decoding has ruled out at each batch size."""
+    from viasd_calib.pipeline.plan_decoded import allowed_kinds
     from viasd_calib.planning.break_even import watched
     from viasd_calib.planning.table import best_group, plan_rows, rows_by_batch
 
     words: list[str] = []
     allowed: list[set[lazy_types.PolicyKind]] = []
     for batch, found in predictions.items():
-        kinds, own = _allowed(found, shown[batch], batch)
-        allowed += [kinds] * len(found)
+        kinds, own = allowed_kinds(found, decoded[batch], batch)
+        allowed += kinds
         words += own
     every = [one for found in predictions.values() for one in found]
     best = iter(best_group(every, allowed))
@@ -216,34 +198,6 @@ def _rows(
         for share in sorted(shares)
     ]
     return rows_by_batch([*predictions], groups), words
-
-
-def _allowed(
-    predictions: list[lazy_types.Predictions], shown: _Decoded, batch: int
-) -> tuple[set[lazy_types.PolicyKind], list[str]]:
-    """Kinds of policies that may be planned at one batch size, and why others may not."""
-    decision, measured = shown
-    every = {kind for one in predictions for kind in one.by_kind}
-    slim = {kind for kind in every if kind.startswith("three tiers")}
-    speed = decision.slim_speed
-    decoded = f"on {speed.n} prompts" if batch == 1 else f"in batches of {batch} texts ({speed.n} of them)"
-    if speed.above_one:
-        ruled_out = set()
-        words = [f"Decoded {decoded}, the slim tier is faster: {speed.words} times."]
-    else:
-        ruled_out = slim
-        words = [
-            f"No slim tier: decoded {decoded} it is not shown to be faster than what is without it, "
-            f"{speed.words} times."
-        ]
-    slower = {kind for kind in measured if kind not in slim and measured[kind] > measured["no drafting"]}
-    left_out = "Left out" if batch == 1 else f"Left out in batches of {batch}"
-    words += [
-        f"{left_out}: {kind} took {1000 * measured[kind]:.2f} ms a token where it was decoded, and no drafting "
-        f"{1000 * measured['no drafting']:.2f}."
-        for kind in sorted(slower)
-    ]
-    return every - ruled_out - slower, words
 
 
 def _with_plan(spec: RoutingSpec, rows: list[PlanEntry], offload: OffloadRef | None) -> RoutingSpec:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
 from math import sqrt
 from typing import TypeVar
 
@@ -81,7 +83,27 @@ def _ranges(places: Sequence[int], found: Sequence[Found]) -> Iterator[tuple[int
         if number == len(found) - 1:
             yield None, one
         elif found[number + 1] != one:
-            yield int(sqrt(places[number] * places[number + 1])), one
+            yield half_ways(places)[number], one
+
+
+def half_ways(places: Sequence[int]) -> list[int]:
+    """The bounds between rising places, half way by ratio: up to each, what lies there is of the lower of its two.
+
+    Example:
+        >>> half_ways([100, 200, 800])
+        [141, 400]
+    """
+    return [int(sqrt(lower * higher)) for lower, higher in pairwise(places)]
+
+
+def nearest(places: Sequence[int], value: int) -> int:
+    """The one of rising places that is nearest by ratio, within the bounds that a plan's rows have between them.
+
+    Example:
+        >>> [nearest([100, 200, 800], length) for length in (1, 141, 142, 400, 5000)]
+        [100, 100, 200, 200, 800]
+    """
+    return places[bisect_left(half_ways(places), value)]
 
 
 def base_of(rows: Sequence[PlanEntry], gates: Gates, decoding: Decoding) -> tuple[Gates, Decoding]:
