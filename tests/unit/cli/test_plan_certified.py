@@ -66,14 +66,14 @@ class Turns:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: dict[float, float]) -> None:
         self.seconds = seconds
         self.decoded: list[float | None] = []
-        self.prompts: list[int] = []
+        self.words: list[set[int]] = []
         monkeypatch.setattr(policy_search, "decode_in_turns", self)
 
     def __call__(
         self, _: str, decoders: Sequence[Decoder], verifier: Any, prompts: Sequence[Prompt], *__: Any, **___: Any
     ) -> list[Spent]:
         strategies = [decoder.strategy for decoder in decoders]
-        self.prompts.append(len(prompts))
+        self.words.append({len(prompt.turns[0].split()) for prompt in prompts})
         self.decoded = [_threshold(one) if one.audit == "off" else None for one in strategies]
         return [
             Spent([8] * len(prompts), [8.0 if one is None else 8 * self.seconds[one]] * len(prompts))
@@ -124,10 +124,10 @@ def test_candidates_decode_prompts_of_every_length_together(place: Path, monkeyp
     every = [Prompt(id=f"{long}/{n}", turns=[f"w{n}" + " w3" * long]) for long in (2, 40) for n in range(9)]
     path.write_text("".join(prompt.model_dump_json() + "\n" for prompt in every))
     source = ["--prompts", str(path), "--shares", '{"fit": 0, "calibrate": 1, "test": 0}', "--contexts", "[16,48]"]
-    assert run(place, "--certified", *source) == 0
-    assert turns.prompts == [6]
+    assert run(place, "--certified", *source, "--limit", "18") == 0
+    assert turns.words == [{3, 41}] * 3, "it is looked at three times"
     assert run(place, *source) == 0
-    assert turns.prompts == [6, 6, 6]
+    assert turns.words[3:] == [{3}, {41}]
 
 
 @pytest.mark.parametrize(
