@@ -72,6 +72,7 @@ PARTS: Mapping[str, Sequence[str]] = {
 LOW_BITS: Mapping[str, Sequence[str]] = {
     "all in 8 bits": LOW_BIT_FITS["8"],
     "MLPs in 4 bits, the rest in 8": LOW_BIT_FITS["4_mlp"],
+    "MLPs in 4 bits by GPTQ, the rest in 8": LOW_BIT_FITS["4_mlp_gptq"],
     "bits chosen": LOW_BIT_FITS["auto"],
 }
 """Options for slim verifiers that leave out nothing; nothing of them is trained."""

@@ -30,7 +30,7 @@ class StorageError(ViasdError):
 
 
 class NumericsError(ViasdError):
-    """A model produced logits that are not finite."""
+    """A model gave numbers that are not finite, or that cannot be calculated with."""
 
 
 class CalibrationError(ViasdError):

@@ -61,6 +61,7 @@ from viasd_calib.schema.route import (
     MlpWidths,
     PartEntry,
     RelativeCost,
+    Rounding,
     Route,
 )
 from viasd_calib.schema.routing_spec import SCHEMA_VERSION, Producer, RoutingSpec, conflicts, tensor_files, tensors_of
@@ -105,6 +106,7 @@ __all__ = [
     "PromptLookupDraft",
     "QuantisableDraft",
     "RelativeCost",
+    "Rounding",
     "Route",
     "RoutingSpec",
     "Sha256",

@@ -116,8 +116,8 @@ def parse_options(words: Sequence[str]) -> tuple[Namespace, list[str]]:
         "--low_bits",
         default="",
         help="members in low bits beside them, comma-separated: 8 (all sublayers), 4_mlp (MLPs in 4 bits, the rest in "
-        "8), 8_span (a run of layers left out for each target cost, the rest in 8), auto (bits chosen for each target "
-        "cost), or all",
+        "8), 4_mlp_gptq (the same, rounded by GPTQ), 8_span (a run of layers left out for each target cost, the rest "
+        "in 8), auto (bits chosen for each target cost), or all",
     )
     parser.add_argument(
         "--dtype",

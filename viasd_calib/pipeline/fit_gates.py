@@ -53,6 +53,7 @@ def _needs_training(options: FitOptions) -> str | None:
         f"--model.head_vocab {model.head_vocab}": bool(model.head_vocab),
         "--model.parts other than low_bit": [*model.parts] != ["low_bit"],
         "bits auto": model.parts.get("low_bit", {}).get("bits") == "auto",
+        "rounding gptq": model.parts.get("low_bit", {}).get("rounding") == "gptq",
         "--rounds": options.rounds != 1,
         "--ckpt_path": options.ckpt_path is not None,
     }

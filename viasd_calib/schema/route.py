@@ -155,6 +155,8 @@ class MlpWidths(PartEntry):
     tensors: TensorFile = Field(description="each layer's order of neurons, kept ones first")
 
 
+Rounding = Literal["nearest", "gptq"]
+"""How weights in low bits are rounded; :mod:`viasd_calib.slim.low_bit` and :mod:`viasd_calib.slim.gptq`."""
 LowBits = Literal[8, 4]
 """Bits of a weight that a slim verifier runs in integers; :mod:`viasd_calib.slim.low_bit`."""
 LayersByBits = dict[Literal["8", "4"], Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]]
@@ -163,8 +165,10 @@ LayersByBits = dict[Literal["8", "4"], Annotated[list[Annotated[int, Field(ge=0)
 class LowBitWeights(PartEntry):
     """Sublayers whose linear layers the slim verifier runs with weights in 8 or 4 bits; those not named have 16.
 
-    Nothing is stored: the weights are rounded when the spec is loaded, from those that the other parts of the route run
-    (``rule`` nearest: :func:`viasd_calib.slim.low_bit.round_weight`). They are a copy, which takes memory of its own.
+    By the rule ``nearest`` nothing is stored: the weights are rounded when the spec is loaded, from those that the
+    other parts of the route run (:func:`viasd_calib.slim.low_bit.round_weight`). By ``gptq`` (Frantar et al. 2022,
+    arXiv 2210.17323) they were rounded when it was fitted, and the file holds the integers of the verifier's own
+    weights. They are a copy, which takes memory of its own.
 
     Example:
         >>> LowBitWeights(attention={"8": [0, 2]}, mlp={"8": [0], "4": [2]}, head=8).bits("mlp")
@@ -178,7 +182,20 @@ class LowBitWeights(PartEntry):
     head: LowBits | None = Field(None, description="bits of the output head's weights; null for 16")
     input_bits: Literal[16, 8] = Field(16, description="bits of what enters such a layer, with one scale a token")
     group: Literal[64] = Field(64, description="neighbouring weights of a row that share a scale in 4 bits")
-    rule: Literal["nearest"] = Field("nearest", description="how weights are rounded")
+    rule: Rounding = Field(
+        "nearest", description="how weights are rounded: nearest, when the spec is loaded; gptq, when it was fitted"
+    )
+    tensors: TensorFile | None = Field(
+        None, description="the integers, with steps and lowest values, of weights rounded by gptq; null for nearest"
+    )
+
+    @model_validator(mode="after")
+    def _has_what_its_rule_needs(self) -> LowBitWeights:
+        if self.rule == "gptq" and self.tensors is None:
+            raise ValueError("low_bit of rule gptq has no tensors, which hold its integers; export the spec again")
+        if self.rule == "nearest" and self.tensors is not None:
+            raise ValueError("low_bit of rule nearest has tensors, and rounds when it is loaded; leave them out")
+        return self
 
     @model_validator(mode="after")
     def _each_once(self) -> LowBitWeights:
@@ -269,6 +286,20 @@ class Route(SpecModel):
                     f"low_bit.{kind} and {kind}_skip both name layer {both[0]}; a sublayer is skipped or has low "
                     "bits, take it out of one"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_what_is_there(self) -> Route:
+        if (
+            self.low_bit is not None
+            and self.low_bit.rule == "gptq"
+            and self.adapter is not None
+            and self.adapter.folded
+        ):
+            raise ValueError(
+                "low_bit of rule gptq has the integers of the verifier's own weights, and the adapter is folded into "
+                "others; fit again with an adapter that is not, or with rounding nearest"
+            )
         return self
 
     def entries(self) -> dict[str, PartEntry]:

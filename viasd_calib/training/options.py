@@ -118,6 +118,12 @@ class SlimVerifierOptions:
                 "low_bit cannot be fitted with adapter_kind dora, which reads whole weights; give lora or norms, or "
                 "adapter_rank 0"
             )
+        rounding = self.parts.get("low_bit", {}).get("rounding")
+        if rounding == "gptq" and self.fold_adapter and self.adapter_kind == "lora" and self.rank != 0:
+            raise CalibrationError(
+                "rounding gptq cannot be fitted with fold_adapter, which changes the weights that it has rounded; "
+                "leave out fold_adapter, or give rounding nearest"
+            )
         if self.memory is not None and self.memory < 0:
             raise CalibrationError(f"memory is {self.memory}; give a share of q's weights, or bytes")
         if not 0 < self.target_cost <= 1:

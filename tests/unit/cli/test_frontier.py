@@ -96,7 +96,9 @@ def test_low_bits_are_timed_where_they_have_kernels(monkeypatch: pytest.MonkeyPa
 
 
 def test_members_in_low_bits_have_names() -> None:
-    with pytest.raises(CalibrationError, match="there is no method '16'; choose from 8, 4_mlp, 8_span, auto"):
+    with pytest.raises(
+        CalibrationError, match="there is no method '16'; choose from 8, 4_mlp, 4_mlp_gptq, 8_span, auto"
+    ):
         parse_low_bits("8, 16")
 
 

@@ -51,20 +51,20 @@ def rounded_weights(
     shapes = {
         f"{path}.{part}": shape
         for path, linear in linears.items()
-        for part, shape in _shapes(linear.out_features, linear.in_features, bits).items()
+        for part, shape in stored_shapes(linear.out_features, linear.in_features, bits).items()
     }
 
     def stored() -> dict[str, Tensor]:
         return {
             f"{path}.{part}": tensor
             for path, weight in zip(linears, make(), strict=True)
-            for part, tensor in _parts(weight).items()
+            for part, tensor in stored_parts(weight).items()
         }
 
     file = sublayer_file(rounded_folder(source.sha256, weights[0].dtype) / f"{name}-{bits}.bin", shapes, stored)
     found = _read(file, weights[0].device)
     return [
-        _joined(bits, one.in_features, {part: found[f"{path}.{part}"] for part in _shapes(1, 1, bits)})
+        of_stored(bits, one.in_features, {part: found[f"{path}.{part}"] for part in stored_shapes(1, 1, bits)})
         for path, one in linears.items()
     ]
 
@@ -80,22 +80,22 @@ def rounded_folder(weights_sha256: str, dtype: torch.dtype) -> Path:
     return cache_folder() / LOW_BITS / weights_sha256 / rule
 
 
-def _shapes(out: int, inputs: int, bits: Bits) -> dict[str, Shape]:
-    """Of what :func:`_parts` gives for a weight [out, in]."""
+def stored_shapes(out: int, inputs: int, bits: Bits) -> dict[str, Shape]:
+    """Of what :func:`stored_parts` gives for a weight [out, in]."""
     if bits == 8:
         return {"codes": Shape((out, inputs), torch.int8), "steps": Shape((out, 1), torch.float32)}
     groups = Shape((out, -(-inputs // GROUP)), torch.float32)
     return {"codes": Shape((out, -(-inputs // 2)), torch.uint8), "steps": groups, "lowest": groups}
 
 
-def _parts(weight: RoundedWeight) -> dict[str, Tensor]:
+def stored_parts(weight: RoundedWeight) -> dict[str, Tensor]:
     """A weight as a file holds it: two codes of 4 bits to a byte, the first in its low half."""
     parts = zip(("codes", "steps", "lowest"), held_parts(weight), strict=True)
     return {name: part for name, part in parts if part is not None}
 
 
-def _joined(bits: Bits, inputs: int, parts: Mapping[str, Tensor]) -> RoundedWeight:
-    """The weight that :func:`_parts` was given, with so many inputs."""
+def of_stored(bits: Bits, inputs: int, parts: Mapping[str, Tensor]) -> RoundedWeight:
+    """The weight that :func:`stored_parts` was given, with so many inputs."""
     if bits == 8:
         return weight_of(parts["codes"], parts["steps"], None, inputs)
     # Copies: as views they would hold all that was read, and so the codes a second time.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from viasd_calib.errors import SpecError
-from viasd_calib.slim.linears import linear_of
+from viasd_calib.slim.linears import LinearPlace, linear_of, plain_linears
 from viasd_calib.slim.lora_linear import LoRALinear
 from viasd_calib.slim.onednn_linear import refuse_packed
 from viasd_calib.slim.parts.base import PartOptions, RoutePart, Sizes, register
@@ -96,6 +96,30 @@ def of_adapter(name: str) -> bool:
         (True, False)
     """
     return "lora_" in name or ".ln_tuning_layers." in name
+
+
+def verifier_linears(module: nn.Module) -> Iterator[LinearPlace[nn.Linear]]:
+    """Where a module's linear layers are, but for those of an adapter beside them.
+
+    Example:
+        >>> adapted = LoRALinear(nn.Linear(4, 4), nn.Linear(4, 1), nn.Linear(1, 4))
+        >>> [place.path for place in verifier_linears(nn.ModuleDict({"q_proj": adapted, "k_proj": nn.Linear(4, 2)}))]
+        ['k_proj', 'q_proj.base']
+    """
+    for place in plain_linears([module]):
+        beside = isinstance(place.holder, LoRALinear) and place.name != "base"
+        if not beside and not of_adapter(place.path):
+            yield place
+
+
+def without_adapter(path: str) -> str:
+    """The name that a linear layer has where no adapter is on it.
+
+    Example:
+        >>> without_adapter("q_proj.base_layer"), without_adapter("q_proj.base"), without_adapter("q_proj")
+        ('q_proj', 'q_proj', 'q_proj')
+    """
+    return path.removesuffix(".base_layer").removesuffix(".base")
 
 
 def adapter_tensors(layers: nn.Module) -> dict[str, Tensor]:

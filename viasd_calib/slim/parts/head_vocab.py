@@ -144,6 +144,27 @@ def save_head_ids(ids: Tensor, path: Path, folder: Path) -> HeadVocab:
     return HeadVocab(size=len(ids), tensors=tensor_file(path, folder))
 
 
+def read_head_ids(entry: HeadVocab, folder: Path) -> Tensor:
+    """The ids of a head vocabulary: [head vocabulary], long.
+
+    Args:
+        folder: of the spec that names it.
+
+    Raises:
+        SpecError: the file is missing or damaged, or holds something else.
+    """
+    path, size, what = folder / entry.tensors.path, entry.size, "a head vocabulary"
+    try:
+        ids = read_tensors(path, what)[IDS]
+    except KeyError as error:
+        raise SpecError(f"{path} cannot be read as {what} ({error}); export the spec again") from error
+    if ids.shape != (size,) or ids.is_floating_point():
+        raise SpecError(
+            f"{path} holds {ids.dtype} {list(ids.shape)}, the spec names {size} token ids; export the spec again"
+        )
+    return ids.long()
+
+
 @register
 class HeadVocabulary(RoutePart[Tensor]):
     """Some output tokens alone: their verifier ids, [head vocabulary], long, rising."""
@@ -159,20 +180,11 @@ class HeadVocabulary(RoutePart[Tensor]):
     def load(self, route: Route, folder: Path, sizes: Sizes) -> Tensor:
         entry = route.head_vocab
         assert entry is not None, "asked of a route with a head vocabulary"
-        path, size, what = folder / entry.tensors.path, entry.size, "a head vocabulary"
-        try:
-            ids = read_tensors(path, what)[IDS]
-        except KeyError as error:
-            raise SpecError(f"{path} cannot be read as {what} ({error}); export the spec again") from error
-        if ids.shape != (size,) or ids.is_floating_point():
-            raise SpecError(
-                f"{path} holds {ids.dtype} {list(ids.shape)}, the spec names {size} token ids; export the spec again"
-            )
-        ids = ids.long()
+        ids = read_head_ids(entry, folder)
         if ids[0] < 0 or ids[-1] >= sizes.vocab or not bool((ids.diff() > 0).all()):
             raise SpecError(
-                f"{path}: token ids must be given once each, in rising order, from 0 to {sizes.vocab - 1}; "
-                "export the spec again"
+                f"{folder / entry.tensors.path}: token ids must be given once each, in rising order, from 0 to "
+                f"{sizes.vocab - 1}; export the spec again"
             )
         return ids
 

@@ -1,7 +1,8 @@
 """Low bits: sublayers, and the output head, whose weights q' runs in 8 or 4 bits (:mod:`viasd_calib.slim.low_bit`).
 
-They are a copy of what the other parts of the route run, made when the spec is loaded; the copy takes memory, which
-skipped sublayers and narrow MLPs do not. That of a verifier whose layers are read for each pass is made once, and kept
+They are a copy of what the other parts of the route run, made when the spec is loaded, or of integers that the spec
+brings along (:mod:`viasd_calib.slim.learned_rounding`); the copy takes memory, which skipped sublayers and narrow MLPs
+do not. A copy that is made, of a verifier whose layers are read for each pass, is made once, and kept
 (:mod:`viasd_calib.slim.offload.rounded_files`).
 """
 
@@ -10,30 +11,32 @@ from __future__ import annotations
 import random
 import statistics
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 from torch import nn
 
-from viasd_calib.errors import JobWarning, SpecError
+from viasd_calib.errors import JobWarning, ModelError, SpecError
 from viasd_calib.files import read_json, write_json
 from viasd_calib.host_memory import give_freed_memory_back
 from viasd_calib.models.offloaded import layer_weights
 from viasd_calib.slim.bit_choice import MeasuredBits, choose_bits
 from viasd_calib.slim.bit_costs import Shape, product_seconds
 from viasd_calib.slim.forward import RoutedModel
+from viasd_calib.slim.learned_bits import HEAD, LearnedBits, read_learned, save_learned, sublayer_name
+from viasd_calib.slim.learned_rounding import learn_rounding, refuse_without_texts
 from viasd_calib.slim.linears import LinearPlace, plain_linears
 from viasd_calib.slim.lora_linear import LoRALinear
 from viasd_calib.slim.low_bit import InputBits, LowBitLinear, widened_weights
 from viasd_calib.slim.offload.rounded_files import rounded_weights
 from viasd_calib.slim.onednn_linear import refuse_packed
-from viasd_calib.slim.parts.adapter import of_adapter
+from viasd_calib.slim.parts.adapter import verifier_linears
 from viasd_calib.slim.parts.base import FitInputs, Mark, PartOptions, RoutePart, Sizes, register
-from viasd_calib.slim.parts.head_vocab import SlimHead
+from viasd_calib.slim.parts.head_vocab import SlimHead, read_head_ids
 from viasd_calib.slim.plan import KINDS, MODULES, SlimPlan, share_parameters
-from viasd_calib.spec import LowBits, LowBitWeights, Route
+from viasd_calib.spec import LowBits, LowBitWeights, Rounding, Route
 
 Bits = Literal[16, 8, 4]
 LayersByBits = dict[Literal["16", "8", "4"], list[int]]
@@ -55,6 +58,7 @@ class LowBitOptions(PartOptions):
         head: of the output head, where it has others.
         input_bits: of what enters a layer.
         options: the numbers of bits that ``bits: auto`` chooses among, by measured divergence and cost.
+        rounding: ``nearest`` when a spec is loaded, or ``gptq`` on texts that q wrote: the spec then holds integers.
     """
 
     bits: Literal[16, 8, 4, "auto"] = 8
@@ -63,6 +67,7 @@ class LowBitOptions(PartOptions):
     head: Bits | None = None
     input_bits: InputBits = 16
     options: tuple[Bits, ...] = Field((16, 8, 4), min_length=1)
+    rounding: Rounding = "nearest"
 
     @model_validator(mode="after")
     def _chosen_or_named(self) -> LowBitOptions:
@@ -278,8 +283,8 @@ def _read_choice(path: Path) -> MeasuredChoice | None:
 
 
 @register
-class LowBit(RoutePart[LowBitWeights]):
-    """Sublayers and a head in low bits; it holds its entry, for weights are made of q's own."""
+class LowBit(RoutePart[LowBitWeights | LearnedBits]):
+    """Sublayers and a head in low bits; it holds its entry, for weights are made of q's own, or integers beside it."""
 
     name = "low_bit"
     title = "weights of low bits"
@@ -287,9 +292,16 @@ class LowBit(RoutePart[LowBitWeights]):
     options = LowBitOptions
     last = True
 
-    def fit(self, inputs: FitInputs, options: PartOptions) -> LowBitWeights | None:
+    def fit(self, inputs: FitInputs, options: PartOptions) -> LowBitWeights | LearnedBits | None:
         """What the options say, of the sublayers that the route keeps; None, with a warning, where all keep 16 bits."""
         assert isinstance(options, LowBitOptions)
+        if options.rounding == "nearest":
+            return self._bits(inputs, options)
+        refuse_without_texts(inputs)  # before bits are chosen, which takes minutes
+        entry = self._bits(inputs, options)
+        return None if entry is None else LearnedBits(entry, learn_rounding(inputs, entry))
+
+    def _bits(self, inputs: FitInputs, options: LowBitOptions) -> LowBitWeights | None:
         if options.bits == "auto":
             choice = _choice(inputs, options)
             chosen = choice.chosen()
@@ -317,32 +329,61 @@ class LowBit(RoutePart[LowBitWeights]):
             {**named, "head": None if head == 16 else head, "input_bits": options.input_bits}
         )
 
-    def save(self, held: LowBitWeights, route: Route, folder: Path, options: PartOptions) -> LowBitWeights:
-        """Nothing is written but the entry, and what was measured where bits were chosen (:data:`MEASURED_FILE`)."""
-        if not isinstance(held, ChosenBits):
-            return held
-        write_json(folder / MEASURED_FILE, held.table)
-        return LowBitWeights.model_validate(held.model_dump())
+    def save(
+        self, held: LowBitWeights | LearnedBits, route: Route, folder: Path, options: PartOptions
+    ) -> LowBitWeights:
+        """Integers that were learned are written, and what bits were chosen by (:data:`MEASURED_FILE`)."""
+        entry = held.entry if isinstance(held, LearnedBits) else held
+        if isinstance(entry, ChosenBits):
+            write_json(folder / MEASURED_FILE, entry.table)
+            entry = LowBitWeights.model_validate(entry.model_dump())
+        if not isinstance(held, LearnedBits):
+            return entry
+        if route.head_vocab is not None:
+            held = held.with_outputs(read_head_ids(route.head_vocab, folder))
+        return save_learned(held._replace(entry=entry), self.tensors_path(folder), folder)
 
-    def load(self, route: Route, folder: Path, sizes: Sizes) -> LowBitWeights:
-        assert route.low_bit is not None, "asked of a route with low bits"
-        return route.low_bit
+    def load(self, route: Route, folder: Path, sizes: Sizes) -> LowBitWeights | LearnedBits:
+        entry = route.low_bit
+        assert entry is not None, "asked of a route with low bits"
+        if entry.tensors is None:
+            return entry
+        return read_learned(route, folder / entry.tensors.path, sizes.vocab, sizes.hidden)
 
-    def install(self, plan: SlimPlan, held: LowBitWeights) -> None:
-        """Round what other parts left of the named sublayers, in copies; q's own modules stay as they are."""
+    def install(self, plan: SlimPlan, held: LowBitWeights | LearnedBits) -> None:
+        """Round what other parts left of the named sublayers, in copies, or take the integers that are held for them.
+
+        q's own modules stay as they are.
+        """
         refuse_packed(plan.full.model)
+        learned, entry = (held, held.entry) if isinstance(held, LearnedBits) else (None, held)
+        if learned is None and entry.tensors is not None:
+            raise ModelError(
+                "the route names weights rounded by gptq, but not their integers; open it with load_routed"
+            )
         layers = nn.ModuleList(share_parameters(layer) for layer in plan.layers)
         for kind in KINDS:
-            for index, bits in held.bits(kind).items():
+            for index, bits in entry.bits(kind).items():
                 places = [*verifier_linears(layers[index].get_submodule(MODULES[kind]))]
-                name = f"layer-{index:03d}-{kind}" if _of_files(plan, places) else None
-                _round(plan, name, places, bits, held.input_bits)
+                if learned is not None:
+                    learned.put(sublayer_name(kind, index), places, bits, entry.input_bits)
+                else:
+                    name = f"layer-{index:03d}-{kind}" if _of_files(plan, places) else None
+                    _round(plan, name, places, bits, entry.input_bits)
                 give_freed_memory_back()  # codes that stay lie among numbers that went
         plan.layers = layers
-        if held.head is not None:
-            name = "head" if plan.head is None else None  # a part of its rows is kept nowhere
-            plan.head = plan.head or SlimHead(plan.full.head_rows())
-            _round(plan, name, plain_linears([plan.head]), held.head, held.input_bits)
+        if entry.head is None:
+            return
+        name = "head" if plan.head is None else None  # a part of its rows is kept nowhere
+        plan.head = plan.head or SlimHead(plan.full.head_rows())
+        (place,) = plain_linears([plan.head])
+        if learned is None:
+            _round(plan, name, [place], entry.head, entry.input_bits)
+            return
+        if plan.head.ids is not None:
+            learned = learned.with_outputs(plan.head.ids)
+        weight = learned.weight(HEAD, place.linear, entry.head)
+        place.put(LowBitLinear(place.linear, entry.head, entry.input_bits, weight))
 
     def line(self, route: Route, layers: int) -> str:
         assert route.low_bit is not None, "asked of a route with low bits"
@@ -356,6 +397,8 @@ class LowBit(RoutePart[LowBitWeights]):
             words.append(f"head in {entry.head} bits")
         if entry.input_bits != 16:
             words.append(f"their inputs in {entry.input_bits} bits")
+        if entry.rule == "gptq":
+            words.append("rounded by GPTQ")
         return ", ".join(words)
 
     def drawing(self, route: Route, layers: int) -> list[Mark]:
@@ -391,17 +434,3 @@ def _counts(entry: LowBitWeights) -> Mapping[int, int]:
     """How many sublayers have so many bits."""
     every = [bits for kind in KINDS for bits in entry.bits(kind).values()]
     return {bits: every.count(bits) for bits in get_args(LowBits) if bits in every}
-
-
-def verifier_linears(module: nn.Module) -> Iterator[LinearPlace[nn.Linear]]:
-    """Where a module's linear layers are, but for those of an adapter beside them.
-
-    Example:
-        >>> adapted = LoRALinear(nn.Linear(4, 4), nn.Linear(4, 1), nn.Linear(1, 4))
-        >>> [place.path for place in verifier_linears(nn.ModuleDict({"q_proj": adapted, "k_proj": nn.Linear(4, 2)}))]
-        ['k_proj', 'q_proj.base']
-    """
-    for place in plain_linears([module]):
-        beside: Any = isinstance(place.holder, LoRALinear) and place.name != "base"
-        if not beside and not of_adapter(place.path):
-            yield place
