@@ -74,7 +74,7 @@ def test_variants_are_trained_and_compared_once(
     assert both["bridge in closed form"]["kl"] != both["nothing trained, no bridge"]["kl"]
     assert all(row["cost"] > 0 for row in both.values())
     low = ["bridge in closed form, the rest in 8 bits", "bridge and adapter, the rest in 8 bits", "all in 8 bits"]
-    low += ["MLPs in 4 bits, the rest in 8", "bits chosen"]
+    low += ["MLPs in 4 bits, the rest in 8", "MLPs in 4 bits by GPTQ, the rest in 8", "bits chosen"]
     assert [*both][-len(low) :] == low
     assert both["all in 8 bits"]["kl"] < both["MLPs in 4 bits, the rest in 8"]["kl"]
     assert both["all in 8 bits"]["kl"] < both["bridge in closed form, the rest in 8 bits"]["kl"]

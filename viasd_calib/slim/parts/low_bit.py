@@ -261,6 +261,7 @@ def _choice(inputs: FitInputs, options: LowBitOptions) -> MeasuredChoice:
     """
     kept = {kind: sorted(layers) for kind, layers in kept_layers(inputs).items()}
     name = str(inputs.full.config.name_or_path)
+    options = options.model_copy(update={"rounding": "nearest"})  # by which bits are chosen, whatever they are for
     asked = AskedChoice(verifier=name, target_cost=inputs.target_cost, kept=kept, options=options)
     if inputs.folder is None:
         return _measured(inputs, options, asked)
