@@ -53,7 +53,6 @@ def _needs_training(options: FitOptions) -> str | None:
         f"--model.head_vocab {model.head_vocab}": bool(model.head_vocab),
         "--model.parts other than low_bit": [*model.parts] != ["low_bit"],
         "bits auto": model.parts.get("low_bit", {}).get("bits") == "auto",
-        "rounding gptq": model.parts.get("low_bit", {}).get("rounding") == "gptq",
         "--rounds": options.rounds != 1,
         "--ckpt_path": options.ckpt_path is not None,
     }
@@ -64,10 +63,11 @@ def check_streamed(options: FitOptions) -> None:
     """Refuse what cannot be fitted with layers read for each pass, before anything is loaded.
 
     Raises:
-        CalibrationError: something is trained, or chosen by passes of a verifier in memory.
+        CalibrationError: something is trained, chosen or rounded by passes of a verifier in memory.
         ModelError: the system cannot read layers so.
     """
-    found = _needs_training(options)
+    learned = options.model.parts.get("low_bit", {}).get("rounding") == "gptq"
+    found = _needs_training(options) or ("rounding gptq" if learned else None)
     if found is not None:
         raise CalibrationError(
             "--offload fits gates alone, with the verifier's layers read for each of its passes, and "
@@ -104,7 +104,7 @@ def _gates(
     dtype = fastest_dtype(torch.device("cpu"))
     verifier = load(options.model.verifier, dtype=dtype, layers=offload is None)
     refuse_other_verifier(data.verifier_ref(), verifier.ref)
-    inputs = FitInputs(RoutedModel(verifier.model), Route(), [], read_residuals)
+    inputs = FitInputs(RoutedModel(verifier.model), Route(), data.training_texts(), read_residuals)
     held = fit_parts(inputs, options.model.further_options)
     route = save_parts(Route(), held, options.model.part_options, out)
     routed = load_ready(verifier.model, route, out, offload)

@@ -40,8 +40,8 @@ def inverse_factor(hessian: Tensor) -> InverseFactor:
     Columns that are read most come first, while most others are there to take up their errors (``act-order`` of the
     authors' code). What never entered the layer has a diagonal of 0; it gets the mean one, and is rounded to nearest.
 
-    It takes three times the Hessian's memory meanwhile. H is V V^T with V upper triangular, by a Cholesky factor of H
-    with its order reversed; U is the inverse of V, so that H itself is not inverted.
+    It takes three times the Hessian's memory beside it meanwhile. H is V V^T with V upper triangular, by a Cholesky
+    factor of H with its order reversed; U is the inverse of V, so that H itself is not inverted.
 
     Args:
         hessian: X^T X of inputs X ([places, in]), or any multiple of it, as 2 X^T X; float32, [in, in].
@@ -72,6 +72,7 @@ def inverse_factor(hessian: Tensor) -> InverseFactor:
         raise NumericsError("the Hessian of its inputs is not positive definite, not even with its mean diagonal added")
     del ordered
     factor = lower.flip(0, 1)  # V
+    del lower
     identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
     return InverseFactor(order, torch.linalg.solve_triangular(factor, identity, upper=True))
 

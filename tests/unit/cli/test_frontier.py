@@ -66,12 +66,14 @@ def test_low_bits_are_members_beside_the_others(
     })  # fmt: skip
     assert main([*words, "--low_bits", "all", "--dtype", "float32", "--debug"]) == 0
     found = load_frontier(tmp_path / "out").members
-    low = ["low-bit-8", "low-bit-4-mlp", "low-bit-8-span-0.56", "low-bit-8-span-0.8", "low-bit-auto-0.8"]
+    low = ["low-bit-8", "low-bit-4-mlp", "low-bit-4-mlp-gptq", "low-bit-8-span-0.56", "low-bit-8-span-0.8"]
+    low.append("low-bit-auto-0.8")
     assert [member.folder for member in found] == ["cost-0.56", "cost-0.8", *low]
     by_name = {member.folder: member for member in found}
     assert by_name["low-bit-8"].low_bits == "all sublayers in 8 bits, head in 8 bits"
     assert by_name["low-bit-8"].target_cost is None
     assert by_name["low-bit-4-mlp"].low_bits == "4 sublayers in 8 bits, 4 sublayers in 4 bits, head in 8 bits"
+    assert by_name["low-bit-4-mlp-gptq"].low_bits == f"{by_name['low-bit-4-mlp'].low_bits}, rounded by GPTQ"
     assert by_name["low-bit-8-span-0.8"].mlp_skip == by_name["cost-0.8"].mlp_skip
     assert by_name["low-bit-8-span-0.8"].low_bits == "all sublayers in 8 bits, head in 8 bits"
     assert by_name["low-bit-auto-0.8"].low_bits
