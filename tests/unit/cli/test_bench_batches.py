@@ -117,7 +117,9 @@ def test_one_text_at_a_time_is_written_as_before(command: list[str], clock: Cloc
         assert main([*command, *asked]) == 0
         document.append(json.loads((tmp_path / "bench.json").read_text()))
     plain, asked_for = document
-    assert plain.keys() == {"provenance", "hardware", "settings", "n_prompts", "methods", "offload", "by_task"}
+    assert plain.keys() == {
+        "provenance", "hardware", "settings", "n_prompts", "methods", "offload", "by_task", "by_context",
+    }  # fmt: skip
     assert asked_for["settings"] == plain["settings"]
     assert asked_for["methods"]["three_tier"].keys() == plain["methods"]["three_tier"].keys()
     assert asked_for["methods"]["three_tier"]["tokens"] == plain["methods"]["three_tier"]["tokens"]

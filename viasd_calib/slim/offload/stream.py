@@ -98,7 +98,7 @@ class HostStream(OneAtATime):
         # Not given the stream itself, which could then never be collected.
         self._thread = threading.Thread(target=_read_ahead, args=(self._shared,), daemon=True, name="sublayers")
         self._thread.start()
-        weakref.finalize(self, self._shared.stop)
+        weakref.finalize(self, _end, self._shared, self._thread)
 
     def buffer(self, position: int) -> Tensor:
         return self._buffers[position % len(self._buffers)]
@@ -196,6 +196,17 @@ def _read_ahead(shared: _Shared) -> None:
             shared.done(position, error)
         else:
             shared.done(position, None)
+
+
+def _end(shared: _Shared, thread: threading.Thread) -> None:
+    """Stop the reading thread and wait for its end, which is that of one read.
+
+    At the end of the process too: a thread that comes back from a read while the interpreter is being finalized is
+    ended by it, and may take the whole process with it.
+    """
+    shared.stop()
+    if thread is not threading.current_thread() and thread.is_alive():  # in a process that was forked it is not
+        thread.join()
 
 
 @contextmanager

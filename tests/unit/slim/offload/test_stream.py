@@ -239,6 +239,19 @@ def test_the_thread_ends_with_the_stream() -> None:
     assert not thread.is_alive()
 
 
+def test_the_end_of_the_stream_waits_for_a_read() -> None:
+    """A thread that came back from one while the interpreter is finalized could end the process with an abort."""
+    source = FakeSource(pause=0.3)
+    stream = HostStream(source, sizes(5))
+    thread = stream._thread
+    check(stream, 0, sizes(5)[0])
+    read = len(source.reads)
+    del stream
+    gc.collect()
+    assert not thread.is_alive()
+    assert len(source.reads) <= read + 1, "the one that had begun, and no other"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_process_is_told_to_load_its_own() -> None:
