@@ -130,6 +130,7 @@ def test_a_digest_survives_writing(tmp_path: Path) -> None:
         ("smollm2-135m/routing.json", "5ac015a2c12932d8151015aa19b97cfe27c82059455fe38a681db2892e916850"),
         ("smollm2-135m/offload.json", "86a6cfdceb540d053f04925b61196f6dfa9fb84126d79d1e857ca1b46c85bbca"),
         ("qwen2.5-coder-1.5b/routing.json", "ce797009fec7a4052c03153caeef1942fdf259e778093b4f9c0f450c98f1acd1"),
+        ("qwen2.5-coder-1.5b/offload.json", "f916a9b2ee9546bfcd75eb25aa36e77a94cb6a9509e49dfa636ccd0a99f64aea"),
     ],
 )
 def test_the_digests_of_the_shipped_specs(name: str, digest: str) -> None:
