@@ -57,35 +57,38 @@ class Floor(BaseModel):
 
 
 @torch.inference_mode()
-def gap_moves(verifier: RoutedModel, texts: Sequence[Turn], width: int) -> list[Tensor]:
-    """By how much passes of ``width`` tokens move the difference of q's two largest logits in one wide pass.
+def gap_moves(verifier: RoutedModel, texts: Sequence[Turn], widths: Sequence[int]) -> list[Tensor]:
+    """By how much passes of each width move the difference of q's two largest logits in one wide pass.
 
     Args:
-        texts: with a prompt and an answer of one token at least; the first ``MOST_PASSES`` passes over each answer are
-            made, those of all texts together.
-        width: tokens of a pass, 1 at least.
+        texts: with a prompt and an answer of one token at least; the first ``MOST_PASSES`` passes of each width over
+            each answer are made, those of all texts together.
+        widths: tokens of a pass, 1 at least.
 
     Returns:
-        Of each text [places], float32, at least 0, in nats.
+        Of each text the places of each width after another [places], float32, at least 0, in nats.
     """
     capacity = max(len(text.prompt_ids) + len(text.generation.tokens) for text in texts)
     found: dict[int, Tensor] = {}
 
     def moves(number: int, text: Turn, row: CacheRow) -> Passes[None]:
         prompt, tokens = text.prompt_ids, text.generation.tokens
-        begin, places = len(prompt) - 1, min(len(tokens), MOST_PASSES * width)
-        wide = read_answer(verifier, prompt, tokens)[0][:places].float()  # [places, vocabulary]
-        pair = wide.topk(2, dim=-1).indices  # [places, 2]
-        wide_gap = _gap(wide, pair)  # [places]
+        begin = len(prompt) - 1
+        wide = read_answer(verifier, prompt, tokens)[0].float()  # [tokens, vocabulary]
+        pair = wide.topk(2, dim=-1).indices  # [tokens, 2]
+        wide_gap = _gap(wide, pair)  # [tokens]
         ids = torch.tensor([*prompt, *tokens], device=verifier.device)  # [length]
         if begin:
             yield FullPass(verifier, row, 0, ids[:begin], wanted=0)
-        narrow: list[Tensor] = []
-        for start in range(begin, begin + places, width):
-            some = ids[start : min(start + width, begin + places)]
-            result: PassResult = yield FullPass(verifier, row, start, some, wanted=some.shape[0])
-            narrow.append(_gap(result.logits.float(), pair[start - begin : start - begin + some.shape[0]]))
-        found[number] = (wide_gap - torch.cat(narrow)).abs()
+        moved: list[Tensor] = []
+        for width in widths:
+            # Each width writes the answer's places of the cache again, from the first on.
+            for first in range(0, min(len(tokens), MOST_PASSES * width), width):
+                some = slice(first, min(first + width, len(tokens)))
+                passed = ids[begin + some.start : begin + some.stop]  # [<= width]
+                result: PassResult = yield FullPass(verifier, row, begin + first, passed, wanted=len(passed))
+                moved.append((wide_gap[some] - _gap(result.logits.float(), pair[some])).abs())
+        found[number] = torch.cat(moved)
 
     rows = verifier.new_cache(capacity, len(texts)).rows()
     running = [moves(number, text, row) for number, (text, row) in enumerate(zip(texts, rows, strict=True))]
@@ -133,8 +136,7 @@ def measure_floor(
             answered += zip(some, turns_of, strict=True)
             texts = [turn for turns in turns_of for turn in turns]
             for first in range(0, len(texts), batch):
-                for width in widths:
-                    moves += [found.cpu() for found in gap_moves(routed, texts[first : first + batch], width)]
+                moves += [found.cpu() for found in gap_moves(routed, texts[first : first + batch], widths)]
             running.advance(len(some))
     every = torch.cat(moves)
     gap = float(every.quantile(GAP_QUANTILE))

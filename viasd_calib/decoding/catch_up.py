@@ -81,10 +81,7 @@ def catch_up(session: Session, block: Block, rule: VerificationRule = lossless_r
     scores = session.sampler.scores(result.logits, text)  # [width, vocabulary]
     inputs = VerificationInputs(scores, text[start + 1 :], _proposal_probs(session, block), pending, block)
     found = rule(session.sampler, inputs)
-    finite = torch.isfinite(largest_logit(result.logits))  # [width]
-    possible = (
-        finite if scores is result.logits else torch.isfinite(largest_logit(scores))
-    )  # [width]: some token may follow
+    finite, possible = _decidable(result.logits, scores)
     flags = torch.stack([finite.all(), leading_true(possible) > found.next_place(pending)]).long()
     # Beside the end of a text, the one place where the host waits for the device.
     kept, accepted, token, all_finite, next_possible, *drafted = yield Read(
@@ -127,11 +124,20 @@ def choose_next(session: Session, logits: Tensor) -> Passes[tuple[Tensor, int]]:
     scores = session.sampler.scores(logits, session.text[: session.length])  # [1, vocabulary]
     inputs = VerificationInputs(scores, block.tokens, _proposal_probs(session, block), 0, block)
     found = lossless_rule(session.sampler, inputs)
-    flags = torch.isfinite(torch.cat([largest_logit(logits), largest_logit(scores)])).long()
+    flags = torch.cat(_decidable(logits, scores)).long()  # [2]
     token, finite, possible = yield Read(torch.cat([found.next_token[None], flags]))
     _refuse_not_finite(finite)
     _refuse_impossible(possible)
     return found.next_token, token
+
+
+def _decidable(logits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Of rows of logits and of scores made from them, whether the logits are finite, and whether a token may follow.
+
+    Both [rows], bool. Scores that are the logits themselves, as where no processor is asked, are read once.
+    """
+    finite = torch.isfinite(largest_logit(logits))
+    return finite, finite if scores is logits else torch.isfinite(largest_logit(scores))
 
 
 def _refuse_not_finite(finite: int) -> None:

@@ -24,15 +24,7 @@ def against_baselines(result: BenchResult) -> list[str]:
         f"three_tier over {three_tier.fastest_baseline}, the fastest baseline: "
         f"{three_tier.speedup_vs_fastest_baseline.words}"
     )
-    groups = {
-        **{task: group for task, group in result.by_task.items() if len(result.by_task) > 1},
-        **{
-            f"prompts of up to {bound} tokens": group
-            for bound, group in result.by_context.items()
-            if len(result.by_context) > 1
-        },
-    }
-    known = _shown(groups)
+    known = _shown(result.groups)
     if not known:
         return [f"{whole}."]
     name, (baseline, least) = min(known.items(), key=lambda one: one[1][1].median)

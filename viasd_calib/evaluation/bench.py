@@ -90,6 +90,13 @@ class BenchResult(BaseModel):
     by_context: dict[int, GroupResult] = {}
     by_batch: dict[int, BatchResult] = {}
 
+    @property
+    def groups(self) -> dict[str, GroupResult]:
+        """By name, the tasks and the lengths of prompts: of either only where there are several."""
+        tasks = self.by_task if len(self.by_task) > 1 else {}
+        bands = self.by_context if len(self.by_context) > 1 else {}
+        return {**tasks, **{f"prompts of up to {bound} tokens": group for bound, group in bands.items()}}
+
     @model_serializer(mode="wrap")
     def _without_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         document: dict[str, Any] = handler(self)

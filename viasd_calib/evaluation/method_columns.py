@@ -159,12 +159,9 @@ def bench_table(result: BenchResult) -> Table:
 
 def group_tables(result: BenchResult) -> list[Table]:
     """The same of each task, and of each length of prompts, where there are several."""
-    tasks = result.by_task if len(result.by_task) > 1 else {}
-    bands = result.by_context if len(result.by_context) > 1 else {}
-    named = {**tasks, **{f"prompts of up to {bound} tokens": group for bound, group in bands.items()}}
     return [
         _single_texts(f"{name}, {_prompts(group.n_prompts)}", group.n_prompts, group.methods)
-        for name, group in named.items()
+        for name, group in result.groups.items()
     ]
 
 

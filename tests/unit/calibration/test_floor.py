@@ -33,14 +33,14 @@ def text(prompt: list[int], answer: list[int]) -> Turn:
 @pytest.mark.parametrize("prompt", [PROMPT, [5]])
 def test_in_float32_passes_of_all_widths_agree(prompt: list[int], width: int) -> None:
     model = tiny_model()
-    (moves,) = gap_moves(RoutedModel(model), [text(prompt, ANSWER)], width)
+    (moves,) = gap_moves(RoutedModel(model), [text(prompt, ANSWER)], [width])
     assert len(moves) == min(len(ANSWER), MOST_PASSES * width)
     assert float(moves.max()) <= 4 * rounding(transformers_logits(model, [*prompt, *ANSWER]))
 
 
 def test_in_bfloat16_they_do_not() -> None:
     model = copy.deepcopy(tiny_model()).bfloat16()
-    (moves,) = gap_moves(RoutedModel(model), [text(PROMPT, ANSWER)], 1)
+    (moves,) = gap_moves(RoutedModel(model), [text(PROMPT, ANSWER)], [1])
     assert float(moves.max()) > 0
 
 
@@ -49,8 +49,8 @@ def test_passes_of_several_texts_are_those_of_each() -> None:
     model = Uneven(tiny_model())
     texts = [text(PROMPT, ANSWER), text([5], [9]), text([2, 4], ANSWER[:5])]
     for width in (1, 3):
-        alone = [gap_moves(model, [one], width)[0] for one in texts]
-        for found, wanted in zip(gap_moves(model, texts, width), alone, strict=True):
+        alone = [gap_moves(model, [one], [width])[0] for one in texts]
+        for found, wanted in zip(gap_moves(model, texts, [width]), alone, strict=True):
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
         assert any(float(one.max()) > 0.2 for one in alone), "the case would show nothing"
 
@@ -70,7 +70,7 @@ class Uneven(RoutedModel):
 
 def test_a_move_is_that_of_the_two_largest_logits() -> None:
     model = Uneven(tiny_model())
-    (moves,) = gap_moves(model, [text(PROMPT, ANSWER)], 1)
+    (moves,) = gap_moves(model, [text(PROMPT, ANSWER)], [1])
     first, second = transformers_logits(tiny_model(), [*PROMPT, *ANSWER])[2:-1].topk(2).indices.unbind(-1)
     wanted = 0.25 * ((first + second) % 2)[: len(moves)]
     torch.testing.assert_close(moves, wanted.float(), rtol=0, atol=1e-4)

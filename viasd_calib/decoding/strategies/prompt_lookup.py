@@ -11,7 +11,7 @@ from viasd_calib.decoding.catch_up import catch_up
 from viasd_calib.decoding.drafting import Block, draft_limit
 from viasd_calib.decoding.session import Session
 from viasd_calib.decoding.strategies.base import Strategy, register
-from viasd_calib.draft.lookup import find_continuation
+from viasd_calib.draft.lookup import PromptLookup
 from viasd_calib.passes.requests import Passes
 from viasd_calib.spec import Decoding, Gates
 
@@ -42,6 +42,6 @@ class PromptLookupDecoding(Strategy):
     def round(self, session: Session) -> Passes[None]:
         text = session.text[: session.length]
         limit = draft_limit(session, self.draft_length)
-        tokens = find_continuation(text, limit, self.max_ngram, self.min_ngram)  # [0 to limit]
+        tokens = PromptLookup(self.max_ngram, self.min_ngram).propose(text, limit).tokens  # [0 to limit]
         pick = session.sampler.picker(text, session.verifier.config.vocab_size)
         yield from catch_up(session, Block(tokens, proposal_probs=pick.proposal_probs(tokens)))
