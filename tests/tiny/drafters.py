@@ -15,7 +15,12 @@ from viasd_calib.passes.requests import Passes, at_once, finish
 from viasd_calib.slim.forward import RoutedModel
 from viasd_calib.spec import ShallowShape
 
-DRAFTERS = ("lookup", "causal", "near", "itself", "shallow", "random", "lookup+shallow", "lookup+near")
+DRAFTERS = (
+    *("lookup", "causal", "near", "itself", "shallow", "random", "lookup+shallow", "lookup+near"),
+    *("window+shallow", "lookup+window+near"),
+)
+WINDOW = 2
+"""How many of a prompt's last tokens the drafters ``window+`` read."""
 
 
 def tiny_shape(num_layers: int = 2, head_vocab: int = 12, taps: tuple[int, ...] = (1, LAYERS)) -> ShallowShape:
@@ -48,7 +53,7 @@ class RandomDrafter(Drafter):
     def start(self, capacity: int) -> TextDrafter:
         return RandomTextDrafter(self.vocab, self.seed)
 
-    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, text: Tensor, tapped: Tensor, depth: Tensor, prompt_length: int = 0) -> tuple[Tensor, Tensor]:
         logits = torch.randn(text.shape[0], self.vocab, generator=torch.Generator().manual_seed(self.seed))
         return logits.argmax(-1), logits
 
@@ -75,6 +80,11 @@ def make_drafter(kind: str, verifier: RoutedModel, seed: int = 0, family: str = 
     if kind.startswith("lookup+"):
         inner = make_drafter(kind.removeprefix("lookup+"), verifier, seed, family)
         return CombinedDrafter(inner, vocab, max_ngram=3, min_ngram=2)
+    if kind.startswith("window+"):
+        inner = make_drafter(kind.removeprefix("window+"), verifier, seed, family)
+        assert isinstance(inner, CausalDrafter | ShallowDrafter)
+        inner.prompt_window = WINDOW
+        return inner
     if kind == "lookup":
         return PromptLookup()
     wide = verifier.dtype == torch.float64

@@ -181,7 +181,7 @@ def test_a_spec_of_an_earlier_release_lists_none(tiny_folder: TinyFolder, tmp_pa
     assert spec.certificate is not None
     assert spec.certificate.candidates is None
     assert main(["validate", str(path)]) == 0
-    assert SCHEMA_VERSION == "1.8"
+    assert SCHEMA_VERSION == "1.9"
 
 
 def test_what_is_listed_changes_no_digest(path: Path) -> None:

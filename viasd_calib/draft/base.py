@@ -80,6 +80,20 @@ class Proposal:
         return self.tokens.shape[0]
 
 
+def first_read(prompt_length: int, prompt_window: int | None) -> int:
+    """The first place of a text that a draft model reads: all of the text, or the end of its prompt and what follows.
+
+    Args:
+        prompt_length: tokens of the text when drafting begins.
+        prompt_window: how many of these are read, at most; None for all.
+
+    Example:
+        >>> first_read(700, 128), first_read(90, 128), first_read(700, None)
+        (572, 0, 0)
+    """
+    return 0 if prompt_window is None else max(prompt_length - prompt_window, 0)
+
+
 class TextDrafter(ABC):
     """Proposes the next tokens of one text: all that a drafter has to remember of it.
 
@@ -147,7 +161,9 @@ class Drafter(ABC):
         return [self.start(capacity) for _ in range(rows)]
 
     @abstractmethod
-    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
+    def score(
+        self, text: Tensor, tapped: Tensor, depth: Tensor, prompt_length: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
         """What would have been drafted at every place of a text that the verifier wrote.
 
         Args:
@@ -155,6 +171,8 @@ class Drafter(ABC):
             tapped: the verifier's residual stream at the drafter's taps, [length, taps, hidden].
             depth: [length], long; how many tokens before it were drafted, not verified, when the
                 token after this place is drafted.
+            prompt_length: leading tokens that are a prompt, of which a model may read the end alone. At places that it
+                does not read nothing is proposed; no draft begins there.
 
         Returns:
             Tokens [length] and logits [length, draft vocabulary] for the token *after* each place;
@@ -162,7 +180,7 @@ class Drafter(ABC):
         """
 
     def score_by_depth(
-        self, text: Tensor, tapped: Tensor, depths: int
+        self, text: Tensor, tapped: Tensor, depths: int, prompt_length: int = 0
     ) -> Iterator[tuple[Tensor, Tensor | None]] | None:
         """The same after 0 to ``depths`` - 1 drafted tokens, at all places each, in fewer passes than by :meth:`score`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -25,7 +26,7 @@ from viasd_calib.spec import (
     Decoding,
     DraftSpec,
     ModelDraft,
-    QuantisableDraft,
+    ModelDraftSettings,
     ShallowDraft,
     ShallowShape,
     WeightFormat,
@@ -39,6 +40,8 @@ _WITHOUT_SETTINGS: dict[str, type[Any]] = {
     if not any(field.is_required() for field in entry.model_fields.values())
 }
 """Entries of a spec that need no more than their kind, by that."""
+
+_WINDOW = re.compile(r"window([0-9]+):")
 
 SHALLOW_FILE = "draft.json"
 SHALLOW_TENSORS = "drafter.safetensors"
@@ -59,7 +62,7 @@ def build_drafter(
     for module in iter_modules([str(Path(__file__).parent)]):  # each registers what it builds
         import_module(f"{__package__}.{module.name}")
     drafter = builder_of(spec)(spec, DraftContext(folder, verifier, tokenizer))
-    if isinstance(spec, QuantisableDraft) and spec.quantize is not None:
+    if isinstance(spec, ModelDraftSettings) and spec.quantize is not None:
         if verifier.integer_kernels:
             round_linears(drafter.networks, 8 if spec.quantize == "int8" else 4)
         else:
@@ -113,12 +116,18 @@ def name_draft(name: str) -> tuple[DraftSpec, Path]:
     """What a user means by a drafter's name, and the folder its tensors are relative to.
 
     The kind of a drafter that needs nothing else, as ``prompt_lookup``; a folder with a shallow drafter, or else a
-    causal language model. ``int8:`` or ``int4:`` before one of the latter two gives it integer weights;
-    ``prompt_lookup+`` before one of them, or before both, takes lookup where it is confident, and the model elsewhere.
+    causal language model. ``int8:`` or ``int4:`` before one of the latter two gives it integer weights, then
+    ``window128:`` lets it read the last 128 tokens of a prompt alone; ``prompt_lookup+`` before one of them, or before
+    all of this, takes lookup where it is confident, and the model elsewhere.
 
     Raises:
-        ModelError: the folder's description of a shallow drafter is damaged, or no model follows a prefix.
-    """
+        ModelError: the folder's description of a shallow drafter is damaged, a window of nothing, or no model follows
+            a prefix.
+
+    Example:
+        >>> name_draft("int4:window128:a")[0]
+        CausalLMDraft(quantize='int4', prompt_window=128, kind='causal_lm', name_or_path='a', revision=None, weights_sha256=None)
+    """  # fmt: skip
     if name in _WITHOUT_SETTINGS:
         return _WITHOUT_SETTINGS[name](), Path()
     if name.startswith(f"{LOOKUP}+"):
@@ -138,9 +147,19 @@ def _after(prefix: str, name: str) -> str:
 def _name_model(name: str) -> tuple[ModelDraft, Path]:
     for weight_format in WEIGHT_FORMATS:
         if name.startswith(f"{weight_format}:"):
-            model, folder = _name_plain(_after(f"{weight_format}:", name))
+            model, folder = _name_windowed(_after(f"{weight_format}:", name))
             return model.model_copy(update={"quantize": weight_format}), folder
-    return _name_plain(name)
+    return _name_windowed(name)
+
+
+def _name_windowed(name: str) -> tuple[ModelDraft, Path]:
+    found = _WINDOW.match(name)
+    if found is None:
+        return _name_plain(name)
+    model, folder = _name_plain(_after(found[0], name))
+    if (size := int(found[1])) == 0:
+        raise ModelError(f"{name}: a draft model reads one token of a prompt at least; name a window from 1 on")
+    return model.model_copy(update={"prompt_window": size}), folder
 
 
 def _name_plain(name: str) -> tuple[ModelDraft, Path]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import repeat
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from viasd_calib.draft.base import (
@@ -19,6 +19,7 @@ from viasd_calib.draft.base import (
     StopRule,
     builds,
     draft_stepwise,
+    first_read,
 )
 from viasd_calib.errors import DraftWarning, ModelError
 from viasd_calib.models import DTYPE_NAMES, beside, context_length, first_difference, load_draft_model
@@ -45,12 +46,14 @@ class CausalDrafter(CachedDrafter):
     Args:
         model: the draft model; its tokenizer is the verifier's.
         verifier_vocab: rows of the verifier's output.
+        prompt_window: how many of a prompt's last tokens the draft model reads, at most; None for all.
 
     Attributes:
         columns: how many of its output's rows are proposed from.
     """
 
-    def __init__(self, model: RoutedModel, verifier_vocab: int) -> None:
+    def __init__(self, model: RoutedModel, verifier_vocab: int, prompt_window: int | None = None) -> None:
+        self.prompt_window = prompt_window
         self._rows = model.config.vocab_size
         self.columns = min(self._rows, verifier_vocab)
         self._padded = self._rows < verifier_vocab
@@ -74,19 +77,22 @@ class CausalDrafter(CachedDrafter):
         """A text's ids as the draft model reads them."""
         return ids.clamp(max=self._rows - 1) if self._padded else ids
 
-    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, text: Tensor, tapped: Tensor, depth: Tensor, prompt_length: int = 0) -> tuple[Tensor, Tensor]:
         """As for every drafter; after more tokens than the context holds nothing is proposed, and all logits are 0."""
-        read = text[: self.context]
-        length, unread = read.shape[0], text.shape[0] - read.shape[0]
+        first = first_read(prompt_length, self.prompt_window)
+        read = text[first : first + self.context]
+        length, unread = read.shape[0], text.shape[0] - first - read.shape[0]
         window = CacheWindow(self.model.new_cache(length), 0, length, length)
         logits = self.model.logits(self.model.full(self.own(read)[None], window).last[0])  # [length, rows]
         logits = logits[:, : self.columns].contiguous()
-        tokens = torch.cat([logits.argmax(-1), text.new_full((unread,), -1)])
-        return tokens, torch.cat([logits, logits.new_zeros((unread, logits.shape[-1]))])
+        tokens = nn.functional.pad(logits.argmax(-1), (first, unread), value=-1)  # [text]
+        return tokens, nn.functional.pad(logits, (0, 0, first, unread))
 
-    def score_by_depth(self, text: Tensor, tapped: Tensor, depths: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def score_by_depth(
+        self, text: Tensor, tapped: Tensor, depths: int, prompt_length: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """As for every drafter: the tokens before alone matter."""
-        return repeat(self.score(text, tapped, torch.zeros_like(text)), depths)
+        return repeat(self.score(text, tapped, torch.zeros_like(text), prompt_length), depths)
 
 
 class CausalTextDrafter(CachedTextDrafter):
@@ -95,18 +101,34 @@ class CausalTextDrafter(CachedTextDrafter):
     Args:
         row: the text's row of the model's cache, empty.
         drafter: what drafts.
+
+    Attributes:
+        skipped: leading positions of the text that are not read, and not counted in the row; None before the prompt
+            is known.
     """
 
     def __init__(self, row: CacheRow, drafter: CausalDrafter) -> None:
         super().__init__(row)
         self._drafter = drafter
+        self.skipped: int | None = None
 
     def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
-        length, most = text.shape[0], self._drafter.context
-        self.row.rollback(length - 1)  # the last one is run again where nothing is new
-        room = most + 1 - length  # the last token that is drafted need not be read
-        unseen = text[self.row.exact :]
+        length = text.shape[0]
+        if self.skipped is None:
+            self.skipped = first_read(length, self._drafter.prompt_window)
+        read, most = length - self.skipped, self._drafter.context
+        self.row.rollback(read - 1)  # the last one is run again where nothing is new
+        room = most + 1 - read  # the last token that is drafted need not be read
+        unseen = text[self.skipped + self.row.exact :]
         return draft_stepwise(self._advance, unseen, min(limit, room), stop, pick, self._drafter.vocabulary)
+
+    def observe(self, start: int, tapped: Tensor) -> None:
+        """As for every drafter: what it reads of a verifier is how long the prompt was, though its last token is unread."""
+        if self.skipped is None:
+            self.skipped = first_read(start + tapped.shape[0] + 1, self._drafter.prompt_window)
+
+    def rollback(self, length: int) -> None:
+        super().rollback(max(length - (self.skipped or 0), 0))
 
     def _advance(self, ids: Tensor) -> Passes[Tensor]:
         start, drafter = self.row.exact, self._drafter
@@ -132,7 +154,7 @@ def build_causal(entry: CausalLMDraft, context: DraftContext) -> CausalDrafter:
     )
     rows, verifier_rows = model.config.vocab_size, verifier.config.vocab_size
     _check_tokens(entry.name_or_path, own, context.tokenizer, rows, verifier_rows)
-    return CausalDrafter(verifier.alike(model), verifier_rows)
+    return CausalDrafter(verifier.alike(model), verifier_rows, entry.prompt_window)
 
 
 def _check_tokens(

@@ -65,13 +65,13 @@ class CombinedDrafter(Drafter):
         found = find_continuation(text, limit, self.max_ngram, self.min_ngram)
         return repeat_to(found, limit) if len(found) else found
 
-    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, text: Tensor, tapped: Tensor, depth: Tensor, prompt_length: int = 0) -> tuple[Tensor, Tensor]:
         """As for every drafter.
 
         A looked-up block that has proposed a wrong token does not come to the places after it: there the
         model drafts, as if the block were its own.
         """
-        tokens, logits = self.model.score(text, tapped, depth)
+        tokens, logits = self.model.score(text, tapped, depth, prompt_length)
         assert logits is not None, "the model has a distribution"
         found = looked_up(text, depth, self.look_up)  # [length]
         places = torch.nonzero(found >= 0)[:, 0]

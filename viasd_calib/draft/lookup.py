@@ -77,7 +77,7 @@ class PromptLookup(MemorylessDrafter):
     def propose(self, text: Tensor, limit: int) -> Proposal:
         return Proposal(find_continuation(text, limit, self.max_ngram, self.min_ngram), None)
 
-    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, None]:
+    def score(self, text: Tensor, tapped: Tensor, depth: Tensor, prompt_length: int = 0) -> tuple[Tensor, None]:
         """As for every drafter: nothing is proposed where the block has ended, or had proposed a wrong token before."""
         return looked_up(text, depth, lambda before, limit: self.propose(before, limit).tokens), None
 

@@ -10,7 +10,7 @@ from viasd_calib.errors import ModelError
 from viasd_calib.spec import CausalLMDraft, CombinedDraft, DraftSpec, PromptLookupDraft
 
 LOOKUP = "prompt_lookup"
-_NAME = re.compile(r"((?:prompt_lookup\+)?(?:int[48]:)?)(.*)", re.DOTALL)
+_NAME = re.compile(r"((?:prompt_lookup\+)?(?:int[48]:)?(?:window[0-9]+:)?)(.*)", re.DOTALL)
 """As :func:`~viasd_calib.draft.build.name_draft` reads it."""
 
 
@@ -93,8 +93,8 @@ def prefix_and_model(name: str) -> tuple[str, str]:
     """What comes before the draft model's own name in a drafter's, and that.
 
     Example:
-        >>> prefix_and_model("prompt_lookup+int8:runs/draft"), prefix_and_model("prompt_lookup")
-        (('prompt_lookup+int8:', 'runs/draft'), ('', 'prompt_lookup'))
+        >>> prefix_and_model("prompt_lookup+int8:window128:runs/draft"), prefix_and_model("prompt_lookup")
+        (('prompt_lookup+int8:window128:', 'runs/draft'), ('', 'prompt_lookup'))
     """
     found = _NAME.fullmatch(name)
     assert found is not None, "it matches everything"

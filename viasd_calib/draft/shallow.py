@@ -30,6 +30,7 @@ from viasd_calib.draft.base import (
     StopRule,
     builds,
     draft_stepwise,
+    first_read,
     to_verifier_ids,
 )
 from viasd_calib.draft.checking import MEND
@@ -249,10 +250,15 @@ class ShallowStep(Request[StepTensors]):
 
 
 class ShallowDrafter(CachedDrafter):
-    """Drafts with a :class:`ShallowModel`, following the verifiers' residual stream."""
+    """Drafts with a :class:`ShallowModel`, following the verifiers' residual stream.
 
-    def __init__(self, model: ShallowModel) -> None:
+    Args:
+        prompt_window: how many of a prompt's last tokens the model reads, at most; None for all.
+    """
+
+    def __init__(self, model: ShallowModel, prompt_window: int | None = None) -> None:
         self.model = model
+        self.prompt_window = prompt_window
         self.vocabulary = model.vocabulary
         self.taps = model.shape.taps
         self.networks = (model,)
@@ -262,75 +268,101 @@ class ShallowDrafter(CachedDrafter):
         return SharedCache(self.model.config, capacity, batch=batch, dtype=verifier.dtype, device=verifier.device)
 
     def follow(self, row: CacheRow) -> ShallowTextDrafter:
-        return ShallowTextDrafter(row, self.model)
+        return ShallowTextDrafter(row, self.model, self.prompt_window)
 
-    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        states = unrolled_states(self.model, text[None], tapped[None], int(depth.max()) + 1)
-        picked = torch.stack(states)[depth, 0, torch.arange(text.shape[0], device=text.device)]  # [length, hidden]
-        return self._said(picked)
+    def score(self, text: Tensor, tapped: Tensor, depth: Tensor, prompt_length: int = 0) -> tuple[Tensor, Tensor]:
+        first = first_read(prompt_length, self.prompt_window)
+        read = text[first:]
+        states = unrolled_states(self.model, read[None], tapped[None, first:], int(depth.max()) + 1)
+        picked = torch.stack(states)[depth[first:], 0, torch.arange(len(read), device=text.device)]  # [read, hidden]
+        return self._said(picked, first)
 
-    def score_by_depth(self, text: Tensor, tapped: Tensor, depths: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def score_by_depth(
+        self, text: Tensor, tapped: Tensor, depths: int, prompt_length: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """As for every drafter: one unrolling has all depths."""
-        return (self._said(states[0]) for states in unrolled_states(self.model, text[None], tapped[None], depths))
+        first = first_read(prompt_length, self.prompt_window)
+        unrolled = unrolled_states(self.model, text[None, first:], tapped[None, first:], depths)
+        return (self._said(states[0], first) for states in unrolled)
 
-    def _said(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and logits of states, [length, hidden]."""
-        logits = self.model.logits(states)  # [length, draft vocabulary]
-        return to_verifier_ids(logits.argmax(-1), self.vocabulary), logits
+    def _said(self, states: Tensor, unread: int) -> tuple[Tensor, Tensor]:
+        """Tokens and logits of states ([read, hidden]) after ``unread`` places of which it says nothing."""
+        logits = self.model.logits(states)  # [read, draft vocabulary]
+        tokens = to_verifier_ids(logits.argmax(-1), self.vocabulary)
+        return nn.functional.pad(tokens, (unread, 0), value=-1), nn.functional.pad(logits, (0, 0, unread, 0))
 
 
 class ShallowTextDrafter(CachedTextDrafter):
     """Drafts one text with a :class:`ShallowModel`.
 
+    Of a prompt it reads the last ``prompt_window`` tokens, as if the text began with them: what comes before it knows
+    from the verifier's stream, which has read all. Positions of the row are counted from the first token that is read.
+
     Args:
         row: the text's row of the model's cache, empty.
         model: what drafts.
+        prompt_window: None for the whole prompt.
 
     Attributes:
         conditions: row i + 1 comes from place i; row 0 is before the text, [capacity + 1, hidden].
         observed: leading positions whose condition a verifier gave.
+        skipped: leading positions of the text that are not read; None before the prompt is known.
     """
 
-    def __init__(self, row: CacheRow, model: ShallowModel) -> None:
+    def __init__(self, row: CacheRow, model: ShallowModel, prompt_window: int | None = None) -> None:
         super().__init__(row)
         self._model = model
+        self._prompt_window = prompt_window
         self.taps = model.shape.taps
         verifier = model.verifier
         shape = (row.shared.capacity + 1, verifier.config.hidden_size)
         self.conditions = torch.zeros(shape, dtype=verifier.dtype, device=verifier.device)
         self.observed = 0
+        self.skipped: int | None = None
 
     def observe(self, start: int, tapped: Tensor) -> None:
         self.observed = start + tapped.shape[0]
-        self.conditions[start + 1 : self.observed + 1] = self._model.condition(tapped)
-        self.row.rollback(start + 1)  # the slots after read other conditions
+        if self.skipped is None:
+            # q has read the prompt but for its last token.
+            self.skipped = first_read(self.observed + 1, self._prompt_window)
+        begin = max(start, self.skipped)  # the first token that is read is taken for that of a text
+        self.conditions[begin + 1 : self.observed + 1] = self._model.condition(tapped[begin - start :])
+        self.row.rollback(max(start + 1 - self.skipped, 0))  # the slots after read other conditions
 
     def rollback(self, length: int) -> None:
-        super().rollback(length)
+        super().rollback(max(length - self._skipped, 0))
         self.observed = min(self.observed, length)
 
     def propose(self, text: Tensor, limit: int, stop: StopRule, pick: Pick) -> Passes[Proposal]:
-        self.row.rollback(text.shape[0] - 1)
-        return draft_stepwise(self._advance, text[self.row.exact :], limit, stop, pick, self._model.vocabulary)
+        if self.skipped is None:
+            self.skipped = first_read(text.shape[0], self._prompt_window)
+        self.row.rollback(text.shape[0] - 1 - self.skipped)
+        unseen = text[self.skipped + self.row.exact :]
+        return draft_stepwise(self._advance, unseen, limit, stop, pick, self._model.vocabulary)
+
+    @property
+    def _skipped(self) -> int:
+        return self.skipped or 0
 
     def _advance(self, ids: Tensor) -> Passes[Tensor]:
         """Read tokens: at once as far as q has read the place before, one by one after that.
 
         Only tokens that were drafted otherwise, and not verified, are so far after.
         """
-        ready = max(self.observed - self.row.exact, 0) + 1
+        ready = max(self.observed - self._skipped - self.row.exact, 0) + 1
         logits = yield from self._step(ids[:ready])
         for place in range(ready, len(ids)):
             logits = yield from self._step(ids[place : place + 1])
         return logits
 
     def _step(self, ids: Tensor) -> Passes[Tensor]:
-        start, width = self.row.exact, ids.shape[0]
+        slot, width = self.row.exact, ids.shape[0]
+        start = self._skipped + slot
         conditions = self.conditions[start : start + width]  # [width, hidden]
         known = max(self.observed - start, 0)  # leading places that a verifier has run on already
-        step: StepTensors = yield ShallowStep(self._model, self.row, start, ids, conditions, known)
+        step: StepTensors = yield ShallowStep(self._model, self.row, slot, ids, conditions, known)
         self.conditions[start + known + 1 : start + width + 1] = step.conditions
-        self.row.mark_exact(start + width)
+        self.row.mark_exact(slot + width)
         self.steps += 1
         return step.logits
 
@@ -400,4 +432,5 @@ def build_shallow(entry: ShallowDraft, context: DraftContext) -> ShallowDrafter:
     Raises:
         ModelError: its tensors are not of a drafter for this verifier.
     """
-    return ShallowDrafter(load_shallow(context.verifier, entry, context.folder / entry.tensors.path))
+    model = load_shallow(context.verifier, entry, context.folder / entry.tensors.path)
+    return ShallowDrafter(model, entry.prompt_window)

@@ -52,7 +52,7 @@ class CaptureOptions(OffloadOptions, PromptSource, FitModels):
         verifier: hub id, folder, .gguf file or "smollm2-135m"; where it is left out the spec's, or smollm2-135m.
         draft: "prompt_lookup", a folder with a shallow drafter, a model with the verifier's vocabulary,
             "prompt_lookup+" and one of the latter two for both together, or "none"; "int8:" or "int4:" before
-            folder or model gives it integer weights.
+            folder or model gives it integer weights, then "window128:" lets it read the last 128 tokens of a prompt.
         split: take this split's prompts alone, by hash; null takes all.
         max_new_tokens: longest answer.
         batch_size: texts generated together; also the texts of a shard.

@@ -53,7 +53,7 @@ def proposals_of(drafter: Drafter, text: TraceText, tapped: Tensor, depths: int)
     begin = text.prompt_length - 1
     read = text.ids[:-1].to(tapped.device)
     free = torch.zeros(len(text.generated), dtype=torch.bool)
-    said = drafter.score_by_depth(read, tapped, depths)
+    said = drafter.score_by_depth(read, tapped, depths, text.prompt_length)
     if said is not None:
         stated = []
         for number, (tokens, logits) in enumerate(said):
@@ -63,7 +63,7 @@ def proposals_of(drafter: Drafter, text: TraceText, tapped: Tensor, depths: int)
     parts: list[list[tuple[Tensor, Tensor, TopKStatistics | None]]] = [[] for _ in range(depths)]
     for offset in range(depths):
         depth = (torch.arange(len(read), device=read.device) + offset) % depths
-        tokens, logits = drafter.score(read, tapped, depth)
+        tokens, logits = drafter.score(read, tapped, depth, text.prompt_length)
         top = None if logits is None else top_k_statistics(logits[begin:], TRACED_TOP_K, drafter.vocabulary)
         for number in range(depths):
             rows = (depth[begin:] == number).nonzero()[:, 0]

@@ -10,15 +10,22 @@ from pydantic import Field, field_validator, model_validator
 from viasd_calib.schema.base import Revision, Sha256, SpecModel, TensorFile, WeightFormat
 
 
-class QuantisableDraft(SpecModel):
-    """A draft model whose linear layers may have integer weights; null leaves them in the verifier's number format."""
+class ModelDraftSettings(SpecModel):
+    """How a draft model runs, whichever it is.
+
+    Its linear layers may have integer weights; null leaves them in the verifier's number format. And it may read only
+    the end of a prompt: its own pass over a long one takes more time than its drafts save in a short answer.
+    """
 
     quantize: WeightFormat | None = Field(
         None, description="integer weights of the draft model's linear layers; null for the verifier's number format"
     )
+    prompt_window: int | None = Field(
+        None, ge=1, description="how many of a prompt's last tokens the draft model reads, at most; null for all"
+    )
 
 
-class CausalLMDraft(QuantisableDraft):
+class CausalLMDraft(ModelDraftSettings):
     """Any transformers model with the verifier's vocabulary.
 
     ``weights_sha256`` is the hash of its weight files; specs of earlier releases have none.
@@ -73,7 +80,7 @@ class ShallowShape(SpecModel):
             yield f"the drafter has {self.head_vocab} output tokens, the verifier has {vocab_size}; export it again"
 
 
-class ShallowDraft(ShallowShape, QuantisableDraft):
+class ShallowDraft(ShallowShape, ModelDraftSettings):
     """A few decoder layers of the verifier's shape, conditioned on the verifier's residual stream."""
 
     kind: Literal["shallow"] = Field("shallow", description="a few decoder layers on the verifier's residual stream")

@@ -18,7 +18,7 @@ from viasd_calib.schema.plan import PlanEntry, plan_problems
 from viasd_calib.schema.route import Route
 from viasd_calib.schema.verifier import VerifierRef
 
-SCHEMA_VERSION = "1.8"
+SCHEMA_VERSION = "1.9"
 
 
 class Producer(SpecModel):

@@ -284,7 +284,7 @@ def draft_columns(
     # q reads the prompt: no block begins in it.
     inside = random_depths(len(answer.tokens), settings.draft_length, seed)  # [n]
     depth = torch.cat([inside.new_zeros(begin), inside]).to(tapped.device)  # [length - 1]
-    drafted, logits = drafter.score(text, tapped, depth)
+    drafted, logits = drafter.score(text, tapped, depth, len(prompt))
     top_k = None if logits is None else top_k_statistics(logits[begin:], settings.top_k, drafter.vocabulary)
     return {
         **top_k_columns("p", top_k),

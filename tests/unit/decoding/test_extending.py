@@ -41,7 +41,7 @@ class RepeatLast(MemorylessDrafter):
     def propose(self, text: Tensor, limit: int) -> Proposal:
         return Proposal(text[-1:].repeat(limit), None)  # no logits: the proposal is sure of itself
 
-    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, None]:
+    def score(self, text: Tensor, tapped: Tensor, depth: Tensor, prompt_length: int = 0) -> tuple[Tensor, None]:
         return text, None
 
 

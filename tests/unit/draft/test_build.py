@@ -88,6 +88,23 @@ def test_a_drafter_too_small_for_four_bits_is_refused(tiny_folder: TinyFolder) -
         build_drafter(*name_draft(f"int4:{tiny_folder}"), RoutedModel(tiny_model()), tiny_tokenizer())
 
 
+def test_settings_of_a_draft_model_follow_one_another(tiny_folder: TinyFolder) -> None:
+    model = CausalLMDraft(name_or_path=str(tiny_folder), quantize="int4", prompt_window=128)
+    named = f"int4:window128:{tiny_folder}"
+    assert name_draft(named)[0] == model
+    assert name_draft(f"prompt_lookup+{named}")[0] == CombinedDraft(model=model)
+    plain = model.model_copy(update={"quantize": None})
+    drafter = build_drafter(plain, Path(), RoutedModel(tiny_model()), tiny_tokenizer())
+    assert isinstance(drafter, CausalDrafter)
+    assert drafter.prompt_window == 128
+
+
+@pytest.mark.parametrize(("name", "said"), [("window0:a", "window from 1 on"), ("window5:", "name one draft model")])
+def test_a_window_of_nothing_is_refused(name: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        name_draft(name)
+
+
 @pytest.mark.parametrize("after", ["", "prompt_lookup", "prompt_lookup+draft"])
 def test_integer_weights_are_a_models_alone(after: str) -> None:
     with pytest.raises(ModelError, match="name one draft model after int4:"):

@@ -75,6 +75,23 @@ def test_score_is_the_first_proposal_at_every_place(text: list[int]) -> None:
         assert tokens[place] == propose(drafter, ids[: place + 1], 1).tokens[0]
 
 
+@given(prompt=token_lists(1, 10), answer=token_lists(1, 6), window=st.integers(1, 12))
+def test_with_a_window_score_is_what_is_proposed(prompt: list[int], answer: list[int], window: int) -> None:
+    """At every place of the answer, in a text that was drafted for from its prompt on."""
+    drafter = CausalDrafter(RoutedModel(tiny_model(5, layers=2)), VOCAB, window)
+    text = drafter.start(CAPACITY)
+    ids = torch.tensor([*prompt, *answer])
+    depth = torch.zeros(len(ids), dtype=torch.long)
+    tokens, logits = drafter.score(ids, torch.zeros(len(ids), 0, 16), depth, len(prompt))
+    unread = max(len(prompt) - window, 0)
+    assert tokens[:unread].tolist() == [-1] * unread
+    read = [*prompt, *answer][unread:]
+    assert_near(logits[unread:], transformers_logits(tiny_model(5, layers=2), read))
+    for place in range(len(prompt) - 1, len(ids)):
+        assert tokens[place] == propose(text, ids[: place + 1], 1).tokens[0]
+        text.rollback(place)
+
+
 def test_drafting_stops_behind_the_token_the_rule_names() -> None:
     asked: list[int] = []
 

@@ -59,13 +59,16 @@ def random_states(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, TAPS, HIDDEN, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(max_examples=30)
-@given(family=families(), prompt=token_lists(1, 8), depths=st.integers(1, 6), seed=st.integers(0, 9))
+WINDOWS = st.none() | st.integers(1, 9)
+
+
+@settings(max_examples=40)
+@given(family=families(), prompt=token_lists(1, 8), depths=st.integers(1, 6), seed=st.integers(0, 9), window=WINDOWS)
 @torch.inference_mode()
 def test_score_at_a_depth_is_what_is_proposed_so_far_behind_an_observation(
-    family: str, prompt: list[int], depths: int, seed: int
+    family: str, prompt: list[int], depths: int, seed: int, window: int | None
 ) -> None:
-    weights = make_drafter(family)
+    weights = ShallowDrafter(tiny_shallow(verifier(family)), window)
     drafter = weights.start(CAPACITY)
     seen = len(prompt) - 1  # the verifier has not passed over the last token
     tapped = random_states(seen + depths, seed)
@@ -74,10 +77,53 @@ def test_score_at_a_depth_is_what_is_proposed_so_far_behind_an_observation(
     proposal = propose(drafter, torch.tensor(prompt), depths)
     text = torch.cat([torch.tensor(prompt), proposal.tokens[:-1]])
     depth = torch.cat([torch.zeros(seen, dtype=torch.long), torch.arange(depths)])
-    tokens, logits = weights.score(text, tapped, depth)
+    tokens, logits = weights.score(text, tapped, depth, len(prompt))
     assert proposal.logits is not None
     torch.testing.assert_close(logits[seen:], proposal.logits, atol=1e-3, rtol=1e-3)
     assert tokens[seen:].tolist() == proposal.tokens.tolist()
+    by_depth = weights.score_by_depth(text, tapped, depths, len(prompt))
+    for number, (said, _) in zip(range(depths), by_depth, strict=True):
+        assert said[seen + number] == proposal.tokens[number]
+
+
+@given(
+    prompt=token_lists(4, 8), rounds=st.lists(st.tuples(st.integers(0, 5), token_lists(1, 2)), min_size=1, max_size=5)
+)
+@torch.inference_mode()
+def test_with_a_window_a_text_is_drafted_as_if_it_began_there(
+    prompt: list[int], rounds: list[tuple[int, list[int]]]
+) -> None:
+    """The first token that is read stands for the first of a text, in every round after, too."""
+    window, states = 3, random_states(CAPACITY)
+    skipped = len(prompt) - window
+    drafter = ShallowDrafter(tiny_shallow(verifier()), window).start(CAPACITY)
+    cut = start()
+    text, observed = list(prompt), 0
+    for keep, other in rounds:
+        seen = len(text) - 1
+        drafter.observe(observed, states[observed:seen])
+        cut.observe(max(observed - skipped, 0), states[max(observed, skipped) : seen])
+        observed = seen
+        own, expected = (propose(one, torch.tensor(ids), 4) for one, ids in ((drafter, text), (cut, text[skipped:])))
+        assert own.tokens.tolist() == expected.tokens.tolist()
+        torch.testing.assert_close(own.logits, expected.logits, atol=1e-3, rtol=1e-3)
+        text = [*text, *own.tokens.tolist()[:keep], *other]
+        drafter.rollback(observed)
+        cut.rollback(observed - skipped)
+    assert drafter.steps == cut.steps
+
+
+@torch.inference_mode()
+def test_a_window_reads_less_of_a_long_prompt() -> None:
+    """By the places that the model is run at."""
+    widths: list[int] = []
+    for window in (None, 5):
+        model = tiny_shallow(verifier())
+        model.layers[0].register_forward_pre_hook(lambda _module, args: widths.append(args[0].shape[1]))
+        drafter = ShallowDrafter(model, window).start(CAPACITY)
+        drafter.observe(0, random_states(39))
+        propose(drafter, torch.arange(40) % VOCAB, 1)
+    assert widths == [40, 5]
 
 
 ROUNDS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6), token_lists(1, 2)), min_size=1, max_size=6)

@@ -128,7 +128,7 @@ def test_a_token_takes_at_most_400_bytes(tmp_path: Path) -> None:
     assert report.bytes_per_token <= 400
 
 
-@pytest.mark.parametrize("kind", ["lookup", "shallow", "causal", "lookup+shallow"])
+@pytest.mark.parametrize("kind", ["lookup", "shallow", "causal", "lookup+shallow", "windows"])
 def test_the_drafts_are_those_of_the_drafter(tiny_verifier: Verifier, tmp_path: Path, kind: str) -> None:
     routed = RoutedModel(tiny_verifier.model)
     drafters: dict[str, Drafter] = {
@@ -136,6 +136,7 @@ def test_the_drafts_are_those_of_the_drafter(tiny_verifier: Verifier, tmp_path: 
         "shallow": ShallowDrafter(tiny_shallow(routed)),
         "causal": CausalDrafter(RoutedModel(tiny_model(1)), VOCAB),
         "lookup+shallow": CombinedDrafter(ShallowDrafter(tiny_shallow(routed)), VOCAB, max_ngram=3, min_ngram=1),
+        "windows": CombinedDrafter(ShallowDrafter(tiny_shallow(routed), prompt_window=2), VOCAB, 3, 1),
     }
     drafter = drafters[kind]
     run(tiny_verifier, tmp_path, drafter=drafter)
@@ -146,7 +147,7 @@ def test_the_drafts_are_those_of_the_drafter(tiny_verifier: Verifier, tmp_path: 
             window = CacheWindow(routed.new_cache(len(text)), 0, len(text), len(text))
             tapped = routed.full(text[None], window, drafter.taps).tapped[0]
             depth = torch.tensor([0] * begin + row["p_depth"])
-            tokens, logits = drafter.score(text, tapped, depth)
+            tokens, logits = drafter.score(text, tapped, depth, begin + 1)
         assert row["p_token"] == tokens[begin:].tolist()
         assert len(row["p_token"]) == len(row["p_depth"]) == count
         assert row["p_depth"][0] == 0  # q reads the prompt, so no block begins in it
@@ -206,11 +207,11 @@ class FailingDrafter(RandomDrafter):
         super().__init__(VOCAB, 0)
         self.allowed = allowed
 
-    def score(self, text: Tensor, tapped: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, text: Tensor, tapped: Tensor, depth: Tensor, prompt_length: int = 0) -> tuple[Tensor, Tensor]:
         if self.allowed == 0:
             raise KeyboardInterrupt
         self.allowed -= 1
-        return super().score(text, tapped, depth)
+        return super().score(text, tapped, depth, prompt_length)
 
 
 @pytest.mark.parametrize("texts", [0, 1, 5, 9, 14])
