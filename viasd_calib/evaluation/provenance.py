@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,10 @@ from viasd_calib.spec import RoutingSpec, Sha256, VerifierRef
 
 if TYPE_CHECKING:
     from viasd_calib.evaluation.bench import BenchResult
+
+
+GIT_SECONDS = 10
+"""A repository that does not answer for as long is taken for none: what is measured does not hang on it."""
 
 
 class PromptsMeasured(BaseModel):
@@ -52,6 +57,8 @@ class Provenance(BaseModel):
         versions: of the libraries that numbers depend on.
         date: when the benchmark was finished.
         command: that was given.
+        commit: of the program's repository, see :func:`source_commit`; None where not known, and in what earlier
+            releases wrote.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,6 +69,7 @@ class Provenance(BaseModel):
     versions: dict[str, str]
     date: AwareDatetime
     command: str
+    commit: str | None = None
 
 
 def note_provenance(spec: RoutingSpec, verifier: VerifierRef, prompts: PromptsMeasured, command: str) -> Provenance:
@@ -85,7 +93,26 @@ def note_provenance(spec: RoutingSpec, verifier: VerifierRef, prompts: PromptsMe
         versions=versions,
         date=now,
         command=command,
+        commit=source_commit(Path(__file__).parent),
     )
+
+
+def source_commit(folder: Path) -> str | None:
+    """The commit of the git repository that tracks a file in ``folder``, with ``-dirty`` after it where tracked files
+    were changed; None where there is no git, no repository, or one that tracks other files, as around an environment.
+    """
+
+    def said(*words: str) -> str:
+        asked = ["git", "-C", str(folder), *words]
+        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=GIT_SECONDS).stdout.strip()
+
+    try:
+        if not said("ls-files"):
+            return None
+        changed = said("status", "--porcelain", "--untracked-files=no")
+        return said("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def read_document(path: str | Path) -> tuple[dict[str, Any], Provenance | None]:

@@ -253,15 +253,20 @@ def evidence_of(bench: lazy_types.BenchResult) -> Evidence:
     """What a benchmark says of ``three_tier``, as a spec records it; a speedup takes enough prompts for an interval."""
     row = bench.methods["three_tier"]
     speedups = {"autoregressive": row.speedup_vs_autoregressive, "speculative": row.speedup_vs_speculative}
+    shown = {name: interval for name, interval in speedups.items() if interval is not None and interval.bounds}
+    noted = bench.provenance
     return Evidence.model_validate(
         {
             "acceptance_length": row.acceptance_length,
             "rejection_rate": row.rejection_rate or 0.0,
             "full_passes_per_token": row.full_passes_per_token,
             "tier_shares": row.tier_shares,
-            "speedup_vs": {
-                name: interval.median for name, interval in speedups.items() if interval and interval.bounds
-            },
+            "speedup_vs": {name: interval.median for name, interval in shown.items()},
+            "intervals": {name: interval.bounds for name, interval in shown.items()},
             "hardware": bench.hardware,
+            "prompts_sha256": None if noted is None else noted.prompts.sha256,
+            "n_prompts": bench.n_prompts,
+            "tokens": row.tokens,
+            "commit": None if noted is None else noted.commit,
         }
     )

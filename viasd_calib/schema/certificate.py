@@ -239,9 +239,24 @@ class Evidence(SpecModel):
         description="tokens per second over those of another method on the same prompts: median of a paired bootstrap"
     )
     hardware: dict[str, Any] = Field(description="what it was measured on")
+    intervals: dict[Literal["autoregressive", "speculative"], tuple[float, float]] | None = Field(
+        None, description="95 % intervals of speedup_vs; null in specs of earlier releases, as all that follows"
+    )
+    prompts_sha256: Sha256 | None = Field(None, description="of the set of prompts that were decoded")
+    n_prompts: int | None = Field(None, ge=1, description="how many these are")
+    tokens: int | None = Field(None, ge=1, description="that three tiers emitted for them")
+    commit: str | None = Field(
+        None, description="of the program that measured, with -dirty where files were changed; null where not known"
+    )
 
     @model_validator(mode="after")
     def _can_be(self) -> Evidence:
+        for name, (low, high) in (self.intervals or {}).items():
+            if not low <= self.speedup_vs.get(name, low) <= high:
+                raise ValueError(
+                    f"a speed-up over {name} of {self.speedup_vs[name]:g} does not lie in its interval, {low:g} to "
+                    f"{high:g}; record the evidence again"
+                )
         total = sum(self.tier_shares.values())
         if self.tier_shares and abs(total - 1) > SHARES_ROUNDING:
             raise ValueError(f"the shares of the tiers sum to {total:g}, not to 1; record the evidence again")

@@ -119,7 +119,7 @@ def test_a_window_reads_less_of_a_long_prompt() -> None:
     widths: list[int] = []
     for window in (None, 5):
         model = tiny_shallow(verifier())
-        model.layers[0].register_forward_pre_hook(lambda _module, args: widths.append(args[0].shape[1]))
+        model.register_forward_pre_hook(lambda _module, args: widths.append(args[0].shape[1]))
         drafter = ShallowDrafter(model, window).start(CAPACITY)
         drafter.observe(0, random_states(39))
         propose(drafter, torch.arange(40) % VOCAB, 1)

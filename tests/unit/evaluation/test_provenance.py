@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tests.tiny import verifier_ref
+from viasd_calib.calibration.paired import Interval
 from viasd_calib.errors import BenchError
 from viasd_calib.evaluation.bench import BenchResult, load_bench
-from viasd_calib.evaluation.provenance import PromptsMeasured, check_evidence, check_policy, note_provenance
+from viasd_calib.evaluation.provenance import (
+    PromptsMeasured,
+    check_evidence,
+    check_policy,
+    note_provenance,
+    source_commit,
+)
+from viasd_calib.pipeline.export import evidence_of
 from viasd_calib.spec import Decoding, Gates, PromptLookupDraft, Route, RoutingSpec
 
+AUTHOR = ["-c", "user.name=a", "-c", "user.email=a@b"]
 MEASURED = PromptsMeasured(
     file="mine.jsonl", sha256="5" * 64, split="test", limit=None, left_out=0, fitted_included=False
 )
@@ -47,6 +58,57 @@ def bench(of: RoutingSpec, **settings: Any) -> BenchResult:
             "by_task": {},
         }
     )
+
+
+def committed(folder: Path) -> str:
+    """A repository in ``folder`` with a file; its commit."""
+    (folder / "tracked.py").write_text("1")
+    for words in (["init", "-q"], ["add", "."], [*AUTHOR, "commit", "-qm", "one"]):
+        subprocess.run(["git", "-C", str(folder), *words], check=True)
+    head = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    return head.stdout.strip()
+
+
+def test_the_commit_is_that_of_the_program(tmp_path: Path) -> None:
+    commit = committed(tmp_path)
+    assert source_commit(tmp_path) == commit
+    (tmp_path / "untracked.py").write_text("2")
+    assert source_commit(tmp_path) == commit
+    (tmp_path / "tracked.py").write_text("2")
+    assert source_commit(tmp_path) == f"{commit}-dirty"
+
+
+def test_a_repository_around_an_environment_is_not_the_programs(tmp_path: Path) -> None:
+    committed(tmp_path)
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "installed.py").write_text("1")
+    assert source_commit(tmp_path / "site-packages") is None
+
+
+def test_without_a_repository_or_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert source_commit(tmp_path) is None
+    committed(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert source_commit(tmp_path) is None
+
+
+def test_evidence_names_prompts_tokens_intervals_and_commit() -> None:
+    own = spec()
+    measured = bench(own)
+    assert measured.provenance is not None
+    shown, few = Interval(median=1.5, low=1.2, high=1.9, n=9), Interval(median=1.1, low=None, high=None, n=3)
+    row = measured.methods["three_tier"].model_copy(
+        update={"speedup_vs_autoregressive": shown, "speedup_vs_speculative": few}
+    )
+    noted = measured.provenance.model_copy(update={"commit": "a" * 40})
+    evidence = evidence_of(measured.model_copy(update={"methods": {"three_tier": row}, "provenance": noted}))
+    assert evidence.speedup_vs == {"autoregressive": 1.5}
+    assert evidence.intervals == {"autoregressive": (1.2, 1.9)}
+    assert (evidence.prompts_sha256, evidence.n_prompts, evidence.tokens) == (MEASURED.sha256, 9, 9)
+    assert evidence.commit == "a" * 40
+    with pytest.raises(ValidationError, match="does not lie in its interval"):
+        type(evidence).model_validate({**evidence.model_dump(), "intervals": {"autoregressive": (1.6, 1.9)}})
 
 
 def test_a_benchmark_of_the_same_policy_is_taken() -> None:
