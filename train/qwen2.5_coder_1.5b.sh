@@ -18,8 +18,11 @@ viasd bench --spec "$ship/routing.json" --split test --limit 12 --max-new-tokens
 viasd export --calibrate "$run/calibrate" --out "$ship/routing.json" --evidence "$run/bench.json"
 viasd validate "$ship/routing.json"
 
-# The same with the verifier's layers read from disk for each of its passes: an hour, as a full pass takes over a second.
+# The same with the verifier's layers read from disk for each of its passes: two hours, as a full pass takes over a second.
 viasd calibrate --fit "$run/fit" --out "$run/calibrate-offload" --max-loss 0.1 --confidence 0.95 --limit 40 --max-new-tokens 32 \
     --fractions '[0.1]' --draft-length 12 --max-pending 48 --dtype bfloat16 --offload disk
 viasd export --calibrate "$run/calibrate-offload" --out "$ship/offload.json"
+viasd bench --spec "$ship/offload.json" --split test --limit 9 --max-new-tokens 32 --json "$run/bench-offload.json" \
+    --methods autoregressive,speculative,three_tier,self_speculative
+viasd export --calibrate "$run/calibrate-offload" --out "$ship/offload.json" --evidence "$run/bench-offload.json"
 viasd validate "$ship/offload.json"

@@ -125,9 +125,10 @@ def name_draft(name: str) -> tuple[DraftSpec, Path]:
             a prefix.
 
     Example:
-        >>> name_draft("int4:window128:a")[0]
-        CausalLMDraft(quantize='int4', prompt_window=128, kind='causal_lm', name_or_path='a', revision=None, weights_sha256=None)
-    """  # fmt: skip
+        >>> draft, _ = name_draft("int4:window128:a")
+        >>> draft.quantize, draft.prompt_window, draft.name_or_path
+        ('int4', 128, 'a')
+    """
     if name in _WITHOUT_SETTINGS:
         return _WITHOUT_SETTINGS[name](), Path()
     if name.startswith(f"{LOOKUP}+"):

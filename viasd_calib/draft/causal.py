@@ -123,7 +123,7 @@ class CausalTextDrafter(CachedTextDrafter):
         return draft_stepwise(self._advance, unseen, min(limit, room), stop, pick, self._drafter.vocabulary)
 
     def observe(self, start: int, tapped: Tensor) -> None:
-        """As for every drafter: of a verifier it takes but the length of the prompt, whose last token q has not read."""
+        """As for every drafter: it takes the length of the prompt alone, whose last token q has not read."""
         if self.skipped is None:
             self.skipped = first_read(start + tapped.shape[0] + 1, self._drafter.prompt_window)
 
