@@ -19,7 +19,7 @@ CONTENT = {
     "smollm2-135m/routing.json": "ce3617c9f78856fdc5568f0db12124c3911726a3475dab095cf1ed3e7bfaf305",
     "smollm2-135m/offload.json": "b1a0d0b208cecb33d8edf723bbb6b91df2f530e5878ca0d22cf2190ad985c78e",
     "qwen2.5-coder-1.5b/routing.json": "83974d5d18c40634c74652aa4edd02a1936c4493c2ea331c6e703cbfbe49aec7",
-    "qwen2.5-coder-1.5b/offload.json": "af5b2c4ff4fb51df066d02bae098ad14466d396c5e54a5bf2a6722c7e045bb7e",
+    "qwen2.5-coder-1.5b/offload.json": "e9c65bc5b4d1f7d3441b9c0d38b84623c521c7ce12d7cebe43320a8601b01697",
 }
 
 
